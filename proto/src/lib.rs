@@ -1,1 +1,16 @@
-//! Placeholder replaced below.
+//! Mainstay's wire: the gRPC services between roles, and the explicit conversions to and from
+//! [`mainstay_types`].
+//!
+//! Layout: [`v1`] is generated from `mainstay/v1/*.proto`; [`convert`] turns messages into words and back,
+//! refusing what is malformed; [`client`] is the control client that follows the leader.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod convert;
+
+/// Generated messages and services.
+pub mod v1 {
+    #![expect(unused_qualifications, clippy::large_futures, reason = "generated")]
+    #![expect(clippy::allow_attributes, reason = "generated code carries allow attributes")]
+    tonic::include_proto!("mainstay.v1");
+}

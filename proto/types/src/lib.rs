@@ -1,1 +1,23 @@
-//! Placeholder replaced below.
+//! The words that every part of Mainstay shares: ids, sequence hashes, tiers, pins, commands, error codes.
+//!
+//! No serialisation, no async, no clock: wire forms live in `mainstay-proto`, time comes in as a value.
+//! Layout: [`hash`] names blocks, [`id`] names everything else, [`block`] says what workers hold,
+//! [`pin`] what was promised, [`command`] what the Raft log carries, [`error_code`] what can go wrong.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod block;
+pub mod command;
+pub mod error_code;
+pub mod hash;
+pub mod id;
+pub mod pin;
+pub mod time;
+
+pub use block::{BlockEvent, EventFrame, Tier};
+pub use command::{Command, FenceCause, ModelSpec, Proposal};
+pub use error_code::ErrorCode;
+pub use hash::{BlockHasher, HashKey, NamespaceId, SequenceHash};
+pub use id::{Epoch, EventSequence, LogIndex, NodeId, PinId, SessionId, TenantId, Term, WorkerId};
+pub use pin::{PinRequest, PinState};
+pub use time::{ClusterTime, Stamp, Tenure};

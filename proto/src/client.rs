@@ -1,0 +1,135 @@
+//! The control client: it finds the leader among the members it was given, follows it when it moves, and
+//! retries what is safe to retry until a deadline.
+//!
+//! Every control write is idempotent (ids and incarnations are chosen by the caller), so a write whose answer
+//! was lost may be sent again.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use crate::v1::control_client::ControlClient;
+
+/// The metadata key under which a follower names the leader.
+pub const LEADER_METADATA: &str = "mainstay-leader";
+/// How many members a client keeps at most.
+pub const MEMBERS_MAX: usize = 32;
+/// The largest control message, in bytes: an image of the whole state is one message.
+pub const MESSAGE_BYTES_MAX: usize = 256 << 20;
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// A client of the whole control plane rather than of one member.
+#[derive(Clone)]
+pub struct ControlPlane {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    members: std::sync::RwLock<Vec<(String, Channel)>>,
+    current: AtomicUsize,
+}
+
+/// Opens a lazy channel to `host:port`.
+pub fn channel(address: &str) -> Result<Channel, Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|e| Status::invalid_argument(format!("address {address:?}: {e}")))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(2))
+        .keep_alive_timeout(Duration::from_secs(2))
+        .keep_alive_while_idle(true);
+    Ok(endpoint.connect_lazy())
+}
+
+impl ControlPlane {
+    /// Takes the members' addresses (`host:port`); at least one, [`MEMBERS_MAX`] at most.
+    pub fn new(addresses: &[String]) -> Result<Self, Status> {
+        if addresses.is_empty() || addresses.len() > MEMBERS_MAX {
+            return Err(Status::invalid_argument(format!(
+                "give between 1 and {MEMBERS_MAX} control addresses, as HOST:PORT,HOST:PORT"
+            )));
+        }
+        let members = addresses
+            .iter()
+            .map(|a| Ok((a.clone(), channel(a)?)))
+            .collect::<Result<Vec<_>, Status>>()?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                members: std::sync::RwLock::new(members),
+                current: AtomicUsize::new(0),
+            }),
+        })
+    }
+
+    /// A client of the member that answered last.
+    #[must_use]
+    pub fn current(&self) -> ControlClient<Channel> {
+        let members = self.inner.members.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let at = self.inner.current.load(Ordering::Relaxed) % members.len();
+        ControlClient::new(members[at].1.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Turns to the next member.
+    pub fn rotate(&self) {
+        self.inner.current.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Turns to the member that `status` names as leader, or to the next one.
+    pub fn follow(&self, status: &Status) {
+        let Some(leader) = status.metadata().get(LEADER_METADATA).and_then(|v| v.to_str().ok())
+        else {
+            return self.rotate();
+        };
+        let mut members =
+            self.inner.members.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let at = members.iter().position(|(a, _)| a == leader).or_else(|| {
+            let fresh = members.len() < MEMBERS_MAX;
+            let opened = fresh.then(|| channel(leader).ok()).flatten()?;
+            members.push((leader.to_owned(), opened));
+            Some(members.len() - 1)
+        });
+        match at {
+            Some(at) => self.inner.current.store(at, Ordering::Relaxed),
+            None => {
+                self.inner.current.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Calls until it succeeds, fails for good, or `deadline` has passed since the start.
+    pub async fn call<T, F, Fut>(&self, deadline: Duration, mut call: F) -> Result<T, Status>
+    where
+        F: FnMut(ControlClient<Channel>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
+        let end = tokio::time::Instant::now() + deadline;
+        loop {
+            let result = tokio::time::timeout_at(end, call(self.current())).await;
+            let status = match result {
+                Ok(Ok(reply)) => return Ok(reply.into_inner()),
+                Ok(Err(status)) => status,
+                Err(_) => {
+                    return Err(Status::deadline_exceeded(
+                        "the control plane did not answer in time",
+                    ));
+                }
+            };
+            let transient = matches!(
+                status.code(),
+                Code::Unavailable | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded
+            );
+            if !transient || tokio::time::Instant::now() + RETRY_PAUSE >= end {
+                return Err(status);
+            }
+            self.follow(&status);
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! Conversions between wire messages and [`mainstay_types`]. A malformed message is a typed error, never a
+//! default: a hash of the wrong length must not become block 0.
+
+use bytes::Bytes;
+use mainstay_types::command::{Command, FenceCause, ModelSpec, Proposal};
+use mainstay_types::{
+    BlockEvent, Epoch, EventFrame, EventSequence, NamespaceId, PinId, PinRequest, SequenceHash,
+    SessionId, Stamp, TenantId, Tenure, Tier, WorkerId,
+};
+
+use crate::v1;
+
+/// A message that does not mean anything.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConvertError {
+    /// A member is absent that must be there.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A member has a value that is not allowed.
+    #[error("{0} is malformed")]
+    Malformed(&'static str),
+}
+
+impl From<ConvertError> for tonic::Status {
+    fn from(error: ConvertError) -> Self {
+        Self::invalid_argument(error.to_string())
+    }
+}
+
+type Result<T> = core::result::Result<T, ConvertError>;
+
+/// 16 bytes, little-endian.
+pub fn u128_from_wire(bytes: &[u8], what: &'static str) -> Result<u128> {
+    bytes.try_into().map(u128::from_le_bytes).map_err(|_| ConvertError::Malformed(what))
+}
+
+/// The reverse of [`u128_from_wire`].
+#[must_use]
+pub fn u128_to_wire(value: u128) -> Bytes {
+    Bytes::copy_from_slice(&value.to_le_bytes())
+}
+
+/// Unpacks a list of sequence hashes.
+pub fn hashes_from_wire(bytes: &[u8], what: &'static str) -> Result<Vec<SequenceHash>> {
+    let (chunks, rest) = bytes.as_chunks::<16>();
+    if !rest.is_empty() {
+        return Err(ConvertError::Malformed(what));
+    }
+    Ok(chunks.iter().map(|c| SequenceHash(u128::from_le_bytes(*c))).collect())
+}
+
+/// Packs a list of sequence hashes.
+#[must_use]
+pub fn hashes_to_wire(hashes: &[SequenceHash]) -> Bytes {
+    let mut out = Vec::with_capacity(hashes.len() * 16);
+    for hash in hashes {
+        out.extend_from_slice(&hash.0.to_le_bytes());
+    }
+    out.into()
+}
+
+fn tier(number: u32) -> Result<Tier> {
+    Tier::from_number(number).ok_or(ConvertError::Malformed("tier"))
+}
+
+/// Reads one block event.
+pub fn event_from_wire(event: &v1::BlockEvent) -> Result<BlockEvent> {
+    use v1::block_event::Event;
+    Ok(match event.event.as_ref().ok_or(ConvertError::Missing("event"))? {
+        Event::Stored(s) => BlockEvent::Stored {
+            namespace: NamespaceId(u128_from_wire(&s.namespace, "namespace")?),
+            parent: SequenceHash(u128_from_wire(&s.parent, "parent")?),
+            blocks: hashes_from_wire(&s.blocks, "blocks")?,
+            tier: tier(s.tier)?,
+        },
+        Event::Removed(r) => BlockEvent::Removed {
+            blocks: hashes_from_wire(&r.blocks, "blocks")?,
+            tier: tier(r.tier)?,
+        },
+        Event::Cleared(_) => BlockEvent::Cleared,
+    })
+}
+
+/// Writes one block event.
+#[must_use]
+pub fn event_to_wire(event: &BlockEvent) -> v1::BlockEvent {
+    use v1::block_event::Event;
+    let event = match event {
+        BlockEvent::Stored { namespace, parent, blocks, tier } => Event::Stored(v1::Stored {
+            namespace: u128_to_wire(namespace.0),
+            parent: u128_to_wire(parent.0),
+            blocks: hashes_to_wire(blocks),
+            tier: tier.number(),
+        }),
+        BlockEvent::Removed { blocks, tier } => {
+            Event::Removed(v1::Removed { blocks: hashes_to_wire(blocks), tier: tier.number() })
+        }
+        BlockEvent::Cleared => Event::Cleared(v1::Cleared {}),
+    };
+    v1::BlockEvent { event: Some(event) }
+}
+
+/// Reads a frame.
+pub fn frame_from_wire(frame: &v1::EventFrame) -> Result<EventFrame> {
+    Ok(EventFrame {
+        worker: WorkerId(frame.worker),
+        epoch: Epoch(frame.epoch),
+        sequence: EventSequence(frame.sequence),
+        events: frame.events.iter().map(event_from_wire).collect::<Result<_>>()?,
+    })
+}
+
+/// Writes a frame.
+#[must_use]
+pub fn frame_to_wire(frame: &EventFrame) -> v1::EventFrame {
+    v1::EventFrame {
+        worker: frame.worker.0,
+        epoch: frame.epoch.0,
+        sequence: frame.sequence.0,
+        events: frame.events.iter().map(event_to_wire).collect(),
+    }
+}
+
+/// Reads a model's specification.
+#[must_use]
+pub fn model_from_wire(model: &v1::ModelSpec) -> ModelSpec {
+    ModelSpec {
+        name: model.name.clone(),
+        revision: model.revision.clone(),
+        block_tokens: model.block_tokens,
+        context_tokens_max: model.context_tokens_max,
+    }
+}
+
+/// Writes a model's specification.
+#[must_use]
+pub fn model_to_wire(model: &ModelSpec) -> v1::ModelSpec {
+    v1::ModelSpec {
+        name: model.name.clone(),
+        revision: model.revision.clone(),
+        block_tokens: model.block_tokens,
+        context_tokens_max: model.context_tokens_max,
+    }
+}
+
+/// Reads a pin request. An empty owner is no owner.
+pub fn pin_from_wire(pin: &v1::PutPin) -> Result<PinRequest> {
+    let owner = match pin.owner.as_str() {
+        "" => None,
+        text => Some(SessionId::new(text).ok_or(ConvertError::Malformed("owner"))?),
+    };
+    Ok(PinRequest {
+        id: PinId(u128_from_wire(&pin.id, "id")?),
+        tenant: TenantId::new(&pin.tenant).ok_or(ConvertError::Malformed("tenant"))?,
+        namespace: NamespaceId(u128_from_wire(&pin.namespace, "namespace")?),
+        owner,
+        blocks: hashes_from_wire(&pin.blocks, "blocks")?,
+        prefix_tokens: pin.prefix_tokens,
+        ttl_ms: pin.ttl_ms,
+        priority: u8::try_from(pin.priority).map_err(|_| ConvertError::Malformed("priority"))?,
+        copies_min: pin.copies_min,
+    })
+}
+
+/// Writes a pin request.
+#[must_use]
+pub fn pin_to_wire(pin: &PinRequest) -> v1::PutPin {
+    v1::PutPin {
+        id: u128_to_wire(pin.id.0),
+        tenant: pin.tenant.as_str().to_owned(),
+        namespace: u128_to_wire(pin.namespace.0),
+        owner: pin.owner.as_ref().map(|o| o.as_str().to_owned()).unwrap_or_default(),
+        blocks: hashes_to_wire(&pin.blocks),
+        prefix_tokens: pin.prefix_tokens,
+        ttl_ms: pin.ttl_ms,
+        priority: u32::from(pin.priority),
+        copies_min: pin.copies_min,
+    }
+}
+
+/// Reads a proposal, as it stands in the log.
+pub fn proposal_from_wire(proposal: &v1::Proposal) -> Result<Proposal> {
+    let stamp = proposal.stamp.as_ref().ok_or(ConvertError::Missing("stamp"))?;
+    let command = proposal.command.as_ref().ok_or(ConvertError::Missing("command"))?;
+    Ok(Proposal {
+        stamp: Stamp {
+            tenure: Tenure { term: stamp.term, node: stamp.node, boot: stamp.boot },
+            mono_ms: stamp.mono_ms,
+            wall_ms: stamp.wall_ms,
+        },
+        command: command_from_wire(command)?,
+    })
+}
+
+fn command_from_wire(command: &v1::Command) -> Result<Command> {
+    use v1::command::Command as Wire;
+    Ok(match command.command.as_ref().ok_or(ConvertError::Missing("command"))? {
+        Wire::Tick(_) => Command::Tick,
+        Wire::Bootstrap(b) => Command::Bootstrap {
+            hash_key: b
+                .hash_key
+                .as_ref()
+                .try_into()
+                .map_err(|_| ConvertError::Malformed("hash_key"))?,
+        },
+        Wire::RegisterWorker(r) => Command::RegisterWorker {
+            name: r.name.clone(),
+            address: r.address.clone(),
+            incarnation: r.incarnation,
+            model: model_from_wire(r.model.as_ref().ok_or(ConvertError::Missing("model"))?),
+            blocks_total: r.blocks_total,
+        },
+        Wire::FenceWorker(f) => Command::FenceWorker {
+            worker: WorkerId(f.worker),
+            epoch: Epoch(f.epoch),
+            cause: match f.cause() {
+                v1::FenceCause::LeaseExpired => FenceCause::LeaseExpired,
+                v1::FenceCause::Left => FenceCause::Left,
+                v1::FenceCause::Unspecified => return Err(ConvertError::Malformed("cause")),
+            },
+        },
+        Wire::Blocks(frame) => Command::Blocks(frame_from_wire(frame)?),
+        Wire::PutPin(pin) => Command::PutPin(pin_from_wire(pin)?),
+        Wire::ExtendPin(e) => {
+            Command::ExtendPin { id: PinId(u128_from_wire(&e.id, "id")?), ttl_ms: e.ttl_ms }
+        }
+        Wire::ReleasePin(r) => Command::ReleasePin { id: PinId(u128_from_wire(&r.id, "id")?) },
+        Wire::ReportPin(r) => Command::ReportPin {
+            worker: WorkerId(r.worker),
+            epoch: Epoch(r.epoch),
+            id: PinId(u128_from_wire(&r.id, "id")?),
+            blocks_held: r.blocks_held,
+        },
+    })
+}
+
+/// Writes a proposal for the log.
+#[must_use]
+pub fn proposal_to_wire(proposal: &Proposal) -> v1::Proposal {
+    let stamp = proposal.stamp;
+    v1::Proposal {
+        stamp: Some(v1::Stamp {
+            term: stamp.tenure.term,
+            node: stamp.tenure.node,
+            boot: stamp.tenure.boot,
+            mono_ms: stamp.mono_ms,
+            wall_ms: stamp.wall_ms,
+        }),
+        command: Some(v1::Command { command: Some(command_to_wire(&proposal.command)) }),
+    }
+}
+
+fn command_to_wire(command: &Command) -> v1::command::Command {
+    use v1::command::Command as Wire;
+    match command {
+        Command::Tick => Wire::Tick(v1::Tick {}),
+        Command::Bootstrap { hash_key } => {
+            Wire::Bootstrap(v1::Bootstrap { hash_key: Bytes::copy_from_slice(hash_key) })
+        }
+        Command::RegisterWorker { name, address, incarnation, model, blocks_total } => {
+            Wire::RegisterWorker(v1::RegisterWorker {
+                name: name.clone(),
+                address: address.clone(),
+                incarnation: *incarnation,
+                model: Some(model_to_wire(model)),
+                blocks_total: *blocks_total,
+            })
+        }
+        Command::FenceWorker { worker, epoch, cause } => Wire::FenceWorker(v1::FenceWorker {
+            worker: worker.0,
+            epoch: epoch.0,
+            cause: match cause {
+                FenceCause::LeaseExpired => v1::FenceCause::LeaseExpired,
+                FenceCause::Left => v1::FenceCause::Left,
+            }
+            .into(),
+        }),
+        Command::Blocks(frame) => Wire::Blocks(frame_to_wire(frame)),
+        Command::PutPin(pin) => Wire::PutPin(pin_to_wire(pin)),
+        Command::ExtendPin { id, ttl_ms } => {
+            Wire::ExtendPin(v1::ExtendPin { id: u128_to_wire(id.0), ttl_ms: *ttl_ms })
+        }
+        Command::ReleasePin { id } => Wire::ReleasePin(v1::ReleasePin { id: u128_to_wire(id.0) }),
+        Command::ReportPin { worker, epoch, id, blocks_held } => Wire::ReportPin(v1::ReportPin {
+            worker: worker.0,
+            epoch: epoch.0,
+            id: u128_to_wire(id.0),
+            blocks_held: *blocks_held,
+        }),
+    }
+}

@@ -1,0 +1,95 @@
+//! What the Raft log carries: each entry is one [`Proposal`].
+
+use crate::{Epoch, EventFrame, PinId, PinRequest, Stamp, WorkerId};
+
+/// What a worker serves; equal specs may stand in for each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSpec {
+    /// The name clients ask for.
+    pub name: String,
+    /// Tells two checkpoints of one name apart.
+    pub revision: String,
+    /// Tokens per block.
+    pub block_tokens: u32,
+    /// The longest prompt plus output.
+    pub context_tokens_max: u32,
+}
+
+/// Why an epoch was fenced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FenceCause {
+    /// Its lease ended without a heartbeat.
+    LeaseExpired,
+    /// It said goodbye.
+    Left,
+}
+
+/// One change of the replicated state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Only moves time on.
+    Tick,
+    /// Sets what the cluster decides once: its hash key. Later ones are refused.
+    Bootstrap {
+        /// The cluster's secret.
+        hash_key: [u8; 16],
+    },
+    /// A worker starts a life: fences its former epoch and gets a new one.
+    RegisterWorker {
+        /// Unique in the cluster; the same name is the same worker.
+        name: String,
+        /// Where gateways reach it, as `host:port`.
+        address: String,
+        /// Random per registration attempt, so that a retry gets the same epoch.
+        incarnation: u64,
+        /// What it serves.
+        model: ModelSpec,
+        /// How many blocks its device tier can hold.
+        blocks_total: u64,
+    },
+    /// Ends an epoch: its blocks leave the index at this log index, everywhere.
+    FenceWorker {
+        /// Who.
+        worker: WorkerId,
+        /// Which life; a newer one is left alone.
+        epoch: Epoch,
+        /// Why.
+        cause: FenceCause,
+    },
+    /// A frame of block events.
+    Blocks(EventFrame),
+    /// Makes a pin.
+    PutPin(PinRequest),
+    /// Lets a pin end later; never earlier.
+    ExtendPin {
+        /// Which.
+        id: PinId,
+        /// Measured from this entry.
+        ttl_ms: u64,
+    },
+    /// Ends a pin.
+    ReleasePin {
+        /// Which.
+        id: PinId,
+    },
+    /// A worker says how many blocks of a pin its engine keeps.
+    ReportPin {
+        /// Who.
+        worker: WorkerId,
+        /// Which life.
+        epoch: Epoch,
+        /// Which pin.
+        id: PinId,
+        /// How many of the pin's blocks are held and protected.
+        blocks_held: u32,
+    },
+}
+
+/// A log entry: a command and the clocks of the leader that proposed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proposal {
+    /// When.
+    pub stamp: Stamp,
+    /// What.
+    pub command: Command,
+}

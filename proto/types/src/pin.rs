@@ -1,0 +1,78 @@
+//! A pin: a lease on a prefix that the cluster keeps until its TTL ends.
+
+use crate::{NamespaceId, PinId, SequenceHash, SessionId, TenantId};
+
+/// What somebody asks to have pinned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinRequest {
+    /// Chosen by the caller, so that a retry is the same pin.
+    pub id: PinId,
+    /// Who pays.
+    pub tenant: TenantId,
+    /// Where the prefix lives.
+    pub namespace: NamespaceId,
+    /// The session it belongs to; a later pin of the same session supersedes this one.
+    pub owner: Option<SessionId>,
+    /// The prefix, from its first block on.
+    pub blocks: Vec<SequenceHash>,
+    /// The number of tokens that `blocks` cover, for people.
+    pub prefix_tokens: u32,
+    /// How long, from the moment the log accepts it.
+    pub ttl_ms: u64,
+    /// 0 to 100.
+    pub priority: u8,
+    /// How many workers should hold it.
+    pub copies_min: u32,
+}
+
+/// Where a pin stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PinState {
+    /// Accepted; no worker has reported its blocks yet.
+    Pending,
+    /// Enough workers hold all of it, with retention in force.
+    Active,
+    /// Some worker holds a part of it.
+    Partial,
+    /// It was active and its holders were lost; it is to be re-established.
+    Degraded,
+    /// Its time ended.
+    Expired,
+    /// Its owner gave it back, or a later pin of the session replaced it.
+    Released,
+    /// Refused, by a budget or a limit.
+    Denied,
+}
+
+impl PinState {
+    /// All states.
+    pub const ALL: [Self; 7] = [
+        Self::Pending,
+        Self::Active,
+        Self::Partial,
+        Self::Degraded,
+        Self::Expired,
+        Self::Released,
+        Self::Denied,
+    ];
+
+    /// The name in JSON and tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Active => "active",
+            Self::Partial => "partial",
+            Self::Degraded => "degraded",
+            Self::Expired => "expired",
+            Self::Released => "released",
+            Self::Denied => "denied",
+        }
+    }
+
+    /// The reverse of [`PinState::name`].
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+}
