@@ -1,0 +1,16 @@
+# make demo   installs what is missing, builds, and shows a whole cluster serving an agent
+# make test   the test command: everything that CI runs
+# Both install the system packages they need (with apt-get, as root or through sudo) and say so.
+SHELL := /bin/bash
+ENV := source .ci/env
+.PHONY: demo test build setup lint bench
+setup:
+	@bash .ci/setup
+build: setup
+	@$(ENV) && cargo build --release --locked -p mainstay -p mainstay-native
+demo: build
+	@$(ENV) && "$$CARGO_TARGET_DIR/release/mainstay" demo
+test: setup
+	@bash .ci/test
+lint: setup
+	@$(ENV) && cargo fmt --all --check && cargo clippy --release --locked --workspace --all-targets -- -D warnings
