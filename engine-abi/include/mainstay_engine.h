@@ -10,14 +10,18 @@
  *  R2 Growth. Every struct passed by pointer starts with mse_hdr. `size` is the size its writer knows. A reader
  *     that knows less refuses non-zero bytes beyond what it knows (MSE_E_TOO_NEW), as it refuses an unknown
  *     extension node flagged MSE_EXT_CRITICAL; it ignores unknown nodes without the flag. A reader that knows
- *     more takes the missing tail as zero.
+ *     more takes the missing tail as zero. mse_hdr.flags, `_reserved` fields and unknown bits of other flags are
+ *     zero, and refused otherwise. A struct marked `out` is the caller's: the caller writes the header and zeroes
+ *     the rest, the engine fills at most `size` bytes and leaves the header alone.
  *  R3 Errors. An int32 code, 0 or negative, and text in the caller's own mse_err. Outputs are untouched on error.
  *  R4 Memory. Inputs are borrowed for the call. A batch belongs to the engine until batch_release. Nothing is
  *     ever allocated on one side and freed on the other. Strings are pointer and length, UTF-8, no terminator.
+ *     mse_host's ctx and log stay valid until the process exits, so an engine may copy them in create.
  *  R5 No unwinding, longjmp or C++ exception crosses, in either direction. The host is never called back,
  *     except through mse_host.log.
  *  R6 Threads. [any] callable from any thread, never blocks longer than 50 us. [one:lane] one thread at a time
- *     per lane. [ctl] serialised by the host, may block up to its timeout.
+ *     per lane. [ctl] serialised by the host, may block up to its timeout. destroy is the last call: the host has
+ *     released every batch and no other call runs.
  *  R7 Unloading. Never: a host opens an engine with RTLD_NOW|RTLD_LOCAL|RTLD_NODELETE and keeps it until exit.
  *  R8 Loss. Lane OUT never drops: the engine holds decoding back instead. Lane KV may overflow: then the epoch
  *     rises by one and its first item is MSE_KV_RESET. Lane OP never drops.
@@ -34,6 +38,8 @@ extern "C" {
 #define MSE_ABI_MAJOR 0u
 #define MSE_ABI_MINOR 1u
 #define MSE_MAGIC "MAINSTAY" /* 8 bytes, no terminator */
+/* The layout number of this very header: FNV-1a over the names, sizes and offsets of all structs and fields. */
+#define MSE_LAYOUT 0xd16e2ef9c88f2b75ull
 
 typedef int32_t mse_rc; /* 0, or minus the gRPC code, or one of the codes below -99 */
 #define MSE_OK 0
@@ -46,6 +52,19 @@ typedef int32_t mse_rc; /* 0, or minus the gRPC code, or one of the codes below 
 #define MSE_E_INTERNAL (-13)
 #define MSE_E_UNAVAILABLE (-14) /* draining or dead */
 #define MSE_E_TOO_NEW (-100)    /* R2: something critical is unknown to this side */
+
+/* Limits: beyond them a call is refused with MSE_E_INVALID, and an engine is taken for broken. */
+#define MSE_REQUEST_TOKENS_MAX (1u << 22)
+#define MSE_RANGES_MAX 1024u
+#define MSE_STOP_TOKENS_MAX 1024u
+#define MSE_LOGPROBS_MAX 129u             /* of mse_sampling.logprobs */
+#define MSE_PIN_BLOCKS_MAX (1u << 18)
+#define MSE_CONFIG_BYTES_MAX (1u << 20)
+#define MSE_STRING_BYTES_MAX (1u << 16)   /* any other string */
+#define MSE_BATCH_ITEMS_MAX (1u << 16)
+#define MSE_BATCH_ENTRIES_MAX (1u << 22)  /* of each of a batch's arrays */
+#define MSE_STRUCT_BYTES_MAX 4096u        /* a struct passed by pointer, an item of a batch */
+#define MSE_EXT_NODES_MAX 64u
 
 typedef struct mse_ext {
   uint32_t size, type;
@@ -68,7 +87,7 @@ typedef struct mse_magic {
   char magic[8];
   uint32_t size, abi_major, abi_minor, min_host_minor;
   uint32_t pointer_bits, little_endian;
-  uint64_t layout;                        /* MSE layout number, compared exactly before 1.0 */
+  uint64_t layout;                        /* MSE_LAYOUT, compared exactly before 1.0 */
   mse_str vendor, name, version;          /* live as long as the library */
 } mse_magic;
 
@@ -107,7 +126,7 @@ typedef struct mse_sampling {
   mse_hdr h;
   float temperature, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty;
   int32_t top_k;                 /* 0 = off */
-  uint32_t tokens_max, tokens_min;
+  uint32_t tokens_max, tokens_min; /* of this engine's own tokens; tokens_max is at least 1 */
   uint32_t logprobs;             /* 0 = none, n + 1 = the chosen token and the n likeliest */
   uint64_t seed;
   uint32_t flags, _reserved;
@@ -144,7 +163,8 @@ typedef struct mse_out {
   uint32_t token_off, token_len;          /* into batch.tokens */
   uint32_t logprob_off, logprob_len;      /* into batch.logprobs */
   uint32_t flags, finish;
-  mse_rc rc; uint32_t cached_tokens;      /* valid with FIRST and FINAL */
+  mse_rc rc;                              /* not MSE_OK exactly with MSE_FINISH_ERROR */
+  uint32_t cached_tokens;                 /* valid with FIRST and FINAL */
   uint32_t msg_off, msg_len;              /* into batch.bytes, with an error */
   uint64_t queue_us, prefill_us;          /* valid with FIRST */
 } mse_out;
@@ -166,7 +186,8 @@ typedef struct mse_logprob { uint32_t token; float logprob; uint32_t position; /
 typedef struct mse_kv {
   uint32_t type, tier, cause, flags; /* flags: MSE_KV_SNAPSHOT */
   uint32_t block_off, block_len;     /* into batch.blocks */
-  mse_u128 parent;                   /* sequence hash of the block before the first, or the namespace id */
+  mse_u128 parent;                   /* sequence hash of the block before the first, or the namespace id;
+                                        of MSE_KV_PIN_EXPIRED: the pin's id */
   mse_u128 namespace_id;
 } mse_kv;
 #define MSE_KV_SNAPSHOT 1u
@@ -175,8 +196,9 @@ typedef struct mse_op { uint64_t op_id; mse_rc rc; uint32_t done; } mse_op;
 typedef struct mse_batch {
   mse_hdr h;
   uint32_t lane, len;
-  uint64_t epoch, first_seq;         /* sequence number of item 0, +1 each, from 0 in every epoch */
-  const void *items; uint32_t stride, _reserved;
+  uint64_t epoch, first_seq;         /* sequence number of item 0, +1 each, from 0 in every epoch; a batch is of one
+                                        epoch; only lane KV ever leaves epoch 0 */
+  const void *items; uint32_t stride, _reserved; /* mse_out, mse_kv or mse_op; `stride` bytes apart */
   const uint32_t *tokens; uint64_t tokens_len;
   const mse_logprob *logprobs; uint64_t logprobs_len;
   const mse_u128 *blocks; uint64_t blocks_len;

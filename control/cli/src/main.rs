@@ -1,2 +1,85 @@
-//! The `mainstay` binary.
-fn main() {}
+//! The `mainstay` binary: the only place that sees every part and puts roles together.
+#![forbid(unsafe_code)]
+
+mod commands;
+mod config;
+mod http;
+mod logging;
+mod output;
+
+use clap::{Parser, Subcommand};
+
+/// Serves LLM inference to agents: KV-aware routing and cache pins that the cluster keeps.
+#[derive(Parser)]
+#[command(name = "mainstay", version, max_term_width = 100, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  mainstay demo                       a whole cluster and agent traffic, with and without Mainstay's help
+  mainstay serve                      the bundled model on http://127.0.0.1:8000
+  mainstay serve ./Qwen3-0.6B         your own checkpoint
+  mainstay pin ls                     what is pinned, and for how long";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve a model: control plane, gateway, worker and engine in one process
+    Serve(commands::serve::Args),
+    /// Run a whole cluster with agent traffic and compare
+    Demo(commands::demo::Args),
+    /// Run a control member, or look after the members
+    Control(commands::control::Args),
+    /// Run a gateway
+    Gateway(commands::gateway::Args),
+    /// Run a worker
+    Worker(commands::worker::Args),
+    /// Make, list and end pins
+    Pin(commands::pin::Args),
+    /// One screen about the cluster
+    Status(commands::status::Args),
+    /// Why a request went where it went
+    Request(commands::request::Args),
+    /// Measure
+    Bench(commands::bench::Args),
+    /// The process that isolates a vendor's engine; started by a worker
+    #[command(hide = true)]
+    EngineChild,
+}
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", output::chain(&error));
+            std::process::ExitCode::from(output::exit_code(&error))
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    // The engine's child speaks on its standard streams and needs no runtime.
+    if let Command::EngineChild = command {
+        return Ok(mainstay_engine_host::child::run()?);
+    }
+    logging::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        match command {
+            Command::Serve(args) => commands::serve::run(args).await,
+            Command::Demo(args) => commands::demo::run(args).await,
+            Command::Control(args) => commands::control::run(args).await,
+            Command::Gateway(args) => commands::gateway::run(args).await,
+            Command::Worker(args) => commands::worker::run(args).await,
+            Command::Pin(args) => commands::pin::run(args).await,
+            Command::Status(args) => commands::status::run(args).await,
+            Command::Request(args) => commands::request::run(args).await,
+            Command::Bench(args) => commands::bench::run(args).await,
+            Command::EngineChild => Ok(()),
+        }
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    result
+}

@@ -1,1 +1,26 @@
-//! Placeholder replaced below.
+//! The replicated log of the control plane: openraft behind a facade, its log in RocksDB, its network over gRPC.
+//!
+//! Nothing outside this crate sees openraft, so that an upgrade of it is a change of this crate alone. A fault
+//! of the disk ends the [`Group`] with a reason; the process is expected to exit and be started again.
+//!
+//! Layout: [`Group`] is the facade; `store` keeps log and vote, `snapshot` the state's image, `machine` applies
+//! entries, `feed` hands them to watchers, `network` talks to peers, `codec` is the one encoding of all of it.
+#![forbid(unsafe_code)]
+
+mod codec;
+mod error;
+mod feed;
+mod group;
+mod machine;
+mod network;
+mod snapshot;
+mod store;
+mod types;
+
+pub use error::{GroupError, MemberError, ProposeError, StoreError};
+pub use feed::{Applied, Read};
+pub use group::{
+    Group, GroupConfig, GroupStatus, Leadership, MemberStatus, Role, Settings,
+    MEMBERS_MAX, PROPOSAL_BYTES_MAX,
+};
+pub use network::Connector;

@@ -1,1 +1,58 @@
-//! Placeholder replaced below.
+//! The three client APIs over one internal representation.
+//!
+//! Agents speak OpenAI Chat Completions, OpenAI Responses or Anthropic Messages; the rest of the
+//! system speaks one [`Conversation`]. This crate is the only place that knows the three wire
+//! forms: it parses bodies into a [`Request`], renders the conversation through the model's chat
+//! template, cuts generated text into [`OutputEvent`]s, and encodes those as each protocol's
+//! stream or body. It has no clock, randomness, async or I/O: identifiers and timestamps come in
+//! as arguments, so that the same call always gives the same bytes.
+//!
+//! Layout, in the order a request passes through:
+//! - [`parse_chat`], [`parse_responses`], [`parse_messages`], [`parse_count_tokens`]: bytes in,
+//!   [`Request`] or [`ApiError`] out; [`Request::apply_headers`] adds what headers say.
+//! - [`template`]: [`ChatTemplate`] turns a conversation into prompt text, with the offsets of
+//!   cache breakpoints.
+//! - [`output`]: [`OutputParser`] cuts generated text into thinking, text and tool calls, and
+//!   watches for stop strings.
+//! - [`encode`]: [`StreamEncoder`] for server-sent events, [`encode::complete`] for plain bodies.
+//! - [`error`]: [`ApiError`], with the status and body each protocol expects.
+//!
+//! All input is hostile: malformed bodies, endless templates and broken model output give typed
+//! errors or plain text, never a panic, and every collection has a limit in [`limits`].
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod encode;
+pub mod error;
+mod hints;
+mod ir;
+pub mod limits;
+pub mod output;
+mod parse;
+mod request;
+mod seal;
+mod session;
+pub mod template;
+mod ttl;
+
+pub use encode::{Finish, ResponseMeta, StreamEncoder, Transcript, Usage};
+pub use error::{ApiError, ErrorKind};
+pub use hints::Hints;
+pub use ir::{
+    Block, Breakpoint, CacheControl, Content, Conversation, Message, Position, Role, Tool,
+    ToolChoice,
+};
+pub use output::{OutputEvent, OutputOptions, OutputParser, TokenLogprob};
+pub use parse::{
+    ParseOptions, parse_chat, parse_count_tokens, parse_messages, parse_messages_with,
+    parse_responses,
+};
+pub use request::{
+    Endpoint, OutputFormat, Request, ResponsesEcho, Sampling, Thinking, ThinkingDisplay,
+};
+pub use seal::ThinkingMac;
+pub use session::{Harness, RequestKind, SessionIds, SessionSource};
+pub use template::{ChatTemplate, RenderOptions, Rendered, TemplateError};
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,116 @@
-//! Placeholder replaced below.
+//! The gateway: HTTP in front, workers behind, a replica of the cluster's state in memory.
+//!
+//! Layout: [`config`] what it is told; `replica` the cluster's state; `workers` who serves; `model` tokenizer
+//! and template; `placement` where a request goes; `generate` one generation with its moves; `answer` from
+//! body to answer; `pins`; `tenant`; `http` the routes.
+//! It keeps no state that another gateway lacks: any of them can serve a session's next turn.
+#![forbid(unsafe_code)]
+
+mod answer;
+mod config;
+mod generate;
+mod http;
+mod model;
+mod pins;
+mod placement;
+mod prompt;
+mod replica;
+mod tenant;
+mod workers;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use mainstay_proto::client::ControlPlane;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub use config::{ApiKey, GatewayConfig};
+pub use mainstay_route::Policy;
+
+/// How long open streams may go on after a shutdown was asked for.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+/// Why a gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}: {source}; choose another with --listen")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The configuration says something impossible.
+    #[error("gateway configuration: {0}")]
+    Config(String),
+}
+
+/// A running gateway.
+pub struct GatewayHandle {
+    address: SocketAddr,
+    app: http::App,
+    stop: watch::Sender<bool>,
+    server: JoinHandle<()>,
+    followers: Vec<JoinHandle<()>>,
+}
+
+/// Starts listening at once; requests are refused with a reason until a worker is routable.
+pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError> {
+    let control = ControlPlane::new(&config.control)
+        .map_err(|s| GatewayError::Config(s.message().to_owned()))?;
+    // The watch stays on its member while writes follow the leader.
+    let watching = ControlPlane::new(&config.control)
+        .map_err(|s| GatewayError::Config(s.message().to_owned()))?;
+    let tenants = tenant::Tenants::new(&config.keys).map_err(GatewayError::Config)?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|source| GatewayError::Listen { address: config.listen, source })?;
+    let address = listener
+        .local_addr()
+        .map_err(|source| GatewayError::Listen { address: config.listen, source })?;
+    let replica = replica::Replica::new();
+    let workers = workers::Workers::new(replica.clone());
+    let followers = vec![
+        tokio::spawn(replica.clone().follow(watching)),
+        tokio::spawn(workers.clone().follow()),
+    ];
+    let app = http::App::new(config, control, replica, workers, tenants);
+    let (stop, stopped) = watch::channel(false);
+    let server = tokio::spawn(http::serve(listener, app.clone(), stopped));
+    Ok(GatewayHandle { address, app, stop, server, followers })
+}
+
+impl GatewayHandle {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Resolves once a request could be served.
+    pub async fn ready(&self) {
+        while !(self.app.workers.any_routable() && !self.app.workers.model_names().is_empty()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// How many workers could take a request now.
+    #[must_use]
+    pub fn routable_workers(&self) -> usize {
+        self.app.workers.routable_count()
+    }
+
+    /// Takes no new connections, lets open streams end for a while, stops.
+    pub async fn shutdown(mut self) {
+        self.stop.send_replace(true);
+        if tokio::time::timeout(SHUTDOWN_GRACE, &mut self.server).await.is_err() {
+            self.server.abort();
+        }
+        for follower in &self.followers {
+            follower.abort();
+        }
+    }
+}

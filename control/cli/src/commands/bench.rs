@@ -1,0 +1,62 @@
+//! `mainstay bench`: the project's own benchmarks.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use crate::output::{Format, print, print_json, table};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: BenchCommand,
+}
+
+#[derive(Subcommand)]
+enum BenchCommand {
+    /// Prefill and decode rates of the native engine on a checkpoint
+    Engine {
+        /// A checkpoint in Hugging Face layout; the bundled model if left out
+        model_dir: Option<PathBuf>,
+        /// Threads
+        #[arg(long)]
+        threads: Option<usize>,
+        /// `fast` or `exact`
+        #[arg(long, default_value = "fast")]
+        precision: String,
+        /// Repetitions; medians are printed
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// How to print
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let BenchCommand::Engine { model_dir, threads, precision, runs, output } = args.command;
+    let threads = threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let dir = match &model_dir {
+        Some(dir) => dir.canonicalize()?,
+        None => PathBuf::new(),
+    };
+    let config = json!({
+        "model_dir": dir.to_string_lossy(), "threads": threads, "precision": precision,
+    });
+    let measured = tokio::task::spawn_blocking(move || {
+        mainstay_native::bench::run(&config.to_string(), runs)
+    });
+    let value = serde_json::to_value(measured.await??)?;
+    match output {
+        Format::Json => print_json(&value),
+        Format::Table => {
+            let members = value.as_object().into_iter().flatten();
+            let rows: Vec<Vec<String>> =
+                members.map(|(k, v)| vec![k.clone(), v.to_string()]).collect();
+            print(&table(&["MEASURE", "VALUE"], &rows));
+        }
+    }
+    Ok(())
+}

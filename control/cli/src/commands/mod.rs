@@ -1,0 +1,48 @@
+//! The commands, one module each.
+
+pub(crate) mod bench;
+pub(crate) mod control;
+pub(crate) mod demo;
+pub(crate) mod engine;
+pub(crate) mod gateway;
+pub(crate) mod pin;
+pub(crate) mod request;
+pub(crate) mod serve;
+pub(crate) mod status;
+pub(crate) mod worker;
+
+/// Resolves at SIGINT or SIGTERM.
+pub(crate) async fn asked_to_stop() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = tokio::signal::ctrl_c() => result?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+/// Splits `a:1,b:2`.
+pub(crate) fn addresses(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect()
+}
+
+/// Installs the process's metrics recorder; its handle renders `/metrics`.
+pub(crate) fn metrics_recorder() -> anyhow::Result<metrics_exporter_prometheus::PrometheusHandle> {
+    Ok(metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?)
+}
+
+/// Resolves with the reason when a control member has ended by itself.
+pub(crate) async fn control_ended(handle: &mainstay_control::ControlHandle) -> String {
+    let mut ended = handle.group().ended();
+    let reason = ended.wait_for(Option::is_some).await.ok().and_then(|r| r.clone());
+    reason.unwrap_or_else(|| "its tasks have ended".to_owned())
+}
+
+/// Why a worker ended that nobody had asked to.
+pub(crate) fn worker_ended(ended: Result<(), mainstay_worker::WorkerError>) -> anyhow::Error {
+    match ended {
+        Err(error) => anyhow::Error::new(error).context("the worker ended"),
+        Ok(()) => anyhow::anyhow!("the worker ended"),
+    }
+}

@@ -1,0 +1,148 @@
+//! `mainstay pin`: make, list, show, extend and end pins, through a gateway.
+
+use clap::Subcommand;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::http::Target;
+use crate::output::{Format, cell, duration, print, print_json, table};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    command: PinCommand,
+}
+
+#[derive(Subcommand)]
+enum PinCommand {
+    /// Pin the prefix of a conversation
+    Add {
+        /// The model
+        #[arg(long, default_value = "demo")]
+        model: String,
+        /// The system prompt whose prefix to pin
+        #[arg(long)]
+        system: Option<String>,
+        /// A file with a chat-completions body (`messages`, `tools`); `-` reads standard input
+        #[arg(long, value_name = "FILE")]
+        body: Option<std::path::PathBuf>,
+        /// How long, such as 5m or 1h
+        #[arg(long, default_value = "5m")]
+        ttl: String,
+        /// How many workers should hold it
+        #[arg(long, default_value_t = 1)]
+        copies: u32,
+        /// The session that owns it
+        #[arg(long)]
+        session: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// List pins
+    Ls {
+        /// Also those that ended lately
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show one pin
+    Show {
+        id: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Let a pin end later
+    Extend {
+        id: String,
+        /// From now on, such as 30m
+        #[arg(long)]
+        ttl: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// End a pin
+    Rm {
+        id: String,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    match args.command {
+        PinCommand::Add { model, system, body, ttl, copies, session, target } => {
+            let mut request = match body {
+                Some(path) if path.as_os_str() == "-" => {
+                    serde_json::from_str(&std::io::read_to_string(std::io::stdin())?)?
+                }
+                Some(path) => serde_json::from_str(&std::fs::read_to_string(path)?)?,
+                None => json!({"messages": []}),
+            };
+            if let Some(system) = system {
+                request["messages"] = json!([{"role": "system", "content": system}]);
+            }
+            let given = request.get("model").is_some();
+            if !given {
+                request["model"] = json!(model);
+            }
+            request["ttl"] = json!(ttl);
+            request["copies_min"] = json!(copies);
+            request["session"] = json!(session);
+            let pin = target.ask(Method::POST, "/v1/pins", Some(&request)).await?;
+            show(&pin, target.output);
+        }
+        PinCommand::Ls { all, target } => {
+            let list = target.get(&format!("/v1/pins?all={all}")).await?;
+            match target.output {
+                Format::Json => print_json(&list),
+                Format::Table => {
+                    print(&pins_table(list["data"].as_array().map_or(&[], Vec::as_slice)))
+                }
+            }
+        }
+        PinCommand::Show { id, target } => {
+            show(&target.get(&format!("/v1/pins/{id}")).await?, target.output);
+        }
+        PinCommand::Extend { id, ttl, target } => {
+            let body = json!({"ttl": ttl});
+            let pin = target.ask(Method::PATCH, &format!("/v1/pins/{id}"), Some(&body)).await?;
+            show(&pin, target.output);
+        }
+        PinCommand::Rm { id, target } => {
+            let pin = target.ask(Method::DELETE, &format!("/v1/pins/{id}"), None).await?;
+            show(&pin, target.output);
+        }
+    }
+    Ok(())
+}
+
+fn show(pin: &Value, format: Format) {
+    match format {
+        Format::Json => print_json(pin),
+        Format::Table => print(&pins_table(std::slice::from_ref(pin))),
+    }
+}
+
+fn pins_table(pins: &[Value]) -> String {
+    let row = |pin: &Value| {
+        let holders = pin["holders"].as_array().map_or(&[][..], Vec::as_slice);
+        let workers: Vec<String> = holders
+            .iter()
+            .map(|h| format!("{}:{}", cell(h, "worker"), cell(h, "blocks_held")))
+            .collect();
+        vec![
+            cell(pin, "id"),
+            cell(pin, "state"),
+            cell(pin, "tenant"),
+            cell(pin, "prefix_tokens"),
+            cell(pin, "blocks"),
+            if workers.is_empty() { "-".to_owned() } else { workers.join(",") },
+            duration(pin["ttl_left_ms"].as_u64().unwrap_or_default()),
+            Some(cell(pin, "owner")).filter(|o| !o.is_empty()).unwrap_or_else(|| "-".to_owned()),
+        ]
+    };
+    let rows: Vec<Vec<String>> = pins.iter().map(row).collect();
+    let headers = ["PIN", "STATE", "TENANT", "TOKENS", "BLOCKS", "WORKERS", "TTL LEFT", "OWNER"];
+    table(&headers, &rows)
+}

@@ -1,0 +1,69 @@
+//! `mainstay serve`: all roles in one process, over the same code paths as a cluster.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use mainstay_control::ControlConfig;
+use mainstay_gateway::GatewayConfig;
+use mainstay_types::NodeId;
+
+use super::engine::EngineArgs;
+use super::worker::worker_config;
+use crate::commands::asked_to_stop;
+use crate::config::{FileConfig, default_data_dir};
+use crate::output::print;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Where to listen for HTTP
+    #[arg(long, default_value = "127.0.0.1:8000")]
+    listen: SocketAddr,
+    /// Where the control plane keeps its log and state
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// A TOML file: [[keys]] with key and tenant, [engine]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let file = FileConfig::read(args.config.as_deref())?;
+    // A port that is taken is told before a model is loaded.
+    let probe = std::net::TcpListener::bind(args.listen).with_context(|| {
+        format!("cannot listen on {}; choose another with --listen", args.listen)
+    })?;
+    let listen = probe.local_addr()?;
+    let data_dir = args.data_dir.unwrap_or_else(|| default_data_dir("serve"));
+    let control = ControlConfig::single(NodeId(1), data_dir.join("control"));
+    let control = mainstay_control::start(control).await?;
+    let members = vec![control.address().to_string()];
+    drop(probe);
+    let mut config = GatewayConfig::new(listen, members.clone());
+    config.keys = file.api_keys();
+    config.metrics = Some(super::metrics_recorder()?);
+    let gateway = mainstay_gateway::start(config).await?;
+    let worker = worker_config(&args.engine, &file, "w1".to_owned(), members)?;
+    let worker = mainstay_worker::start(worker).await?;
+    let outcome = tokio::select! {
+        result = asked_to_stop() => result,
+        ended = worker.wait() => Err(super::worker_ended(ended)),
+        reason = super::control_ended(&control) => Err(anyhow::anyhow!("the control plane ended: {reason}")),
+        () = async {
+            gateway.ready().await;
+            print(&format!("ready http://{}", gateway.address()));
+            std::future::pending().await
+        } => Ok(()),
+    };
+    if let Err(error) = worker.drain().await {
+        tracing::warn!(%error, "the worker did not drain");
+    }
+    gateway.shutdown().await;
+    control.shutdown().await;
+    if let Err(error) = outcome {
+        bail!(error);
+    }
+    Ok(())
+}

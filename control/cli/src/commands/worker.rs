@@ -1,0 +1,63 @@
+//! `mainstay worker`: run one worker with its engine.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use mainstay_worker::WorkerConfig;
+
+use super::engine::EngineArgs;
+use crate::commands::{addresses, asked_to_stop};
+use crate::config::{FileConfig, model_files};
+use crate::output::print;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// The control members, as HOST:PORT,…
+    #[arg(long, required = true)]
+    control: String,
+    /// Unique in the cluster; the same name is the same worker [default: w-PID]
+    #[arg(long)]
+    name: Option<String>,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// Where gateways reach it, as HOST:PORT [default: the listening address]
+    #[arg(long)]
+    advertise: Option<String>,
+    /// A TOML file with an [engine] table
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let file = FileConfig::read(args.config.as_deref())?;
+    let name = args.name.unwrap_or_else(|| format!("w-{}", std::process::id()));
+    let mut config = worker_config(&args.engine, &file, name.clone(), addresses(&args.control))?;
+    config.listen = args.listen;
+    config.advertise = args.advertise;
+    let handle = mainstay_worker::start(config).await?;
+    print(&format!("ready worker {name} on {}", handle.address()));
+    tokio::select! {
+        result = asked_to_stop() => result?,
+        ended = handle.wait() => return Err(super::worker_ended(ended)),
+    }
+    Ok(handle.drain().await?)
+}
+
+/// A worker's configuration from the flags about its engine.
+pub(crate) fn worker_config(
+    engine: &EngineArgs,
+    file: &FileConfig,
+    name: String,
+    control: Vec<String>,
+) -> anyhow::Result<WorkerConfig> {
+    let model = model_files(engine.model_dir.as_deref(), engine.model_name.as_deref())?;
+    let mut config = WorkerConfig::new(name, control, engine.source()?);
+    config.engine_config = engine.config(&model.name, file.engine_json()?)?;
+    config.model_name = model.name;
+    config.revision = model.revision;
+    config.model_files = model.files;
+    Ok(config)
+}

@@ -1,0 +1,138 @@
+//! The configuration file and what is read from disk at start: unknown keys are errors.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use mainstay_gateway::ApiKey;
+use serde::Deserialize;
+
+/// `--config FILE`, TOML. Flags win over it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct FileConfig {
+    /// API keys and their tenants. Without any, no key is asked for.
+    pub(crate) keys: Vec<KeyConfig>,
+    /// Passed to the engine as it is, beside what flags set.
+    pub(crate) engine: toml::Table,
+}
+
+/// One API key.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct KeyConfig {
+    key: String,
+    tenant: String,
+}
+
+impl std::fmt::Debug for KeyConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeyConfig").field("tenant", &self.tenant).finish_non_exhaustive()
+    }
+}
+
+impl FileConfig {
+    /// Reads the file, if one is named.
+    pub(crate) fn read(path: Option<&Path>) -> anyhow::Result<Self> {
+        let Some(path) = path else { return Ok(Self::default()) };
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("reading the configuration {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// The gateway's form of the keys.
+    pub(crate) fn api_keys(&self) -> Vec<ApiKey> {
+        let key = |k: &KeyConfig| ApiKey { key: k.key.clone(), tenant: k.tenant.clone() };
+        self.keys.iter().map(key).collect()
+    }
+
+    /// The engine's table as JSON.
+    pub(crate) fn engine_json(&self) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
+        match serde_json::to_value(&self.engine)? {
+            serde_json::Value::Object(map) => Ok(map),
+            _ => Ok(serde_json::Map::new()),
+        }
+    }
+}
+
+/// What a model folder gives to gateways.
+const GATEWAY_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+];
+
+/// A model: its name, what tells it from another of that name, and the files for gateways.
+pub(crate) struct ModelFiles {
+    pub(crate) name: String,
+    pub(crate) revision: String,
+    pub(crate) files: Vec<(String, bytes::Bytes)>,
+}
+
+/// Reads a model folder; without one, takes the bundled model.
+pub(crate) fn model_files(dir: Option<&Path>, name: Option<&str>) -> anyhow::Result<ModelFiles> {
+    let Some(dir) = dir else {
+        let bundled = mainstay_native::bundled_demo();
+        let files: Vec<(String, bytes::Bytes)> = bundled
+            .files
+            .iter()
+            .filter(|(file, _)| GATEWAY_FILES.contains(file))
+            .map(|(file, content)| ((*file).to_owned(), bytes::Bytes::from_static(content)))
+            .collect();
+        let revision = revision_of(&files, 0);
+        return Ok(ModelFiles { name: name.unwrap_or("demo").to_owned(), revision, files });
+    };
+    if !dir.is_dir() {
+        bail!(
+            "{} is not a folder; give the folder of a checkpoint in Hugging Face layout",
+            dir.display()
+        );
+    }
+    let mut files = Vec::new();
+    for file in GATEWAY_FILES {
+        match std::fs::read(dir.join(file)) {
+            Ok(content) => files.push((file.to_owned(), bytes::Bytes::from(content))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("reading {}", dir.join(file).display()));
+            }
+        }
+    }
+    for needed in ["config.json", "tokenizer.json"] {
+        if !files.iter().any(|(name, _)| name == needed) {
+            bail!("{} has no {needed}; a checkpoint in Hugging Face layout has one", dir.display());
+        }
+    }
+    let own_name = dir.canonicalize().ok().and_then(|d| Some(d.file_name()?.to_str()?.to_owned()));
+    let name = name.map(str::to_owned).or(own_name).unwrap_or_else(|| "model".to_owned());
+    let revision = revision_of(&files, weights_bytes(dir));
+    Ok(ModelFiles { name, revision, files })
+}
+
+/// Tells checkpoints of one name apart: the small files' content and the weights' size.
+fn revision_of(files: &[(String, bytes::Bytes)], weights_bytes: u64) -> String {
+    let key = mainstay_types::HashKey([0; 16]);
+    let mut revision = u128::from(weights_bytes);
+    for (_, content) in files {
+        let words: Vec<u32> = content.iter().map(|b| u32::from(*b)).collect();
+        revision = mainstay_types::hash::block_hash(key, revision, &words);
+    }
+    format!("{revision:032x}")[..12].to_owned()
+}
+
+fn weights_bytes(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let weights =
+        entries.flatten().filter(|e| e.path().extension().is_some_and(|x| x == "safetensors"));
+    weights.filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
+}
+
+/// Where state lives unless a flag says otherwise: the user's data folder.
+pub(crate) fn default_data_dir(role: &str) -> PathBuf {
+    let base = std::env::var_os("XDG_DATA_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share")))
+        .unwrap_or_else(|| PathBuf::from("."));
+    base.join("mainstay").join(role)
+}

@@ -1,0 +1,68 @@
+//! The client side of the CLI: asks a gateway and turns its errors into exit codes.
+
+use anyhow::Context;
+use serde_json::Value;
+
+use crate::output::{Failure, Format};
+
+/// Where to ask, and how to print. Shared by all commands that talk to a running cluster.
+#[derive(clap::Args, Clone)]
+pub(crate) struct Target {
+    /// The gateway to ask
+    #[arg(long, env = "MAINSTAY_ADDR", default_value = "http://127.0.0.1:8000")]
+    addr: String,
+    /// The API key to send
+    #[arg(long, env = "MAINSTAY_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+}
+
+impl Target {
+    /// Sends a request and reads its JSON answer.
+    pub(crate) async fn ask(
+        &self,
+        method: reqwest::Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Value> {
+        let base = self.addr.trim_end_matches('/');
+        let base = if base.contains("://") { base.to_owned() } else { format!("http://{base}") };
+        let client =
+            reqwest::Client::builder().timeout(std::time::Duration::from_secs(30)).build()?;
+        let mut request = client.request(method, format!("{base}{path}"));
+        if let Some(key) = &self.api_key {
+            request = request.bearer_auth(key);
+        }
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let reply = request.send().await.map_err(|error| Failure {
+            message: format!("no gateway answers at {base} ({error}); start one with `mainstay serve` or give --addr"),
+            exit: 4,
+        })?;
+        let status = reply.status().as_u16();
+        let text = reply.text().await.context("reading the answer")?;
+        let value: Value = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        if (200..300).contains(&status) {
+            return Ok(value);
+        }
+        let message = value.pointer("/error/message").and_then(Value::as_str);
+        let message =
+            message.map_or_else(|| format!("the gateway answered {status}"), str::to_owned);
+        let exit = match status {
+            404 => 3,
+            503 | 529 => 4,
+            409 => 5,
+            401 | 403 => 6,
+            _ => 1,
+        };
+        Err(Failure { message, exit }.into())
+    }
+
+    /// A GET.
+    pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        self.ask(reqwest::Method::GET, path, None).await
+    }
+}

@@ -1,0 +1,13 @@
+//! Logs on standard error: `warn` and above unless `MAINSTAY_LOG` says otherwise.
+
+use tracing_subscriber::EnvFilter;
+
+/// Starts logging. A filter that cannot be read is told and replaced by the default.
+pub(crate) fn start() {
+    let wanted = std::env::var("MAINSTAY_LOG").unwrap_or_else(|_| "warn".to_owned());
+    let filter = EnvFilter::try_new(&wanted).unwrap_or_else(|error| {
+        eprintln!("MAINSTAY_LOG={wanted}: {error}; using warn");
+        EnvFilter::new("warn")
+    });
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

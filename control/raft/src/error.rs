@@ -1,0 +1,167 @@
+//! What can go wrong in the replicated log, by who has to act: the operator (a data directory that can't be
+//! used), a client (ask the leader), or the supervisor (start the process again).
+
+use std::path::{Path, PathBuf};
+
+/// A data directory that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has it open.
+    #[error(
+        "data directory {dir} is in use by another process; stop that one, or pass another --data-dir"
+    )]
+    Locked {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// It holds something else.
+    #[error(
+        "{dir} is not empty and holds no control plane data; pass an empty or new folder with --data-dir"
+    )]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// It was written in a format this program does not read.
+    #[error(
+        "data directory {dir} has format {found}, this program reads format {expected}; start the version that wrote it, or pass another --data-dir"
+    )]
+    Version {
+        /// The directory.
+        dir: PathBuf,
+        /// Its format.
+        found: String,
+        /// Ours.
+        expected: u32,
+    },
+    /// It belongs to another member.
+    #[error(
+        "data directory {dir} belongs to member {found}, not to member {expected}; pass --id {found} or another --data-dir"
+    )]
+    OtherMember {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose it is.
+        found: u64,
+        /// Who asked.
+        expected: u64,
+    },
+    /// Its contents contradict themselves.
+    #[error(
+        "data directory {dir} is damaged: {detail}; move it away, remove this member with `mainstay control members rm`, and let it join again under a new id"
+    )]
+    Corrupt {
+        /// The directory.
+        dir: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+    /// The disk or the operating system refused.
+    #[error("data directory {dir}: {detail}; check free space and permissions")]
+    Io {
+        /// The directory.
+        dir: PathBuf,
+        /// What was refused.
+        detail: String,
+    },
+}
+
+impl StoreError {
+    pub(crate) fn io(dir: &Path, error: &std::io::Error) -> Self {
+        Self::Io { dir: dir.to_owned(), detail: error.to_string() }
+    }
+
+    pub(crate) fn corrupt(dir: &Path, detail: impl Into<String>) -> Self {
+        Self::Corrupt { dir: dir.to_owned(), detail: detail.into() }
+    }
+
+    pub(crate) fn rocks(dir: &Path, error: &rocksdb::Error) -> Self {
+        let detail = error.to_string();
+        match error.kind() {
+            rocksdb::ErrorKind::IOError if detail.contains("LOCK") => {
+                Self::Locked { dir: dir.to_owned() }
+            }
+            rocksdb::ErrorKind::Corruption | rocksdb::ErrorKind::InvalidArgument => {
+                Self::corrupt(dir, detail)
+            }
+            _ => Self::Io { dir: dir.to_owned(), detail },
+        }
+    }
+}
+
+/// Why a member could not be started.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum GroupError {
+    /// Its data directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its settings contradict each other.
+    #[error("settings: {0}")]
+    Settings(String),
+    /// The replicated log could not start or has ended.
+    #[error("the replicated log has ended: {0}")]
+    Ended(String),
+}
+
+/// Why a proposal or a linearizable read did not happen, or may not have happened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Another member leads, or none.
+    #[error("this member does not lead{}", .leader.as_ref().map(|l| format!("; ask {l}")).unwrap_or_default())]
+    NotLeader {
+        /// The leader's address, when known.
+        leader: Option<String>,
+    },
+    /// No quorum answered in time, or too much is under way. A write may or may not have happened; sending it
+    /// again is safe, since every command is idempotent.
+    #[error("unavailable: {0}")]
+    Unavailable(&'static str),
+    /// Larger than an entry may be.
+    #[error("a command of {bytes} bytes is larger than {max}; send less at a time")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The group has ended.
+    #[error("the replicated log has ended: {0}")]
+    Fatal(String),
+}
+
+/// Why the membership did not change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MemberError {
+    /// As for a proposal.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// The id is in use at another address.
+    #[error("member {id} exists already at {address}; ids are never reused, choose another")]
+    Exists {
+        /// The id.
+        id: u64,
+        /// Where it is.
+        address: String,
+    },
+    /// No such member.
+    #[error("there is no member {id}; see `mainstay control members`")]
+    Unknown {
+        /// The id.
+        id: u64,
+    },
+    /// One more than the group may have.
+    #[error("the group has {max} members already")]
+    Full {
+        /// The limit.
+        max: usize,
+    },
+    /// The only voter can't be removed.
+    #[error("member {id} is the only voter; add another first")]
+    LastVoter {
+        /// The id.
+        id: u64,
+    },
+    /// A change is under way, or the new member does not keep up.
+    #[error("the membership did not change: {0}")]
+    Refused(String),
+}

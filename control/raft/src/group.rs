@@ -1,0 +1,601 @@
+//! A member's handle on the replicated log: start, propose, read, watch, end.
+//!
+//! The leader stamps each proposal with its tenure and clocks. A new leadership serves linearizable reads only
+//! after an entry of its own was applied: openraft alone would let a leader that restarted within its term
+//! answer from before the restart. A fault of the disk ends the group; [`Group::ended`] says why.
+
+mod lead;
+mod membership;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use mainstay_proto::client::MESSAGE_BYTES_MAX;
+use mainstay_proto::convert::proposal_to_wire;
+use mainstay_proto::v1::raft_server::RaftServer;
+use mainstay_state::{Limits, Machine, Outcome};
+use mainstay_types::{Command, LogIndex, NodeId, Proposal, Stamp, Tenure};
+use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError};
+use openraft::errors::{Fatal, RaftError};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Instant as _, ReadPolicy, ServerState, SnapshotPolicy};
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::error::{GroupError, ProposeError};
+use crate::feed::Read;
+use crate::machine::{Shared, StateMachine};
+use crate::network::service::Service;
+use crate::network::{Connector, Network};
+use crate::snapshot::SnapshotStore;
+use crate::store::{Folder, LogStore};
+use crate::types::{Answer, Body, Raft, TypeConfig};
+
+/// The most members of a group.
+pub const MEMBERS_MAX: usize = 32;
+/// The largest encoded proposal.
+pub const PROPOSAL_BYTES_MAX: usize = 8 << 20;
+/// How many proposals of this member may be under way at once; more wait.
+const PROPOSALS_MAX: usize = 4096;
+/// How long a proposal or a linearizable read is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a new leader's first quorum contact is waited for, and how often it is looked at.
+const LEASE_WAIT: Duration = Duration::from_secs(2);
+const LEASE_PAUSE: Duration = Duration::from_millis(10);
+/// How long a task may take to notice the end.
+const TASK_WAIT: Duration = Duration::from_secs(1);
+/// A snapshot of a full state over a slow link.
+const SNAPSHOT_TIMEOUT_MS: u64 = 120_000;
+
+/// The pace of a group. Failover takes about 1.7 times the longest election timeout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Between two heartbeats.
+    pub heartbeat_ms: u64,
+    /// The shortest silence after which a follower asks for an election.
+    pub election_ms_min: u64,
+    /// The longest such silence; also how long a leader's lease lasts.
+    pub election_ms_max: u64,
+    /// Entries between two snapshots.
+    pub snapshot_entries: u64,
+    /// Entries kept before a snapshot, for members that are a little behind.
+    pub kept_entries: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: 100,
+            election_ms_min: 500,
+            election_ms_max: 1_000,
+            snapshot_entries: 20_000,
+            kept_entries: 5_000,
+        }
+    }
+}
+
+/// How to start a member.
+#[derive(Clone)]
+pub struct GroupConfig {
+    /// Its id, never 0, never used again for another data directory.
+    pub node: NodeId,
+    /// Where its log lies.
+    pub data_dir: PathBuf,
+    /// The limits of the state; equal on all members.
+    pub limits: Limits,
+    /// The pace.
+    pub settings: Settings,
+    /// How to reach a member.
+    pub connector: Connector,
+}
+
+impl GroupConfig {
+    /// A member with the usual pace, whose network is in plain text.
+    pub fn new(node: NodeId, data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            node,
+            data_dir: data_dir.into(),
+            limits: Limits::standard(),
+            settings: Settings::default(),
+            connector: Arc::new(mainstay_proto::client::channel),
+        }
+    }
+}
+
+/// What a member is at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It leads.
+    Leader,
+    /// It follows a leader.
+    Follower,
+    /// It asks for votes.
+    Candidate,
+    /// It has no vote.
+    Learner,
+    /// Its group has ended.
+    Down,
+}
+
+impl Role {
+    /// The name in JSON and tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+            Self::Learner => "learner",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// Whether this member leads, and how far it has come with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leadership {
+    /// Another does, or nobody.
+    None,
+    /// This one, but its first entry is not applied yet.
+    Starting {
+        /// The term.
+        term: u64,
+    },
+    /// This one, and it serves.
+    Serving {
+        /// The term.
+        term: u64,
+    },
+}
+
+/// A member as this one sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Its id.
+    pub id: NodeId,
+    /// Its address.
+    pub address: String,
+    /// Whether it votes.
+    pub voter: bool,
+    /// The last entry known to be on its disk; only the leader knows.
+    pub matched: Option<LogIndex>,
+}
+
+/// A group as this member sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// This member.
+    pub node: NodeId,
+    /// What it is.
+    pub role: Role,
+    /// Who leads.
+    pub leader: Option<NodeId>,
+    /// The term.
+    pub term: u64,
+    /// The last entry in its log.
+    pub last_log: LogIndex,
+    /// The last entry that a quorum has, as far as it knows.
+    pub committed: LogIndex,
+    /// The last entry it has applied.
+    pub applied: LogIndex,
+    /// The last entry its snapshot covers.
+    pub snapshot: LogIndex,
+    /// All members, by id.
+    pub members: Vec<MemberStatus>,
+}
+
+/// A member of the replicated log; clones are the same member.
+#[derive(Clone)]
+pub struct Group {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: u64,
+    boot: u64,
+    started: Instant,
+    raft: Raft,
+    shared: Arc<Shared>,
+    proposals: Semaphore,
+    leadership: watch::Receiver<Leadership>,
+    recovered: watch::Receiver<bool>,
+    ended: watch::Receiver<Option<String>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+    store: Mutex<Option<LogStore>>,
+}
+
+impl Group {
+    /// Opens the data directory and starts the member. A member that was never in a group waits to be
+    /// initialised or added.
+    pub async fn start(config: GroupConfig) -> Result<Self, GroupError> {
+        let settings = raft_config(&config.settings)?;
+        let node = config.node.0;
+        if node == 0 {
+            return Err(GroupError::Settings("a member's id must not be 0".into()));
+        }
+        let boot = getrandom::u64()
+            .map_err(|e| GroupError::Settings(format!("the system has no randomness: {e}")))?;
+        let dir = config.data_dir.clone();
+        let (folder, store) = tokio::task::spawn_blocking(move || {
+            let folder = Folder::claim(&dir, node)?;
+            let store = LogStore::open(&folder)?;
+            Ok::<_, GroupError>((folder, store))
+        })
+        .await
+        .map_err(|e| GroupError::Ended(e.to_string()))??;
+        let snapshots = Arc::new(SnapshotStore::new(folder.snapshot()));
+        let shared = Arc::new(Shared::new(config.limits));
+        let machine = StateMachine::new(Arc::clone(&shared), snapshots, store.clone());
+        let network = Network { node, connector: config.connector };
+        let raft = Raft::new(node, Arc::new(settings), network, store.clone(), machine)
+            .await
+            .map_err(|e| GroupError::Ended(e.to_string()))?;
+        let (leadership_tx, leadership) = watch::channel(Leadership::None);
+        let (recovered_tx, recovered) = watch::channel(false);
+        let (ended_tx, ended) = watch::channel(None);
+        let inner = Inner {
+            node,
+            boot,
+            started: Instant::now(),
+            raft,
+            shared,
+            proposals: Semaphore::new(PROPOSALS_MAX),
+            leadership,
+            recovered,
+            ended,
+            tasks: Mutex::default(),
+            store: Mutex::new(Some(store)),
+        };
+        let group = Self { inner: Arc::new(inner) };
+        group.supervise(leadership_tx, recovered_tx, ended_tx);
+        group.elect_alone().await;
+        Ok(group)
+    }
+
+    /// The service that members call on each other, to be mounted on the member's listener.
+    #[must_use]
+    pub fn service(&self) -> RaftServer<impl mainstay_proto::v1::raft_server::Raft + use<>> {
+        RaftServer::new(Service { node: self.inner.node, raft: self.inner.raft.clone() })
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// This member.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        NodeId(self.inner.node)
+    }
+
+    /// Puts a command through the log and answers with its place and outcome.
+    pub async fn propose(&self, command: Command) -> Result<(LogIndex, Outcome), ProposeError> {
+        let answered = self.propose_many(vec![command]).await?;
+        answered.into_iter().next().ok_or(ProposeError::Unavailable("no answer came"))
+    }
+
+    /// Puts commands through the log in their order, as one batch. When it fails, a first part of them may have
+    /// been applied.
+    pub async fn propose_many(
+        &self,
+        commands: Vec<Command>,
+    ) -> Result<Vec<(LogIndex, Outcome)>, ProposeError> {
+        let batch = u32::try_from(commands.len()).unwrap_or(u32::MAX);
+        if commands.len() > PROPOSALS_MAX {
+            return Err(ProposeError::TooLarge { bytes: commands.len(), max: PROPOSALS_MAX });
+        }
+        let work = async {
+            let permit = self.inner.proposals.acquire_many(batch).await;
+            let _permit = permit.map_err(|_| self.fatal("closed"))?;
+            let until = Instant::now() + LEASE_WAIT;
+            loop {
+                match self.write(&commands).await {
+                    Err(Refused::Lease) if Instant::now() < until => {
+                        tokio::time::sleep(LEASE_PAUSE).await;
+                    }
+                    Err(Refused::Lease) => {
+                        return Err(ProposeError::Unavailable("the leader has lost its quorum"));
+                    }
+                    Err(Refused::Because(error)) => return Err(error),
+                    Ok(answers) => return Ok(answers),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, work)
+            .await
+            .unwrap_or(Err(ProposeError::Unavailable("no quorum answered in time")))
+    }
+
+    async fn write(&self, commands: &[Command]) -> Result<Vec<(LogIndex, Outcome)>, Refused> {
+        let Some(term) = self.leading_term() else {
+            return Err(Refused::Because(ProposeError::NotLeader { leader: self.leader_address() }));
+        };
+        let stamp = self.stamp(term);
+        let bodies: Vec<Body> = commands
+            .iter()
+            .map(|command| encode(stamp, command))
+            .collect::<Result<_, _>>()
+            .map_err(Refused::Because)?;
+        let fatal = |e: Fatal<TypeConfig>| Refused::Because(self.fatal(e));
+        let mut replies = self.inner.raft.client_write_many(bodies).await.map_err(fatal)?;
+        let mut answers = Vec::with_capacity(commands.len());
+        while let Some(reply) = replies.try_next().await.map_err(fatal)? {
+            let reply = reply.map_err(|e| self.refused(&e, answers.is_empty()))?;
+            if let Answer(Some(outcome)) = reply.response {
+                answers.push((LogIndex(reply.log_id.index), outcome));
+            }
+        }
+        if answers.len() == commands.len() {
+            return Ok(answers);
+        }
+        Err(Refused::Because(ProposeError::Unavailable("some answers did not come")))
+    }
+
+    fn refused(&self, error: &ClientWriteError<TypeConfig>, first: bool) -> Refused {
+        match error {
+            // Only a batch of which nothing was taken may be sent again as it is.
+            ClientWriteError::ForwardToLeader(ForwardToLeader {
+                reason: ForwardReason::LeaseExpired,
+                ..
+            }) if first => Refused::Lease,
+            ClientWriteError::ForwardToLeader(to) => {
+                let leader = to.leader_node.as_ref().map(|peer| peer.address.clone());
+                Refused::Because(ProposeError::NotLeader { leader })
+            }
+            _ => Refused::Because(ProposeError::Unavailable("leadership changed meanwhile")),
+        }
+    }
+
+    fn fatal(&self, error: impl ToString) -> ProposeError {
+        let reason = self.inner.ended.borrow().clone();
+        ProposeError::Fatal(reason.unwrap_or_else(|| error.to_string()))
+    }
+
+    /// The clocks of this member, under its tenure of `term`.
+    fn stamp(&self, term: u64) -> Stamp {
+        let tenure = Tenure { term, node: self.inner.node, boot: self.inner.boot };
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let milliseconds = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        Stamp {
+            tenure,
+            mono_ms: milliseconds(self.inner.started.elapsed()),
+            wall_ms: milliseconds(wall),
+        }
+    }
+
+    /// The term in which this member leads.
+    fn leading_term(&self) -> Option<u64> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.state == ServerState::Leader).then_some(metrics.current_term)
+    }
+
+    /// Looks at the state as this member has it. The closure holds a lock: it must not wait for anything.
+    pub fn read<T>(&self, look: impl FnOnce(&Machine) -> T) -> T {
+        look(&self.inner.shared.machine.read())
+    }
+
+    /// Looks at a state that has everything acknowledged before this call, on the leader only.
+    pub async fn read_linearizable<T>(
+        &self,
+        look: impl FnOnce(&Machine) -> T,
+    ) -> Result<T, ProposeError> {
+        let work = async {
+            self.serving().await?;
+            let until = Instant::now() + LEASE_WAIT;
+            loop {
+                let Err(error) = self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex).await
+                else {
+                    return Ok(());
+                };
+                let waits = matches!(
+                    &error,
+                    RaftError::APIError(
+                        LinearizableReadError::QuorumNotEnough(_)
+                            | LinearizableReadError::ForwardToLeader(ForwardToLeader {
+                                reason: ForwardReason::LeaseExpired,
+                                ..
+                            })
+                    )
+                );
+                if !waits || Instant::now() >= until {
+                    return Err(self.unread(&error));
+                }
+                tokio::time::sleep(LEASE_PAUSE).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, work)
+            .await
+            .unwrap_or(Err(ProposeError::Unavailable("no quorum answered in time")))?;
+        Ok(self.read(look))
+    }
+
+    fn unread(
+        &self,
+        error: &RaftError<TypeConfig, LinearizableReadError<TypeConfig>>,
+    ) -> ProposeError {
+        match error {
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(to)) => {
+                let leader = to.leader_node.as_ref().map(|peer| peer.address.clone());
+                ProposeError::NotLeader { leader }
+            }
+            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => {
+                ProposeError::Unavailable("the leader has lost its quorum")
+            }
+            RaftError::Fatal(fatal) => self.fatal(fatal),
+        }
+    }
+
+    /// Waits until this member serves as leader; an error at once if it does not lead.
+    async fn serving(&self) -> Result<(), ProposeError> {
+        if self.leading_term().is_none() {
+            return Err(ProposeError::NotLeader { leader: self.leader_address() });
+        }
+        let mut recovered = self.inner.recovered.clone();
+        let gone = || ProposeError::Unavailable("the group is ending");
+        recovered.wait_for(|done| *done).await.map_err(|_| gone())?;
+        let mut leadership = self.inner.leadership.clone();
+        let term = self.leading_term();
+        let seen = leadership
+            .wait_for(|l| match l {
+                Leadership::Serving { term: serving } => term.is_none_or(|t| *serving >= t),
+                _ => self.leading_term() != term || term.is_none(),
+            })
+            .await
+            .map(|l| *l)
+            .map_err(|_| gone())?;
+        match seen {
+            Leadership::Serving { .. } => Ok(()),
+            _ => Err(ProposeError::NotLeader { leader: self.leader_address() }),
+        }
+    }
+
+    /// Whether this member leads and serves, and a quorum was in touch with it lately. A leader that was cut off
+    /// says no within one lease.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        let Leadership::Serving { term } = *self.inner.leadership.borrow() else { return false };
+        let lease = Duration::from_millis(self.inner.raft.config().election_timeout_max);
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let alone = metrics.membership_config.voter_ids().count() <= 1;
+        let in_touch = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < lease);
+        metrics.state == ServerState::Leader
+            && metrics.current_term == term
+            && (alone || in_touch)
+    }
+
+    /// Follows whether this member leads.
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.leadership.clone()
+    }
+
+    /// Wakes whenever the applied index moves.
+    #[must_use]
+    pub fn watch_applied(&self) -> watch::Receiver<u64> {
+        self.inner.shared.feed.watch()
+    }
+
+    /// Applied entries from `from` on, at most `max`, as far as they are still kept.
+    #[must_use]
+    pub fn entries(&self, from: LogIndex, max: usize) -> Read {
+        self.inner.shared.feed.read(from.0, max)
+    }
+
+    /// Follows the reason why the group has ended: `None` while it goes on. A reason other than a shutdown means
+    /// that the process should exit and be started again.
+    #[must_use]
+    pub fn ended(&self) -> watch::Receiver<Option<String>> {
+        self.inner.ended.clone()
+    }
+
+    /// Where the leader is, if one is known.
+    #[must_use]
+    pub fn leader_address(&self) -> Option<String> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        metrics.membership_config.get_node(&leader).map(|peer| peer.address.clone())
+    }
+
+    /// How the group stands, as this member sees it.
+    #[must_use]
+    pub fn status(&self) -> GroupStatus {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let role = match (&metrics.running_state, metrics.state) {
+            (Err(_), _) | (_, ServerState::Shutdown) => Role::Down,
+            (_, ServerState::Leader) => Role::Leader,
+            (_, ServerState::Follower) => Role::Follower,
+            (_, ServerState::Candidate) => Role::Candidate,
+            (_, ServerState::Learner) => Role::Learner,
+        };
+        let index = |id: Option<crate::types::LogId>| LogIndex(id.map_or(0, |id| id.index));
+        let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
+        let empty = BTreeMap::new();
+        let matched = metrics.replication.as_ref().unwrap_or(&empty);
+        let members = metrics.membership_config.nodes().map(|(id, peer)| MemberStatus {
+            id: NodeId(*id),
+            address: peer.address.clone(),
+            voter: voters.contains(id),
+            matched: matched.get(id).map(|at| index(*at)),
+        });
+        GroupStatus {
+            node: NodeId(metrics.id),
+            role,
+            leader: metrics.current_leader.map(NodeId),
+            term: metrics.current_term,
+            last_log: LogIndex(metrics.last_log_index.unwrap_or(0)),
+            committed: index(metrics.cluster_committed.max(metrics.local_committed)),
+            applied: index(metrics.last_applied),
+            snapshot: index(metrics.snapshot),
+            members: members.collect(),
+        }
+    }
+
+    /// Builds a snapshot now rather than when enough entries have come.
+    pub async fn snapshot(&self) -> Result<(), ProposeError> {
+        self.inner.raft.trigger().snapshot().await.map_err(|e| self.fatal(e))
+    }
+
+    /// Ends the member and lets go of its data directory. Others go on without it.
+    pub async fn shutdown(&self) {
+        // It has ended already if this fails.
+        let _ = self.inner.raft.shutdown().await;
+        let tasks: Vec<_> = self.inner.tasks.lock().drain(..).collect();
+        for mut task in tasks {
+            // They see the end by themselves; whoever does not is stopped.
+            if tokio::time::timeout(TASK_WAIT, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+        let store = self.inner.store.lock().take();
+        if let Some(store) = store {
+            store.close().await;
+        }
+    }
+}
+
+/// Why a batch was not written: not yet, or not at all.
+enum Refused {
+    Lease,
+    Because(ProposeError),
+}
+
+fn encode(stamp: Stamp, command: &Command) -> Result<Body, ProposeError> {
+    let proposal = proposal_to_wire(&Proposal { stamp, command: command.clone() });
+    let bytes = proposal.encoded_len();
+    if bytes > PROPOSAL_BYTES_MAX {
+        return Err(ProposeError::TooLarge { bytes, max: PROPOSAL_BYTES_MAX });
+    }
+    Ok(Body(Bytes::from(proposal.encode_to_vec())))
+}
+
+fn raft_config(settings: &Settings) -> Result<openraft::Config, GroupError> {
+    let config = openraft::Config {
+        cluster_name: "mainstay".into(),
+        heartbeat_interval: settings.heartbeat_ms,
+        election_timeout_min: settings.election_ms_min,
+        election_timeout_max: settings.election_ms_max,
+        install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(settings.snapshot_entries),
+        max_in_snapshot_log_to_keep: settings.kept_entries,
+        // Beyond this a member gets a snapshot; less than a snapshot's distance would send them in circles.
+        replication_lag_threshold: settings.snapshot_entries.saturating_mul(2),
+        purge_batch_size: 256,
+        enable_pre_vote: Some(true),
+        // A leader that restarts within its term would answer reads from before the restart.
+        enable_leader_restore: Some(false),
+        ..openraft::Config::default()
+    };
+    config.validate().map_err(|e| GroupError::Settings(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+//! The replicated machine beneath openraft: applies committed entries in memory, and builds and installs images.
+//!
+//! An image is built from the last image and the log after it, never from the live machine: applying goes on
+//! meanwhile, and each build proves that image and log still lead to the live state. The price is a second copy
+//! of the state while it lasts.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use mainstay_proto::convert::proposal_from_wire;
+use mainstay_proto::v1;
+use mainstay_state::{Limits, Machine, Outcome};
+use mainstay_types::{LogIndex, Proposal};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use parking_lot::RwLock;
+use prost::Message;
+
+use crate::feed::{Applied, Feed};
+use crate::snapshot::SnapshotStore;
+use crate::store::LogStore;
+use crate::types::{
+    Answer, Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig,
+};
+
+/// How many entries are applied under one lock.
+const APPLY_ENTRIES_MAX: usize = 256;
+/// How many bytes of log a build reads at a time.
+const BUILD_READ_BYTES: usize = 8 << 20;
+
+/// What readers share with the task that applies.
+pub(crate) struct Shared {
+    pub(crate) machine: RwLock<Machine>,
+    pub(crate) feed: Feed,
+    pub(crate) limits: Limits,
+}
+
+impl Shared {
+    pub(crate) fn new(limits: Limits) -> Self {
+        let machine = RwLock::new(Machine::new(limits));
+        Self { machine, feed: Feed::new(), limits }
+    }
+}
+
+pub(crate) struct StateMachine {
+    shared: Arc<Shared>,
+    snapshots: Arc<SnapshotStore>,
+    log: LogStore,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+impl StateMachine {
+    pub(crate) fn new(shared: Arc<Shared>, snapshots: Arc<SnapshotStore>, log: LogStore) -> Self {
+        let membership = StoredMembership::default();
+        Self { shared, snapshots, log, applied: None, membership }
+    }
+
+    fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
+        let mut opened = Vec::with_capacity(batch.len());
+        for (entry, responder) in batch {
+            opened.push((open(&entry)?, entry, responder));
+        }
+        let mut answers = Vec::with_capacity(opened.len());
+        let mut applied = Vec::with_capacity(opened.len());
+        {
+            let mut machine = self.shared.machine.write();
+            for (proposal, entry, responder) in opened {
+                let index = entry.log_id.index;
+                let outcome = proposal.as_ref().map(|p| machine.apply(LogIndex(index), &p.words));
+                note_membership(&mut self.membership, &entry);
+                self.applied = Some(entry.log_id);
+                let (proposal, bytes) = proposal.map_or((None, 0), |p| (Some(p.wire), p.bytes));
+                applied.push(Applied { index, proposal, bytes });
+                answers.extend(responder.map(|r| (r, outcome)));
+            }
+        }
+        metrics::counter!("mainstay_control_entries_applied_total").increment(applied.len() as u64);
+        // Watchers first: who has the answer may look for the entry.
+        self.shared.feed.push(applied);
+        for (responder, outcome) in answers {
+            responder.send(Answer(outcome));
+        }
+        Ok(())
+    }
+}
+
+/// A proposal in both of its forms.
+struct Opened {
+    wire: Arc<v1::Proposal>,
+    words: Proposal,
+    bytes: usize,
+}
+
+fn open(entry: &Entry) -> io::Result<Option<Opened>> {
+    let EntryPayload::Normal(body) = &entry.payload else { return Ok(None) };
+    let malformed = |detail: String| {
+        let index = entry.log_id.index;
+        io::Error::new(io::ErrorKind::InvalidData, format!("entry {index}: {detail}"))
+    };
+    let bytes = body.0.len();
+    let wire = v1::Proposal::decode(body.0.clone()).map_err(|e| malformed(e.to_string()))?;
+    let words = proposal_from_wire(&wire).map_err(|e| malformed(e.to_string()))?;
+    Ok(Some(Opened { wire: Arc::new(wire), words, bytes }))
+}
+
+fn note_membership(current: &mut StoredMembership, entry: &Entry) {
+    if let EntryPayload::Membership(membership) = &entry.payload {
+        *current = StoredMembership::new(Some(entry.log_id), membership.clone());
+    }
+}
+
+fn decode_image(state: &[u8], limits: &Limits) -> io::Result<Machine> {
+    Machine::decode(state, *limits)
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("state image: {e}")))
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = Bytes;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.applied, self.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let mut batches = entries.ready_chunks(APPLY_ENTRIES_MAX);
+        while let Some(batch) = batches.next().await {
+            self.apply_batch(batch.into_iter().collect::<io::Result<_>>()?)?;
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder {
+            snapshots: Arc::clone(&self.snapshots),
+            log: self.log.clone(),
+            limits: self.shared.limits,
+            target: self.applied,
+            digest: self.shared.machine.read().digest(),
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, state: Bytes) -> io::Result<()> {
+        let snapshots = Arc::clone(&self.snapshots);
+        let limits = self.shared.limits;
+        let saved = meta.clone();
+        let machine = blocking(move || {
+            // Decoded first, so that an image that can't be read never replaces one that can.
+            let machine = decode_image(&state, &limits)?;
+            snapshots.save(&saved, &state)?;
+            Ok(machine)
+        })
+        .await?;
+        *self.shared.machine.write() = machine;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.shared.feed.reset(meta.last_log_id.map_or(0, |id| id.index));
+        metrics::counter!("mainstay_control_snapshots_installed_total").increment(1);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        let snapshots = Arc::clone(&self.snapshots);
+        blocking(move || snapshots.load()).await
+    }
+}
+
+/// Builds one image, in a task of its own.
+#[derive(Clone)]
+pub(crate) struct Builder {
+    snapshots: Arc<SnapshotStore>,
+    log: LogStore,
+    limits: Limits,
+    /// Where the live machine stood when the build was asked for, and its digest there.
+    target: Option<LogId>,
+    digest: u128,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = Bytes;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        let work = self.clone();
+        blocking(move || work.run()).await
+    }
+}
+
+impl Builder {
+    fn run(self) -> io::Result<Snapshot> {
+        let start = std::time::Instant::now();
+        let base = self.snapshots.load()?;
+        if let Some(current) = self.newer(base.as_ref()) {
+            return Ok(current);
+        }
+        match self.replay(base) {
+            Ok((meta, machine)) => {
+                let state = Bytes::from(machine.encode());
+                self.snapshots.save(&meta, &state)?;
+                let seconds = start.elapsed().as_secs_f64();
+                tracing::info!(index = meta.last_log_id.map(|i| i.index), bytes = state.len(), seconds, "snapshot built");
+                metrics::gauge!("mainstay_control_snapshot_bytes").set(state.len() as f64);
+                metrics::histogram!("mainstay_control_snapshot_build_seconds").record(seconds);
+                Ok(Snapshot { meta, snapshot: state })
+            }
+            // An image that was installed meanwhile has taken the log from under the replay.
+            Err(error) => self.newer(self.snapshots.load()?.as_ref()).ok_or(error),
+        }
+    }
+
+    fn newer(&self, current: Option<&Snapshot>) -> Option<Snapshot> {
+        current.filter(|c| c.meta.last_log_id >= self.target).cloned()
+    }
+
+    fn replay(&self, base: Option<Snapshot>) -> io::Result<(SnapshotMeta, Machine)> {
+        let (mut meta, mut machine) = match base {
+            Some(base) => (base.meta, decode_image(&base.snapshot, &self.limits)?),
+            None => (SnapshotMeta::default(), Machine::new(self.limits)),
+        };
+        let end = self.target.map_or(0, |id| id.index + 1);
+        let mut next = meta.last_log_id.map_or(0, |id| id.index + 1);
+        while next < end {
+            let entries = self.log.read(next, end, BUILD_READ_BYTES)?;
+            if entries.first().map(|e| e.log_id.index) != Some(next) {
+                return Err(io::Error::other(format!("the log lacks entry {next}")));
+            }
+            for entry in entries {
+                if let Some(proposal) = open(&entry)? {
+                    let _: Outcome = machine.apply(LogIndex(entry.log_id.index), &proposal.words);
+                }
+                note_membership(&mut meta.last_membership, &entry);
+                meta.last_log_id = Some(entry.log_id);
+                next = entry.log_id.index + 1;
+            }
+        }
+        if machine.digest() != self.digest {
+            // The log is the truth; the image is built from it alone. The live state needs a restart.
+            tracing::error!(index = end.saturating_sub(1), "the live state differs from the replayed log; restart this member");
+            metrics::counter!("mainstay_control_divergence_total").increment(1);
+        }
+        Ok((meta, machine))
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests;

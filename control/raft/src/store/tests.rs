@@ -1,0 +1,222 @@
+//! The log on disk: restarts, truncation, purging, damage, and folders that are somebody else's.
+
+use std::fs;
+use std::path::PathBuf;
+
+use openraft::EntryPayload;
+use openraft::storage::RaftLogStorageExt;
+
+use super::*;
+use crate::types::{Body, LeaderId};
+
+fn id(term: u64, index: u64) -> LogId {
+    LogId::new(LeaderId { term, node_id: 1 }, index)
+}
+
+fn entry(term: u64, index: u64) -> Entry {
+    let body = Bytes::from(format!("body {index}"));
+    Entry { log_id: id(term, index), payload: EntryPayload::Normal(Body(body)) }
+}
+
+fn open(path: &Path) -> Result<LogStore, StoreError> {
+    LogStore::open(&Folder::claim(path, 1)?)
+}
+
+async fn filled(path: &Path, entries: u64) -> LogStore {
+    let mut store = open(path).unwrap();
+    store.blocking_append((0..entries).map(|i| entry(1, i))).await.unwrap();
+    store
+}
+
+async fn indexes(store: &mut LogStore) -> Vec<u64> {
+    let entries = store.try_get_log_entries(..).await.unwrap();
+    entries.iter().map(|e| e.log_id.index).collect()
+}
+
+#[tokio::test]
+async fn everything_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = filled(dir.path(), 5).await;
+    let vote = Vote { leader_id: LeaderId { term: 7, node_id: 3 }, committed: true };
+    store.save_vote(&vote).await.unwrap();
+    store.save_committed(Some(id(1, 3))).await.unwrap();
+    store.close().await;
+
+    let mut store = open(dir.path()).unwrap();
+    assert_eq!(store.read_vote().await.unwrap(), Some(vote));
+    assert_eq!(store.read_committed().await.unwrap(), Some(id(1, 3)));
+    let entries = store.try_get_log_entries(1..3).await.unwrap();
+    assert_eq!(entries, vec![entry(1, 1), entry(1, 2)]);
+    let state = store.get_log_state().await.unwrap();
+    assert_eq!((state.last_purged_log_id, state.last_log_id), (None, Some(id(1, 4))));
+}
+
+#[tokio::test]
+async fn truncated_entries_are_gone_and_may_be_written_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = filled(dir.path(), 6).await;
+    store.truncate_after(Some(id(1, 2))).await.unwrap();
+    assert_eq!(indexes(&mut store).await, vec![0, 1, 2]);
+    store.blocking_append([entry(2, 3)]).await.unwrap();
+    store.close().await;
+    let mut store = open(dir.path()).unwrap();
+    assert_eq!(store.try_get_log_entries(3..).await.unwrap(), vec![entry(2, 3)]);
+    store.truncate_after(None).await.unwrap();
+    assert_eq!(store.get_log_state().await.unwrap(), LogState::default());
+}
+
+#[tokio::test]
+async fn purged_entries_are_gone_and_their_end_is_remembered() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = filled(dir.path(), 6).await;
+    store.purge(id(1, 3)).await.unwrap();
+    store.close().await;
+    let mut store = open(dir.path()).unwrap();
+    assert_eq!(indexes(&mut store).await, vec![4, 5]);
+    store.purge(id(1, 9)).await.unwrap();
+    store.close().await;
+    let mut store = open(dir.path()).unwrap();
+    let state = store.get_log_state().await.unwrap();
+    assert_eq!(state.last_purged_log_id, Some(id(1, 9)));
+    assert_eq!(state.last_log_id, Some(id(1, 9)));
+}
+
+#[tokio::test]
+async fn one_message_is_bounded_in_bytes_but_never_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let big = |index| Entry {
+        log_id: id(1, index),
+        payload: EntryPayload::Normal(Body(vec![7; READ_BYTES_MAX / 2 + 1].into())),
+    };
+    store.blocking_append((0..3).map(big)).await.unwrap();
+    assert_eq!(store.limited_get_log_entries(0, 3).await.unwrap().len(), 1);
+    assert_eq!(store.try_get_log_entries(0..3).await.unwrap().len(), 3);
+    store.blocking_append([entry(1, 3), entry(1, 4)]).await.unwrap();
+    assert_eq!(store.limited_get_log_entries(2, 5).await.unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn appends_are_durable_in_order_whoever_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    let mut waits = Vec::new();
+    for index in 0..500 {
+        let (done, wait) = <TypeConfig as openraft::type_config::TypeConfigExt>::oneshot();
+        store.append([entry(1, index)], IOFlushed::signal(done)).await.unwrap();
+        // Readable at once, durable or not.
+        assert_eq!(store.last().unwrap(), Some(id(1, index)));
+        waits.push(wait);
+    }
+    for wait in waits {
+        wait.await.unwrap().unwrap();
+    }
+    store.close().await;
+    assert_eq!(indexes(&mut open(dir.path()).unwrap()).await.len(), 500);
+}
+
+/// Puts `value` under `key` of the log, past all checks.
+fn tamper(path: &Path, key: [u8; 8], value: Option<&[u8]>) {
+    let folder = Folder::claim(path, 1).unwrap();
+    let db = open_db(path, &folder.database()).unwrap();
+    match value {
+        Some(value) => db.put_cf(column(&db, LOG), key, value).unwrap(),
+        None => db.delete_cf(column(&db, LOG), key).unwrap(),
+    }
+}
+
+#[tokio::test]
+async fn damaged_entries_are_noticed_when_the_log_is_opened() {
+    for (what, value) in [("flipped", Some(&b"\0\0\0\0garbage"[..])), ("short", Some(b"x")), ("hole", None)] {
+        let dir = tempfile::tempdir().unwrap();
+        filled(dir.path(), 5).await.close().await;
+        tamper(dir.path(), 2_u64.to_be_bytes(), value);
+        let error = open(dir.path()).err().expect(what);
+        assert!(matches!(error, StoreError::Corrupt { .. }), "{what}: {error}");
+        assert!(error.to_string().contains("mainstay control members rm"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_entry_at_another_entrys_place_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 3).await.close().await;
+    let key = 1_u64.to_be_bytes();
+    tamper(dir.path(), 2_u64.to_be_bytes(), Some(&seal(&key, &entry(1, 1).encode())));
+    assert!(matches!(open(dir.path()), Err(StoreError::Corrupt { .. })));
+}
+
+/// The newest write-ahead log of the database, and its length.
+fn newest_wal(path: &Path) -> (PathBuf, u64) {
+    let database = Folder::claim(path, 1).unwrap().database();
+    let files = fs::read_dir(database).unwrap().map(|e| e.unwrap().path());
+    let newest = files.filter(|f| f.extension().is_some_and(|e| e == "log")).max().unwrap();
+    let length = fs::metadata(&newest).unwrap().len();
+    (newest, length)
+}
+
+#[tokio::test]
+async fn a_torn_tail_loses_only_what_nobody_was_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = filled(dir.path(), 4).await;
+    store.blocking_append([entry(1, 4)]).await.unwrap();
+    store.close().await;
+    let (wal, length) = newest_wal(dir.path());
+    fs::OpenOptions::new().write(true).open(wal).unwrap().set_len(length - 3).unwrap();
+    let mut store = open(dir.path()).unwrap();
+    assert_eq!(indexes(&mut store).await, vec![0, 1, 2, 3]);
+    store.blocking_append([entry(1, 4)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn damage_before_the_tail_is_not_taken_for_a_torn_tail() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).unwrap();
+    for index in 0..50 {
+        store.blocking_append([entry(1, index)]).await.unwrap();
+    }
+    store.close().await;
+    let (wal, length) = newest_wal(dir.path());
+    let mut bytes = fs::read(&wal).unwrap();
+    bytes[usize::try_from(length / 2).unwrap()] ^= 0xff;
+    fs::write(&wal, bytes).unwrap();
+    let error = open(dir.path()).err().expect("acknowledged entries are gone");
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_folder_that_is_not_ours_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("thesis.txt"), "precious").unwrap();
+    let error = open(dir.path()).err().unwrap();
+    assert!(matches!(error, StoreError::Foreign { .. }), "{error}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+
+    let file = dir.path().join("thesis.txt");
+    assert!(matches!(open(&file), Err(StoreError::Io { .. })));
+}
+
+#[tokio::test]
+async fn another_members_or_versions_folder_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path()).unwrap().close().await;
+    let error = Folder::claim(dir.path(), 2).unwrap_err();
+    assert!(matches!(error, StoreError::OtherMember { found: 1, expected: 2, .. }), "{error}");
+    let marker = dir.path().join("MEMBER");
+    fs::write(&marker, "mainstay-control format 9 member 1\n").unwrap();
+    assert!(matches!(open(dir.path()), Err(StoreError::Version { .. })));
+    for text in ["", "\u{0}\u{1}", "mainstay-control format 1 member x\n", &"long ".repeat(100)] {
+        fs::write(&marker, text).unwrap();
+        assert!(matches!(open(dir.path()), Err(StoreError::Corrupt { .. })), "{text:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_folder_in_use_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).unwrap();
+    let error = open(dir.path()).err().unwrap();
+    assert!(matches!(error, StoreError::Locked { .. }), "{error}");
+    store.close().await;
+    open(dir.path()).unwrap();
+}

@@ -1,0 +1,76 @@
+//! The types that openraft is instantiated with: what a member is, what an entry carries, what applying answers.
+//!
+//! An entry's body is the encoded proposal and nothing else, so that leader, disk, wire and followers handle one
+//! run of bytes and decode it once, when they apply it. Its printed form is its length: bodies hold secrets.
+
+use std::fmt;
+
+use bytes::Bytes;
+use mainstay_state::Outcome;
+use openraft::OptionalSend;
+use openraft::impls::{BoxedErrorSource, InlineBatch, ProgressResponder, leader_id_adv};
+
+use crate::machine::StateMachine;
+
+/// A member's address, as openraft's membership entries keep it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Peer {
+    pub(crate) address: String,
+}
+
+/// An encoded `v1::Proposal`.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Body(pub(crate) Bytes);
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+impl fmt::Display for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What applying an entry answers: an outcome for a proposal, nothing for openraft's own entries.
+#[derive(Debug)]
+pub(crate) struct Answer(pub(crate) Option<Outcome>);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TypeConfig;
+
+pub(crate) type LeaderId = leader_id_adv::LeaderId<u64, u64>;
+
+impl openraft::RaftTypeConfig for TypeConfig {
+    type D = Body;
+    type R = Answer;
+    type NodeId = u64;
+    type Node = Peer;
+    type Term = u64;
+    type LeaderId = LeaderId;
+    type Vote = openraft::Vote<LeaderId>;
+    type Payload = openraft::EntryPayload<Body, u64, Peer>;
+    type Entry = openraft::Entry<LeaderId, Self::Payload>;
+    type AsyncRuntime = openraft::impls::TokioRuntime;
+    type Responder<T>
+        = ProgressResponder<Self, T>
+    where
+        T: OptionalSend + 'static;
+    type Batch<T>
+        = InlineBatch<T>
+    where
+        T: OptionalSend + 'static;
+    type ErrorSource = BoxedErrorSource;
+}
+
+pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
+pub(crate) type LogId = openraft::LogId<LeaderId>;
+pub(crate) type Vote = openraft::Vote<LeaderId>;
+pub(crate) type Payload = openraft::EntryPayload<Body, u64, Peer>;
+pub(crate) type Entry = openraft::Entry<LeaderId, Payload>;
+pub(crate) type Membership = openraft::Membership<u64, Peer>;
+pub(crate) type StoredMembership = openraft::StoredMembership<LeaderId, u64, Peer>;
+pub(crate) type SnapshotMeta = openraft::SnapshotMeta<LeaderId, u64, Peer>;
+pub(crate) type Snapshot = openraft::Snapshot<LeaderId, u64, Peer, Bytes>;

@@ -1,0 +1,191 @@
+//! The `Control` service: checks what comes in, puts it through the log, answers with what the log said.
+//!
+//! Everything is checked for size and form before it costs the log anything. Whether a command is allowed is the
+//! machine's to say: its refusals come out as gRPC codes.
+
+mod members;
+mod pins;
+mod workers;
+
+use std::sync::Arc;
+
+use mainstay_proto::client::LEADER_METADATA;
+use mainstay_proto::v1;
+use mainstay_proto::v1::control_server::Control;
+use mainstay_raft::{Connector, Group, MemberError, ProposeError};
+use mainstay_state::Outcome;
+use mainstay_types::ErrorCode;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status};
+
+use crate::leases::Leases;
+use crate::watch::{Item, QUEUE, Watcher};
+
+/// How many watchers one member serves.
+const WATCHERS_MAX: usize = 1024;
+
+pub(crate) struct Service {
+    group: Group,
+    leases: Arc<Leases>,
+    connector: Connector,
+    closes: watch::Receiver<bool>,
+    watchers: Arc<Semaphore>,
+}
+
+impl Service {
+    pub(crate) fn new(
+        group: Group,
+        leases: Arc<Leases>,
+        connector: Connector,
+        closes: watch::Receiver<bool>,
+    ) -> Self {
+        let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
+        Self { group, leases, connector, closes, watchers }
+    }
+}
+
+/// A proposal's failure as callers see it; the leader's address travels along where it is known.
+fn refuse(error: ProposeError) -> Status {
+    let text = error.to_string();
+    match error {
+        ProposeError::NotLeader { leader } => {
+            let mut status = Status::unavailable(text);
+            if let Some(address) = leader.and_then(|l| l.parse().ok()) {
+                status.metadata_mut().insert(LEADER_METADATA, address);
+            }
+            status
+        }
+        ProposeError::TooLarge { .. } => Status::invalid_argument(text),
+        ProposeError::Unavailable(_) | ProposeError::Fatal(_) => Status::unavailable(text),
+    }
+}
+
+fn refuse_member(error: MemberError) -> Status {
+    let text = error.to_string();
+    match error {
+        MemberError::Propose(error) => refuse(error),
+        MemberError::Exists { .. } => Status::already_exists(text),
+        MemberError::Unknown { .. } => Status::not_found(text),
+        MemberError::Full { .. } => Status::resource_exhausted(text),
+        MemberError::LastVoter { .. } | MemberError::Refused(_) => {
+            Status::failed_precondition(text)
+        }
+    }
+}
+
+/// The machine's refusal as callers see it.
+fn refused(code: ErrorCode, message: String) -> Status {
+    Status::new(Code::from_i32(code.grpc()), message)
+}
+
+/// An outcome that does not fit its command: a fault of ours, not of the caller.
+fn unexpected(outcome: &Outcome) -> Status {
+    match outcome {
+        Outcome::Refused { code, message } => refused(*code, message.clone()),
+        _ => Status::internal("the log answered a different question"),
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Service {
+    async fn register(
+        &self,
+        request: Request<v1::RegisterWorker>,
+    ) -> Result<Response<v1::RegisterReply>, Status> {
+        self.register_worker(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn publish(
+        &self,
+        request: Request<v1::PublishRequest>,
+    ) -> Result<Response<v1::PublishReply>, Status> {
+        self.publish_events(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn leave(
+        &self,
+        request: Request<v1::LeaveRequest>,
+    ) -> Result<Response<v1::LeaveReply>, Status> {
+        self.leave_cluster(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn create_pin(
+        &self,
+        request: Request<v1::PutPin>,
+    ) -> Result<Response<v1::PinReply>, Status> {
+        self.put_pin(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn extend_pin(
+        &self,
+        request: Request<v1::ExtendPin>,
+    ) -> Result<Response<v1::PinReply>, Status> {
+        self.prolong_pin(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn release_pin(
+        &self,
+        request: Request<v1::ReleasePin>,
+    ) -> Result<Response<v1::PinReply>, Status> {
+        self.give_pin_back(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_pin(
+        &self,
+        request: Request<v1::GetPinRequest>,
+    ) -> Result<Response<v1::PinReply>, Status> {
+        self.read_pin(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_pins(
+        &self,
+        request: Request<v1::ListPinsRequest>,
+    ) -> Result<Response<v1::ListPinsReply>, Status> {
+        self.read_pins(request.into_inner()).await.map(Response::new)
+    }
+
+    type WatchStream = ReceiverStream<Item>;
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let permit = Arc::clone(&self.watchers).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!("this member serves {WATCHERS_MAX} watchers already"))
+        })?;
+        let (out, events) = mpsc::channel(QUEUE);
+        let watcher = Watcher {
+            group: self.group.clone(),
+            request: request.into_inner(),
+            out,
+            closes: self.closes.clone(),
+        };
+        tokio::spawn(async move {
+            let _permit = permit;
+            watcher.run().await;
+        });
+        Ok(Response::new(ReceiverStream::new(events)))
+    }
+
+    async fn status(
+        &self,
+        request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusReply>, Status> {
+        Ok(Response::new(self.describe(request.into_inner()).await))
+    }
+
+    async fn add_member(
+        &self,
+        request: Request<v1::AddMemberRequest>,
+    ) -> Result<Response<v1::MembersReply>, Status> {
+        self.take_in(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<v1::RemoveMemberRequest>,
+    ) -> Result<Response<v1::MembersReply>, Status> {
+        self.take_out(request.into_inner()).await.map(Response::new)
+    }
+}

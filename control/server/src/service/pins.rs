@@ -1,0 +1,122 @@
+//! What owners of pins ask. Writes answer with the pin as it stands once the log has it; reads go through the
+//! leader, which answers for everything acknowledged before, unless the caller settles for one member's view.
+
+use mainstay_proto::convert::{pin_from_wire, pin_to_wire, u128_from_wire};
+use mainstay_proto::v1;
+use mainstay_state::{Machine, Outcome, Pin};
+use mainstay_types::{Command, LogIndex, PinId, TenantId};
+use tonic::Status;
+
+use super::{Service, refuse, unexpected};
+
+/// Pins in one answer.
+const LIST_MAX: usize = 1000;
+
+impl Service {
+    pub(super) async fn put_pin(&self, request: v1::PutPin) -> Result<v1::PinReply, Status> {
+        let request = pin_from_wire(&request)?;
+        let blocks_max = self.group.read(|m| m.limits().pin_blocks_max) as usize;
+        if request.blocks.len() > blocks_max {
+            return Err(Status::invalid_argument(format!(
+                "a pin of {} blocks is larger than {blocks_max}",
+                request.blocks.len()
+            )));
+        }
+        let id = request.id;
+        self.change(id, Command::PutPin(request)).await
+    }
+
+    pub(super) async fn prolong_pin(&self, request: v1::ExtendPin) -> Result<v1::PinReply, Status> {
+        let id = PinId(u128_from_wire(&request.id, "id")?);
+        self.change(id, Command::ExtendPin { id, ttl_ms: request.ttl_ms }).await
+    }
+
+    pub(super) async fn give_pin_back(
+        &self,
+        request: v1::ReleasePin,
+    ) -> Result<v1::PinReply, Status> {
+        let id = PinId(u128_from_wire(&request.id, "id")?);
+        self.change(id, Command::ReleasePin { id }).await
+    }
+
+    async fn change(&self, id: PinId, command: Command) -> Result<v1::PinReply, Status> {
+        let (at, outcome) = self.group.propose(command).await.map_err(refuse)?;
+        let Outcome::Pin { state, expires_ms, .. } = outcome else {
+            return Err(unexpected(&outcome));
+        };
+        // The entry's own outcome counts, not what a later entry may have made of the pin meanwhile.
+        let pin = self.group.read(|m| {
+            m.pin(id).map(|pin| {
+                let mut wire = pin_on_wire(m, pin);
+                state.name().clone_into(&mut wire.state);
+                wire.ttl_left_ms = left_ms(m, pin.is_live(), expires_ms);
+                wire
+            })
+        });
+        let pin = pin.ok_or_else(|| Status::not_found(format!("pin {id} has ended meanwhile")))?;
+        Ok(v1::PinReply { pin: Some(pin), log_index: at.0 })
+    }
+
+    pub(super) async fn read_pin(
+        &self,
+        request: v1::GetPinRequest,
+    ) -> Result<v1::PinReply, Status> {
+        let id = PinId(u128_from_wire(&request.id, "id")?);
+        let look = |m: &Machine| (m.applied(), m.pin(id).map(|pin| pin_on_wire(m, pin)));
+        let (at, pin) = self.look(request.local, look).await?;
+        let pin = pin.ok_or_else(|| Status::not_found(format!("no pin {id}")))?;
+        Ok(v1::PinReply { pin: Some(pin), log_index: at.0 })
+    }
+
+    pub(super) async fn read_pins(
+        &self,
+        request: v1::ListPinsRequest,
+    ) -> Result<v1::ListPinsReply, Status> {
+        let tenant = match request.tenant.as_str() {
+            "" => None,
+            text => {
+                Some(TenantId::new(text).ok_or(Status::invalid_argument("tenant is malformed"))?)
+            }
+        };
+        let limit = match request.limit as usize {
+            0 => LIST_MAX,
+            asked => asked.min(LIST_MAX),
+        };
+        let look = |m: &Machine| {
+            let pins = m.pins().filter(|pin| {
+                (request.all_states || pin.is_live())
+                    && tenant.as_ref().is_none_or(|t| *t == pin.request.tenant)
+            });
+            (m.applied(), pins.take(limit).map(|pin| pin_on_wire(m, pin)).collect())
+        };
+        let (LogIndex(log_index), pins) = self.look(request.local, look).await?;
+        Ok(v1::ListPinsReply { pins, log_index })
+    }
+
+    async fn look<T>(&self, local: bool, look: impl FnOnce(&Machine) -> T) -> Result<T, Status> {
+        if local {
+            return Ok(self.group.read(look));
+        }
+        self.group.read_linearizable(look).await.map_err(refuse)
+    }
+}
+
+fn left_ms(machine: &Machine, live: bool, expires_ms: u64) -> u64 {
+    if live { expires_ms.saturating_sub(machine.time().now_ms) } else { 0 }
+}
+
+fn pin_on_wire(machine: &Machine, pin: &Pin) -> v1::Pin {
+    let holders = pin.holders.iter().map(|(worker, blocks_held)| v1::PinHolder {
+        worker: worker.0,
+        name: machine.worker(*worker).map(|w| w.name.clone()).unwrap_or_default(),
+        blocks_held: *blocks_held,
+    });
+    v1::Pin {
+        request: Some(pin_to_wire(&pin.request)),
+        state: pin.state.name().to_owned(),
+        ttl_left_ms: left_ms(machine, pin.is_live(), pin.expires_ms),
+        holders: holders.collect(),
+        created_index: pin.created_index.0,
+        reason: pin.reason.clone(),
+    }
+}

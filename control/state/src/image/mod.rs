@@ -1,0 +1,102 @@
+//! The state as bytes: what snapshots hold and what a watcher gets first.
+//!
+//! Little-endian, a version byte first, a 128-bit checksum last. Everything is written in sorted order and read
+//! back only in that order, so that equal states have equal bytes and no two images mean the same state.
+//! Reading trusts nothing: counts are held against the limits and against the bytes that are left before
+//! anything is reserved, and what can be derived (a live pin's state, budgets, digests) is derived, not read.
+
+mod read;
+mod sink;
+mod source;
+mod write;
+
+use thiserror::Error;
+
+use crate::limits::Limits;
+use crate::machine::Machine;
+use sink::{Sink, StateHasher, checksum};
+use source::Source;
+
+/// The first byte of every image.
+pub const IMAGE_VERSION: u8 = 1;
+
+const CHECKSUM_BYTES: usize = 16;
+const WITH_BLOCKS: u8 = 1;
+const WITHOUT_BLOCKS: u8 = 0;
+
+/// Why bytes are not an image of a state.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ImageError {
+    /// Fewer bytes than it takes.
+    #[error("image is cut short; fetch it again")]
+    Truncated,
+    /// Written by another version.
+    #[error(
+        "image has version {0}, this program reads version {IMAGE_VERSION}; upgrade all members alike"
+    )]
+    Version(u8),
+    /// The bytes changed on their way.
+    #[error("image fails its checksum; fetch it again")]
+    Checksum,
+    /// More than the limits allow.
+    #[error("image holds {count} {what}, the limit is {limit}; run all members with equal limits")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many there are.
+        count: u64,
+        /// How many there may be.
+        limit: u64,
+    },
+    /// A value that no machine writes.
+    #[error("image has an impossible {0}")]
+    Invalid(&'static str),
+}
+
+pub(crate) fn encode(machine: &Machine, with_blocks: bool) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.u8(IMAGE_VERSION);
+    bytes.u8(if with_blocks { WITH_BLOCKS } else { WITHOUT_BLOCKS });
+    write::state(&mut bytes, machine);
+    if with_blocks {
+        write::blocks(&mut bytes, &machine.index);
+    }
+    let sum = checksum(&bytes);
+    bytes.u128(sum);
+    bytes
+}
+
+pub(crate) fn digest(machine: &Machine) -> u128 {
+    let mut hasher = StateHasher::new();
+    write::state(&mut hasher, machine);
+    write::block_digests(&mut hasher, &machine.index);
+    hasher.finish()
+}
+
+pub(crate) fn decode(bytes: &[u8], limits: Limits) -> Result<Machine, ImageError> {
+    let version = *bytes.first().ok_or(ImageError::Truncated)?;
+    if version != IMAGE_VERSION {
+        return Err(ImageError::Version(version));
+    }
+    let body_bytes = bytes.len().checked_sub(CHECKSUM_BYTES).ok_or(ImageError::Truncated)?;
+    let (body, sum) = bytes.split_at(body_bytes);
+    if checksum(body).to_le_bytes() != sum {
+        return Err(ImageError::Checksum);
+    }
+    let mut source = Source::new(body);
+    source.u8()?;
+    let with_blocks = match source.u8()? {
+        WITH_BLOCKS => true,
+        WITHOUT_BLOCKS => false,
+        _ => return Err(ImageError::Invalid("kind")),
+    };
+    let mut machine = read::state(&mut source, limits)?;
+    if with_blocks {
+        read::blocks(&mut source, &mut machine)?;
+    }
+    source.end()?;
+    Ok(machine)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,320 @@
+//! The reading half of the image: checks all that a machine guarantees, so that a state that was read is as good
+//! as one that was built.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mainstay_index::{BlockIndex, BlockView, Holder, RestoreError, TierSet};
+use mainstay_types::{
+    ClusterTime, Epoch, EventSequence, FenceCause, HashKey, LogIndex, ModelSpec, NamespaceId,
+    PinId, PinRequest, PinState, SequenceHash, SessionId, TenantId, Tenure, WorkerId,
+};
+
+use super::ImageError;
+use super::source::Source;
+use super::write::{WORKER_LEASE_EXPIRED, WORKER_LEFT, WORKER_LIVE};
+use crate::limits::Limits;
+use crate::machine::Machine;
+use crate::pins::{ENDED_BLOCKS_MAX, ENDED_PINS_MAX, Pin, Pins};
+use crate::workers::{
+    ADDRESS_BYTES_MAX, MODEL_BYTES_MAX, NAME_BYTES_MAX, Worker, WorkerState, Workers, text_is_fine,
+};
+
+const REASON_BYTES_MAX: usize = 256;
+/// The least that one element takes, with the shortest texts and lists that are allowed.
+const WORKER_BYTES_MIN: usize = 88;
+const PIN_BYTES_MIN: usize = 124;
+const BLOCK_BYTES_MIN: usize = 45;
+const HOLDER_BYTES: usize = 5;
+const GROUP_BYTES_MIN: usize = 24;
+
+/// Everything but the block index.
+pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, ImageError> {
+    let applied = LogIndex(source.u64()?);
+    let time = read_time(source)?;
+    let hash_key = match source.flag("hash key")? {
+        true => Some(HashKey(source.array()?)),
+        false => None,
+    };
+    let last_id = source.u32()?;
+    let count = source.count("workers", u64::from(limits.workers_max), WORKER_BYTES_MIN)?;
+    let mut workers = Vec::with_capacity(count);
+    for _ in 0..count {
+        workers.push(read_worker(source)?);
+    }
+    check_workers(&workers, last_id, applied)?;
+    let live_workers: BTreeSet<WorkerId> =
+        workers.iter().filter(|w| w.is_live()).map(|w| w.id).collect();
+    let pins = read_pins(source, &limits, applied, time, &live_workers)?;
+    Ok(Machine {
+        limits,
+        applied,
+        time,
+        hash_key,
+        workers: Workers::restore(last_id, workers),
+        pins,
+        index: BlockIndex::new(limits.index_blocks_max),
+    })
+}
+
+fn read_time(source: &mut Source<'_>) -> Result<ClusterTime, ImageError> {
+    let now_ms = source.u64()?;
+    let tenure = Tenure { term: source.u64()?, node: source.u64()?, boot: source.u64()? };
+    Ok(ClusterTime { now_ms, tenure, mono_ms: source.u64()? })
+}
+
+fn read_worker(source: &mut Source<'_>) -> Result<Worker, ImageError> {
+    let id = WorkerId(source.u32()?);
+    let name = read_text(source, "worker name", 1, NAME_BYTES_MAX)?;
+    let address = read_text(source, "worker address", 1, ADDRESS_BYTES_MAX)?;
+    let epoch = Epoch(source.u64()?);
+    let incarnation = source.u64()?;
+    let model = ModelSpec {
+        name: read_text(source, "model name", 1, MODEL_BYTES_MAX)?,
+        revision: read_text(source, "model revision", 0, MODEL_BYTES_MAX)?,
+        block_tokens: source.u32()?,
+        context_tokens_max: source.u32()?,
+    };
+    let blocks_total = source.u64()?;
+    let state = match source.u8()? {
+        WORKER_LIVE => WorkerState::Live,
+        WORKER_LEASE_EXPIRED => WorkerState::Fenced(FenceCause::LeaseExpired),
+        WORKER_LEFT => WorkerState::Fenced(FenceCause::Left),
+        _ => return Err(ImageError::Invalid("worker state")),
+    };
+    let next_sequence = EventSequence(source.u64()?);
+    let changed_index = LogIndex(source.u64()?);
+    if epoch.0 == 0 || next_sequence.0 == 0 || model.block_tokens == 0 {
+        return Err(ImageError::Invalid("worker"));
+    }
+    Ok(Worker {
+        id,
+        name,
+        address,
+        epoch,
+        incarnation,
+        model,
+        blocks_total,
+        state,
+        next_sequence,
+        changed_index,
+    })
+}
+
+fn read_text(
+    source: &mut Source<'_>,
+    what: &'static str,
+    bytes_min: usize,
+    bytes_max: usize,
+) -> Result<String, ImageError> {
+    let text = source.text(what, bytes_max)?;
+    if text_is_fine(text, bytes_min, bytes_max) {
+        Ok(text.to_owned())
+    } else {
+        Err(ImageError::Invalid(what))
+    }
+}
+
+fn check_workers(workers: &[Worker], last_id: u32, applied: LogIndex) -> Result<(), ImageError> {
+    let sorted = workers.windows(2).all(|pair| pair[0].id < pair[1].id);
+    let numbered = workers.iter().all(|w| (1..=last_id).contains(&w.id.0));
+    let past = workers.iter().all(|w| w.changed_index <= applied);
+    let names: BTreeSet<&str> = workers.iter().map(|w| w.name.as_str()).collect();
+    if sorted && numbered && past && names.len() == workers.len() {
+        Ok(())
+    } else {
+        Err(ImageError::Invalid("table of workers"))
+    }
+}
+
+fn read_pins(
+    source: &mut Source<'_>,
+    limits: &Limits,
+    applied: LogIndex,
+    time: ClusterTime,
+    live_workers: &BTreeSet<WorkerId>,
+) -> Result<Pins, ImageError> {
+    let count = source.count("live pins", u64::from(limits.pins_max), PIN_BYTES_MIN)?;
+    let mut live: Vec<Pin> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut pin = read_pin(source, limits, applied)?;
+        let keepers = pin.holders.keys().all(|id| live_workers.contains(id));
+        let was_active = pin.ever_active;
+        pin.derive_state();
+        let known = pin.ever_active == was_active && pin.expires_ms > time.now_ms;
+        if !keepers || !known {
+            return Err(ImageError::Invalid("live pin"));
+        }
+        live.push(pin);
+    }
+    if !live.windows(2).all(|pair| pair[0].request.id < pair[1].request.id) {
+        return Err(ImageError::Invalid("order of pins"));
+    }
+    let count = source.count("ended pins", ENDED_PINS_MAX as u64, PIN_BYTES_MIN)?;
+    let mut ended: Vec<Pin> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut pin = read_pin(source, limits, applied)?;
+        let released = source.flag("pin state")?;
+        pin.state = if released { PinState::Released } else { PinState::Expired };
+        pin.reason = read_text(source, "reason", 1, REASON_BYTES_MAX)?;
+        if !pin.holders.is_empty() {
+            return Err(ImageError::Invalid("ended pin"));
+        }
+        ended.push(pin);
+    }
+    check_pins(&live, &ended, limits)?;
+    Ok(Pins::restore(live, ended))
+}
+
+fn check_pins(live: &[Pin], ended: &[Pin], limits: &Limits) -> Result<(), ImageError> {
+    let ids: BTreeSet<PinId> = live.iter().chain(ended).map(|pin| pin.request.id).collect();
+    if ids.len() != live.len() + ended.len() {
+        return Err(ImageError::Invalid("pin, it is there twice"));
+    }
+    let blocks = |pins: &[Pin]| pins.iter().map(|pin| pin.request.blocks.len() as u64).sum::<u64>();
+    for (what, count, limit) in [
+        ("pinned blocks", blocks(live), limits.pinned_blocks_max),
+        ("blocks of ended pins", blocks(ended), ENDED_BLOCKS_MAX),
+    ] {
+        if count > limit {
+            return Err(ImageError::TooMany { what, count, limit });
+        }
+    }
+    Ok(())
+}
+
+fn read_pin(
+    source: &mut Source<'_>,
+    limits: &Limits,
+    applied: LogIndex,
+) -> Result<Pin, ImageError> {
+    let request = read_request(source, limits)?;
+    let (created_ms, expires_ms) = (source.u64()?, source.u64()?);
+    let (created_index, changed_index) = (LogIndex(source.u64()?), LogIndex(source.u64()?));
+    let ever_active = source.flag("pin")?;
+    let holders = read_holders(source, limits, request.blocks.len())?;
+    if created_index > changed_index || changed_index > applied || created_ms > expires_ms {
+        return Err(ImageError::Invalid("pin"));
+    }
+    Ok(Pin {
+        request,
+        state: PinState::Pending,
+        created_ms,
+        expires_ms,
+        created_index,
+        changed_index,
+        holders,
+        ever_active,
+        reason: String::new(),
+    })
+}
+
+fn read_request(source: &mut Source<'_>, limits: &Limits) -> Result<PinRequest, ImageError> {
+    let id = PinId(source.u128()?);
+    let tenant = TenantId::new(source.text("tenant", TenantId::BYTES_MAX)?);
+    let tenant = tenant.ok_or(ImageError::Invalid("tenant"))?;
+    let namespace = NamespaceId(source.u128()?);
+    let owner = match source.flag("owner")? {
+        true => {
+            let owner = SessionId::new(source.text("owner", SessionId::BYTES_MAX)?);
+            Some(owner.ok_or(ImageError::Invalid("owner"))?)
+        }
+        false => None,
+    };
+    let count = source.count("blocks of a pin", u64::from(limits.pin_blocks_max), 16)?;
+    let mut blocks = Vec::with_capacity(count);
+    for _ in 0..count {
+        blocks.push(SequenceHash(source.u128()?));
+    }
+    let prefix_tokens = source.u32()?;
+    let ttl_ms = source.u64()?;
+    let priority = source.u8()?;
+    let copies_min = source.u32()?;
+    if blocks.is_empty() || ttl_ms == 0 || priority > 100 || copies_min == 0 {
+        return Err(ImageError::Invalid("pin request"));
+    }
+    Ok(PinRequest {
+        id,
+        tenant,
+        namespace,
+        owner,
+        blocks,
+        prefix_tokens,
+        ttl_ms,
+        priority,
+        copies_min,
+    })
+}
+
+fn read_holders(
+    source: &mut Source<'_>,
+    limits: &Limits,
+    blocks: usize,
+) -> Result<BTreeMap<WorkerId, u32>, ImageError> {
+    let count = source.count("holders of a pin", u64::from(limits.workers_max), 8)?;
+    let mut holders = BTreeMap::new();
+    for _ in 0..count {
+        let (worker, held) = (WorkerId(source.u32()?), source.u32()?);
+        let next = holders.last_key_value().is_none_or(|(last, _)| *last < worker);
+        if !next || held == 0 || held as usize > blocks {
+            return Err(ImageError::Invalid("holder of a pin"));
+        }
+        holders.insert(worker, held);
+    }
+    Ok(holders)
+}
+
+/// The block index, into the machine whose workers hold the blocks.
+pub(super) fn blocks(source: &mut Source<'_>, machine: &mut Machine) -> Result<(), ImageError> {
+    let limit = machine.limits.index_blocks_max;
+    machine.index.restore_refused(source.u64()?);
+    let groups = source.count("namespaces", limit, GROUP_BYTES_MIN)?;
+    let mut last_namespace = None;
+    for _ in 0..groups {
+        let namespace = NamespaceId(source.u128()?);
+        let count = source.count("blocks", limit, BLOCK_BYTES_MIN)?;
+        if count == 0 || last_namespace.is_some_and(|last| last >= namespace) {
+            return Err(ImageError::Invalid("namespace"));
+        }
+        last_namespace = Some(namespace);
+        let mut last_hash = None;
+        for _ in 0..count {
+            let hash = read_block(source, machine, namespace)?;
+            if last_hash.is_some_and(|last| last >= hash) {
+                return Err(ImageError::Invalid("order of blocks"));
+            }
+            last_hash = Some(hash);
+        }
+    }
+    Ok(())
+}
+
+fn read_block(
+    source: &mut Source<'_>,
+    machine: &mut Machine,
+    namespace: NamespaceId,
+) -> Result<SequenceHash, ImageError> {
+    let hash = SequenceHash(source.u128()?);
+    let parent = SequenceHash(source.u128()?);
+    let limit = u64::from(machine.limits.workers_max);
+    let count = source.count("holders of a block", limit, HOLDER_BYTES)?;
+    let mut holders = Vec::with_capacity(count);
+    for _ in 0..count {
+        let worker = WorkerId(source.u32()?);
+        let tiers = TierSet::from_bits(source.u8()?).ok_or(ImageError::Invalid("tier"))?;
+        if !machine.workers.get(worker).is_some_and(Worker::is_live) {
+            return Err(ImageError::Invalid("holder of a block"));
+        }
+        holders.push(Holder { worker, tiers });
+    }
+    let view = BlockView { hash, parent, namespace, holders: &holders };
+    machine.index.restore(view).map_err(|error| match error {
+        RestoreError::Full => ImageError::TooMany {
+            what: "blocks",
+            count: machine.index.held_count().saturating_add(holders.len() as u64),
+            limit: machine.limits.index_blocks_max,
+        },
+        RestoreError::Twice => ImageError::Invalid("block, it is there twice"),
+        RestoreError::Holders => ImageError::Invalid("holders of a block"),
+    })?;
+    Ok(hash)
+}

@@ -1,0 +1,121 @@
+//! The writing half of the image: the same order as `read`, field by field.
+
+use mainstay_index::BlockIndex;
+use mainstay_types::{FenceCause, PinState};
+
+use super::sink::Sink;
+use crate::machine::Machine;
+use crate::pins::Pin;
+use crate::workers::{Worker, WorkerState};
+
+pub(super) const WORKER_LIVE: u8 = 0;
+pub(super) const WORKER_LEASE_EXPIRED: u8 = 1;
+pub(super) const WORKER_LEFT: u8 = 2;
+
+/// Everything but the block index.
+pub(super) fn state(sink: &mut impl Sink, machine: &Machine) {
+    sink.u64(machine.applied.0);
+    let time = machine.time;
+    for value in [time.now_ms, time.tenure.term, time.tenure.node, time.tenure.boot, time.mono_ms] {
+        sink.u64(value);
+    }
+    sink.flag(machine.hash_key.is_some());
+    if let Some(key) = machine.hash_key {
+        sink.put(&key.0);
+    }
+    sink.u32(machine.workers.last_id());
+    sink.count(machine.workers.len());
+    for worker in machine.workers.iter() {
+        write_worker(sink, worker);
+    }
+    sink.count(machine.pins.live_count());
+    for pin in machine.pins.live() {
+        write_pin(sink, pin);
+    }
+    sink.count(machine.pins.ended().len());
+    for pin in machine.pins.ended().filter_map(|id| machine.pins.get(*id)) {
+        write_pin(sink, pin);
+        sink.flag(pin.state == PinState::Released);
+        sink.text(&pin.reason);
+    }
+}
+
+fn write_worker(sink: &mut impl Sink, worker: &Worker) {
+    sink.u32(worker.id.0);
+    sink.text(&worker.name);
+    sink.text(&worker.address);
+    sink.u64(worker.epoch.0);
+    sink.u64(worker.incarnation);
+    sink.text(&worker.model.name);
+    sink.text(&worker.model.revision);
+    sink.u32(worker.model.block_tokens);
+    sink.u32(worker.model.context_tokens_max);
+    sink.u64(worker.blocks_total);
+    sink.u8(match worker.state {
+        WorkerState::Live => WORKER_LIVE,
+        WorkerState::Fenced(FenceCause::LeaseExpired) => WORKER_LEASE_EXPIRED,
+        WorkerState::Fenced(FenceCause::Left) => WORKER_LEFT,
+    });
+    sink.u64(worker.next_sequence.0);
+    sink.u64(worker.changed_index.0);
+}
+
+/// What live and ended pins have in common. A live pin's state follows from its holders and is not written.
+fn write_pin(sink: &mut impl Sink, pin: &Pin) {
+    let request = &pin.request;
+    sink.u128(request.id.0);
+    sink.text(request.tenant.as_str());
+    sink.u128(request.namespace.0);
+    sink.flag(request.owner.is_some());
+    if let Some(owner) = &request.owner {
+        sink.text(owner.as_str());
+    }
+    sink.count(request.blocks.len());
+    for hash in &request.blocks {
+        sink.u128(hash.0);
+    }
+    sink.u32(request.prefix_tokens);
+    sink.u64(request.ttl_ms);
+    sink.u8(request.priority);
+    sink.u32(request.copies_min);
+    for value in [pin.created_ms, pin.expires_ms, pin.created_index.0, pin.changed_index.0] {
+        sink.u64(value);
+    }
+    sink.flag(pin.ever_active);
+    sink.count(pin.holders.len());
+    for (worker, held) in &pin.holders {
+        sink.u32(worker.0);
+        sink.u32(*held);
+    }
+}
+
+/// The block index, one group per namespace.
+pub(super) fn blocks(sink: &mut impl Sink, index: &BlockIndex) {
+    sink.u64(index.refused_blocks());
+    let all = index.blocks();
+    let groups: Vec<_> = all.chunk_by(|a, b| a.namespace == b.namespace).collect();
+    sink.count(groups.len());
+    for group in groups {
+        sink.u128(group.first().map_or(0, |view| view.namespace.0));
+        sink.count(group.len());
+        for view in group {
+            sink.u128(view.hash.0);
+            sink.u128(view.parent.0);
+            sink.count(view.holders.len());
+            for holder in view.holders {
+                sink.u32(holder.worker.0);
+                sink.u8(holder.tiers.bits());
+            }
+        }
+    }
+}
+
+/// What stands for the block index in a digest.
+pub(super) fn block_digests(sink: &mut impl Sink, index: &BlockIndex) {
+    sink.u64(index.refused_blocks());
+    for worker in index.workers() {
+        sink.u32(worker.0);
+        sink.u64(index.worker_block_count(worker));
+        sink.u128(index.digest(worker));
+    }
+}

@@ -1,0 +1,51 @@
+//! How big the replicated state may get.
+//!
+//! Limits are part of the machine's rules: all members must run with equal ones, or the same log would lead to
+//! different states. That is why they are one value that a cluster sets once, and not scattered constants.
+
+/// The limits of one cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Workers that are remembered, fenced ones included; the longest fenced one makes room for a new one.
+    pub workers_max: u32,
+    /// Live pins of all tenants.
+    pub pins_max: u32,
+    /// Live pins of one tenant.
+    pub pins_per_tenant_max: u32,
+    /// Blocks of one pin.
+    pub pin_blocks_max: u32,
+    /// Blocks of all live pins, each pin counted in full: what the pins cost in memory.
+    pub pinned_blocks_max: u64,
+    /// Different blocks that one tenant's live pins name; a block in several pins counts once.
+    pub pinned_blocks_per_tenant_max: u64,
+    /// The longest TTL of a pin.
+    pub ttl_ms_max: u64,
+    /// Blocks in the index, each counted once per worker that holds it.
+    pub index_blocks_max: u64,
+}
+
+impl Limits {
+    /// Limits for a cluster of ordinary size: pins and index stay within a few gigabytes when all are reached.
+    ///
+    /// 4,096 workers; 65,536 pins, 16,384 a tenant; 131,072 blocks a pin (two million tokens at 16 a block);
+    /// 8,388,608 pinned blocks, 1,048,576 a tenant; a TTL of a day; 16,777,216 blocks in the index.
+    #[must_use]
+    pub const fn standard() -> Self {
+        Self {
+            workers_max: 4_096,
+            pins_max: 65_536,
+            pins_per_tenant_max: 16_384,
+            pin_blocks_max: 131_072,
+            pinned_blocks_max: 8_388_608,
+            pinned_blocks_per_tenant_max: 1_048_576,
+            ttl_ms_max: 24 * 60 * 60 * 1_000,
+            index_blocks_max: 16_777_216,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self::standard()
+    }
+}

@@ -1,0 +1,247 @@
+//! The machine: one log entry in, one outcome out.
+//!
+//! Each entry first moves time by its stamp and ends the pins whose time is over, then carries out its command.
+//! So whether a pin lives at a log index never depends on who asks, or on when the member got there.
+
+use mainstay_index::BlockIndex;
+use mainstay_types::{
+    ClusterTime, Command, Epoch, ErrorCode, EventFrame, EventSequence, FenceCause, HashKey,
+    LogIndex, PinId, Proposal, TenantId, WorkerId,
+};
+
+use crate::image::{self, ImageError};
+use crate::limits::Limits;
+use crate::outcome::{Outcome, Refusal};
+use crate::pins::{Pin, Pins};
+use crate::workers::{Registration, Worker, Workers};
+
+/// The whole replicated state.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    pub(crate) limits: Limits,
+    pub(crate) applied: LogIndex,
+    pub(crate) time: ClusterTime,
+    pub(crate) hash_key: Option<HashKey>,
+    pub(crate) workers: Workers,
+    pub(crate) pins: Pins,
+    pub(crate) index: BlockIndex,
+}
+
+impl Machine {
+    /// The state before the first entry. All members must have equal limits.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            applied: LogIndex(0),
+            time: ClusterTime::default(),
+            hash_key: None,
+            workers: Workers::default(),
+            pins: Pins::default(),
+            index: BlockIndex::new(limits.index_blocks_max),
+        }
+    }
+
+    /// Applies the entry at `index`. Indexes may be skipped (Raft has entries of its own) but never go back:
+    /// an entry that was applied before is refused and changes nothing. Entries count from 1.
+    pub fn apply(&mut self, index: LogIndex, proposal: &Proposal) -> Outcome {
+        if index <= self.applied {
+            let message = format!("log index {index} comes after {} was applied", self.applied);
+            return Refusal::new(ErrorCode::FailedPrecondition, message).into();
+        }
+        self.applied = index;
+        self.time = self.time.advance(proposal.stamp);
+        self.pins.expire(index, self.time.now_ms);
+        self.run(index, &proposal.command).unwrap_or_else(Outcome::from)
+    }
+
+    fn run(&mut self, index: LogIndex, command: &Command) -> Result<Outcome, Refusal> {
+        match command {
+            Command::Tick => Ok(Outcome::Ticked),
+            Command::Bootstrap { hash_key } => self.bootstrap(HashKey(*hash_key)),
+            Command::RegisterWorker { name, address, incarnation, model, blocks_total } => {
+                let registration = Registration {
+                    name,
+                    address,
+                    incarnation: *incarnation,
+                    model,
+                    blocks_total: *blocks_total,
+                };
+                self.register(index, &registration)
+            }
+            Command::FenceWorker { worker, epoch, cause } => {
+                self.fence(index, *worker, *epoch, *cause)
+            }
+            Command::Blocks(frame) => self.take_frame(frame),
+            Command::PutPin(request) => self.pins.put(index, self.time, &self.limits, request),
+            Command::ExtendPin { id, ttl_ms } => {
+                self.pins.extend(index, self.time, &self.limits, *id, *ttl_ms)
+            }
+            Command::ReleasePin { id } => self.pins.release(index, *id),
+            Command::ReportPin { worker, epoch, id, blocks_held } => {
+                self.workers.live(*worker, *epoch)?;
+                self.pins.report(index, *worker, *id, *blocks_held)
+            }
+        }
+    }
+
+    fn bootstrap(&mut self, hash_key: HashKey) -> Result<Outcome, Refusal> {
+        match self.hash_key {
+            Some(known) if known != hash_key => Err(Refusal::new(
+                ErrorCode::AlreadyExists,
+                "the cluster has its hash key already; it cannot change",
+            )),
+            _ => {
+                self.hash_key = Some(hash_key);
+                Ok(Outcome::Bootstrapped { hash_key })
+            }
+        }
+    }
+
+    fn register(
+        &mut self,
+        index: LogIndex,
+        registration: &Registration<'_>,
+    ) -> Result<Outcome, Refusal> {
+        let registered = self.workers.register(index, self.limits.workers_max, registration)?;
+        if registered.fenced {
+            self.drop_holdings(index, registered.worker);
+        }
+        Ok(Outcome::Registered { worker: registered.worker, epoch: registered.epoch })
+    }
+
+    fn fence(
+        &mut self,
+        index: LogIndex,
+        worker: WorkerId,
+        epoch: Epoch,
+        cause: FenceCause,
+    ) -> Result<Outcome, Refusal> {
+        if self.workers.fence(index, worker, epoch, cause)? {
+            self.drop_holdings(index, worker);
+        }
+        Ok(Outcome::Fenced)
+    }
+
+    fn drop_holdings(&mut self, index: LogIndex, worker: WorkerId) {
+        self.index.remove_worker(worker);
+        self.pins.drop_worker(index, worker);
+    }
+
+    fn take_frame(&mut self, frame: &EventFrame) -> Result<Outcome, Refusal> {
+        let worker = self.workers.live(frame.worker, frame.epoch)?;
+        let expected = worker.next_sequence;
+        if frame.sequence == expected {
+            // At the end of all numbers the stream stands still rather than wrap or panic.
+            worker.next_sequence = EventSequence(expected.0.saturating_add(1));
+            for event in &frame.events {
+                self.index.apply(frame.worker, event);
+            }
+            let next_sequence = EventSequence(expected.0.saturating_add(1));
+            return Ok(Outcome::Blocks { next_sequence, accepted: true });
+        }
+        // An earlier one was applied already, so that its sender may forget it; a later one leaves a gap.
+        Ok(Outcome::Blocks { next_sequence: expected, accepted: frame.sequence < expected })
+    }
+
+    /// The limits that it was made with.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Cluster time at the last applied entry.
+    #[must_use]
+    pub fn time(&self) -> ClusterTime {
+        self.time
+    }
+
+    /// The last applied entry; 0 before the first.
+    #[must_use]
+    pub fn applied(&self) -> LogIndex {
+        self.applied
+    }
+
+    /// The cluster's key for block hashes, once it is set.
+    #[must_use]
+    pub fn hash_key(&self) -> Option<HashKey> {
+        self.hash_key
+    }
+
+    /// All workers that are remembered, fenced ones too, by id.
+    pub fn workers(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.iter()
+    }
+
+    /// One worker.
+    #[must_use]
+    pub fn worker(&self, id: WorkerId) -> Option<&Worker> {
+        self.workers.get(id)
+    }
+
+    /// The worker of that name.
+    #[must_use]
+    pub fn worker_named(&self, name: &str) -> Option<&Worker> {
+        self.workers.named(name)
+    }
+
+    /// All pins that are remembered, ended ones too, by id.
+    pub fn pins(&self) -> impl Iterator<Item = &Pin> {
+        self.pins.iter()
+    }
+
+    /// How many pins are live.
+    #[must_use]
+    pub fn live_pin_count(&self) -> usize {
+        self.pins.live_count()
+    }
+
+    /// How many different blocks a tenant's live pins name: what its budget is charged.
+    #[must_use]
+    pub fn tenant_pinned_blocks(&self, tenant: &TenantId) -> u64 {
+        self.pins.tenant_blocks(tenant)
+    }
+
+    /// One pin.
+    #[must_use]
+    pub fn pin(&self, id: PinId) -> Option<&Pin> {
+        self.pins.get(id)
+    }
+
+    /// The block index.
+    #[must_use]
+    pub fn index(&self) -> &BlockIndex {
+        &self.index
+    }
+
+    /// Equal on members with equal states. Blocks come in by their digest and count per worker, so that it costs
+    /// the number of workers and pinned blocks and not the number of all blocks.
+    #[must_use]
+    pub fn digest(&self) -> u128 {
+        image::digest(self)
+    }
+
+    /// The whole state as bytes; equal states give equal bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        image::encode(self, true)
+    }
+
+    /// The state without the block index, for readers that fill their index from streams.
+    #[must_use]
+    pub fn encode_without_blocks(&self) -> Vec<u8> {
+        image::encode(self, false)
+    }
+
+    /// Reads what [`Machine::encode`] or [`Machine::encode_without_blocks`] wrote; the latter leaves the index
+    /// empty. Any bytes are safe to hand in.
+    ///
+    /// # Errors
+    /// If the bytes are cut, altered, of another version, or hold more than the limits allow.
+    pub fn decode(bytes: &[u8], limits: Limits) -> Result<Self, ImageError> {
+        image::decode(bytes, limits)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,306 @@
+//! Pins: what is promised, to whom, until when, and who keeps it.
+//!
+//! A pin ends in three ways only: its time is over in cluster time, somebody releases it, or a later pin of its
+//! session takes its place. The last is allowed only to a pin that promises at least as much (the same blocks
+//! and maybe more, as long, on as many workers), so that no promise is ever cut short by accident; branches of a
+//! conversation are kept side by side, up to [`OWNER_PINS_MAX`]. Ended pins are remembered for a while, because a
+//! retry of a finished pin must not begin it anew, and because people ask what became of it.
+
+mod put;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use mainstay_types::{
+    ClusterTime, ErrorCode, LogIndex, NamespaceId, PinId, PinRequest, PinState, SequenceHash,
+    SessionId, TenantId, WorkerId,
+};
+
+use crate::limits::Limits;
+use crate::outcome::{Outcome, Refusal};
+
+/// Live pins that one session may have in one namespace: branches of its conversation.
+pub const OWNER_PINS_MAX: usize = 8;
+/// Ended pins that are remembered.
+pub const ENDED_PINS_MAX: usize = 1_024;
+/// Blocks of all ended pins that are remembered.
+pub const ENDED_BLOCKS_MAX: u64 = 1_048_576;
+
+/// A pin as the log knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    /// What was asked for.
+    pub request: PinRequest,
+    /// Where it stands.
+    pub state: PinState,
+    /// Cluster time when it was made.
+    pub created_ms: u64,
+    /// Cluster time when it ends.
+    pub expires_ms: u64,
+    /// The entry that made it.
+    pub created_index: LogIndex,
+    /// The entry that last changed its state, its end or its holders.
+    pub changed_index: LogIndex,
+    /// How many of its blocks each worker keeps; workers that keep none are not named.
+    pub holders: BTreeMap<WorkerId, u32>,
+    /// It was active at least once.
+    pub ever_active: bool,
+    /// Why it ended; empty while it lives.
+    pub reason: String,
+}
+
+impl Pin {
+    /// Whether its promise holds.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        !matches!(self.state, PinState::Expired | PinState::Released | PinState::Denied)
+    }
+
+    /// The state that the holders of a live pin amount to.
+    pub(crate) fn derive_state(&mut self) {
+        let blocks = self.request.blocks.len();
+        let whole = self.holders.values().filter(|held| **held as usize >= blocks).count();
+        self.state = if whole >= self.request.copies_min as usize {
+            self.ever_active = true;
+            PinState::Active
+        } else if self.ever_active {
+            PinState::Degraded
+        } else if self.holders.is_empty() {
+            PinState::Pending
+        } else {
+            PinState::Partial
+        };
+    }
+
+    pub(crate) fn outcome(&self) -> Outcome {
+        Outcome::Pin { id: self.request.id, state: self.state, expires_ms: self.expires_ms }
+    }
+
+    fn owner_key(&self) -> Option<OwnerKey> {
+        owner_key(&self.request)
+    }
+}
+
+/// Sessions are names within a tenant, and a session may talk to several models.
+type OwnerKey = (TenantId, SessionId, NamespaceId);
+
+fn owner_key(request: &PinRequest) -> Option<OwnerKey> {
+    let owner = request.owner.clone()?;
+    Some((request.tenant.clone(), owner, request.namespace))
+}
+
+/// What a tenant's live pins use of its budgets.
+#[derive(Debug, Clone, Default)]
+struct TenantUse {
+    pins: u32,
+    /// How many live pins name each block. Only counts are read, so its order is nowhere to be seen.
+    blocks: HashMap<SequenceHash, u32>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Pins {
+    all: BTreeMap<PinId, Pin>,
+    /// Live pins by their end.
+    expiries: BTreeSet<(u64, PinId)>,
+    /// Live pins with an owner, oldest first.
+    owners: BTreeMap<OwnerKey, BTreeSet<(LogIndex, PinId)>>,
+    tenants: BTreeMap<TenantId, TenantUse>,
+    live_blocks: u64,
+    /// Ended pins, the longest ended first.
+    ended: VecDeque<PinId>,
+    ended_blocks: u64,
+}
+
+impl Pins {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Pin> {
+        self.all.values()
+    }
+
+    pub(crate) fn live(&self) -> impl Iterator<Item = &Pin> {
+        self.all.values().filter(|pin| pin.is_live())
+    }
+
+    pub(crate) fn live_count(&self) -> usize {
+        self.expiries.len()
+    }
+
+    pub(crate) fn ended(&self) -> impl ExactSizeIterator<Item = &PinId> {
+        self.ended.iter()
+    }
+
+    pub(crate) fn get(&self, id: PinId) -> Option<&Pin> {
+        self.all.get(&id)
+    }
+
+    /// Different blocks that a tenant's live pins name.
+    pub(crate) fn tenant_blocks(&self, tenant: &TenantId) -> u64 {
+        self.tenants.get(tenant).map_or(0, |usage| usage.blocks.len() as u64)
+    }
+
+    /// Ends all pins whose time is over.
+    pub(crate) fn expire(&mut self, index: LogIndex, now_ms: u64) {
+        while let Some(&(expires_ms, id)) = self.expiries.first()
+            && expires_ms <= now_ms
+        {
+            self.end(index, id, PinState::Expired, "its time ended".to_owned());
+        }
+    }
+
+    /// Lets a pin end later; a TTL that would end it sooner changes nothing.
+    pub(crate) fn extend(
+        &mut self,
+        index: LogIndex,
+        time: ClusterTime,
+        limits: &Limits,
+        id: PinId,
+        ttl_ms: u64,
+    ) -> Result<Outcome, Refusal> {
+        put::check_ttl(ttl_ms, limits)?;
+        let pin = self.all.get_mut(&id).ok_or_else(|| unknown(id))?;
+        if !pin.is_live() {
+            return Err(Refusal::new(
+                ErrorCode::FailedPrecondition,
+                format!("pin {id} is {} already; make a new one", pin.state.name()),
+            ));
+        }
+        let later_ms = time.expiry(ttl_ms);
+        if later_ms > pin.expires_ms {
+            self.expiries.remove(&(pin.expires_ms, id));
+            self.expiries.insert((later_ms, id));
+            pin.expires_ms = later_ms;
+            pin.changed_index = index;
+        }
+        Ok(pin.outcome())
+    }
+
+    /// Ends a pin for its owner; one that ended before stays as it is.
+    pub(crate) fn release(&mut self, index: LogIndex, id: PinId) -> Result<Outcome, Refusal> {
+        let pin = self.all.get(&id).ok_or_else(|| unknown(id))?;
+        if !pin.is_live() {
+            return Ok(pin.outcome());
+        }
+        let expires_ms = pin.expires_ms;
+        self.end(index, id, PinState::Released, "released by its owner".to_owned());
+        Ok(Outcome::Pin { id, state: PinState::Released, expires_ms })
+    }
+
+    /// Notes how much of a pin a worker keeps. A report that meets an ended pin is late, not wrong.
+    pub(crate) fn report(
+        &mut self,
+        index: LogIndex,
+        worker: WorkerId,
+        id: PinId,
+        blocks_held: u32,
+    ) -> Result<Outcome, Refusal> {
+        let pin = self.all.get_mut(&id).ok_or_else(|| unknown(id))?;
+        let blocks = pin.request.blocks.len();
+        if blocks_held as usize > blocks {
+            return Err(Refusal::new(
+                ErrorCode::InvalidArgument,
+                format!("pin {id} has {blocks} blocks, {blocks_held} were reported"),
+            ));
+        }
+        if pin.is_live() && pin.holders.get(&worker).copied().unwrap_or(0) != blocks_held {
+            if blocks_held == 0 {
+                pin.holders.remove(&worker);
+            } else {
+                pin.holders.insert(worker, blocks_held);
+            }
+            pin.changed_index = index;
+            pin.derive_state();
+        }
+        Ok(Outcome::Reported)
+    }
+
+    /// Takes a worker out of all holders.
+    pub(crate) fn drop_worker(&mut self, index: LogIndex, worker: WorkerId) {
+        for pin in self.all.values_mut().filter(|pin| pin.is_live()) {
+            if pin.holders.remove(&worker).is_some() {
+                pin.changed_index = index;
+                pin.derive_state();
+            }
+        }
+    }
+
+    /// Puts a live pin in and books what it uses.
+    fn insert_live(&mut self, pin: Pin) {
+        let id = pin.request.id;
+        self.expiries.insert((pin.expires_ms, id));
+        if let Some(key) = pin.owner_key() {
+            self.owners.entry(key).or_default().insert((pin.created_index, id));
+        }
+        let usage = self.tenants.entry(pin.request.tenant.clone()).or_default();
+        usage.pins += 1;
+        for hash in &pin.request.blocks {
+            *usage.blocks.entry(*hash).or_insert(0) += 1;
+        }
+        self.live_blocks += pin.request.blocks.len() as u64;
+        self.all.insert(id, pin);
+    }
+
+    /// Ends a live pin, gives back what it used, and forgets the oldest ended ones beyond the limits.
+    fn end(&mut self, index: LogIndex, id: PinId, state: PinState, reason: String) {
+        let Some(pin) = self.all.get_mut(&id) else { return };
+        pin.state = state;
+        pin.reason = reason;
+        pin.changed_index = index;
+        pin.holders.clear();
+        self.expiries.remove(&(pin.expires_ms, id));
+        if let Some(key) = pin.owner_key()
+            && let Some(pins) = self.owners.get_mut(&key)
+        {
+            pins.remove(&(pin.created_index, id));
+            if pins.is_empty() {
+                self.owners.remove(&key);
+            }
+        }
+        if let Some(usage) = self.tenants.get_mut(&pin.request.tenant) {
+            usage.pins -= 1;
+            for hash in &pin.request.blocks {
+                if let Some(count) = usage.blocks.get_mut(hash) {
+                    *count -= 1;
+                    if *count == 0 {
+                        usage.blocks.remove(hash);
+                    }
+                }
+            }
+            if usage.pins == 0 {
+                self.tenants.remove(&pin.request.tenant);
+            }
+        }
+        let blocks = pin.request.blocks.len() as u64;
+        self.live_blocks -= blocks;
+        self.remember_ended(id, blocks);
+    }
+
+    fn remember_ended(&mut self, id: PinId, blocks: u64) {
+        self.ended.push_back(id);
+        self.ended_blocks += blocks;
+        while self.ended.len() > ENDED_PINS_MAX || self.ended_blocks > ENDED_BLOCKS_MAX {
+            let Some(oldest) = self.ended.pop_front() else { return };
+            if let Some(pin) = self.all.remove(&oldest) {
+                self.ended_blocks -= pin.request.blocks.len() as u64;
+            }
+        }
+    }
+
+    /// Rebuilds everything from an image's pins: live ones in any order, ended ones in the order of their end.
+    pub(crate) fn restore(live: Vec<Pin>, ended: Vec<Pin>) -> Self {
+        let mut pins = Self::default();
+        for pin in live {
+            pins.insert_live(pin);
+        }
+        for pin in ended {
+            pins.ended.push_back(pin.request.id);
+            pins.ended_blocks += pin.request.blocks.len() as u64;
+            pins.all.insert(pin.request.id, pin);
+        }
+        pins
+    }
+}
+
+fn unknown(id: PinId) -> Refusal {
+    Refusal::new(ErrorCode::NotFound, format!("no pin {id}; see mainstay pin ls --all"))
+}
+
+#[cfg(test)]
+mod tests;

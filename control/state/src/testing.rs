@@ -1,0 +1,175 @@
+//! What the tests of this crate share: a log with a clock, and random commands over small worlds, so that ids,
+//! sessions and prefixes meet often.
+
+use mainstay_types::{
+    BlockEvent, Command, Epoch, EventFrame, EventSequence, FenceCause, LogIndex, ModelSpec,
+    NamespaceId, PinId, PinRequest, Proposal, SequenceHash, SessionId, Stamp, TenantId, Tenure,
+    Tier, WorkerId,
+};
+use proptest::prelude::*;
+
+use crate::{Limits, Machine, Outcome};
+
+/// Limits small enough that random commands run into all of them.
+pub(crate) fn small_limits() -> Limits {
+    Limits {
+        workers_max: 4,
+        pins_max: 10,
+        pins_per_tenant_max: 7,
+        pin_blocks_max: 12,
+        pinned_blocks_max: 60,
+        pinned_blocks_per_tenant_max: 24,
+        ttl_ms_max: 10_000,
+        index_blocks_max: 40,
+    }
+}
+
+pub(crate) fn stamp(mono_ms: u64) -> Stamp {
+    let tenure = Tenure { term: 1, node: 1, boot: 1 };
+    Stamp { tenure, mono_ms, wall_ms: 1_000_000 + mono_ms }
+}
+
+/// A machine with a log that counts and a clock that the test moves.
+pub(crate) struct Log {
+    pub(crate) machine: Machine,
+    pub(crate) now_ms: u64,
+    index: u64,
+}
+
+impl Log {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { machine: Machine::new(limits), now_ms: 0, index: 0 }
+    }
+
+    pub(crate) fn apply(&mut self, command: Command) -> Outcome {
+        self.index += 1;
+        let proposal = Proposal { stamp: stamp(self.now_ms), command };
+        self.machine.apply(LogIndex(self.index), &proposal)
+    }
+
+    /// Moves the clock and tells the machine.
+    pub(crate) fn pass(&mut self, ms: u64) {
+        self.now_ms += ms;
+        assert_eq!(self.apply(Command::Tick), Outcome::Ticked);
+    }
+}
+
+pub(crate) fn register(name: &str, incarnation: u64) -> Command {
+    Command::RegisterWorker {
+        name: name.to_owned(),
+        address: "127.0.0.1:7000".to_owned(),
+        incarnation,
+        model: ModelSpec {
+            name: "tiny".to_owned(),
+            revision: "1".to_owned(),
+            block_tokens: 16,
+            context_tokens_max: 4_096,
+        },
+        blocks_total: 100,
+    }
+}
+
+pub(crate) fn fence(worker: u32, epoch: u64) -> Command {
+    let (worker, epoch) = (WorkerId(worker), Epoch(epoch));
+    Command::FenceWorker { worker, epoch, cause: FenceCause::LeaseExpired }
+}
+
+pub(crate) fn frame(worker: u32, epoch: u64, sequence: u64, events: Vec<BlockEvent>) -> Command {
+    let (worker, epoch, sequence) = (WorkerId(worker), Epoch(epoch), EventSequence(sequence));
+    Command::Blocks(EventFrame { worker, epoch, sequence, events })
+}
+
+pub(crate) fn report(worker: u32, epoch: u64, id: u128, blocks_held: u32) -> Command {
+    let (worker, epoch, id) = (WorkerId(worker), Epoch(epoch), PinId(id));
+    Command::ReportPin { worker, epoch, id, blocks_held }
+}
+
+/// The first `length` blocks of a branch of a conversation; branches part after two blocks.
+pub(crate) fn prefix(branch: u128, length: usize) -> Vec<SequenceHash> {
+    let hash = |depth: u128| if depth < 2 { depth } else { 100 * (branch + 1) + depth };
+    (0..length as u128).map(|depth| SequenceHash(hash(depth))).collect()
+}
+
+pub(crate) fn stored(blocks: Vec<SequenceHash>) -> BlockEvent {
+    let namespace = NamespaceId(9);
+    BlockEvent::Stored { namespace, parent: SequenceHash(9), blocks, tier: Tier::Device }
+}
+
+/// A pin of tenant `acme` and session `s`, for one worker and one second.
+pub(crate) fn pin(id: u128, blocks: Vec<SequenceHash>) -> PinRequest {
+    PinRequest {
+        id: PinId(id),
+        tenant: TenantId::new("acme").expect("a name"),
+        namespace: NamespaceId(9),
+        owner: SessionId::new("s"),
+        prefix_tokens: blocks.len() as u32 * 16,
+        blocks,
+        ttl_ms: 1_000,
+        priority: 50,
+        copies_min: 1,
+    }
+}
+
+fn request() -> impl Strategy<Value = PinRequest> {
+    let world = (0_u128..14, 0_u128..3, 1_usize..14, 0_usize..2, 0_usize..3);
+    let promise = (0_u64..4_000, 1_u32..3, prop_oneof![9 => Just(50_u8), 1 => 0_u8..110]);
+    (world, promise).prop_map(
+        |((id, branch, length, tenant, owner), (ttl_ms, copies_min, priority))| PinRequest {
+            tenant: TenantId::new(["acme", "zeta"][tenant]).expect("a name"),
+            owner: [None, SessionId::new("s"), SessionId::new("t")][owner].clone(),
+            ttl_ms,
+            priority,
+            copies_min,
+            ..pin(id, prefix(branch, length))
+        },
+    )
+}
+
+fn events() -> impl Strategy<Value = Vec<BlockEvent>> {
+    let store =
+        (0_u128..3, 0_usize..12).prop_map(|(branch, length)| stored(prefix(branch, length)));
+    let remove = (0_u128..3, 0_usize..12).prop_map(|(branch, at)| BlockEvent::Removed {
+        blocks: prefix(branch, 12).split_off(at),
+        tier: Tier::Device,
+    });
+    let event = prop_oneof![6 => store, 3 => remove, 1 => Just(BlockEvent::Cleared)];
+    proptest::collection::vec(event, 0..4)
+}
+
+pub(crate) fn command() -> impl Strategy<Value = Command> {
+    let registers = (0_usize..6, 0_u64..4).prop_map(|(name, incarnation)| {
+        register(["a", "b", "c", "d", "e", "f"][name], incarnation)
+    });
+    let frames = (1_u32..7, 1_u64..4, 0_u64..6, events())
+        .prop_map(|(worker, epoch, sequence, events)| frame(worker, epoch, sequence, events));
+    let pin_id = || (0_u128..14).prop_map(PinId);
+    prop_oneof![
+        1 => Just(Command::Tick),
+        1 => (0_u8..3).prop_map(|byte| Command::Bootstrap { hash_key: [byte; 16] }),
+        5 => registers,
+        2 => (1_u32..7, 0_u64..4).prop_map(|(worker, epoch)| fence(worker, epoch)),
+        6 => frames,
+        12 => request().prop_map(Command::PutPin),
+        2 => (pin_id(), 0_u64..11_000).prop_map(|(id, ttl_ms)| Command::ExtendPin { id, ttl_ms }),
+        2 => pin_id().prop_map(|id| Command::ReleasePin { id }),
+        8 => (1_u32..7, 1_u64..3, 0_u128..14, 0_u32..13)
+            .prop_map(|(worker, epoch, id, held)| report(worker, epoch, id, held)),
+    ]
+}
+
+/// A log of random commands, some milliseconds apart, led by one member after another.
+pub(crate) fn log(entries: usize) -> impl Strategy<Value = Vec<Proposal>> {
+    let entry = (command(), 0_u64..600, proptest::bool::weighted(0.05), 0_u64..500);
+    proptest::collection::vec(entry, 0..entries).prop_map(|entries| {
+        let (mut now_ms, mut term) = (10_000, 1);
+        let mut proposals = Vec::new();
+        for (command, passed_ms, elected, off_ms) in entries {
+            now_ms += passed_ms;
+            term += u64::from(elected);
+            let tenure = Tenure { term, node: term % 3, boot: 1 };
+            let stamp = Stamp { tenure, mono_ms: now_ms, wall_ms: now_ms - 250 + off_ms };
+            proposals.push(Proposal { stamp, command });
+        }
+        proposals
+    })
+}

@@ -1,0 +1,231 @@
+//! The conversation as typed blocks: the one form between three wire forms and one prompt.
+//!
+//! Blocks keep their kind all the way to the template, because retention, routing and the prompt
+//! all depend on what a piece of text is (system prompt, tool result, thinking). Two requests
+//! that mean the same give equal conversations whichever API carried them, so equal prompts and
+//! shared cache. There is no image block: bodies with images are refused while parsing.
+
+use crate::limits::BREAKPOINTS_MAX;
+
+/// Everything that shapes a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conversation {
+    /// The system prompt: whatever system or developer text came before the first turn.
+    pub system: Vec<Block>,
+    /// The turns, in order.
+    pub messages: Vec<Message>,
+    /// The functions the model may call.
+    pub tools: Vec<Tool>,
+    /// Whether and which tool must be called.
+    pub tool_choice: ToolChoice,
+    /// Whether several calls in one answer are welcome.
+    pub parallel_tool_calls: bool,
+}
+
+impl Default for Conversation {
+    fn default() -> Self {
+        Conversation {
+            system: Vec::new(),
+            messages: Vec::new(),
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            parallel_tool_calls: true,
+        }
+    }
+}
+
+impl Conversation {
+    /// Appends blocks said by `role`.
+    ///
+    /// Adjacent assistant messages and adjacent tool results become one message: the Responses
+    /// API sends each of their blocks as an item of its own, the other two send them together.
+    /// Users and systems keep their boundaries, which all three APIs express.
+    pub fn push(&mut self, role: Role, mut blocks: Vec<Block>) {
+        if blocks.is_empty() && role != Role::User {
+            return;
+        }
+        let joins = matches!(role, Role::Assistant | Role::Tool);
+        match self.messages.last_mut() {
+            Some(last) if joins && last.role == role => last.blocks.append(&mut blocks),
+            _ => self.messages.push(Message { role, blocks }),
+        }
+    }
+
+    /// Appends system text: to the system prompt before the first turn, in place after it.
+    pub fn push_system(&mut self, mut blocks: Vec<Block>) {
+        if self.messages.is_empty() {
+            self.system.append(&mut blocks);
+        } else {
+            self.push(Role::System, blocks);
+        }
+    }
+
+    /// The cache breakpoints, in prompt order (tools, system, messages).
+    ///
+    /// At most [`BREAKPOINTS_MAX`]: past it the last ones win, since harnesses move their
+    /// breakpoint forward each turn.
+    pub fn breakpoints(&self) -> Vec<Breakpoint> {
+        let tools = self.tools.iter().enumerate().filter_map(|(index, tool)| {
+            tool.cache_control.map(|cache| (Position::Tool { index }, cache))
+        });
+        let system = self.system.iter().enumerate().filter_map(|(index, block)| {
+            block.cache_control.map(|cache| (Position::System { index }, cache))
+        });
+        let messages = self.messages.iter().enumerate().flat_map(|(message, m)| {
+            m.blocks.iter().enumerate().filter_map(move |(block, b)| {
+                b.cache_control.map(|cache| (Position::Message { message, block }, cache))
+            })
+        });
+        let all: Vec<Breakpoint> = tools
+            .chain(system)
+            .chain(messages)
+            .map(|(position, cache)| Breakpoint { position, ttl_ms: cache.ttl_ms })
+            .collect();
+        all[all.len().saturating_sub(BREAKPOINTS_MAX)..].to_vec()
+    }
+}
+
+/// One turn's part: who spoke, and what.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    /// Who spoke.
+    pub role: Role,
+    /// What was said, in order. May be empty for a user who sent an empty string.
+    pub blocks: Vec<Block>,
+}
+
+/// Who a message comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Instructions in the middle of a conversation; those at its start are in
+    /// [`Conversation::system`].
+    System,
+    /// The user.
+    User,
+    /// The model.
+    Assistant,
+    /// Results of tool calls.
+    Tool,
+}
+
+/// One typed piece of a message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Block {
+    /// The piece itself.
+    pub content: Content,
+    /// A cache breakpoint after this block.
+    pub cache_control: Option<CacheControl>,
+}
+
+impl Block {
+    /// A text block without a breakpoint.
+    pub fn text(text: impl Into<String>) -> Block {
+        Block::from(Content::Text(text.into()))
+    }
+}
+
+impl From<Content> for Block {
+    fn from(content: Content) -> Block {
+        Block { content, cache_control: None }
+    }
+}
+
+/// What a block holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    /// Visible text.
+    Text(String),
+    /// The model's reasoning.
+    Thinking {
+        /// The reasoning itself.
+        text: String,
+        /// The opaque mark it was sent out with; carried, never checked.
+        signature: Option<String>,
+    },
+    /// A call the model made.
+    ToolCall {
+        /// Names the call; its result refers to it.
+        id: String,
+        /// The tool's name.
+        name: String,
+        /// JSON text, compact if it was a valid object, else as the client sent it.
+        arguments: String,
+    },
+    /// What a call returned.
+    ToolResult {
+        /// The call this answers.
+        call_id: String,
+        /// Text blocks.
+        blocks: Vec<Block>,
+        /// Whether the tool failed.
+        is_error: bool,
+    },
+}
+
+/// A wish to keep the prompt up to here cached for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheControl {
+    /// How long, within [`TTL_MS_MIN`](crate::limits::TTL_MS_MIN) and
+    /// [`TTL_MS_MAX`](crate::limits::TTL_MS_MAX).
+    pub ttl_ms: u64,
+}
+
+/// A [`CacheControl`] and where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breakpoint {
+    /// What the prefix reaches up to and includes.
+    pub position: Position,
+    /// How long to keep it.
+    pub ttl_ms: u64,
+}
+
+/// A place in a conversation after which a breakpoint stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// After a tool's definition.
+    Tool {
+        /// Index into [`Conversation::tools`].
+        index: usize,
+    },
+    /// After a block of the system prompt.
+    System {
+        /// Index into [`Conversation::system`].
+        index: usize,
+    },
+    /// After a block of a message.
+    Message {
+        /// Index into [`Conversation::messages`].
+        message: usize,
+        /// Index into that message's blocks.
+        block: usize,
+    },
+}
+
+/// A function the model may call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tool {
+    /// Its name, unique within a request.
+    pub name: String,
+    /// What it does; empty if the client gave none.
+    pub description: String,
+    /// JSON schema of its arguments; always an object.
+    pub schema: serde_json::Value,
+    /// The Responses namespace it was listed under, to be named again when it is called.
+    pub namespace: Option<String>,
+    /// A cache breakpoint after this tool.
+    pub cache_control: Option<CacheControl>,
+}
+
+/// Whether and which tool must be called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// The model decides.
+    #[default]
+    Auto,
+    /// No call.
+    None,
+    /// Some call.
+    Required,
+    /// This one.
+    Named(String),
+}

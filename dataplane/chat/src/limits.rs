@@ -1,0 +1,57 @@
+//! Named limits of everything a client or a model can make large.
+//!
+//! They bound memory and time per request, not what is sensible to send: the largest recorded
+//! harness bodies stay one to two orders of magnitude below each of them. Past a limit a parser
+//! answers with a typed error that names it; hints past a limit are dropped with a warning.
+
+/// Longest request body in bytes. Anthropic's own limit is 32 MB, so clients rely on that much.
+pub const BODY_BYTES_MAX: usize = 64 << 20;
+/// Most messages (or Responses input items) in one request.
+pub const MESSAGES_MAX: usize = 20_000;
+/// Most content blocks in one message, tool result or system prompt.
+pub const BLOCKS_MAX: usize = 10_000;
+/// Most tools in one request, after namespaces are flattened.
+pub const TOOLS_MAX: usize = 2_048;
+/// Longest tool name in bytes.
+pub const TOOL_NAME_BYTES_MAX: usize = 256;
+/// Longest model name in bytes.
+pub const MODEL_BYTES_MAX: usize = 256;
+/// Most stop strings in one request.
+pub const STOP_STRINGS_MAX: usize = 16;
+/// Longest stop string in bytes; also bounds how much text is held back while matching.
+pub const STOP_STRING_BYTES_MAX: usize = 1_024;
+/// Most alternatives reported per token.
+pub const TOP_LOGPROBS_MAX: u32 = 20;
+/// Most cache breakpoints honoured; past it the earliest of the messages are dropped.
+pub const BREAKPOINTS_MAX: usize = 8;
+/// Longest identifier (session, agent, call, cache key) that is taken over, in bytes.
+pub const ID_BYTES_MAX: usize = 256;
+/// Most warnings kept for one request.
+pub const WARNINGS_MAX: usize = 32;
+/// Longest header value that is parsed as JSON, in bytes.
+pub const HEADER_JSON_BYTES_MAX: usize = 16 << 10;
+/// Most `metadata` members echoed in a Responses body.
+pub const METADATA_MEMBERS_MAX: usize = 16;
+/// Most output-token budget that can be asked for.
+pub const OUTPUT_TOKENS_MAX: u32 = 16 << 20;
+
+/// Time to live of a cache breakpoint that names none: Anthropic's five minutes.
+pub const TTL_DEFAULT_MS: u64 = 5 * 60 * 1_000;
+/// Shortest time to live; shorter ones are clipped up with a warning.
+pub const TTL_MS_MIN: u64 = 1_000;
+/// Longest time to live; longer ones are clipped down with a warning.
+pub const TTL_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+
+/// Most instructions one rendering of a chat template may execute, so that none loops for ever.
+pub const TEMPLATE_STEPS_MAX: u64 = 20_000_000;
+/// Longest prompt text a chat template may produce, in bytes.
+pub const PROMPT_BYTES_MAX: usize = 256 << 20;
+/// Longest chat template source, in bytes.
+pub const TEMPLATE_BYTES_MAX: usize = 1 << 20;
+
+/// Longest tool call the output parser buffers, in bytes; a longer one comes out as text.
+pub const TOOL_CALL_BYTES_MAX: usize = 4 << 20;
+/// Most newlines held back while waiting to see whether markup follows.
+pub const HELD_NEWLINES_MAX: usize = 64;
+/// Most tool calls in one answer; further ones come out as text.
+pub const TOOL_CALLS_MAX: u32 = 256;

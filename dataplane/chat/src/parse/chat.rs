@@ -1,0 +1,183 @@
+//! OpenAI Chat Completions bodies.
+//!
+//! The widest family of clients: content comes as a string or as parts in every role, system
+//! text as `system` or `developer`, reasoning comes back as `reasoning_content` or `reasoning`,
+//! and limits as `max_tokens` or `max_completion_tokens`.
+
+use serde_json::Value;
+
+use super::common::{self, text_blocks, warn_unforced_choice};
+use super::json::{Node, parse_body};
+use crate::error::ApiError;
+use crate::ir::{Block, Content, Role, ToolChoice};
+use crate::limits::{BLOCKS_MAX, MESSAGES_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX};
+use crate::request::{Endpoint, Request};
+
+/// Reads the body of `POST /v1/chat/completions`.
+pub fn parse_chat(bytes: &[u8]) -> Result<Request, ApiError> {
+    let value = parse_body(bytes)?;
+    let body = Node::root(&value);
+    let mut request = common::start(&body, Endpoint::Chat)?;
+    options(&body, &mut request)?;
+    if let Some(tools) = body.get("tools") {
+        for tool in tools.items(TOOLS_MAX)? {
+            add_tool(&tool, &mut request)?;
+        }
+    }
+    if let Some(choice) = body.get("tool_choice") {
+        tool_choice(&choice, &mut request)?;
+    }
+    if body.get("functions").is_some() {
+        request.warn("`functions` ignored: use `tools`");
+    }
+    let messages = body.require("messages")?;
+    for message in messages.items(MESSAGES_MAX)? {
+        add_message(&message, &mut request)?;
+    }
+    if request.conversation.messages.is_empty() && request.conversation.system.is_empty() {
+        return Err(messages.error("at least one message is required"));
+    }
+    Ok(common::finish(request))
+}
+
+fn options(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    let limit = body.get("max_completion_tokens").or_else(|| body.get("max_tokens"));
+    request.sampling.max_tokens = limit.map(|node| common::max_tokens(&node)).transpose()?;
+    if let Some(stop) = body.get("stop") {
+        request.sampling.stop = common::stop_strings(&stop)?;
+    }
+    if let Some(stream_options) = body.get("stream_options")
+        && let Some(include) = stream_options.get("include_usage")
+    {
+        request.include_usage = include.bool()?;
+    }
+    let wanted = body.get("logprobs").map(|node| node.bool()).transpose()?.unwrap_or(false);
+    if let Some(top) = body.get("top_logprobs") {
+        let count = top.count(0, u32::MAX)?;
+        if count > TOP_LOGPROBS_MAX {
+            return Err(top.error(&format!("must be at most {TOP_LOGPROBS_MAX}, got {count}")));
+        }
+        request.sampling.logprobs = wanted.then_some(count);
+    } else {
+        request.sampling.logprobs = wanted.then_some(0);
+    }
+    if let Some(effort) = body.get("reasoning_effort") {
+        common::effort(&effort, request)?;
+    }
+    if let Some(parallel) = body.get("parallel_tool_calls") {
+        request.conversation.parallel_tool_calls = parallel.bool()?;
+    }
+    if let Some(format) = body.get("response_format") {
+        common::output_format(&format, request);
+    }
+    request.hints.user_id = body.peek_str("user").and_then(crate::session::id);
+    if let Some(key) = request.hints.prompt_cache_key.clone() {
+        request.body_identity.inferred.session = Some(key);
+    }
+    Ok(())
+}
+
+fn add_tool(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    node.object()?;
+    match node.peek_str("type") {
+        Some("function") | None => {}
+        Some(kind) => {
+            return common::skip_or_refuse(node, kind, &mut request.warnings);
+        }
+    }
+    let mut tool = common::function(&node.require("function")?, "parameters")?;
+    tool.cache_control = common::cache_control(node, &mut request.warnings);
+    common::add_tool(tool, node, &mut request.conversation, &mut request.warnings)
+}
+
+fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    request.conversation.tool_choice = match node.value {
+        Value::String(word) => match word.as_str() {
+            "auto" => ToolChoice::Auto,
+            "none" => ToolChoice::None,
+            "required" => ToolChoice::Required,
+            _ => return Err(node.error("expected `auto`, `none`, `required` or an object")),
+        },
+        Value::Object(_) => match node.get("function") {
+            Some(function) => ToolChoice::Named(common::tool_name(&function.require("name")?)?),
+            None => ToolChoice::Auto,
+        },
+        _ => return Err(node.wrong_type("a string or an object")),
+    };
+    if matches!(request.conversation.tool_choice, ToolChoice::Required | ToolChoice::Named(_)) {
+        warn_unforced_choice(node, request);
+    }
+    Ok(())
+}
+
+fn add_message(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    node.object()?;
+    let role = node.require("role")?;
+    let mut blocks = match role.str()? {
+        "assistant" => assistant_blocks(node, request)?,
+        "tool" => vec![tool_result(node, request)?],
+        "system" | "developer" | "user" => {
+            text_blocks(&node.require("content")?, &mut request.warnings)?
+        }
+        other => {
+            let shown: String = other.chars().take(32).collect();
+            let problem =
+                format!("unknown role `{shown}`; use system, developer, user, assistant or tool");
+            return Err(role.error(&problem));
+        }
+    };
+    // A breakpoint on the message itself stands after its last block.
+    if let Some(control) = common::cache_control(node, &mut request.warnings)
+        && let Some(last) = blocks.last_mut()
+    {
+        last.cache_control = Some(control);
+    }
+    match role.str()? {
+        "assistant" => request.conversation.push(Role::Assistant, blocks),
+        "tool" => request.conversation.push(Role::Tool, blocks),
+        "user" => request.conversation.push(Role::User, blocks),
+        _ => request.conversation.push_system(blocks),
+    }
+    Ok(())
+}
+
+fn assistant_blocks(node: &Node<'_>, request: &mut Request) -> Result<Vec<Block>, ApiError> {
+    let mut blocks = Vec::new();
+    let reasoning = node.get("reasoning_content").or_else(|| node.get("reasoning"));
+    if let Some(text) = reasoning.and_then(|r| r.value.as_str()).filter(|text| !text.is_empty()) {
+        let thinking = Content::Thinking { text: text.to_owned(), signature: None };
+        blocks.push(Block::from(thinking));
+    }
+    if let Some(content) = node.get("content") {
+        blocks.append(&mut text_blocks(&content, &mut request.warnings)?);
+    }
+    if let Some(calls) = node.get("tool_calls") {
+        for call in calls.items(BLOCKS_MAX)? {
+            blocks.push(tool_call(&call)?);
+        }
+    }
+    Ok(blocks)
+}
+
+fn tool_call(node: &Node<'_>) -> Result<Block, ApiError> {
+    let function = node.require("function")?;
+    // Arguments are JSON text by the protocol, but some clients send the object itself.
+    let arguments = match function.get("arguments") {
+        None => "{}".to_owned(),
+        Some(arguments) if arguments.value.is_object() => arguments.value.to_string(),
+        Some(arguments) => common::canonical_arguments(arguments.str()?),
+    };
+    Ok(Block::from(Content::ToolCall {
+        id: common::call_id(&node.require("id")?)?,
+        name: common::tool_name(&function.require("name")?)?,
+        arguments,
+    }))
+}
+
+fn tool_result(node: &Node<'_>, request: &mut Request) -> Result<Block, ApiError> {
+    let blocks = match node.get("content") {
+        Some(content) => text_blocks(&content, &mut request.warnings)?,
+        None => Vec::new(),
+    };
+    common::result_block(&node.require("tool_call_id")?, blocks, false)
+}

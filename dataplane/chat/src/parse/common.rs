@@ -1,0 +1,281 @@
+//! What the three bodies share: content parts, tools, sampling numbers, thinking.
+//!
+//! Kept in one place so that a limit or a refusal is the same whichever API it is met in.
+
+use serde_json::{Value, json};
+
+use super::json::Node;
+use crate::error::ApiError;
+use crate::hints::{parse_body_hints, parse_cache_control};
+use crate::ir::{Block, CacheControl, Content, Conversation, Tool};
+use crate::limits::{
+    BLOCKS_MAX, ID_BYTES_MAX, MODEL_BYTES_MAX, OUTPUT_TOKENS_MAX, STOP_STRING_BYTES_MAX,
+    STOP_STRINGS_MAX, TOOL_NAME_BYTES_MAX, TOOLS_MAX,
+};
+use crate::request::{Endpoint, OutputFormat, Request, Thinking};
+
+/// Starts a request from the members all bodies have.
+pub(crate) fn start(body: &Node<'_>, endpoint: Endpoint) -> Result<Request, ApiError> {
+    let model = body.require("model")?;
+    let name = model.str()?;
+    if name.is_empty() || name.len() > MODEL_BYTES_MAX {
+        return Err(model.error(&format!("must have 1 to {MODEL_BYTES_MAX} bytes")));
+    }
+    let mut request = Request::new(endpoint, name.to_owned());
+    if let Some(stream) = body.get("stream") {
+        request.stream = stream.bool()?;
+    }
+    parse_body_hints(body.object()?, &mut request);
+    sampling(body, &mut request)?;
+    template_arguments(body, &mut request);
+    Ok(request)
+}
+
+/// Ends a request once everything in the body was read.
+pub(crate) fn finish(mut request: Request) -> Request {
+    request.session = request.body_identity.resolve();
+    request
+}
+
+fn sampling(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    let number = |name: &str, min: f64, max: f64| {
+        body.get(name).map(|node| node.number(min, max)).transpose()
+    };
+    let sampling = &mut request.sampling;
+    sampling.temperature = number("temperature", 0.0, 2.0)?;
+    sampling.top_p = number("top_p", 0.0, 1.0)?;
+    sampling.min_p = number("min_p", 0.0, 1.0)?;
+    sampling.presence_penalty = number("presence_penalty", -2.0, 2.0)?;
+    sampling.frequency_penalty = number("frequency_penalty", -2.0, 2.0)?;
+    sampling.repetition_penalty = number("repetition_penalty", 1e-3, 10.0)?;
+    if let Some(node) = body.get("top_k") {
+        // Some clients write -1 for "no limit", others 0.
+        let off = matches!(node.value.as_i64(), Some(-1 | 0));
+        sampling.top_k = if off { None } else { Some(node.count(1, u32::MAX)?) };
+    }
+    if let Some(node) = body.get("seed") {
+        let seed = node.value.as_i64().or_else(|| node.value.as_u64().map(|s| s as i64));
+        sampling.seed = Some(seed.ok_or_else(|| node.wrong_type("a whole number"))?);
+    }
+    if let Some(node) = body.get("n")
+        && node.count(1, u32::MAX)? != 1
+    {
+        return Err(node.error("only one choice per request is served; send the request n times"));
+    }
+    sampling.ignore_eos =
+        body.get("ignore_eos").and_then(|node| node.value.as_bool()) == Some(true);
+    Ok(())
+}
+
+/// `chat_template_kwargs`, the usual way to switch thinking where an API has no member for it.
+fn template_arguments(body: &Node<'_>, request: &mut Request) {
+    let Some(arguments) = body.get("chat_template_kwargs") else { return };
+    let switch = ["enable_thinking", "thinking"]
+        .iter()
+        .find_map(|name| arguments.value.get(*name).and_then(Value::as_bool));
+    if let Some(on) = switch {
+        request.thinking = if on { Thinking::Enabled } else { Thinking::Disabled };
+    }
+}
+
+/// A budget of output tokens.
+pub(crate) fn max_tokens(node: &Node<'_>) -> Result<u32, ApiError> {
+    node.count(1, OUTPUT_TOKENS_MAX)
+}
+
+/// Effort words: only `none` switches thinking off.
+pub(crate) fn effort(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    request.thinking = match node.str()? {
+        "none" => Thinking::Disabled,
+        _ => Thinking::Enabled,
+    };
+    Ok(())
+}
+
+/// Stop strings: one or an array.
+pub(crate) fn stop_strings(node: &Node<'_>) -> Result<Vec<String>, ApiError> {
+    let nodes: Vec<Node<'_>> = match node.value {
+        Value::String(_) => vec![node.clone()],
+        _ => node.items(STOP_STRINGS_MAX)?.collect(),
+    };
+    let mut stops = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let text = node.str()?;
+        if text.is_empty() || text.len() > STOP_STRING_BYTES_MAX {
+            let problem = format!("a stop string must have 1 to {STOP_STRING_BYTES_MAX} bytes");
+            return Err(node.error(&problem));
+        }
+        stops.push(text.to_owned());
+    }
+    Ok(stops)
+}
+
+/// A block-level `cache_control`, as a hint: never an error.
+pub(crate) fn cache_control(node: &Node<'_>, warnings: &mut Vec<String>) -> Option<CacheControl> {
+    let value = node.value.get("cache_control")?;
+    parse_cache_control(value, &node.path_of("cache_control"), warnings)
+}
+
+/// Text given as a string or as an array of parts; empty texts vanish.
+pub(crate) fn text_blocks(
+    node: &Node<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Block>, ApiError> {
+    if let Value::String(text) = node.value {
+        return Ok(text_block(text, None).into_iter().collect());
+    }
+    if !node.value.is_array() {
+        return Err(node.wrong_type("a string or an array of parts"));
+    }
+    let mut blocks = Vec::new();
+    for part in node.items(BLOCKS_MAX)? {
+        blocks.extend(text_part(&part, warnings)?);
+    }
+    Ok(blocks)
+}
+
+/// One text part; media are refused, unknown kinds skipped with a warning.
+pub(crate) fn text_part(
+    part: &Node<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Block>, ApiError> {
+    if let Value::String(text) = part.value {
+        return Ok(text_block(text, None));
+    }
+    part.object()?;
+    let text_member = match part.require("type")?.str()? {
+        "text" | "input_text" | "output_text" | "summary_text" | "reasoning_text" => "text",
+        "refusal" => "refusal",
+        kind => {
+            skip_or_refuse(part, kind, warnings)?;
+            return Ok(None);
+        }
+    };
+    let text = part.require(text_member)?.str()?;
+    Ok(text_block(text, cache_control(part, warnings)))
+}
+
+fn text_block(text: &str, cache_control: Option<CacheControl>) -> Option<Block> {
+    // An empty text adds nothing to a prompt, but a breakpoint on it still marks a place.
+    let wanted = !text.is_empty() || cache_control.is_some();
+    wanted.then(|| Block { content: Content::Text(text.to_owned()), cache_control })
+}
+
+/// Refuses media; warns about other kinds of content that mean nothing here.
+pub(crate) fn skip_or_refuse(
+    part: &Node<'_>,
+    kind: &str,
+    warnings: &mut Vec<String>,
+) -> Result<(), ApiError> {
+    const MEDIA: [&str; 6] = ["image", "audio", "document", "file", "video", "computer_screenshot"];
+    let bare = kind.strip_prefix("input_").unwrap_or(kind);
+    let bare = bare.strip_suffix("_url").unwrap_or(bare);
+    if MEDIA.contains(&bare) {
+        let problem = format!("content of type `{bare}` is not supported; send text only");
+        let path = part.path_of("type");
+        return Err(ApiError::invalid(path, &problem).with_code("unsupported_content"));
+    }
+    let shown: String = kind.chars().take(64).collect();
+    let warning = format!("`{}` ignored: unknown type `{shown}`", part.path);
+    crate::request::push_warning(warnings, warning);
+    Ok(())
+}
+
+/// An id that a call or its result carries.
+pub(crate) fn call_id(node: &Node<'_>) -> Result<String, ApiError> {
+    let id = node.str()?;
+    if id.is_empty() || id.len() > ID_BYTES_MAX {
+        return Err(node.error(&format!("must have 1 to {ID_BYTES_MAX} bytes")));
+    }
+    Ok(id.to_owned())
+}
+
+/// What a call returned. A breakpoint inside it stands after the whole result, which is one block.
+pub(crate) fn result_block(
+    call: &Node<'_>,
+    mut blocks: Vec<Block>,
+    is_error: bool,
+) -> Result<Block, ApiError> {
+    let call_id = call_id(call)?;
+    let inner = blocks.iter_mut().filter_map(|block| block.cache_control.take()).last();
+    Ok(Block { content: Content::ToolResult { call_id, blocks, is_error }, cache_control: inner })
+}
+
+/// A tool's name.
+pub(crate) fn tool_name(node: &Node<'_>) -> Result<String, ApiError> {
+    let name = node.str()?;
+    if name.is_empty() || name.len() > TOOL_NAME_BYTES_MAX {
+        return Err(node.error(&format!("must have 1 to {TOOL_NAME_BYTES_MAX} bytes")));
+    }
+    Ok(name.to_owned())
+}
+
+/// A function definition with its schema under `schema_member`.
+pub(crate) fn function(node: &Node<'_>, schema_member: &str) -> Result<Tool, ApiError> {
+    let name = tool_name(&node.require("name")?)?;
+    let description = node.get("description").map(|d| d.str()).transpose()?.unwrap_or_default();
+    let schema = match node.get(schema_member) {
+        Some(schema) => Value::Object(schema.object()?.clone()),
+        None => json!({"type": "object", "properties": {}}),
+    };
+    Ok(Tool {
+        name,
+        description: description.to_owned(),
+        schema,
+        namespace: None,
+        cache_control: None,
+    })
+}
+
+/// Adds a tool; a second one of the same name is dropped with a warning.
+pub(crate) fn add_tool(
+    tool: Tool,
+    at: &Node<'_>,
+    conversation: &mut Conversation,
+    warnings: &mut Vec<String>,
+) -> Result<(), ApiError> {
+    if conversation.tools.len() >= TOOLS_MAX {
+        return Err(at.error(&format!("at most {TOOLS_MAX} tools are allowed")));
+    }
+    if conversation.tools.iter().any(|known| known.name == tool.name) {
+        let warning = format!("`{}` ignored: a tool of this name was given before", at.path);
+        crate::request::push_warning(warnings, warning);
+    } else {
+        conversation.tools.push(tool);
+    }
+    Ok(())
+}
+
+/// Canonical argument text: compact if it is a JSON object, else what the client sent.
+pub(crate) fn canonical_arguments(text: &str) -> String {
+    if text.trim().is_empty() {
+        return "{}".to_owned();
+    }
+    match serde_json::from_str::<Value>(text) {
+        Ok(value) if value.is_object() => value.to_string(),
+        _ => text.to_owned(),
+    }
+}
+
+/// `response_format`, `text.format` or `output_config.format`.
+pub(crate) fn output_format(node: &Node<'_>, request: &mut Request) {
+    request.output_format = match node.peek_str("type") {
+        Some("json_object") => OutputFormat::JsonObject,
+        Some("json_schema") => {
+            // Chat nests the schema in an object of its own; the other two don't.
+            let holder = node.get("json_schema").unwrap_or_else(|| node.clone());
+            let name = holder.peek_str("name").unwrap_or("schema").to_owned();
+            match holder.get("schema").filter(|schema| schema.value.is_object()) {
+                Some(schema) => OutputFormat::JsonSchema { name, schema: schema.value.clone() },
+                None => OutputFormat::JsonObject,
+            }
+        }
+        _ => return,
+    };
+    request.warn(format!("`{}` is passed on but not enforced", node.path));
+}
+
+/// Warns that a choice of tools can't be forced on the model.
+pub(crate) fn warn_unforced_choice(at: &Node<'_>, request: &mut Request) {
+    request.warn(format!("`{}` is passed on but not enforced", at.path));
+}

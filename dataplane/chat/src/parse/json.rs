@@ -1,0 +1,128 @@
+//! A JSON value with its path, so that every complaint can say where.
+//!
+//! `null` counts as absent everywhere: SDKs differ in whether they leave an unset member out or
+//! send it as null.
+
+use serde_json::{Map, Value};
+
+use crate::error::{ApiError, ErrorKind};
+use crate::limits::BODY_BYTES_MAX;
+
+/// Parses a whole body, which must be a JSON object.
+pub(crate) fn parse_body(bytes: &[u8]) -> Result<Value, ApiError> {
+    if bytes.len() > BODY_BYTES_MAX {
+        let message = format!("the request body is over the limit of {BODY_BYTES_MAX} bytes");
+        return Err(ApiError::new(ErrorKind::TooLarge, message));
+    }
+    let value: Value = serde_json::from_slice(bytes).map_err(|error| {
+        ApiError::invalid("", &format!("not valid JSON ({error})")).with_code("invalid_json")
+    })?;
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(ApiError::invalid("", &format!("expected an object, got {}", kind_of(&value))))
+    }
+}
+
+/// A value and how to reach it from the body.
+#[derive(Clone)]
+pub(crate) struct Node<'a> {
+    pub(crate) value: &'a Value,
+    pub(crate) path: String,
+}
+
+impl<'a> Node<'a> {
+    pub(crate) fn root(value: &'a Value) -> Node<'a> {
+        Node { value, path: String::new() }
+    }
+
+    /// The member's path, whether or not it exists.
+    pub(crate) fn path_of(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// The member, unless absent or null.
+    pub(crate) fn get(&self, name: &str) -> Option<Node<'a>> {
+        let value = self.value.get(name).filter(|value| !value.is_null())?;
+        Some(Node { value, path: self.path_of(name) })
+    }
+
+    /// The member; an error if it is absent or null.
+    pub(crate) fn require(&self, name: &str) -> Result<Node<'a>, ApiError> {
+        self.get(name).ok_or_else(|| {
+            ApiError::invalid(self.path_of(name), "this field is required")
+                .with_code("missing_required_parameter")
+        })
+    }
+
+    /// The member's text if it is a string; `None` for anything else.
+    pub(crate) fn peek_str(&self, name: &str) -> Option<&'a str> {
+        self.value.get(name).and_then(Value::as_str)
+    }
+
+    pub(crate) fn str(&self) -> Result<&'a str, ApiError> {
+        self.value.as_str().ok_or_else(|| self.wrong_type("a string"))
+    }
+
+    pub(crate) fn bool(&self) -> Result<bool, ApiError> {
+        self.value.as_bool().ok_or_else(|| self.wrong_type("true or false"))
+    }
+
+    pub(crate) fn object(&self) -> Result<&'a Map<String, Value>, ApiError> {
+        self.value.as_object().ok_or_else(|| self.wrong_type("an object"))
+    }
+
+    /// The items of an array with at most `max` of them.
+    pub(crate) fn items(&self, max: usize) -> Result<impl Iterator<Item = Node<'a>>, ApiError> {
+        let items = self.value.as_array().ok_or_else(|| self.wrong_type("an array"))?;
+        if items.len() > max {
+            let problem = format!("at most {max} items are allowed, got {}", items.len());
+            return Err(self.error(&problem));
+        }
+        let path = self.path.clone();
+        Ok(items
+            .iter()
+            .enumerate()
+            .map(move |(index, value)| Node { value, path: format!("{path}[{index}]") }))
+    }
+
+    /// A number within `min..=max`.
+    pub(crate) fn number(&self, min: f64, max: f64) -> Result<f64, ApiError> {
+        let number = self.value.as_f64().ok_or_else(|| self.wrong_type("a number"))?;
+        if (min..=max).contains(&number) {
+            Ok(number)
+        } else {
+            Err(self.error(&format!("must be from {min} to {max}, got {number}")))
+        }
+    }
+
+    /// A whole number of at least `min`; larger than `max` counts as `max`.
+    pub(crate) fn count(&self, min: u32, max: u32) -> Result<u32, ApiError> {
+        let whole = |number: f64| number.fract() == 0.0;
+        let number = self.value.as_f64().filter(|number| whole(*number));
+        let number = number.ok_or_else(|| self.wrong_type("a whole number"))?;
+        if number < f64::from(min) {
+            return Err(self.error(&format!("must be at least {min}, got {number}")));
+        }
+        Ok(number.min(f64::from(max)) as u32)
+    }
+
+    pub(crate) fn error(&self, problem: &str) -> ApiError {
+        ApiError::invalid(self.path.clone(), problem)
+    }
+
+    pub(crate) fn wrong_type(&self, expected: &str) -> ApiError {
+        self.error(&format!("expected {expected}, got {}", kind_of(self.value)))
+    }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}

@@ -1,0 +1,302 @@
+//! Anthropic Messages bodies, and those of `count_tokens`.
+//!
+//! Tool results arrive inside user messages and become messages of their own here; system text
+//! may appear between turns (Claude Code does that). Claude Code's billing header is a system
+//! block that differs between sessions, so rendering it would end prefix sharing at the first
+//! line: it is dropped unless asked for.
+
+use serde_json::Value;
+
+use super::common::{self, text_blocks, text_part, warn_unforced_choice};
+use super::json::{Node, parse_body};
+use crate::error::ApiError;
+use crate::ir::{Block, Content, Role, ToolChoice};
+use crate::limits::{BLOCKS_MAX, HEADER_JSON_BYTES_MAX, MESSAGES_MAX, TOOLS_MAX};
+use crate::request::{Endpoint, Request, Thinking, ThinkingDisplay};
+use crate::session::Harness;
+use crate::{seal, session};
+
+const BILLING_HEADER: &str = "x-anthropic-billing-header:";
+
+/// What parsing may be told to do otherwise.
+#[derive(Clone, Copy, Debug)]
+pub struct ParseOptions {
+    /// Drop the `x-anthropic-billing-header:` line from the system prompt.
+    pub strip_billing_header: bool,
+}
+
+impl Default for ParseOptions {
+    fn default() -> Self {
+        ParseOptions { strip_billing_header: true }
+    }
+}
+
+/// Reads the body of `POST /v1/messages`.
+pub fn parse_messages(bytes: &[u8]) -> Result<Request, ApiError> {
+    parse_messages_with(bytes, ParseOptions::default())
+}
+
+/// Reads the body of `POST /v1/messages` with options.
+pub fn parse_messages_with(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
+    parse(bytes, Endpoint::Messages, options)
+}
+
+/// Reads the body of `POST /v1/messages/count_tokens`, which needs no `max_tokens`.
+pub fn parse_count_tokens(bytes: &[u8]) -> Result<Request, ApiError> {
+    parse(bytes, Endpoint::CountTokens, ParseOptions::default())
+}
+
+fn parse(bytes: &[u8], endpoint: Endpoint, options: ParseOptions) -> Result<Request, ApiError> {
+    let value = parse_body(bytes)?;
+    let body = Node::root(&value);
+    let mut request = common::start(&body, endpoint)?;
+    request.include_usage = true;
+    if endpoint == Endpoint::Messages {
+        request.sampling.max_tokens = Some(common::max_tokens(&body.require("max_tokens")?)?);
+    }
+    members(&body, &mut request)?;
+    if let Some(system) = body.get("system") {
+        let blocks = text_blocks(&system, &mut request.warnings)?;
+        let blocks = without_billing_header(blocks, options, &mut request);
+        request.conversation.push_system(blocks);
+    }
+    let messages = body.require("messages")?;
+    for message in messages.items(MESSAGES_MAX)? {
+        add_message(&message, &mut request)?;
+    }
+    let Some(last) = request.conversation.messages.last() else {
+        return Err(messages.error("at least one message is required"));
+    };
+    let text_last = matches!(last.blocks.last(), Some(Block { content: Content::Text(_), .. }));
+    request.continue_final = last.role == Role::Assistant && text_last;
+    Ok(common::finish(request))
+}
+
+fn members(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    if let Some(stop) = body.get("stop_sequences") {
+        request.sampling.stop = common::stop_strings(&stop)?;
+    }
+    if let Some(tools) = body.get("tools") {
+        for tool in tools.items(TOOLS_MAX)? {
+            add_tool(&tool, request)?;
+        }
+    }
+    if let Some(choice) = body.get("tool_choice") {
+        tool_choice(&choice, request)?;
+    }
+    request.thinking_display = ThinkingDisplay::Hidden;
+    if let Some(node) = body.get("thinking") {
+        thinking(&node, request)?;
+    }
+    if let Some(config) = body.get("output_config") {
+        if let Some(format) = config.get("format") {
+            common::output_format(&format, request);
+        }
+    } else if let Some(format) = body.get("output_format") {
+        common::output_format(&format, request);
+    }
+    if let Some(user) = body.get("metadata").and_then(|m| m.peek_str("user_id")) {
+        user_id(user, request);
+    }
+    Ok(())
+}
+
+/// Claude Code packs its session into `user_id` as a JSON string; others send a plain name.
+fn user_id(text: &str, request: &mut Request) {
+    let packed = match text.len() {
+        0..=HEADER_JSON_BYTES_MAX => serde_json::from_str::<Value>(text).ok(),
+        _ => None,
+    };
+    match packed {
+        Some(Value::Object(members)) => {
+            let session = members.get("session_id").and_then(Value::as_str);
+            request.body_identity.inferred.session = session.and_then(session::id);
+        }
+        _ => request.hints.user_id = session::id(text),
+    }
+}
+
+fn thinking(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    let kind = node.require("type")?;
+    request.thinking = match kind.str()? {
+        "enabled" => Thinking::Enabled,
+        "adaptive" => Thinking::Auto,
+        "disabled" => Thinking::Disabled,
+        _ => return Err(kind.error("expected `enabled`, `adaptive` or `disabled`")),
+    };
+    request.thinking_display = match (request.thinking, node.peek_str("display")) {
+        (Thinking::Disabled, _) => ThinkingDisplay::Hidden,
+        (_, Some("omitted")) => ThinkingDisplay::Omitted,
+        _ => ThinkingDisplay::Full,
+    };
+    if let Some(budget) = node.get("budget_tokens") {
+        request.thinking_tokens_max = Some(budget.count(1, u32::MAX)?);
+    }
+    Ok(())
+}
+
+fn add_tool(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    node.object()?;
+    match node.peek_str("type") {
+        Some("custom") | None => {}
+        // Tools that Anthropic's own servers run: nothing here runs them.
+        Some(kind) => return common::skip_or_refuse(node, kind, &mut request.warnings),
+    }
+    let mut tool = common::function(node, "input_schema")?;
+    tool.cache_control = common::cache_control(node, &mut request.warnings);
+    common::add_tool(tool, node, &mut request.conversation, &mut request.warnings)
+}
+
+fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    let kind = node.require("type")?;
+    request.conversation.tool_choice = match kind.str()? {
+        "auto" => ToolChoice::Auto,
+        "none" => ToolChoice::None,
+        "any" => ToolChoice::Required,
+        "tool" => ToolChoice::Named(common::tool_name(&node.require("name")?)?),
+        _ => return Err(kind.error("expected `auto`, `any`, `tool` or `none`")),
+    };
+    if let Some(disable) = node.get("disable_parallel_tool_use") {
+        request.conversation.parallel_tool_calls = !disable.bool()?;
+    }
+    if matches!(request.conversation.tool_choice, ToolChoice::Required | ToolChoice::Named(_)) {
+        warn_unforced_choice(node, request);
+    }
+    Ok(())
+}
+
+fn without_billing_header(
+    blocks: Vec<Block>,
+    options: ParseOptions,
+    request: &mut Request,
+) -> Vec<Block> {
+    let mut kept = Vec::with_capacity(blocks.len());
+    for mut block in blocks {
+        if let Content::Text(text) = &mut block.content
+            && text.starts_with(BILLING_HEADER)
+        {
+            let line_end = text.find('\n').map_or(text.len(), |end| end + 1);
+            let ids = &mut request.body_identity.inferred;
+            ids.harness = Harness::ClaudeCode;
+            ids.is_subagent |= text[..line_end].contains("cc_is_subagent=true");
+            if options.strip_billing_header {
+                text.drain(..line_end);
+                if text.is_empty() {
+                    continue;
+                }
+            }
+        }
+        kept.push(block);
+    }
+    kept
+}
+
+fn add_message(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    node.object()?;
+    let role = node.require("role")?;
+    let content = node.require("content")?;
+    match role.str()? {
+        "user" => user_message(&content, request),
+        "assistant" => {
+            let blocks = assistant_blocks(&content, request)?;
+            request.conversation.push(Role::Assistant, blocks);
+            Ok(())
+        }
+        "system" | "developer" => {
+            let blocks = text_blocks(&content, &mut request.warnings)?;
+            request.conversation.push_system(blocks);
+            Ok(())
+        }
+        other => {
+            let shown: String = other.chars().take(32).collect();
+            Err(role.error(&format!("unknown role `{shown}`; use user, assistant or system")))
+        }
+    }
+}
+
+/// Splits a user message where tool results and user text alternate.
+fn user_message(content: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    if !content.value.is_array() {
+        let blocks = text_blocks(content, &mut request.warnings)?;
+        request.conversation.push(Role::User, blocks);
+        return Ok(());
+    }
+    let mut texts = Vec::new();
+    let mut any_result = false;
+    for part in content.items(BLOCKS_MAX)? {
+        if part.peek_str("type") == Some("tool_result") {
+            if !texts.is_empty() {
+                request.conversation.push(Role::User, std::mem::take(&mut texts));
+            }
+            let result = tool_result(&part, request)?;
+            request.conversation.push(Role::Tool, vec![result]);
+            any_result = true;
+        } else {
+            texts.extend(text_part(&part, &mut request.warnings)?);
+        }
+    }
+    if !texts.is_empty() || !any_result {
+        request.conversation.push(Role::User, texts);
+    }
+    Ok(())
+}
+
+fn tool_result(node: &Node<'_>, request: &mut Request) -> Result<Block, ApiError> {
+    let blocks = match node.get("content") {
+        Some(content) => text_blocks(&content, &mut request.warnings)?,
+        None => Vec::new(),
+    };
+    let is_error = node.get("is_error").map(|node| node.bool()).transpose()?.unwrap_or(false);
+    let mut result = common::result_block(&node.require("tool_use_id")?, blocks, is_error)?;
+    let own = common::cache_control(node, &mut request.warnings);
+    result.cache_control = own.or(result.cache_control);
+    Ok(result)
+}
+
+fn assistant_blocks(content: &Node<'_>, request: &mut Request) -> Result<Vec<Block>, ApiError> {
+    if !content.value.is_array() {
+        return text_blocks(content, &mut request.warnings);
+    }
+    let mut blocks = Vec::new();
+    for part in content.items(BLOCKS_MAX)? {
+        let block = match part.peek_str("type") {
+            Some("thinking") => thinking_block(&part)?,
+            // Its text is readable only to whoever made it.
+            Some("redacted_thinking") => None,
+            Some("tool_use") => Some(tool_use(&part, request)?),
+            _ => text_part(&part, &mut request.warnings)?,
+        };
+        blocks.extend(block);
+    }
+    Ok(blocks)
+}
+
+fn thinking_block(part: &Node<'_>) -> Result<Option<Block>, ApiError> {
+    let signature = part.peek_str("signature").filter(|s| !s.is_empty()).map(str::to_owned);
+    let shown = part.require("thinking")?.str()?;
+    let text = match shown {
+        "" => signature.as_deref().and_then(seal::open).unwrap_or_default(),
+        _ => shown.to_owned(),
+    };
+    let block = Block::from(Content::Thinking { text, signature });
+    Ok(Some(block)
+        .filter(|b| !matches!(&b.content, Content::Thinking { text, .. } if text.is_empty())))
+}
+
+fn tool_use(part: &Node<'_>, request: &mut Request) -> Result<Block, ApiError> {
+    let input = match part.get("input") {
+        Some(input) => {
+            input.object()?;
+            input.value.to_string()
+        }
+        None => "{}".to_owned(),
+    };
+    Ok(Block {
+        content: Content::ToolCall {
+            id: common::call_id(&part.require("id")?)?,
+            name: common::tool_name(&part.require("name")?)?,
+            arguments: input,
+        },
+        cache_control: common::cache_control(part, &mut request.warnings),
+    })
+}

@@ -1,0 +1,263 @@
+//! A parsed request: the conversation and everything around it.
+//!
+//! One struct for all endpoints, so that the gateway has one path. What only one protocol needs
+//! back in its answers (the members a Responses object echoes) is kept aside in
+//! [`ResponsesEcho`]. Nothing here was trusted on the way in: numbers are in range, collections
+//! within their limits, and hints that made no sense are in [`Request::warnings`].
+
+use serde_json::{Map, Value};
+
+use crate::hints::Hints;
+use crate::ir::{Block, Conversation, Role, ToolChoice};
+use crate::limits::WARNINGS_MAX;
+use crate::output::OutputOptions;
+use crate::session::{BodyIdentity, SessionIds};
+
+/// The API a request came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `POST /v1/chat/completions`.
+    Chat,
+    /// `POST /v1/responses`.
+    Responses,
+    /// `POST /v1/messages`.
+    Messages,
+    /// `POST /v1/messages/count_tokens`.
+    CountTokens,
+}
+
+impl Endpoint {
+    /// Whether errors and bodies have Anthropic's shapes.
+    pub fn is_anthropic(self) -> bool {
+        matches!(self, Endpoint::Messages | Endpoint::CountTokens)
+    }
+}
+
+/// A request in the one internal form.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The API it came in by, hence the shape of the answer.
+    pub endpoint: Endpoint,
+    /// The model asked for.
+    pub model: String,
+    /// Whether the answer is a stream.
+    pub stream: bool,
+    /// Whether a Chat stream ends with a usage chunk; the other streams always tell usage.
+    pub include_usage: bool,
+    /// What was said so far.
+    pub conversation: Conversation,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// What the client knows about cache, urgency and length.
+    pub hints: Hints,
+    /// Whose request this is, as far as body and headers tell.
+    pub session: SessionIds,
+    /// Whether the model should reason first.
+    pub thinking: Thinking,
+    /// How much of the reasoning the client gets to see.
+    pub thinking_display: ThinkingDisplay,
+    /// Most tokens of reasoning, if bounded.
+    pub thinking_tokens_max: Option<u32>,
+    /// The form of the answer.
+    pub output_format: OutputFormat,
+    /// Whether the last message is the start of the answer, to be continued (Anthropic prefill).
+    pub continue_final: bool,
+    /// What a Responses object repeats of its request; present for that endpoint only.
+    pub responses: Option<Box<ResponsesEcho>>,
+    /// What was ignored or clipped, in words; meant for a response header or log.
+    pub warnings: Vec<String>,
+    pub(crate) body_identity: BodyIdentity,
+}
+
+impl Request {
+    pub(crate) fn new(endpoint: Endpoint, model: String) -> Request {
+        Request {
+            endpoint,
+            model,
+            stream: false,
+            include_usage: false,
+            conversation: Conversation::default(),
+            sampling: Sampling::default(),
+            hints: Hints::default(),
+            session: SessionIds::default(),
+            thinking: Thinking::Auto,
+            thinking_display: ThinkingDisplay::Full,
+            thinking_tokens_max: None,
+            output_format: OutputFormat::Text,
+            continue_final: false,
+            responses: None,
+            warnings: Vec::new(),
+            body_identity: BodyIdentity::default(),
+        }
+    }
+
+    /// Adds session identity and priority from HTTP headers.
+    ///
+    /// Explicit `x-dynamo-*` headers win over the body's `nvext`, which wins over the headers a
+    /// harness sends by itself, which win over `metadata.user_id` and `prompt_cache_key`. Header
+    /// names are matched without regard to case.
+    pub fn apply_headers<'h>(&mut self, headers: impl IntoIterator<Item = (&'h str, &'h str)>) {
+        crate::session::apply_headers(self, headers);
+    }
+
+    /// How the generated text is to be cut. `thinking_open` comes from
+    /// [`Rendered`](crate::Rendered).
+    pub fn output_options(&self, thinking_open: bool) -> OutputOptions {
+        let tools_wanted = self.conversation.tool_choice != ToolChoice::None;
+        OutputOptions {
+            parse_thinking: true,
+            thinking_open,
+            parse_tools: tools_wanted && !self.conversation.tools.is_empty(),
+            stop: self.sampling.stop.clone(),
+        }
+    }
+
+    /// Puts a stored conversation (of `previous_response_id`) before this request's own input.
+    ///
+    /// `instructions` are per request and stay first; system text of the new input follows the
+    /// old turns, so that the stored prefix stays a prefix.
+    pub fn continue_from(&mut self, previous: &Conversation) {
+        let own = std::mem::take(&mut self.conversation);
+        let own_instructions = usize::from(self.has_instructions()).min(own.system.len());
+        let mut system = own.system;
+        let late = system.split_off(own_instructions);
+        system.extend(previous.system.iter().cloned());
+        let mut joined = Conversation {
+            system,
+            messages: previous.messages.clone(),
+            tools: own.tools,
+            tool_choice: own.tool_choice,
+            parallel_tool_calls: own.parallel_tool_calls,
+        };
+        joined.push_system(late);
+        for message in own.messages {
+            joined.push(message.role, message.blocks);
+        }
+        self.conversation = joined;
+    }
+
+    /// The conversation to store under a response's id: all of it but the instructions, with the
+    /// answer at its end.
+    pub fn conversation_to_store(&self, answer: Vec<Block>) -> Conversation {
+        let mut stored = self.conversation.clone();
+        if self.has_instructions() && !stored.system.is_empty() {
+            stored.system.remove(0);
+        }
+        stored.push(Role::Assistant, answer);
+        stored
+    }
+
+    fn has_instructions(&self) -> bool {
+        self.responses.as_ref().is_some_and(|echo| echo.instructions.is_some())
+    }
+
+    pub(crate) fn warn(&mut self, warning: impl Into<String>) {
+        push_warning(&mut self.warnings, warning.into());
+    }
+}
+
+/// Appends a warning unless there are too many or it was said already.
+pub(crate) fn push_warning(warnings: &mut Vec<String>, warning: String) {
+    if warnings.len() < WARNINGS_MAX && !warnings.contains(&warning) {
+        warnings.push(warning);
+    }
+}
+
+/// How tokens are chosen. `None` leaves the choice to the model's own defaults.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy; up to 2.
+    pub temperature: Option<f64>,
+    /// Nucleus mass, above 0 and up to 1.
+    pub top_p: Option<f64>,
+    /// Only the k likeliest tokens.
+    pub top_k: Option<u32>,
+    /// Only tokens at least this likely relative to the likeliest, 0 to 1.
+    pub min_p: Option<f64>,
+    /// -2 to 2.
+    pub presence_penalty: Option<f64>,
+    /// -2 to 2.
+    pub frequency_penalty: Option<f64>,
+    /// Above 0, up to 10; 1 is none.
+    pub repetition_penalty: Option<f64>,
+    /// Makes sampling repeatable.
+    pub seed: Option<i64>,
+    /// Most tokens of the answer, thinking included.
+    pub max_tokens: Option<u32>,
+    /// Texts that end the answer.
+    pub stop: Vec<String>,
+    /// Log probabilities asked for, with this many alternatives a token.
+    pub logprobs: Option<u32>,
+    /// Go on past the end-of-turn token (for load generators).
+    pub ignore_eos: bool,
+}
+
+/// Whether the model should reason before it answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Thinking {
+    /// Asked for.
+    Enabled,
+    /// Asked not to.
+    Disabled,
+    /// Left to the model's template.
+    #[default]
+    Auto,
+}
+
+/// How much of the reasoning the client gets to see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ThinkingDisplay {
+    /// All of it.
+    #[default]
+    Full,
+    /// A block without its text, whose opaque signature brings the text back next turn.
+    Omitted,
+    /// Nothing: what an Anthropic client that never asked for thinking expects.
+    Hidden,
+}
+
+/// The form the answer should have. Not enforced by this crate.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum OutputFormat {
+    /// Free text.
+    #[default]
+    Text,
+    /// Any JSON object.
+    JsonObject,
+    /// JSON of this schema.
+    JsonSchema {
+        /// The schema's name, if given.
+        name: String,
+        /// The schema itself.
+        schema: Value,
+    },
+}
+
+/// What a Responses object repeats of its request.
+#[derive(Clone, Debug, Default)]
+pub struct ResponsesEcho {
+    /// The `instructions`; also the first block of the system prompt.
+    pub instructions: Option<String>,
+    /// The response this one continues; its conversation is the gateway's to find.
+    pub previous_response_id: Option<String>,
+    /// Whether the client wants the response kept.
+    pub store: bool,
+    /// `metadata` as sent: text members only.
+    pub metadata: Map<String, Value>,
+    /// Whether reasoning items carry `encrypted_content`.
+    pub include_encrypted_reasoning: bool,
+    /// `reasoning.effort`, one of the known words.
+    pub reasoning_effort: Option<String>,
+    /// `reasoning.summary`, one of the known words.
+    pub reasoning_summary: Option<String>,
+    /// `text.verbosity`, one of the known words.
+    pub verbosity: Option<String>,
+    /// `max_tool_calls`.
+    pub max_tool_calls: Option<u32>,
+    /// `truncation` is `auto` rather than `disabled`.
+    pub truncation_auto: bool,
+    /// `user`.
+    pub user: Option<String>,
+    /// `safety_identifier`.
+    pub safety_identifier: Option<String>,
+}

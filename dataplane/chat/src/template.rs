@@ -1,0 +1,289 @@
+//! Chat templates: a conversation in, prompt text out.
+//!
+//! Models bring their template as Jinja source written against Hugging Face's renderer. This
+//! renders the same source to the same text: same variables, same whitespace rules, same JSON
+//! spacing. What differs is trust: a template runs with bounded steps and output, and without a
+//! date, because a prompt that changes at midnight loses its cache.
+//!
+//! Templates disagree about what they accept. Some refuse a system role, some ignore tool
+//! results, some insist that roles alternate. Each template is probed once when it is loaded, and
+//! conversations are reshaped to what it takes; since the probe is a property of the template,
+//! the same conversation always renders to the same prefix.
+
+mod breakpoints;
+mod hf;
+mod probe;
+mod pyjson;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
+use minijinja::{Environment, Error, ErrorKind as JinjaErrorKind, Value as JinjaValue};
+use serde_json::{Map, Value};
+use std::io;
+
+use crate::error::{ApiError, ErrorKind};
+use crate::ir::{Conversation, Position};
+use crate::limits::{PROMPT_BYTES_MAX, TEMPLATE_BYTES_MAX, TEMPLATE_STEPS_MAX};
+use crate::request::{Request, Thinking};
+use hf::Shape;
+
+const TEMPLATE_NAME: &str = "chat_template";
+
+/// Why a template could not be loaded or rendered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// The source is not a template.
+    #[error("the chat template can't be parsed: {0}")]
+    Syntax(String),
+    /// The template renders nothing, not even one user message.
+    #[error("the chat template can't render a single user message: {0}")]
+    Unusable(String),
+    /// The template itself refused the conversation.
+    #[error("the model's chat template refused the conversation: {0}")]
+    Refused(String),
+    /// Rendering failed.
+    #[error("the chat template failed: {0}")]
+    Failed(String),
+    /// The template ran for too long.
+    #[error("the chat template took more than {TEMPLATE_STEPS_MAX} steps")]
+    TooManySteps,
+    /// The prompt became too long.
+    #[error("the prompt is over the limit of {PROMPT_BYTES_MAX} bytes")]
+    TooLong,
+}
+
+impl From<TemplateError> for ApiError {
+    fn from(error: TemplateError) -> ApiError {
+        let kind = match error {
+            TemplateError::Refused(_) => ErrorKind::InvalidRequest,
+            TemplateError::TooLong => ErrorKind::TooLarge,
+            _ => ErrorKind::Internal,
+        };
+        ApiError::new(kind, error.to_string())
+    }
+}
+
+/// How one prompt is to be rendered.
+#[derive(Clone, Copy, Debug)]
+pub struct RenderOptions {
+    /// Sets `enable_thinking`, or leaves it undefined.
+    pub thinking: Thinking,
+    /// Ends the prompt with the opening of an assistant turn.
+    pub add_generation_prompt: bool,
+    /// Leaves the last assistant message open, to be continued.
+    pub continue_final: bool,
+}
+
+impl Default for RenderOptions {
+    fn default() -> Self {
+        RenderOptions {
+            thinking: Thinking::Auto,
+            add_generation_prompt: true,
+            continue_final: false,
+        }
+    }
+}
+
+impl RenderOptions {
+    /// The options under which a request is answered.
+    pub fn of(request: &Request) -> RenderOptions {
+        RenderOptions {
+            thinking: request.thinking,
+            add_generation_prompt: !request.continue_final,
+            continue_final: request.continue_final,
+        }
+    }
+}
+
+/// A rendered prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// The prompt.
+    pub text: String,
+    /// Whether the prompt ends inside an opened `<think>`, so that output begins with thinking.
+    pub thinking_open: bool,
+    /// The conversation's breakpoints in prompt order.
+    pub breakpoints: Vec<RenderedBreakpoint>,
+}
+
+/// How far a breakpoint's prefix reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RenderedBreakpoint {
+    /// Where it stands in the conversation.
+    pub position: Position,
+    /// How long to keep it.
+    pub ttl_ms: u64,
+    /// `text[..end_bytes]` is the prefix; a character boundary.
+    pub end_bytes: usize,
+}
+
+/// A model's chat template, ready to render. Shareable between threads.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos_token: String,
+    eos_token: String,
+    shape: Shape,
+}
+
+impl ChatTemplate {
+    /// Loads a template from its Jinja source and the model's special tokens.
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, TemplateError> {
+        if source.len() > TEMPLATE_BYTES_MAX {
+            let problem = format!("longer than {TEMPLATE_BYTES_MAX} bytes");
+            return Err(TemplateError::Syntax(problem));
+        }
+        let environment = environment(normalised(source))?;
+        let mut template = ChatTemplate {
+            environment,
+            bos_token: bos.to_owned(),
+            eos_token: eos.to_owned(),
+            shape: Shape::FULL,
+        };
+        template.shape = probe::probe(&template)?;
+        Ok(template)
+    }
+
+    /// Renders a prompt without looking for breakpoints.
+    pub fn render(
+        &self,
+        conversation: &Conversation,
+        options: RenderOptions,
+    ) -> Result<String, TemplateError> {
+        let text = self.render_shaped(conversation, options, self.shape)?;
+        Ok(if options.continue_final { hf::cut_after_final(text, conversation) } else { text })
+    }
+
+    /// Renders a prompt and finds how far each cache breakpoint's prefix reaches in it.
+    ///
+    /// Costs one more rendering per breakpoint.
+    pub fn render_with_breakpoints(
+        &self,
+        conversation: &Conversation,
+        options: RenderOptions,
+    ) -> Result<Rendered, TemplateError> {
+        let text = self.render(conversation, options)?;
+        let breakpoints = breakpoints::locate(self, conversation, options, &text);
+        let thinking_open = text.trim_end_matches(['\n', ' ']).ends_with("<think>");
+        Ok(Rendered { text, thinking_open, breakpoints })
+    }
+
+    fn render_shaped(
+        &self,
+        conversation: &Conversation,
+        options: RenderOptions,
+        shape: Shape,
+    ) -> Result<String, TemplateError> {
+        let mut context = Map::new();
+        context.insert("messages".to_owned(), hf::messages(conversation, shape));
+        context.insert("tools".to_owned(), hf::tools(conversation));
+        context.insert("add_generation_prompt".to_owned(), options.add_generation_prompt.into());
+        context.insert("bos_token".to_owned(), self.bos_token.clone().into());
+        context.insert("eos_token".to_owned(), self.eos_token.clone().into());
+        if options.thinking != Thinking::Auto {
+            let enabled = options.thinking == Thinking::Enabled;
+            context.insert("enable_thinking".to_owned(), enabled.into());
+        }
+        self.run(Value::Object(context))
+    }
+
+    fn run(&self, context: Value) -> Result<String, TemplateError> {
+        let template = self.environment.get_template(TEMPLATE_NAME).map_err(|e| failure(&e))?;
+        let mut out = Capped::default();
+        let outcome = template.render_captured_to(JinjaValue::from(Serde(context)), &mut out);
+        if out.full {
+            return Err(TemplateError::TooLong);
+        }
+        outcome.map_err(|error| failure(&error))?;
+        String::from_utf8(out.bytes).map_err(|error| TemplateError::Failed(error.to_string()))
+    }
+}
+
+fn environment(source: String) -> Result<Environment<'static>, TemplateError> {
+    let mut environment = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.map_err(|error| TemplateError::Syntax(error.to_string()))?);
+    environment.set_fuel(Some(TEMPLATE_STEPS_MAX));
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
+        Err(Error::new(JinjaErrorKind::InvalidOperation, format!("{RAISED}{message}")))
+    });
+    environment.add_filter("tojson", pyjson::tojson);
+    environment
+        .add_template_owned(TEMPLATE_NAME, source)
+        .map_err(|error| TemplateError::Syntax(error.to_string()))?;
+    Ok(environment)
+}
+
+/// Marks errors that the template raised itself.
+const RAISED: &str = "raised: ";
+
+fn failure(error: &Error) -> TemplateError {
+    // An error inside a macro is wrapped in another; the innermost says what happened.
+    let mut innermost = error;
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(jinja) = inner.downcast_ref::<Error>() {
+            innermost = jinja;
+        }
+        source = inner.source();
+    }
+    if innermost.kind() == JinjaErrorKind::OutOfFuel {
+        return TemplateError::TooManySteps;
+    }
+    match innermost.detail().and_then(|detail| detail.strip_prefix(RAISED)) {
+        Some(message) => TemplateError::Refused(message.to_owned()),
+        None => TemplateError::Failed(innermost.to_string()),
+    }
+}
+
+/// The source as Jinja reads it: every line break is a newline, and `{% generation %}` marks,
+/// which only matter for training masks, are gone.
+fn normalised(source: &str) -> String {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut kept = String::with_capacity(source.len());
+    let mut rest = source.as_str();
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        let Some(length) = tag.find("%}").map(|end| end + 2) else { break };
+        let name = tag[2..length - 2].trim_matches(['-', '+']).trim();
+        if matches!(name, "generation" | "endgeneration") {
+            // A comment keeps the whitespace control that the mark had.
+            let left = if tag[2..].starts_with('-') { "-" } else { "" };
+            let right = if tag[..length - 2].ends_with('-') { "-" } else { "" };
+            kept.push_str(before);
+            kept.push_str(&format!("{{#{left} {right}#}}"));
+        } else {
+            kept.push_str(before);
+            kept.push_str(&tag[..length]);
+        }
+        rest = &tag[length..];
+    }
+    kept.push_str(rest);
+    kept
+}
+
+/// Collects output up to the limit.
+#[derive(Default)]
+struct Capped {
+    bytes: Vec<u8>,
+    full: bool,
+}
+
+impl io::Write for &mut Capped {
+    fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + chunk.len() > PROMPT_BYTES_MAX {
+            self.full = true;
+            return Err(io::Error::other("the prompt is too long"));
+        }
+        self.bytes.extend_from_slice(chunk);
+        Ok(chunk.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

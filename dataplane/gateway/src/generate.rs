@@ -1,0 +1,252 @@
+//! One generation on the cluster: placed by the router, streamed from a worker, moved to another when its
+//! worker dies.
+//!
+//! The gateway holds the prompt and every token that it received. A move sends both to the next worker, which
+//! goes on at the next position; the client's stream sees neither a gap nor a repetition.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use mainstay_chat::{ApiError, ErrorKind};
+use mainstay_proto::convert::u128_to_wire;
+use mainstay_proto::v1;
+use mainstay_types::{NamespaceId, SequenceHash, WorkerId};
+use tokio::sync::mpsc;
+
+use crate::placement::{Placed, Placement};
+use crate::workers::WorkerEntry;
+
+/// Moves of one request at most; a request that kills every worker must not visit them all for ever.
+const ATTEMPTS_MAX: usize = 6;
+/// How long a request waits for a worker that can take it.
+const WAIT_FOR_WORKER: Duration = Duration::from_secs(10);
+/// How long a worker may take to accept; prefill happens after that.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Without any event for this long a worker counts as lost; it sends one at least each second.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// Events on their way to one client.
+const EVENTS_MAX: usize = 64;
+
+/// What a generation needs.
+pub(crate) struct Job {
+    pub(crate) request_id: String,
+    pub(crate) model: String,
+    pub(crate) namespace: NamespaceId,
+    pub(crate) block_tokens: u32,
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) blocks: Vec<SequenceHash>,
+    pub(crate) priority: i32,
+    pub(crate) sampling: v1::Sampling,
+    pub(crate) ranges: Vec<v1::RetentionRange>,
+    pub(crate) expected_output_tokens: u32,
+}
+
+/// What comes out, in order; `Done` or `Failed` is last.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// New tokens, with log probabilities where asked for.
+    Tokens { tokens: Vec<u32>, logprobs: Vec<v1::Logprob> },
+    /// The end.
+    Done { finish: v1::Finish },
+    /// The end, badly.
+    Failed(ApiError),
+}
+
+/// A running generation. Dropping it cancels it.
+pub(crate) struct Generation {
+    pub(crate) events: mpsc::Receiver<Event>,
+    /// Prompt tokens that the first worker found in its cache.
+    pub(crate) cached_tokens: u32,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+type Stream = tonic::Streaming<v1::GenerateEvent>;
+
+struct Runner {
+    placement: Placement,
+    job: Job,
+    sent: Vec<u32>,
+    excluded: HashSet<WorkerId>,
+    attempts: usize,
+}
+
+/// Starts a generation. Errors that come before the first token come here, so that the client gets a status
+/// and `Retry-After` rather than a broken stream.
+pub(crate) async fn start(placement: Placement, job: Job) -> Result<Generation, ApiError> {
+    let mut runner =
+        Runner { placement, job, sent: Vec::new(), excluded: HashSet::new(), attempts: 0 };
+    let (mut stream, mut placed, first) = loop {
+        let (mut stream, placed) = runner.accept().await?;
+        match next_event(&mut stream).await {
+            Ok(Some(event)) if retry_error(&event).is_none() => break (stream, placed, event),
+            Ok(Some(event)) => runner.give_up_on(&placed.worker, &event.error),
+            Ok(None) => runner.give_up_on(&placed.worker, "stream ended early"),
+            Err(status) => runner.give_up_on(&placed.worker, status.message()),
+        }
+    };
+    if let Some(error) = final_error(&first) {
+        return Err(error);
+    }
+    let cached_tokens = first.cached_tokens;
+    let (sender, events) = mpsc::channel(EVENTS_MAX);
+    let task = tokio::spawn(async move {
+        let mut pending = Some(first);
+        loop {
+            let step = match pending.take() {
+                Some(event) => Ok(Some(event)),
+                None => next_event(&mut stream).await,
+            };
+            let lost = match step {
+                Ok(Some(event)) => match runner.take(event, &sender).await {
+                    Flow::Go => continue,
+                    Flow::End => return,
+                    Flow::Move(reason) => reason,
+                },
+                Ok(None) => "stream ended early".to_owned(),
+                Err(status) => status.message().to_owned(),
+            };
+            runner.give_up_on(&placed.worker, &lost);
+            match runner.accept().await {
+                Ok((next, on)) => (stream, placed) = (next, on),
+                Err(error) => {
+                    let _ = sender.send(Event::Failed(error)).await;
+                    return;
+                }
+            }
+        }
+    });
+    Ok(Generation { events, cached_tokens, task })
+}
+
+enum Flow {
+    Go,
+    End,
+    Move(String),
+}
+
+impl Runner {
+    async fn take(&mut self, event: v1::GenerateEvent, sender: &mpsc::Sender<Event>) -> Flow {
+        if let Some(reason) = retry_error(&event) {
+            return Flow::Move(reason);
+        }
+        if let Some(error) = final_error(&event) {
+            let _ = sender.send(Event::Failed(error)).await;
+            return Flow::End;
+        }
+        let finish = event.finish();
+        if !event.tokens.is_empty() {
+            self.sent.extend_from_slice(&event.tokens);
+            let tokens = Event::Tokens { tokens: event.tokens, logprobs: event.logprobs };
+            if sender.send(tokens).await.is_err() {
+                return Flow::End;
+            }
+        }
+        if finish == v1::Finish::Unspecified {
+            return Flow::Go;
+        }
+        let _ = sender.send(Event::Done { finish }).await;
+        Flow::End
+    }
+
+    fn give_up_on(&mut self, worker: &WorkerEntry, reason: &str) {
+        tracing::info!(
+            request = %self.job.request_id, worker = %worker.name, reason, tokens_sent = self.sent.len(),
+            "worker lost; moving the request"
+        );
+        metrics::counter!("mainstay_gateway_migrations_total").increment(1);
+        worker.suspect();
+        self.excluded.insert(worker.id);
+    }
+
+    /// Places the rest of the job and has a worker accept it.
+    async fn accept(&mut self) -> Result<(Stream, Placed), ApiError> {
+        let deadline = Instant::now() + WAIT_FOR_WORKER;
+        let mut last = String::from("no worker serves this model now");
+        while self.attempts < ATTEMPTS_MAX {
+            let Some(placed) = self.placement.choose(&self.job, &self.excluded) else {
+                if Instant::now() >= deadline {
+                    break;
+                }
+                // A worker that failed once may be back by now, under a new epoch.
+                self.excluded.clear();
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            self.attempts += 1;
+            let call = placed.worker.client.clone();
+            match accept_on(call, self.request(&placed.worker)).await {
+                Ok(stream) => return Ok((stream, placed)),
+                Err(status) => {
+                    if let Some(error) = refusal(&status) {
+                        return Err(error);
+                    }
+                    last = status.message().to_owned();
+                    self.give_up_on(&placed.worker, &last);
+                }
+            }
+        }
+        Err(ApiError::new(ErrorKind::Overloaded, last).with_retry_after_s(1))
+    }
+
+    fn request(&self, worker: &WorkerEntry) -> v1::GenerateRequest {
+        let mut sampling = self.job.sampling.clone();
+        let sent = u32::try_from(self.sent.len()).unwrap_or(u32::MAX);
+        sampling.tokens_max = sampling.tokens_max.saturating_sub(sent).max(1);
+        sampling.tokens_min = sampling.tokens_min.saturating_sub(sent);
+        let mut tokens = self.job.prompt.clone();
+        tokens.extend_from_slice(&self.sent);
+        v1::GenerateRequest {
+            request_id: self.job.request_id.clone(),
+            namespace: u128_to_wire(self.job.namespace.0),
+            tokens,
+            sampled_before: sent,
+            priority: self.job.priority,
+            sampling: Some(sampling),
+            ranges: self.job.ranges.clone(),
+            expected_output_tokens: self.job.expected_output_tokens,
+            epoch: worker.epoch.0,
+        }
+    }
+}
+
+async fn accept_on(
+    mut client: v1::worker_client::WorkerClient<tonic::transport::Channel>,
+    request: v1::GenerateRequest,
+) -> Result<Stream, tonic::Status> {
+    match tokio::time::timeout(ACCEPT_TIMEOUT, client.generate(request)).await {
+        Ok(reply) => Ok(reply?.into_inner()),
+        Err(_) => Err(tonic::Status::deadline_exceeded("the worker did not accept in time")),
+    }
+}
+
+async fn next_event(stream: &mut Stream) -> Result<Option<v1::GenerateEvent>, tonic::Status> {
+    match tokio::time::timeout(SILENCE_MAX, stream.message()).await {
+        Ok(event) => event,
+        Err(_) => Err(tonic::Status::deadline_exceeded("the worker fell silent")),
+    }
+}
+
+/// A failure that another worker may heal.
+fn retry_error(event: &v1::GenerateEvent) -> Option<String> {
+    let failed = event.finish() == v1::Finish::Error && event.retryable;
+    // A worker that drains cancels what it could not finish; nobody here asked for that.
+    let cancelled = event.finish() == v1::Finish::Cancelled;
+    (failed || cancelled).then(|| event.error.clone())
+}
+
+fn final_error(event: &v1::GenerateEvent) -> Option<ApiError> {
+    (event.finish() == v1::Finish::Error)
+        .then(|| ApiError::new(ErrorKind::Internal, event.error.clone()))
+}
+
+/// What the worker refused for good: the request itself is wrong.
+fn refusal(status: &tonic::Status) -> Option<ApiError> {
+    (status.code() == tonic::Code::InvalidArgument)
+        .then(|| ApiError::new(ErrorKind::InvalidRequest, status.message()))
+}

@@ -1,0 +1,41 @@
+//! Probes and metrics: alive, ready with reasons, Prometheus text.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::App;
+
+/// A replica older than this still serves, and says so.
+const STALE_AFTER_MS: u128 = 5_000;
+
+pub(super) async fn livez() -> &'static str {
+    "ok\n"
+}
+
+/// Ready means: a replica has been read and some worker can take a request.
+pub(super) async fn readyz(State(app): State<App>) -> Response {
+    let mut reasons = app.workers.troubles();
+    let age = app.replica.age();
+    if age.is_none() {
+        reasons.push("no control member has answered yet".to_owned());
+    }
+    let routable = app.workers.any_routable() && !app.workers.model_names().is_empty();
+    if !routable {
+        reasons.push("no worker is routable".to_owned());
+    }
+    let ready = age.is_some() && routable;
+    let stale = age.is_some_and(|a| a.as_millis() > STALE_AFTER_MS);
+    if stale {
+        reasons.push("the replica of the cluster's state is stale".to_owned());
+    }
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"ready": ready, "stale": stale, "reasons": reasons}))).into_response()
+}
+
+pub(super) async fn metrics(State(app): State<App>) -> Response {
+    let text = app.metrics.as_ref().map(|m| m.render()).unwrap_or_default();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}

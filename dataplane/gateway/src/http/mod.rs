@@ -1,0 +1,344 @@
+//! The gateway's routes.
+
+mod admin;
+mod health;
+mod pin_create;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use axum::response::Response;
+use axum::routing::{get, post};
+use mainstay_chat::{ApiError, Endpoint, ErrorKind};
+use mainstay_proto::client::ControlPlane;
+use metrics_exporter_prometheus::PrometheusHandle;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+
+use crate::answer::Answer;
+use crate::config::GatewayConfig;
+use crate::pins::Pins;
+use crate::placement::{Explained, Placement};
+use crate::replica::Replica;
+use crate::tenant::Tenants;
+use crate::workers::Workers;
+
+/// The largest request body, in bytes: what Anthropic's API accepts.
+const BODY_BYTES_MAX: usize = 32 << 20;
+/// How long an operator waits for the control plane.
+const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What every handler shares.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) control: ControlPlane,
+    pub(crate) replica: Replica,
+    pub(crate) workers: Workers,
+    pub(crate) placement: Placement,
+    pub(crate) pins: Pins,
+    pub(crate) pins_on: bool,
+    pub(crate) tenants: Tenants,
+    pub(crate) permits: Arc<Semaphore>,
+    pub(crate) metrics: Option<PrometheusHandle>,
+}
+
+impl App {
+    pub(crate) fn new(
+        config: GatewayConfig,
+        control: ControlPlane,
+        replica: Replica,
+        workers: Workers,
+        tenants: Tenants,
+    ) -> Self {
+        Self {
+            placement: Placement::new(workers.clone(), replica.clone(), config.policy),
+            pins: Pins::new(control.clone(), replica.clone()),
+            pins_on: config.pins,
+            permits: Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS))),
+            metrics: config.metrics,
+            control,
+            replica,
+            workers,
+            tenants,
+        }
+    }
+}
+
+/// Serves until told to stop; open streams then go on until they end.
+pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::Receiver<bool>) {
+    let router = Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/responses", post(responses).get(no_websocket))
+        .route("/v1/messages", post(messages))
+        .route("/v1/messages/count_tokens", post(count_tokens))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{id}", get(model))
+        .route("/v1/pins", get(admin::list_pins).post(pin_create::create_pin))
+        .route(
+            "/v1/pins/{id}",
+            get(admin::show_pin).patch(admin::extend_pin).delete(admin::release_pin),
+        )
+        .route("/api/v1/status", get(admin::status))
+        .route("/api/v1/requests/{id}/explain", get(admin::explain))
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .route("/metrics", get(health::metrics))
+        .route("/", get(root))
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(axum::extract::DefaultBodyLimit::disable())
+        .with_state(app);
+    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "no TCP_NODELAY on a connection");
+        }
+    });
+    let served = axum::serve(listener, router)
+        .with_graceful_shutdown(async move {
+            let _ = stopped.wait_for(|s| *s).await;
+        })
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the HTTP server ended");
+    }
+}
+
+/// `req_` and 24 random hexadecimal digits.
+pub(crate) fn new_request_id() -> String {
+    let high = getrandom::u64().unwrap_or_default();
+    let low = getrandom::u32().unwrap_or_default();
+    format!("req_{high:016x}{low:08x}")
+}
+
+/// An error in the endpoint's own shape.
+fn failure(error: &ApiError, endpoint: Endpoint, request_id: &str) -> Response {
+    let status = error.status(endpoint);
+    metrics::counter!("mainstay_gateway_errors_total", "status" => status.to_string()).increment(1);
+    let mut response = Response::new(Body::from(error.body(endpoint, request_id)));
+    *response.status_mut() =
+        StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(seconds) = error.retry_after_s() {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+fn with_request_id(mut response: Response, request_id: &str) -> Response {
+    if let Ok(value) = HeaderValue::from_str(request_id) {
+        response.headers_mut().insert("request-id", value.clone());
+        response.headers_mut().insert("x-request-id", value);
+    }
+    response
+}
+
+/// Reads a whole body, or says which limit it broke.
+async fn read_body(request: Request<Body>) -> Result<(HeaderMap, Bytes), ApiError> {
+    let (parts, body) = request.into_parts();
+    let too_large = || {
+        let message = format!("the body is larger than {BODY_BYTES_MAX} bytes");
+        ApiError::new(ErrorKind::TooLarge, message)
+    };
+    let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok());
+    if declared.and_then(|v| v.parse::<u64>().ok()).is_some_and(|n| n > BODY_BYTES_MAX as u64) {
+        return Err(too_large());
+    }
+    match axum::body::to_bytes(body, BODY_BYTES_MAX).await {
+        Ok(bytes) => Ok((parts.headers, bytes)),
+        Err(error) => {
+            let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+            while let Some(e) = cause {
+                if e.to_string().contains("length limit exceeded") {
+                    return Err(too_large());
+                }
+                cause = e.source();
+            }
+            Err(ApiError::new(ErrorKind::InvalidRequest, "the body could not be read"))
+        }
+    }
+}
+
+async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Response {
+    let started = Instant::now();
+    let request_id = new_request_id();
+    let outcome = match read_body(request).await {
+        Ok((headers, body)) => app.answer(endpoint, &headers, body, &request_id).await,
+        Err(error) => Err(error),
+    };
+    let name = format!("{endpoint:?}").to_lowercase();
+    metrics::counter!("mainstay_gateway_requests_total", "endpoint" => name.clone()).increment(1);
+    let response = match outcome {
+        Ok(Answer::Json(body)) => {
+            let mut response = Response::new(Body::from(body));
+            let json = HeaderValue::from_static("application/json");
+            response.headers_mut().insert(header::CONTENT_TYPE, json);
+            response
+        }
+        Ok(Answer::Stream(body)) => {
+            // The first token is in hand by now, so this is the time to first token.
+            metrics::histogram!("mainstay_gateway_ttft_seconds", "endpoint" => name)
+                .record(started.elapsed().as_secs_f64());
+            let mut response = Response::new(body);
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+            response
+        }
+        Err(error) => {
+            tracing::info!(request = %request_id, kind = ?error.kind, "request refused");
+            failure(&error, endpoint, &request_id)
+        }
+    };
+    with_request_id(response, &request_id)
+}
+
+async fn chat(State(app): State<App>, request: Request<Body>) -> Response {
+    handle(app, Endpoint::Chat, request).await
+}
+
+async fn responses(State(app): State<App>, request: Request<Body>) -> Response {
+    handle(app, Endpoint::Responses, request).await
+}
+
+async fn messages(State(app): State<App>, request: Request<Body>) -> Response {
+    handle(app, Endpoint::Messages, request).await
+}
+
+async fn count_tokens(State(app): State<App>, request: Request<Body>) -> Response {
+    handle(app, Endpoint::CountTokens, request).await
+}
+
+/// Codex asks for a WebSocket first and goes on by POST at once when told 426.
+async fn no_websocket() -> StatusCode {
+    StatusCode::UPGRADE_REQUIRED
+}
+
+fn model_json(app: &App, name: &str) -> Value {
+    let context = app.workers.model(name).map(|m| m.context_tokens_max);
+    json!({
+        "id": name, "object": "model", "type": "model", "display_name": name, "created": 0,
+        "created_at": "1970-01-01T00:00:00Z", "owned_by": "mainstay", "max_model_len": context,
+    })
+}
+
+async fn models(State(app): State<App>) -> axum::Json<Value> {
+    let names = app.workers.model_names();
+    let data: Vec<Value> = names.iter().map(|n| model_json(&app, n)).collect();
+    axum::Json(json!({
+        "object": "list", "data": data, "has_more": false,
+        "first_id": names.first(), "last_id": names.last(),
+    }))
+}
+
+async fn model(
+    State(app): State<App>,
+    axum::extract::Path(id): axum::extract::Path<String>,
+) -> Response {
+    let request_id = new_request_id();
+    if app.workers.model(&id).is_none() {
+        let error = ApiError::new(ErrorKind::NotFound, format!("model `{id}` does not exist here"));
+        return failure(&error.with_code("model_not_found"), Endpoint::Chat, &request_id);
+    }
+    axum::response::IntoResponse::into_response(axum::Json(model_json(&app, &id)))
+}
+
+async fn root() -> &'static str {
+    "mainstay\n"
+}
+
+/// Which protocol's shape an error on this path should have.
+fn protocol_of(path: &str) -> Endpoint {
+    if path.starts_with("/v1/messages") { Endpoint::Messages } else { Endpoint::Chat }
+}
+
+async fn unknown(method: Method, uri: Uri) -> Response {
+    let error = ApiError::new(ErrorKind::NotFound, format!("no route {method} {}", uri.path()));
+    failure(&error, protocol_of(uri.path()), &new_request_id())
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    let message = format!("{} does not take {method}", uri.path());
+    let error = ApiError::new(ErrorKind::InvalidRequest, message);
+    let mut response = failure(&error, protocol_of(uri.path()), &new_request_id());
+    *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+    response
+}
+
+/// A duration in JSON: `"5m"`, `"1h"`, `"90s"` or milliseconds as a number.
+fn parse_ttl_ms(value: &Value) -> Option<u64> {
+    if let Some(ms) = value.as_u64() {
+        return Some(ms);
+    }
+    let text = value.as_str()?.trim();
+    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..unit_at].parse().ok()?;
+    let unit_ms: u64 = match text[unit_at..].trim() {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.checked_mul(unit_ms)
+}
+
+/// A routing decision as JSON.
+fn explain_json(app: &App, explained: &Explained) -> Value {
+    let decision = &explained.decision;
+    let name = |id| app.replica.read(|m| m.worker(id).map(|w| w.name.clone()).unwrap_or_default());
+    let round = |ms: f64| (ms * 100.0).round() / 100.0;
+    let candidates: Vec<Value> = decision
+        .candidates
+        .iter()
+        .map(|c| {
+            json!({
+                "worker": name(c.worker), "overlap_blocks": c.overlap_blocks,
+                "prefill_ms": round(c.terms.prefill_ms), "queue_ms": round(c.terms.queue_ms),
+                "decode_ms": round(c.terms.decode_ms), "memory_ms": round(c.terms.memory_ms),
+                "cost_ms": round(c.cost_ms), "predicted": c.predicted,
+                "note": if c.worker == decision.worker { "chosen" } else { "" },
+            })
+        })
+        .collect();
+    json!({
+        "request": explained.request, "worker": name(decision.worker),
+        "overlap_blocks": decision.overlap_blocks, "prompt_blocks": explained.prompt_blocks,
+        "cost_ms": round(decision.cost_ms), "reason": decision.note.to_string(),
+        "candidates": candidates,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units_and_limits() {
+        for (text, ms) in [("5m", 300_000), ("1h", 3_600_000), ("90s", 90_000), ("250ms", 250)] {
+            assert_eq!(parse_ttl_ms(&json!(text)), Some(ms));
+        }
+        assert_eq!(parse_ttl_ms(&json!(1500)), Some(1500));
+        for bad in [
+            json!("5"),
+            json!("h"),
+            json!("5y"),
+            json!(-1),
+            json!("99999999999999999999h"),
+            json!(null),
+        ] {
+            assert_eq!(parse_ttl_ms(&bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn request_ids_differ() {
+        assert_ne!(new_request_id(), new_request_id());
+    }
+}

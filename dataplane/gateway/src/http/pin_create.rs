@@ -1,0 +1,91 @@
+//! `POST /v1/pins`: pins the prefix of a conversation, written as a chat-completions body.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::Request;
+use mainstay_chat::template::RenderOptions;
+use mainstay_chat::{ApiError, ErrorKind};
+use mainstay_types::SessionId;
+use serde_json::Value;
+
+use super::admin::{AdminError, pin_json};
+use super::{App, parse_ttl_ms, read_body};
+use crate::pins::Wish;
+use crate::prompt;
+
+/// A pin's life when the caller names none: Anthropic's default.
+const TTL_DEFAULT_MS: u64 = 300_000;
+
+/// The body's members that are about the pin rather than about the conversation.
+struct Terms {
+    ttl_ms: u64,
+    copies_min: u32,
+    owner: Option<SessionId>,
+}
+
+fn terms(body: &Value) -> Result<Terms, ApiError> {
+    let ttl_ms = match body.get("ttl").or_else(|| body.get("ttl_ms")) {
+        None | Some(Value::Null) => TTL_DEFAULT_MS,
+        Some(ttl) => parse_ttl_ms(ttl)
+            .ok_or_else(|| ApiError::invalid("ttl", "give a duration such as \"30m\" or \"1h\""))?,
+    };
+    let copies_min = match body.get("copies_min") {
+        None | Some(Value::Null) => 1,
+        Some(copies) => copies
+            .as_u64()
+            .and_then(|n| u32::try_from(n).ok())
+            .filter(|n| *n >= 1)
+            .ok_or_else(|| ApiError::invalid("copies_min", "expected a number of at least 1"))?,
+    };
+    let owner =
+        match body.get("session") {
+            None | Some(Value::Null) => None,
+            Some(session) => Some(session.as_str().and_then(SessionId::new).ok_or_else(|| {
+                ApiError::invalid("session", "expected a name of 1 to 256 bytes")
+            })?),
+        };
+    Ok(Terms { ttl_ms, copies_min, owner })
+}
+
+pub(super) async fn create_pin(
+    State(app): State<App>,
+    request: Request<Body>,
+) -> Result<Json<Value>, AdminError> {
+    let (headers, body) = read_body(request).await?;
+    let tenant = app.tenants.of(&headers)?;
+    let parsed: Value = serde_json::from_slice(&body)
+        .map_err(|e| ApiError::invalid("", &format!("not JSON: {e}")))?;
+    let terms = terms(&parsed)?;
+    let conversation = mainstay_chat::parse_chat(&body)?;
+    let card = app.workers.model(&conversation.model).ok_or_else(|| {
+        ApiError::new(
+            ErrorKind::NotFound,
+            format!("model `{}` does not exist here", conversation.model),
+        )
+    })?;
+    let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
+        ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
+    })?;
+    // A pin is about what was said, not about the answer to come.
+    let options =
+        RenderOptions { add_generation_prompt: false, ..RenderOptions::of(&conversation) };
+    let block_tokens = card.block_tokens;
+    let prompt = prompt::prepare(&conversation, options, &card, &tenant, key)?;
+    if prompt.blocks.is_empty() {
+        let problem = format!("shorter than one block of {block_tokens} tokens; nothing to pin");
+        return Err(ApiError::invalid("messages", &problem).into());
+    }
+    let prefix_tokens = u32::try_from(prompt.blocks.len()).unwrap_or(u32::MAX);
+    let wish = Wish {
+        tenant,
+        namespace: prompt.namespace,
+        owner: terms.owner,
+        prefix_tokens: prefix_tokens.saturating_mul(block_tokens),
+        blocks: prompt.blocks,
+        ttl_ms: terms.ttl_ms,
+        copies_min: terms.copies_min,
+    };
+    let reply = app.pins.make(wish).await?;
+    Ok(Json(reply.pin.as_ref().map(pin_json).unwrap_or_default()))
+}

@@ -1,0 +1,147 @@
+//! Placement: the router's inputs gathered from the replica and the load streams, and its bookings kept.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use mainstay_route::{BookingId, Decision, Inputs, Policy, Router, WorkerLoad, WorkerView};
+use mainstay_types::WorkerId;
+use parking_lot::Mutex;
+
+use crate::generate::Job;
+use crate::replica::Replica;
+use crate::workers::{WorkerEntry, Workers};
+
+/// Decisions kept for `request explain`.
+const DECISIONS_MAX: usize = 256;
+
+/// Chooses workers for the whole gateway.
+#[derive(Clone)]
+pub(crate) struct Placement {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    workers: Workers,
+    replica: Replica,
+    policy: Policy,
+    router: Mutex<Router>,
+    started: Instant,
+    decisions: Mutex<VecDeque<Explained>>,
+}
+
+/// A decision and what it was about.
+#[derive(Clone)]
+pub(crate) struct Explained {
+    pub(crate) request: String,
+    pub(crate) prompt_blocks: usize,
+    pub(crate) decision: Decision,
+}
+
+/// A worker with the booking for a request on it; the booking ends with this.
+pub(crate) struct Placed {
+    pub(crate) worker: Arc<WorkerEntry>,
+    booking: BookingId,
+    inner: Arc<Inner>,
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        self.inner.router.lock().release(self.booking);
+    }
+}
+
+impl Placement {
+    pub(crate) fn new(workers: Workers, replica: Replica, policy: Policy) -> Self {
+        let inner = Inner {
+            workers,
+            replica,
+            policy,
+            router: Mutex::new(Router::default()),
+            started: Instant::now(),
+            decisions: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The worker for a job, or `None` while no worker can take it.
+    pub(crate) fn choose(&self, job: &Job, excluded: &HashSet<WorkerId>) -> Option<Placed> {
+        let entries: Vec<_> = self
+            .inner
+            .workers
+            .of_model(&job.model)
+            .into_iter()
+            .filter(|w| w.routable() && !excluded.contains(&w.id))
+            .collect();
+        let views: Vec<WorkerView> = entries.iter().map(|w| self.view(w)).collect();
+        let overlaps = self.inner.replica.read(|m| m.index().lookup(&job.blocks));
+        let now_ms = self.ms_of(Instant::now());
+        let inputs = Inputs {
+            now_ms,
+            prompt_blocks: &job.blocks,
+            prompt_tokens: u32::try_from(job.prompt.len()).unwrap_or(u32::MAX),
+            block_tokens: job.block_tokens,
+            overlaps: &overlaps,
+            workers: &views,
+            excluded: &[],
+            priority: job.priority,
+            random: random(),
+            policy: self.inner.policy,
+        };
+        let mut router = self.inner.router.lock();
+        let decision = router.choose(&inputs).ok()?;
+        let booking = router.book(now_ms, &decision, &job.blocks);
+        drop(router);
+        // From here on the booking is released by its guard, also when the worker has gone meanwhile.
+        let worker = entries.into_iter().find(|w| w.id == decision.worker)?;
+        let placed = Placed { worker, booking, inner: Arc::clone(&self.inner) };
+        self.remember(job, decision);
+        Some(placed)
+    }
+
+    fn remember(&self, job: &Job, decision: Decision) {
+        let mut decisions = self.inner.decisions.lock();
+        if decisions.len() >= DECISIONS_MAX {
+            decisions.pop_front();
+        }
+        let request = job.request_id.clone();
+        decisions.push_back(Explained { request, prompt_blocks: job.blocks.len(), decision });
+    }
+
+    /// The decision about a request, or the latest one for `last`.
+    pub(crate) fn explain(&self, request: &str) -> Option<Explained> {
+        let decisions = self.inner.decisions.lock();
+        if request == "last" {
+            return decisions.back().cloned();
+        }
+        decisions.iter().rev().find(|e| e.request == request).cloned()
+    }
+
+    fn ms_of(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.inner.started);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn view(&self, entry: &WorkerEntry) -> WorkerView {
+        let (load, heard) = entry.load();
+        WorkerView {
+            id: entry.id,
+            epoch: entry.epoch,
+            draining: load.draining,
+            load: WorkerLoad {
+                heard_ms: heard.map_or(0, |at| self.ms_of(at)),
+                running: load.running,
+                waiting: load.waiting,
+                waiting_prefill_tokens: load.waiting_prefill_tokens,
+                prefill_us_per_token: load.prefill_us_per_token,
+                decode_us_per_step: load.decode_us_per_step,
+                blocks_free: Some(load.blocks_total.saturating_sub(load.blocks_used)),
+            },
+        }
+    }
+}
+
+/// A random number for ties. Without an entropy source ties fall on the first, which is still correct.
+fn random() -> u64 {
+    getrandom::u64().unwrap_or_default()
+}

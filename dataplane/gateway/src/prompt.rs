@@ -1,0 +1,144 @@
+//! From a parsed request to what a worker needs: tokens, block hashes, sampling, and the pins it wishes for.
+
+use mainstay_chat::template::RenderOptions;
+use mainstay_chat::{ApiError, Request};
+use mainstay_proto::v1;
+use mainstay_types::{BlockHasher, HashKey, NamespaceId, SequenceHash, SessionId, TenantId};
+
+use crate::model::{ModelCard, ModelError};
+use crate::pins::Wish;
+
+/// A prompt, named block by block.
+pub(crate) struct Prompt {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) blocks: Vec<SequenceHash>,
+    pub(crate) namespace: NamespaceId,
+    pub(crate) thinking_open: bool,
+    /// Prefixes to keep: how many full blocks, and how long.
+    pub(crate) kept: Vec<(usize, u64)>,
+}
+
+impl From<ModelError> for ApiError {
+    fn from(error: ModelError) -> Self {
+        Self::new(mainstay_chat::ErrorKind::Internal, error.to_string())
+    }
+}
+
+/// Renders, tokenises and hashes. Pure computation, milliseconds for a long prompt.
+pub(crate) fn prepare(
+    request: &Request,
+    options: RenderOptions,
+    card: &ModelCard,
+    tenant: &TenantId,
+    key: HashKey,
+) -> Result<Prompt, ApiError> {
+    let rendered = card.template.render_with_breakpoints(&request.conversation, options)?;
+    let mut marks: Vec<(usize, u64)> =
+        rendered.breakpoints.iter().map(|b| (b.end_bytes, b.ttl_ms)).collect();
+    marks.sort_unstable();
+    let offsets: Vec<usize> = marks.iter().map(|m| m.0).collect();
+    let encoded = card.tokenizer.encode(&rendered.text, &offsets)?;
+    let salt = request.hints.cache_salt.as_deref().unwrap_or_default();
+    let model = format!("{}@{}", card.name, card.revision);
+    let namespace = NamespaceId::derive(key, tenant.as_str(), &model, salt, card.block_tokens);
+    let blocks = BlockHasher::hash_prompt(key, namespace, card.block_tokens, &encoded.tokens);
+    let block_tokens = card.block_tokens as usize;
+    let mut kept: Vec<(usize, u64)> = encoded
+        .tokens_before
+        .iter()
+        .zip(&marks)
+        .map(|(tokens, (_, ttl_ms))| (tokens / block_tokens, *ttl_ms))
+        .collect();
+    if let Some(cache) = request.hints.cache_control {
+        kept.push((blocks.len(), cache.ttl_ms));
+    }
+    Ok(Prompt {
+        tokens: encoded.tokens,
+        blocks,
+        namespace,
+        thinking_open: rendered.thinking_open,
+        kept: deepest(kept),
+    })
+}
+
+/// One pin per TTL, at its deepest breakpoint; a shorter prefix with no longer life adds nothing.
+fn deepest(mut kept: Vec<(usize, u64)>) -> Vec<(usize, u64)> {
+    kept.retain(|(blocks, _)| *blocks > 0);
+    kept.sort_unstable_by(|a, b| b.cmp(a));
+    let mut longest_ms = 0;
+    kept.retain(|(_, ttl_ms)| {
+        let adds = *ttl_ms > longest_ms;
+        longest_ms = longest_ms.max(*ttl_ms);
+        adds
+    });
+    kept
+}
+
+impl Prompt {
+    /// The pins that the request asks for.
+    pub(crate) fn wishes(
+        &self,
+        request: &Request,
+        tenant: &TenantId,
+        block_tokens: u32,
+    ) -> Vec<Wish> {
+        let owner = request.session.key().and_then(SessionId::new);
+        let wish = |(blocks, ttl_ms): &(usize, u64)| Wish {
+            tenant: tenant.clone(),
+            namespace: self.namespace,
+            owner: owner.clone(),
+            blocks: self.blocks[..*blocks].to_vec(),
+            prefix_tokens: u32::try_from(*blocks).unwrap_or(u32::MAX).saturating_mul(block_tokens),
+            ttl_ms: *ttl_ms,
+            copies_min: 1,
+        };
+        self.kept.iter().map(wish).collect()
+    }
+
+    /// Prompt tokens that the request newly asks to keep, beyond those found in the cache.
+    pub(crate) fn created_tokens(&self, cached_tokens: u64, block_tokens: u32) -> u64 {
+        let deepest = self.kept.iter().map(|(blocks, _)| *blocks as u64).max().unwrap_or_default();
+        (deepest * u64::from(block_tokens)).saturating_sub(cached_tokens)
+    }
+}
+
+/// Sampling for the worker. What the client left open takes the values that mean "as the model says".
+pub(crate) fn sampling(request: &Request, card: &ModelCard, prompt_tokens: usize) -> v1::Sampling {
+    let s = &request.sampling;
+    let room = (card.context_tokens_max as usize).saturating_sub(prompt_tokens);
+    let room = u32::try_from(room).unwrap_or(u32::MAX);
+    v1::Sampling {
+        temperature: s.temperature.map_or(1.0, narrow),
+        top_p: s.top_p.map_or(1.0, narrow),
+        min_p: s.min_p.map_or(0.0, narrow),
+        top_k: s.top_k.unwrap_or(0),
+        repetition_penalty: s.repetition_penalty.map_or(1.0, narrow),
+        frequency_penalty: s.frequency_penalty.map_or(0.0, narrow),
+        presence_penalty: s.presence_penalty.map_or(0.0, narrow),
+        tokens_max: s.max_tokens.unwrap_or(room).min(room).max(1),
+        tokens_min: 0,
+        // Each request samples from a seed, chosen here if not by the client: a request that moves to another
+        // worker must go on with the same one.
+        seed: Some(s.seed.map_or_else(|| getrandom::u64().unwrap_or(0), i64::cast_unsigned)),
+        ignore_eos: s.ignore_eos,
+        stop_tokens: card.end_tokens.clone(),
+        logprobs: s.logprobs.map_or(0, |n| n + 1),
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a sampling parameter needs no more than f32")]
+fn narrow(value: f64) -> f32 {
+    value as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::deepest;
+
+    #[test]
+    fn a_shorter_prefix_is_kept_only_for_longer() {
+        assert_eq!(deepest(vec![(3, 300), (9, 300), (5, 3600)]), vec![(9, 300), (5, 3600)]);
+        assert_eq!(deepest(vec![(0, 300)]), vec![]);
+        assert_eq!(deepest(vec![(9, 3600), (9, 300)]), vec![(9, 3600)]);
+    }
+}

@@ -1,0 +1,236 @@
+//! The workers that this gateway can reach: one channel, one load stream and one description each.
+//!
+//! Membership comes from the replica; a worker joins the table once it has described itself, leaves it when its
+//! epoch is fenced, and is passed over for a moment after a failed attempt.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mainstay_proto::client::channel;
+use mainstay_proto::v1;
+use mainstay_proto::v1::worker_client::WorkerClient;
+use mainstay_types::{Epoch, WorkerId};
+use parking_lot::RwLock;
+use tokio::task::JoinHandle;
+use tonic::transport::Channel;
+
+use crate::model::ModelCard;
+use crate::replica::Replica;
+
+/// A prompt of a million tokens, and a tokenizer file of tens of megabytes, fit.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Named models that one gateway serves at most.
+const MODELS_MAX: usize = 64;
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How long a worker is passed over after an attempt on it failed.
+const SUSPECT_FOR: Duration = Duration::from_millis(1_000);
+
+/// One worker, as seen from here.
+pub(crate) struct WorkerEntry {
+    pub(crate) id: WorkerId,
+    pub(crate) epoch: Epoch,
+    pub(crate) name: String,
+    pub(crate) model: String,
+    pub(crate) client: WorkerClient<Channel>,
+    /// The last load, and when it came; `None` while its stream is down.
+    load: RwLock<(v1::Load, Option<Instant>)>,
+    suspect_until: RwLock<Option<Instant>>,
+}
+
+impl WorkerEntry {
+    /// Passes this worker over for a moment.
+    pub(crate) fn suspect(&self) {
+        *self.suspect_until.write() = Some(Instant::now() + SUSPECT_FOR);
+    }
+
+    /// Whether requests may be sent to it now.
+    pub(crate) fn routable(&self) -> bool {
+        let suspected = self.suspect_until.read().is_some_and(|until| Instant::now() < until);
+        let (load, heard) = &*self.load.read();
+        heard.is_some() && !suspected && !load.draining
+    }
+
+    /// What it last said of its load, and when.
+    pub(crate) fn load(&self) -> (v1::Load, Option<Instant>) {
+        self.load.read().clone()
+    }
+}
+
+struct Slot {
+    entry: Arc<WorkerEntry>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The table of workers and of the models that they serve.
+#[derive(Clone)]
+pub(crate) struct Workers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    replica: Replica,
+    slots: RwLock<HashMap<WorkerId, Slot>>,
+    models: RwLock<HashMap<String, Arc<ModelCard>>>,
+    /// Why a live worker is not in the table, for `/readyz`.
+    troubles: RwLock<HashMap<WorkerId, String>>,
+}
+
+impl Workers {
+    /// An empty table, which [`Workers::follow`] fills.
+    pub(crate) fn new(replica: Replica) -> Self {
+        let inner = Inner {
+            replica,
+            slots: RwLock::default(),
+            models: RwLock::default(),
+            troubles: RwLock::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The workers of one model.
+    pub(crate) fn of_model(&self, model: &str) -> Vec<Arc<WorkerEntry>> {
+        let slots = self.inner.slots.read();
+        let mut found: Vec<_> = slots
+            .values()
+            .filter(|s| s.entry.model == model)
+            .map(|s| Arc::clone(&s.entry))
+            .collect();
+        found.sort_by_key(|e| e.id);
+        found
+    }
+
+    /// A model that some worker serves.
+    pub(crate) fn model(&self, name: &str) -> Option<Arc<ModelCard>> {
+        self.inner.models.read().get(name).cloned()
+    }
+
+    /// The names of all models, sorted.
+    pub(crate) fn model_names(&self) -> Vec<String> {
+        let mut names: Vec<_> = self.inner.models.read().keys().cloned().collect();
+        names.sort();
+        names
+    }
+
+    /// Whether any worker can take a request.
+    pub(crate) fn any_routable(&self) -> bool {
+        self.routable_count() > 0
+    }
+
+    /// How many workers can take a request.
+    pub(crate) fn routable_count(&self) -> usize {
+        self.inner.slots.read().values().filter(|s| s.entry.routable()).count()
+    }
+
+    /// What keeps live workers out of the table.
+    pub(crate) fn troubles(&self) -> Vec<String> {
+        let mut all: Vec<_> = self.inner.troubles.read().values().cloned().collect();
+        all.sort();
+        all
+    }
+
+    /// Keeps the table equal to the replica's live workers, for ever.
+    pub(crate) async fn follow(self) {
+        let mut changes = self.inner.replica.changes();
+        loop {
+            self.reconcile();
+            if changes.changed().await.is_err() {
+                return;
+            }
+            // Entries come in bursts; once in a while is enough for membership.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn reconcile(&self) {
+        let live: HashMap<WorkerId, (Epoch, String, String)> = self.inner.replica.read(|machine| {
+            let live = machine.workers().filter(|w| w.is_live());
+            live.map(|w| (w.id, (w.epoch, w.address.clone(), w.name.clone()))).collect()
+        });
+        let mut slots = self.inner.slots.write();
+        slots.retain(|id, slot| live.get(id).is_some_and(|(epoch, ..)| *epoch == slot.entry.epoch));
+        self.inner.troubles.write().retain(|id, _| live.contains_key(id));
+        for (id, (epoch, address, name)) in live {
+            if slots.contains_key(&id) {
+                continue;
+            }
+            let Ok(channel) = channel(&address) else {
+                let trouble = format!("worker {name} has the bad address {address:?}");
+                self.inner.troubles.write().insert(id, trouble);
+                continue;
+            };
+            let model = self
+                .inner
+                .replica
+                .read(|m| m.worker(id).map(|w| w.model.name.clone()).unwrap_or_default());
+            let client = WorkerClient::new(channel)
+                .max_decoding_message_size(MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(MESSAGE_BYTES_MAX);
+            let entry = Arc::new(WorkerEntry {
+                id,
+                epoch,
+                name,
+                model,
+                client,
+                load: RwLock::default(),
+                suspect_until: RwLock::new(None),
+            });
+            let task = tokio::spawn(self.clone().tend(Arc::clone(&entry)));
+            slots.insert(id, Slot { entry, task });
+        }
+    }
+
+    /// Describes one worker, then follows its load for as long as its slot lives.
+    async fn tend(self, entry: Arc<WorkerEntry>) {
+        loop {
+            if let Err(reason) = self.describe(&entry).await {
+                self.inner
+                    .troubles
+                    .write()
+                    .insert(entry.id, format!("worker {}: {reason}", entry.name));
+            } else {
+                self.inner.troubles.write().remove(&entry.id);
+                self.follow_load(&entry).await;
+                entry.load.write().1 = None;
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    async fn describe(&self, entry: &WorkerEntry) -> Result<(), String> {
+        let mut client = entry.client.clone();
+        let call = client.describe(v1::DescribeRequest { with_files: false });
+        let brief = call.await.map_err(|s| s.message().to_owned())?.into_inner();
+        let known = self.model(&brief.model);
+        if known.as_ref().is_some_and(|m| m.revision == brief.revision) {
+            return Ok(());
+        }
+        if known.is_none() && self.inner.models.read().len() >= MODELS_MAX {
+            return Err(format!("more than {MODELS_MAX} models"));
+        }
+        let call = client.describe(v1::DescribeRequest { with_files: true });
+        let full = call.await.map_err(|s| s.message().to_owned())?.into_inner();
+        // Reading a large tokenizer takes seconds of CPU.
+        let card = tokio::task::spawn_blocking(move || ModelCard::new(&full))
+            .await
+            .map_err(|e| e.to_string())?
+            .map_err(|e| e.to_string())?;
+        self.inner.models.write().insert(card.name.clone(), Arc::new(card));
+        Ok(())
+    }
+
+    async fn follow_load(&self, entry: &WorkerEntry) {
+        let mut client = entry.client.clone();
+        let Ok(reply) = client.watch_load(v1::WatchLoadRequest {}).await else { return };
+        let mut stream = reply.into_inner();
+        while let Ok(Some(load)) = stream.message().await {
+            *entry.load.write() = (load, Some(Instant::now()));
+        }
+    }
+}

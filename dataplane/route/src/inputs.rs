@@ -1,0 +1,99 @@
+//! What the router is told: the request, what the index knows of its prefix, and how busy each worker is.
+
+use mainstay_index::Overlap;
+use mainstay_types::{Epoch, SequenceHash, WorkerId};
+
+/// How a worker is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Policy {
+    /// The least cost, where cached blocks, queue and running requests all count.
+    #[default]
+    Kv,
+    /// In turn, by worker id.
+    RoundRobin,
+    /// The fewest requests running, waiting or just sent.
+    LeastLoaded,
+    /// Any.
+    Random,
+}
+
+impl Policy {
+    /// All policies.
+    pub const ALL: [Self; 4] = [Self::Kv, Self::RoundRobin, Self::LeastLoaded, Self::Random];
+
+    /// The name in settings and tables.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kv => "kv",
+            Self::RoundRobin => "round-robin",
+            Self::LeastLoaded => "least-loaded",
+            Self::Random => "random",
+        }
+    }
+
+    /// The reverse of [`Policy::name`].
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|policy| policy.name() == name)
+    }
+}
+
+/// What a worker last said about itself.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct WorkerLoad {
+    /// When it was heard, on the clock of [`Inputs::now_ms`]; 0 if it never was. Bookings from before count as
+    /// part of it.
+    pub heard_ms: u64,
+    /// Requests being computed.
+    pub running: u32,
+    /// Requests that wait.
+    pub waiting: u32,
+    /// Prompt tokens that the waiting ones still need computed.
+    pub waiting_prefill_tokens: u64,
+    /// Measured; 0 until then.
+    pub prefill_us_per_token: f32,
+    /// Measured; 0 until then.
+    pub decode_us_per_step: f32,
+    /// Blocks that can be had without ending a running request: free ones and those that may be evicted. `None`
+    /// if it does not say.
+    pub blocks_free: Option<u64>,
+}
+
+/// A worker that serves the request's model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WorkerView {
+    /// Who.
+    pub id: WorkerId,
+    /// Its life; bookings and predictions of a former one do not count.
+    pub epoch: Epoch,
+    /// It takes nothing new.
+    pub draining: bool,
+    /// How busy it is.
+    pub load: WorkerLoad,
+}
+
+/// One question to the router.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// Milliseconds on any clock that does not go back.
+    pub now_ms: u64,
+    /// The hashes of the prompt's full blocks.
+    pub prompt_blocks: &'a [SequenceHash],
+    /// Tokens of the prompt, the partial last block included.
+    pub prompt_tokens: u32,
+    /// Tokens per block.
+    pub block_tokens: u32,
+    /// What the index found for `prompt_blocks`.
+    pub overlaps: &'a [Overlap],
+    /// The workers that could serve it.
+    pub workers: &'a [WorkerView],
+    /// Workers that were tried already.
+    pub excluded: &'a [WorkerId],
+    /// Higher goes first in a worker's queue; 0 is ordinary.
+    pub priority: i32,
+    /// Fresh for each question: it breaks ties.
+    pub random: u64,
+    /// How to choose.
+    pub policy: Policy,
+}

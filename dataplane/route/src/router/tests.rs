@@ -1,0 +1,445 @@
+//! Decisions by hand for each rule, and by chance for what must hold of all of them.
+
+use mainstay_index::Overlap;
+use mainstay_types::Epoch;
+use proptest::prelude::*;
+
+use super::*;
+use crate::bookings::BOOKINGS_MAX;
+use crate::inputs::WorkerLoad;
+use crate::predictions::{PREDICTED_BLOCKS_MAX, PREDICTIONS_MAX};
+
+const BLOCK_TOKENS: u32 = 16;
+
+fn worker(id: u32) -> WorkerView {
+    let load = WorkerLoad {
+        heard_ms: 1,
+        prefill_us_per_token: 100.0,
+        decode_us_per_step: 10_000.0,
+        ..WorkerLoad::default()
+    };
+    WorkerView { id: WorkerId(id), epoch: Epoch(1), draining: false, load }
+}
+
+fn busy(id: u32, running: u32, waiting_prefill_tokens: u64) -> WorkerView {
+    let mut view = worker(id);
+    view.load.running = running;
+    view.load.waiting_prefill_tokens = waiting_prefill_tokens;
+    view
+}
+
+fn chain(root: u128, length: usize) -> Vec<SequenceHash> {
+    (0..length as u128).map(|depth| SequenceHash(root * 10_000 + depth)).collect()
+}
+
+fn overlap(id: u32, blocks: u32) -> Overlap {
+    Overlap { worker: WorkerId(id), blocks }
+}
+
+fn ask<'a>(
+    workers: &'a [WorkerView],
+    blocks: &'a [SequenceHash],
+    overlaps: &'a [Overlap],
+) -> Inputs<'a> {
+    Inputs {
+        now_ms: 1_000,
+        prompt_blocks: blocks,
+        prompt_tokens: blocks.len() as u32 * BLOCK_TOKENS + 5,
+        block_tokens: BLOCK_TOKENS,
+        overlaps,
+        workers,
+        excluded: &[],
+        priority: 0,
+        random: 0,
+        policy: Policy::Kv,
+    }
+}
+
+#[test]
+fn the_worker_that_holds_the_prefix_is_the_cheapest() {
+    let workers = [worker(1), worker(2), worker(3)];
+    let blocks = chain(1, 100);
+    let overlaps = [overlap(1, 20), overlap(2, 90)];
+    let decision = Router::default().choose(&ask(&workers, &blocks, &overlaps)).expect("a worker");
+    assert_eq!((decision.worker, decision.overlap_blocks), (WorkerId(2), 90));
+    assert_eq!(decision.uncached_tokens, 165);
+    assert!((decision.terms.prefill_ms - 16.5).abs() < 1e-9, "{decision:?}");
+    assert_eq!(decision.note, Note::BestOverlap { blocks: 90 });
+    let order: Vec<u32> = decision.candidates.iter().map(|c| c.worker.0).collect();
+    assert_eq!(order, [2, 1, 3]);
+    assert_eq!(decision.considered, 3);
+}
+
+#[test]
+fn a_long_queue_outweighs_a_prefix_and_the_note_says_so() {
+    let workers = [busy(1, 0, 2_000), worker(2)];
+    let blocks = chain(1, 100);
+    let overlaps = [overlap(1, 90)];
+    let decision = Router::default().choose(&ask(&workers, &blocks, &overlaps)).expect("a worker");
+    assert_eq!(decision.worker, WorkerId(2));
+    let Note::CheaperThanOverlap { worker, blocks, cost_ms } = decision.note else {
+        panic!("{:?}", decision.note);
+    };
+    assert_eq!((worker, blocks), (WorkerId(1), 90));
+    assert!((cost_ms - 216.5).abs() < 1e-9 && decision.cost_ms < cost_ms);
+    assert!(decision.note.to_string().contains("cheaper than worker 1"));
+}
+
+#[test]
+fn each_term_counts_what_it_says() {
+    let mut view = busy(1, 3, 1_000);
+    view.load.waiting = 2;
+    view.load.blocks_free = Some(4);
+    let blocks = chain(1, 10);
+    let workers = [view];
+    let inputs = ask(&workers, &blocks, &[]);
+    let decision = Router::default().choose(&inputs).expect("a worker");
+    // 165 tokens in 11 blocks, 7 of which must be taken from somebody.
+    let expected = Terms { prefill_ms: 16.5, queue_ms: 100.0, decode_ms: 50.0, memory_ms: 11.2 };
+    for (got, want) in [
+        (decision.terms.prefill_ms, expected.prefill_ms),
+        (decision.terms.queue_ms, expected.queue_ms),
+        (decision.terms.decode_ms, expected.decode_ms),
+        (decision.terms.memory_ms, expected.memory_ms),
+        (decision.cost_ms, expected.total_ms()),
+    ] {
+        assert!((got - want).abs() < 1e-9, "{:?}", decision.terms);
+    }
+    assert_eq!(decision.note, Note::OnlyCandidate);
+    let urgent = Router::default().choose(&Inputs { priority: 1, ..inputs }).expect("a worker");
+    assert!((urgent.terms.queue_ms - 50.0).abs() < 1e-9);
+    let weights = Weights { prefill: 2.0, queue: f64::NAN, decode: -1.0, memory: 0.5 };
+    let weighted = Router::new(weights).choose(&inputs).expect("a worker");
+    assert!((weighted.cost_ms - 38.6).abs() < 1e-9, "{:?}", weighted.terms);
+}
+
+#[test]
+fn an_unmeasured_worker_is_taken_to_be_like_its_peers() {
+    let mut new = worker(2);
+    new.load.prefill_us_per_token = 0.0;
+    let mut broken = worker(3);
+    broken.load.prefill_us_per_token = f32::NAN;
+    let blocks = chain(1, 10);
+    let workers = [worker(1), new, broken];
+    let decision = Router::default().choose(&ask(&workers, &blocks, &[])).expect("a worker");
+    assert!(decision.candidates.iter().all(|c| (c.terms.prefill_ms - 16.5).abs() < 1e-6));
+    let alone = [new];
+    let decision = Router::default().choose(&ask(&alone, &blocks, &[])).expect("a worker");
+    assert!((decision.terms.prefill_ms - 33.0).abs() < 1e-6, "the default of 200 us a token");
+}
+
+#[test]
+fn nobody_left_is_a_typed_error() {
+    let mut router = Router::default();
+    let blocks = chain(1, 4);
+    assert_eq!(router.choose(&ask(&[], &blocks, &[])), Err(RouteError::NoWorkers));
+    let mut workers = [worker(1), worker(2)];
+    let tried = [WorkerId(1), WorkerId(2)];
+    let inputs = Inputs { excluded: &tried, ..ask(&workers, &blocks, &[]) };
+    assert_eq!(router.choose(&inputs), Err(RouteError::AllExcluded { workers: 2 }));
+    workers[0].draining = true;
+    let inputs = Inputs { excluded: &tried[1..], ..ask(&workers, &blocks, &[]) };
+    assert_eq!(router.choose(&inputs), Err(RouteError::AllExcluded { workers: 2 }));
+    workers[1].draining = true;
+    let inputs = ask(&workers, &blocks, &[]);
+    assert_eq!(router.choose(&inputs), Err(RouteError::AllDraining { workers: 2 }));
+    assert_eq!(RouteError::NoWorkers.code().name(), "unavailable");
+}
+
+#[test]
+fn turns_go_round_even_when_workers_come_and_go() {
+    let mut router = Router::default();
+    let blocks = chain(1, 4);
+    let mut turn = |ids: &[u32]| {
+        let workers: Vec<_> = ids.iter().map(|id| worker(*id)).collect();
+        let inputs = Inputs { policy: Policy::RoundRobin, ..ask(&workers, &blocks, &[]) };
+        router.choose(&inputs).expect("a worker").worker.0
+    };
+    assert_eq!([turn(&[3, 1, 2]), turn(&[3, 1, 2]), turn(&[3, 1, 2])], [1, 2, 3]);
+    assert_eq!([turn(&[1, 2, 3]), turn(&[1, 3]), turn(&[2, 1])], [1, 3, 1]);
+}
+
+#[test]
+fn the_least_loaded_counts_what_was_just_sent() {
+    let mut router = Router::default();
+    let blocks = chain(1, 4);
+    let workers = [busy(1, 2, 0), busy(2, 1, 0)];
+    let inputs = Inputs { policy: Policy::LeastLoaded, ..ask(&workers, &blocks, &[]) };
+    let first = router.choose(&inputs).expect("a worker");
+    assert_eq!(first.worker, WorkerId(2));
+    router.book(1_000, &first, &[]);
+    let second = router.choose(&Inputs { random: 0, ..inputs }).expect("a worker");
+    assert_eq!((second.worker, second.note), (WorkerId(1), Note::Policy(Policy::LeastLoaded)));
+    let third = router.choose(&Inputs { random: 1, ..inputs }).expect("a worker");
+    assert_eq!(third.worker, WorkerId(2));
+}
+
+#[test]
+fn a_burst_of_different_prompts_spreads() {
+    let mut router = Router::default();
+    let workers: Vec<_> = (1..=4).map(worker).collect();
+    let mut sent = [0; 5];
+    for root in 0..40 {
+        let blocks = chain(root, 50);
+        let inputs = Inputs { random: root as u64, ..ask(&workers, &blocks, &[]) };
+        let decision = router.choose(&inputs).expect("a worker");
+        router.book(1_000, &decision, &blocks);
+        sent[decision.worker.0 as usize] += 1;
+    }
+    assert_eq!(sent, [0, 10, 10, 10, 10]);
+}
+
+#[test]
+fn a_burst_of_equal_prompts_is_computed_once_until_requests_outweigh_it() {
+    let mut router = Router::default();
+    let mut workers: Vec<_> = (1..=4).map(worker).collect();
+    let blocks = chain(1, 500);
+    let mut sent = Vec::new();
+    for random in 0..200 {
+        let inputs = Inputs { random, ..ask(&workers, &blocks, &[]) };
+        let decision = router.choose(&inputs).expect("a worker");
+        router.book(1_000, &decision, &blocks);
+        sent.push(decision.worker.0);
+    }
+    // Computing 8,000 tokens takes 800 ms; each request that runs beside costs 10 ms and a little.
+    let together = sent.iter().take_while(|id| **id == sent[0]).count();
+    assert!((60..90).contains(&together), "{together} went to the first worker");
+    sent.sort_unstable();
+    sent.dedup();
+    assert!(sent.len() >= 2, "a hot prefix replicates");
+    // The same once the worker itself says that the tokens wait there.
+    let mut router = Router::default();
+    let first = router.choose(&ask(&workers, &blocks, &[])).expect("a worker");
+    router.book(1_000, &first, &blocks);
+    for view in &mut workers {
+        view.load.heard_ms = 1_200;
+    }
+    let at = (first.worker.0 - 1) as usize;
+    workers[at].load.waiting_prefill_tokens = 8_005;
+    let inputs = Inputs { now_ms: 1_250, random: 3, ..ask(&workers, &blocks, &[]) };
+    let next = router.choose(&inputs).expect("a worker");
+    assert_eq!(next.worker, first.worker);
+    // What others wait for there is not shared.
+    workers[at].load.waiting_prefill_tokens = 8_005 + 8_100;
+    let inputs = Inputs { now_ms: 1_250, random: 3, ..ask(&workers, &blocks, &[]) };
+    assert_ne!(router.choose(&inputs).expect("a worker").worker, first.worker);
+}
+
+#[test]
+fn the_next_turn_of_a_burst_finds_what_was_just_sent() {
+    let mut router = Router::default();
+    let workers: Vec<_> = (1..=8).map(worker).collect();
+    let turn = chain(1, 300);
+    let inputs = Inputs { random: 5, ..ask(&workers, &turn[..200], &[]) };
+    let first = router.choose(&inputs).expect("a worker");
+    let booking = router.book(1_000, &first, &turn[..200]);
+    router.release(booking);
+    let inputs = Inputs { random: 2, now_ms: 1_500, ..ask(&workers, &turn, &[]) };
+    let next = router.choose(&inputs).expect("a worker");
+    assert_eq!((next.worker, next.overlap_blocks), (first.worker, 200));
+    assert!(next.candidates[0].predicted);
+    // Another conversation with the same first 70 blocks profits from those.
+    let mut branch = turn.clone();
+    branch[70..].copy_from_slice(&chain(2, 230));
+    let next = router.choose(&Inputs { now_ms: 1_600, ..ask(&workers, &branch, &[]) });
+    assert_eq!(next.expect("a worker").overlap_blocks, 70);
+    // What the index knows counts if it is more.
+    let known = [overlap(first.worker.0, 250)];
+    let next = router.choose(&ask(&workers, &turn, &known)).expect("a worker");
+    assert_eq!((next.overlap_blocks, next.candidates[0].predicted), (250, false));
+    let inputs = Inputs { now_ms: 1_000 + MEMORY_MS_MAX, ..ask(&workers, &turn, &[]) };
+    assert_eq!(router.choose(&inputs).expect("a worker").overlap_blocks, 0);
+    assert_eq!(router.prediction_count(), 0);
+}
+
+#[test]
+fn predictions_end_with_their_worker_their_epoch_or_a_cancelled_request() {
+    let blocks = chain(1, 100);
+    let workers = [worker(1), worker(2)];
+    let inputs = ask(&workers, &blocks, &[]);
+    let overlap_after = |end: &dyn Fn(&mut Router, BookingId), workers: &[WorkerView]| {
+        let mut router = Router::default();
+        let decision = router.choose(&inputs).expect("a worker");
+        let booking = router.book(1_000, &decision, &blocks);
+        end(&mut router, booking);
+        let found = router.choose(&Inputs { workers, ..inputs }).expect("a worker");
+        let most = found.candidates.iter().map(|c| c.overlap_blocks).max();
+        (most, found.candidates.iter().any(|c| c.terms.queue_ms > 0.0))
+    };
+    assert_eq!(overlap_after(&|_, _| {}, &workers), (Some(100), true));
+    assert_eq!(overlap_after(&|r, id| r.release(id), &workers), (Some(100), false));
+    assert_eq!(overlap_after(&|r, id| r.cancel(id), &workers), (Some(0), false));
+    assert_eq!(overlap_after(&|r, _| r.forget_worker(WorkerId(1)), &workers), (Some(0), false));
+    let reborn = workers.map(|view| WorkerView { epoch: Epoch(2), ..view });
+    assert_eq!(overlap_after(&|_, _| {}, &reborn), (Some(0), false));
+}
+
+#[test]
+fn a_booking_counts_until_the_load_includes_it_or_its_time_is_over() {
+    let mut router = Router::default();
+    let blocks = chain(1, 100);
+    let mut workers = [worker(1)];
+    let first = router.choose(&ask(&workers, &blocks, &[])).expect("a worker");
+    router.book(1_000, &first, &[]);
+    let mut queue_ms = |heard_ms, now_ms| {
+        workers[0].load.heard_ms = heard_ms;
+        let inputs = Inputs { now_ms, ..ask(&workers, &blocks, &[]) };
+        router.choose(&inputs).expect("a worker").terms.queue_ms
+    };
+    assert!((queue_ms(900, 1_000) - 160.5).abs() < 1e-9);
+    assert!((queue_ms(1_050, 1_060) - 160.5).abs() < 1e-9, "too early to include it");
+    assert_eq!(queue_ms(1_101, 1_110), 0.0);
+    assert!(queue_ms(900, 2_999) > 0.0);
+    assert_eq!(queue_ms(900, 3_000), 0.0);
+    assert_eq!(router.booking_count(), 0);
+}
+
+#[test]
+fn memory_is_bounded() {
+    let mut router = Router::default();
+    let workers = [worker(1)];
+    let blocks = chain(1, 3);
+    let decision = router.choose(&ask(&workers, &blocks, &[])).expect("a worker");
+    for _ in 0..BOOKINGS_MAX + 10 {
+        router.book(1_000, &decision, &blocks);
+    }
+    assert_eq!(router.booking_count(), BOOKINGS_MAX);
+    assert_eq!(router.prediction_count(), PREDICTIONS_MAX);
+    let long = chain(7, PREDICTED_BLOCKS_MAX + 5);
+    router.book(1_000, &decision, &long);
+    assert_eq!(router.prediction_count(), 1);
+    router.book(1_000, &decision, &blocks);
+    assert_eq!(router.prediction_count(), 1);
+    assert_eq!(router.choose(&ask(&workers, &blocks, &[])).expect("a worker").overlap_blocks, 3);
+}
+
+#[test]
+fn an_explanation_is_short_and_begins_with_the_chosen_one() {
+    let mut router = Router::default();
+    let workers: Vec<_> = (0..100).map(|id| busy(id, 100 - id, 0)).collect();
+    let blocks = chain(1, 3);
+    let inputs = Inputs { policy: Policy::Random, random: 3, ..ask(&workers, &blocks, &[]) };
+    let decision = router.choose(&inputs).expect("a worker");
+    assert_eq!((decision.worker, decision.considered), (WorkerId(3), 100));
+    assert_eq!(decision.candidates.len(), CANDIDATES_MAX);
+    assert_eq!(decision.candidates[0].worker, WorkerId(3));
+    assert_eq!(decision.candidates[1].worker, WorkerId(99));
+}
+
+#[test]
+fn policies_have_names() {
+    for policy in Policy::ALL {
+        assert_eq!(Policy::from_name(policy.name()), Some(policy));
+    }
+    assert_eq!(Policy::from_name("psychic"), None);
+}
+
+fn load() -> impl Strategy<Value = WorkerLoad> {
+    let counts = (any::<u32>(), any::<u32>(), any::<u64>(), proptest::option::of(any::<u64>()));
+    let small = (0_u32..50, 0_u32..50, 0_u64..100_000, proptest::option::of(0_u64..500));
+    let rates = (proptest::num::f32::ANY, proptest::num::f32::ANY, any::<u64>());
+    (prop_oneof![1 => counts, 3 => small], rates).prop_map(
+        |((running, waiting, waiting_prefill_tokens, blocks_free), (prefill, decode, heard_ms))| {
+            WorkerLoad {
+                heard_ms,
+                running,
+                waiting,
+                waiting_prefill_tokens,
+                prefill_us_per_token: prefill,
+                decode_us_per_step: decode,
+                blocks_free,
+            }
+        },
+    )
+}
+
+fn views() -> impl Strategy<Value = Vec<WorkerView>> {
+    let view = (0_u32..12, 0_u64..3, proptest::bool::weighted(0.2), load());
+    let view = view.prop_map(|(id, epoch, draining, load)| WorkerView {
+        id: WorkerId(id),
+        epoch: Epoch(epoch),
+        draining,
+        load,
+    });
+    proptest::collection::vec(view, 0..10)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Any inputs lead to somebody who may be chosen, at a finite cost, or to an error if there is nobody.
+    #[test]
+    fn only_those_who_may_be_chosen_are(
+        workers in views(),
+        excluded in proptest::collection::vec((0_u32..12).prop_map(WorkerId), 0..4),
+        overlaps in proptest::collection::vec((0_u32..12, any::<u32>()), 0..8),
+        tokens in any::<u32>(),
+        block_tokens in any::<u32>(),
+        questions in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<i32>(), 0_usize..4), 1..6),
+    ) {
+        let blocks = chain(1, 20);
+        let overlaps: Vec<_> = overlaps.into_iter().map(|(id, n)| overlap(id, n)).collect();
+        let mut router = Router::default();
+        for (random, now_ms, priority, policy) in questions {
+            let inputs = Inputs {
+                now_ms,
+                prompt_tokens: tokens,
+                block_tokens,
+                excluded: &excluded,
+                priority,
+                random,
+                policy: Policy::ALL[policy],
+                ..ask(&workers, &blocks, &overlaps)
+            };
+            let good = |view: &WorkerView| !view.draining && !excluded.contains(&view.id);
+            match router.choose(&inputs) {
+                Ok(decision) => {
+                    prop_assert!(workers.iter().any(|view| good(view) && view.id == decision.worker));
+                    prop_assert!(decision.overlap_blocks <= 20);
+                    prop_assert!(decision.candidates.len() <= CANDIDATES_MAX);
+                    for candidate in &decision.candidates {
+                        prop_assert!(candidate.cost_ms.is_finite() && candidate.cost_ms >= 0.0);
+                    }
+                    if inputs.policy == Policy::Kv {
+                        let least = decision.candidates.iter().map(|c| c.cost_ms);
+                        let least = least.fold(f64::INFINITY, f64::min);
+                        prop_assert!(decision.cost_ms <= least + TIE_MS);
+                    }
+                    router.book(now_ms, &decision, &blocks);
+                }
+                Err(_) => prop_assert!(!workers.iter().any(good)),
+            }
+        }
+    }
+
+    #[test]
+    fn more_overlap_never_costs_more(
+        load in load(),
+        tokens in 0_u32..200_000,
+        block_tokens in 0_u32..300,
+        overlap_blocks in 0_u32..2_000,
+        more in 0_u32..2_000,
+    ) {
+        let typical = Rates::typical(&[]);
+        let prompt = Prompt { tokens, block_tokens, urgent: false };
+        let cost = |known_blocks| {
+            let cached = Cached { known_blocks, predicted_blocks: 0 };
+            terms(prompt, cached, &load, Booked::default(), typical, Weights::default()).total_ms()
+        };
+        prop_assert!(cost(overlap_blocks + more) <= cost(overlap_blocks));
+    }
+
+    #[test]
+    fn equal_workers_share_equally(count in 2_u32..10, seed in any::<u64>()) {
+        let workers: Vec<_> = (0..count).map(worker).collect();
+        let blocks = chain(1, 10);
+        let mut sent = vec![0_u32; count as usize];
+        let mut router = Router::default();
+        for step in 0..u64::from(count) * 20 {
+            let random = seed.wrapping_add(step);
+            let inputs = Inputs { random, ..ask(&workers, &blocks, &[]) };
+            sent[router.choose(&inputs).expect("a worker").worker.0 as usize] += 1;
+        }
+        prop_assert!(sent.iter().all(|n| (19..=21).contains(n)), "{:?}", sent);
+    }
+}

@@ -1,0 +1,238 @@
+//! One generation: from the wire to the engine and back as a stream.
+//!
+//! What a worker cannot take is refused before the first event, with a gRPC status: `UNAVAILABLE` and
+//! `RESOURCE_EXHAUSTED` mean that another worker may do better, `FAILED_PRECONDITION` that the gateway believes
+//! in a former epoch. After that, errors travel in the last event. A client that drops the stream cancels the
+//! request; what was computed stays cached.
+
+use std::sync::{Arc, Weak};
+
+use futures::Stream;
+use mainstay_engine_abi::sdk::{EngineError, Request, RetentionRange, Sampling, caps};
+use mainstay_proto::convert::u128_from_wire;
+use mainstay_proto::v1;
+use tonic::{Code, Status};
+
+use crate::flights::{Failure, Flight, Full, error_code};
+use crate::shared::{Life, Shared};
+
+/// Retention ranges in one request.
+const RANGES_MAX: usize = 1_024;
+/// Stop tokens in one request.
+const STOP_TOKENS_MAX: usize = 1_024;
+/// The likeliest tokens that a request may ask for at each position.
+const LOGPROBS_MAX: u32 = 21;
+/// A refused gateway may come again after so long, where the engine says nothing.
+const RETRY_AFTER_MS: u32 = 100;
+/// The metadata key that says when to come again, in milliseconds.
+pub(crate) const RETRY_METADATA: &str = "mainstay-retry-after-ms";
+
+/// Submits a request and answers with its events.
+pub(crate) async fn generate(
+    shared: &Arc<Shared>,
+    request: v1::GenerateRequest,
+) -> Result<impl Stream<Item = Result<v1::GenerateEvent, Status>> + Send + use<>, Status> {
+    if shared.is_draining() {
+        return Err(Status::unavailable("this worker is draining"));
+    }
+    let Some(life) = shared.life() else {
+        return Err(Status::unavailable("the engine of this worker is starting"));
+    };
+    let epoch = shared.epoch().0;
+    if epoch == 0 {
+        return Err(Status::unavailable("this worker is not registered yet"));
+    }
+    if request.epoch != 0 && request.epoch != epoch {
+        let believed = request.epoch;
+        return Err(Status::failed_precondition(format!(
+            "this worker's epoch is {epoch}, not {believed}"
+        )));
+    }
+    let request = request_from_wire(request, &life)?;
+    let prompt_tokens = request.tokens.len() as u32;
+    let admitted = shared.flights.admit(life.number, prompt_tokens, shared.settings.requests_max);
+    let flight = admitted.map_err(|full| {
+        exhausted(match full {
+            Full::Requests => "too many requests in flight on this worker",
+            Full::PromptTokens => "too many prompt tokens in flight on this worker",
+        })
+    })?;
+    // From here on the guard cancels, whichever way this function or the stream ends.
+    let guard = Guard { flight: Arc::clone(&flight), life: Arc::downgrade(&life) };
+    // A task of its own, because a client that leaves now drops this future but not the request.
+    let submitted = tokio::spawn(submit(Arc::clone(shared), life, flight, request));
+    submitted.await.map_err(|error| Status::internal(error.to_string()))??;
+    Ok(futures::stream::unfold(guard, |guard| async move {
+        let event = guard.flight.next().await?;
+        Some((Ok(event), guard))
+    }))
+}
+
+async fn submit(
+    shared: Arc<Shared>,
+    life: Arc<Life>,
+    flight: Arc<Flight>,
+    request: Request,
+) -> Result<(), Status> {
+    let submitted = life.engine.submit(Request { id: flight.id, ..request }).await;
+    if let Err(error) = submitted {
+        shared.flights.remove(flight.id);
+        metrics::counter!("mainstay_worker_requests_refused_total").increment(1);
+        return Err(refusal(&error));
+    }
+    if shared.life().is_none_or(|now| now.number != life.number) {
+        // An engine that died since took the request with it, and nobody else may end it.
+        shared.flights.fail(&flight, &Failure::unavailable("the engine of this worker ended"));
+    } else if flight.is_detached() {
+        // The client left before there was anything to cancel.
+        life.engine.cancel(flight.id);
+    }
+    Ok(())
+}
+
+/// Cancels a request whose client is gone.
+struct Guard {
+    flight: Arc<Flight>,
+    /// Weak, so that a client which reads slowly does not keep a replaced engine in memory.
+    life: Weak<Life>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.flight.detach()
+            && let Some(life) = self.life.upgrade()
+        {
+            life.engine.cancel(self.flight.id);
+        }
+    }
+}
+
+fn exhausted(message: &str) -> Status {
+    let mut status = Status::resource_exhausted(message);
+    status.metadata_mut().insert(RETRY_METADATA, RETRY_AFTER_MS.into());
+    status
+}
+
+fn refusal(error: &EngineError) -> Status {
+    let code = Code::from_i32(error_code(error.rc).grpc());
+    let mut status = Status::new(code, error.message.clone());
+    if error.retry_after_ms > 0 || code == Code::ResourceExhausted {
+        let wait_ms = if error.retry_after_ms > 0 { error.retry_after_ms } else { RETRY_AFTER_MS };
+        status.metadata_mut().insert(RETRY_METADATA, wait_ms.into());
+    }
+    status
+}
+
+fn invalid(message: impl Into<String>) -> Status {
+    Status::invalid_argument(message)
+}
+
+fn request_from_wire(request: v1::GenerateRequest, life: &Life) -> Result<Request, Status> {
+    let info = &life.info;
+    let namespace = u128_from_wire(&request.namespace, "namespace")?;
+    let length = request.tokens.len();
+    if length == 0 {
+        return Err(invalid("tokens are missing"));
+    }
+    if length > info.context_tokens_max as usize {
+        let most = info.context_tokens_max;
+        return Err(invalid(format!("the prompt has {length} tokens; this model takes {most}")));
+    }
+    if let Some(token) = request.tokens.iter().find(|token| **token >= info.vocab) {
+        return Err(invalid(format!("token {token} is not in a vocabulary of {}", info.vocab)));
+    }
+    if request.sampled_before as usize > length {
+        return Err(invalid("sampled_before is more than there are tokens"));
+    }
+    let sampling = request.sampling.ok_or_else(|| invalid("sampling is missing"))?;
+    let sampling = sampling_from_wire(sampling)?;
+    let can = |cap: u64| life.caps & cap != 0;
+    if sampling.logprobs > 0 && !can(caps::LOGPROBS) {
+        return Err(invalid("this engine gives no logprobs; leave them out"));
+    }
+    // Priorities and retention are hints: an engine without them serves the request all the same.
+    let ranges = if can(caps::RETENTION) { ranges_from_wire(&request.ranges)? } else { Vec::new() };
+    Ok(Request {
+        id: 0,
+        trace: trace(&request.request_id),
+        namespace,
+        tokens: request.tokens,
+        sampled_before: request.sampled_before,
+        priority: if can(caps::PRIORITY) { request.priority } else { 0 },
+        sampling,
+        ranges,
+        expected_output_tokens: request.expected_output_tokens,
+    })
+}
+
+fn sampling_from_wire(wire: v1::Sampling) -> Result<Sampling, Status> {
+    let penalties = [wire.frequency_penalty, wire.presence_penalty];
+    let sane = wire.temperature.is_finite()
+        && wire.temperature >= 0.0
+        && wire.top_p > 0.0
+        && wire.top_p <= 1.0
+        && (0.0..=1.0).contains(&wire.min_p)
+        && wire.repetition_penalty.is_finite()
+        && wire.repetition_penalty > 0.0
+        && penalties.iter().all(|p| p.is_finite());
+    if !sane {
+        return Err(invalid(
+            "sampling is out of range: temperature >= 0, 0 < top_p <= 1, 0 <= min_p <= 1, \
+             repetition_penalty > 0, all finite",
+        ));
+    }
+    if wire.tokens_max == 0 {
+        return Err(invalid("sampling.tokens_max must be at least 1"));
+    }
+    if wire.stop_tokens.len() > STOP_TOKENS_MAX || wire.logprobs > LOGPROBS_MAX {
+        return Err(invalid(format!(
+            "at most {STOP_TOKENS_MAX} stop tokens and logprobs of {} tokens",
+            LOGPROBS_MAX - 1
+        )));
+    }
+    Ok(Sampling {
+        temperature: wire.temperature,
+        top_p: wire.top_p,
+        min_p: wire.min_p,
+        repetition_penalty: wire.repetition_penalty,
+        frequency_penalty: wire.frequency_penalty,
+        presence_penalty: wire.presence_penalty,
+        // No vocabulary is larger, and the engine's field is signed.
+        top_k: wire.top_k.min(i32::MAX as u32),
+        tokens_max: wire.tokens_max,
+        tokens_min: wire.tokens_min.min(wire.tokens_max),
+        logprobs: wire.logprobs,
+        seed: wire.seed,
+        ignore_eos: wire.ignore_eos,
+        stop_tokens: wire.stop_tokens,
+    })
+}
+
+fn ranges_from_wire(wire: &[v1::RetentionRange]) -> Result<Vec<RetentionRange>, Status> {
+    if wire.len() > RANGES_MAX {
+        return Err(invalid(format!("at most {RANGES_MAX} retention ranges")));
+    }
+    let range = |range: &v1::RetentionRange| {
+        let priority = u8::try_from(range.priority).ok().filter(|priority| *priority <= 100);
+        let priority = priority.ok_or_else(|| invalid("a range's priority is 0 to 100"))?;
+        if range.start >= range.end {
+            return Err(invalid("a range's end must be after its start"));
+        }
+        let (start, end, duration_ms) = (range.start, range.end, range.duration_ms);
+        Ok(RetentionRange { start, end, priority, duration_ms })
+    };
+    wire.iter().map(range).collect()
+}
+
+/// A request id in the form of a UUID goes along as the engine's trace id; any other is for logs only.
+fn trace(request_id: &str) -> u128 {
+    let plain = request_id.len() <= 64 && request_id.is_ascii();
+    let digits: String =
+        if plain { request_id.chars().filter(|c| *c != '-').collect() } else { String::new() };
+    let digits = &digits[digits.len().saturating_sub(32)..];
+    let whole = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    whole.then(|| u128::from_str_radix(digits, 16).ok()).flatten().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! The cluster's pins, followed from any member of the control plane.
+//!
+//! A replica of the state machine without the block index is fed by `Watch`; when a member goes, the next one
+//! is asked to resume at the log index reached. While no member answers, the pins stay as they are and the
+//! engine's own leases end them, later than the cluster would have. The replica also tells the cluster's hash
+//! key, which the engine needs before it can be created.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstay_proto::client::ControlPlane;
+use mainstay_proto::convert::proposal_from_wire;
+use mainstay_proto::v1;
+use mainstay_proto::v1::watch_event::Event;
+use mainstay_state::{Limits, Machine};
+use mainstay_types::{LogIndex, Tier};
+use tokio::time::Instant;
+use tonic::Status;
+
+use super::ledger::Wanted;
+use crate::backoff::Backoff;
+use crate::shared::Shared;
+
+/// A member sends progress or ticks several times a second; after so much silence it is taken for gone.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// Pins change in bursts; so often at most is the ledger brought up to date.
+const SYNC_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Follows the pins until the task is aborted.
+pub(crate) async fn follow(shared: Arc<Shared>, control: ControlPlane) {
+    let mut machine = None;
+    let mut backoff = Backoff::new(50, 2_000);
+    loop {
+        let reached = machine.as_ref().map(Machine::applied);
+        if let Err(status) = follow_one(&shared, &control, &mut machine).await {
+            tracing::debug!(code = ?status.code(), reason = status.message(), "the watch ended");
+        }
+        if machine.as_ref().map(Machine::applied) != reached {
+            backoff.reset();
+        }
+        control.rotate();
+        tokio::time::sleep(backoff.next_pause()).await;
+    }
+}
+
+async fn follow_one(
+    shared: &Shared,
+    control: &ControlPlane,
+    machine: &mut Option<Machine>,
+) -> Result<(), Status> {
+    let from_log_index = machine.as_ref().map_or(0, |m| m.applied().0 + 1);
+    let request = v1::WatchRequest { from_log_index, without_blocks: true };
+    let mut client = control.current();
+    let opened = tokio::time::timeout(SILENCE_MAX, client.watch(request)).await;
+    let mut stream = opened.map_err(|_| silent())??.into_inner();
+    let mut heard = Instant::now();
+    let mut stale = false;
+    let mut next_sync = Instant::now();
+    loop {
+        let wait = if stale { next_sync } else { heard + SILENCE_MAX };
+        match tokio::time::timeout_at(wait.min(heard + SILENCE_MAX), stream.message()).await {
+            Ok(message) => {
+                let Some(message) = message? else { return Ok(()) };
+                stale |= take(machine, message)?;
+                heard = Instant::now();
+            }
+            Err(_) if heard.elapsed() >= SILENCE_MAX => return Err(silent()),
+            Err(_) => {}
+        }
+        if stale && Instant::now() >= next_sync {
+            if let Some(machine) = machine.as_ref() {
+                sync(shared, machine);
+            }
+            (stale, next_sync) = (false, Instant::now() + SYNC_INTERVAL);
+        }
+    }
+}
+
+fn silent() -> Status {
+    Status::deadline_exceeded("the member fell silent")
+}
+
+/// Takes one event in; true when the state has changed.
+fn take(machine: &mut Option<Machine>, event: v1::WatchEvent) -> Result<bool, Status> {
+    match event.event {
+        Some(Event::Image(image)) => {
+            let decoded = Machine::decode(&image.state, Limits::standard())
+                .map_err(|error| Status::data_loss(format!("state image: {error}")))?;
+            *machine = Some(decoded);
+            Ok(true)
+        }
+        Some(Event::Entry(entry)) => {
+            let proposal = entry.proposal.as_ref();
+            let proposal = proposal.ok_or_else(|| Status::data_loss("an entry is empty"))?;
+            let proposal = proposal_from_wire(proposal)?;
+            // Before the first image, the state is that before the first entry.
+            let machine = machine.get_or_insert_with(|| Machine::new(Limits::standard()));
+            machine.apply(LogIndex(entry.log_index), &proposal);
+            Ok(true)
+        }
+        Some(Event::Progress(_)) | None => Ok(false),
+    }
+}
+
+fn sync(shared: &Shared, machine: &Machine) {
+    if let Some(key) = machine.hash_key() {
+        shared.hash_key.send_if_modified(|known| known.replace(key) != Some(key));
+    }
+    let now_ms = machine.time().now_ms;
+    let live = machine.pins().filter(|pin| pin.is_live()).map(|pin| Wanted {
+        id: pin.request.id,
+        blocks: &pin.request.blocks,
+        priority: pin.request.priority,
+        ttl_left_ms: pin.expires_ms.saturating_sub(now_ms),
+    });
+    let mut state = shared.events.lock();
+    let state = &mut *state;
+    let map = &state.map;
+    state.pins.sync(live, |block| map.holds(block, Tier::Device), shared.now_ms());
+    shared.events.pin_news.notify_one();
+    shared.events.news.notify_one();
+}

@@ -1,0 +1,97 @@
+//! Tests of the whole worker, between a control plane of one member and an engine on strings.
+//!
+//! The control plane runs the real state machine, so that what it refuses here it refuses there too.
+
+mod events;
+pub(crate) mod fake_control;
+pub(crate) mod fake_engine;
+mod pins;
+mod requests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mainstay_proto::v1;
+use mainstay_proto::v1::worker_client::WorkerClient;
+use tonic::transport::Channel;
+
+use crate::config::Settings;
+use crate::events::frames::FrameLimits;
+use crate::lifecycle::{WorkerHandle, start_with};
+use fake_control::FakeControl;
+use fake_engine::{FakeEngine, FakeOpener};
+
+/// What is expected to happen happens within this time, on a busy machine too.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Waits until something holds.
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = tokio::time::Instant::now() + SOON;
+    while !holds() {
+        assert!(tokio::time::Instant::now() < end, "{what}: not within {SOON:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A worker between its two fakes.
+struct Stage {
+    control: FakeControl,
+    opener: Arc<FakeOpener>,
+    worker: WorkerHandle,
+}
+
+fn settings(control: &FakeControl) -> Settings {
+    Settings {
+        name: "w1".into(),
+        listen: ([127, 0, 0, 1], 0).into(),
+        advertise: None,
+        control: vec![control.address.clone()],
+        engine_config: serde_json::Map::new(),
+        model_name: "toy".into(),
+        revision: "r1".into(),
+        model_files: vec![("tokenizer.json".into(), Bytes::from_static(b"{}"))],
+        requests_max: 2,
+        start_timeout_ms: 20_000,
+        drain_timeout_ms: 20_000,
+        engine_restarts_max: 3,
+    }
+}
+
+impl Stage {
+    async fn set() -> Self {
+        Self::set_with(|_| {}, FrameLimits::standard()).await
+    }
+
+    async fn set_with(change: impl FnOnce(&mut Settings), limits: FrameLimits) -> Self {
+        let control = FakeControl::start().await;
+        let opener = Arc::new(FakeOpener::default());
+        let mut settings = settings(&control);
+        change(&mut settings);
+        let worker = start_with(settings, Arc::clone(&opener) as _, limits).await.expect("starts");
+        Self { control, opener, worker }
+    }
+
+    fn engine(&self) -> Arc<FakeEngine> {
+        self.opener.current()
+    }
+
+    fn client(&self) -> WorkerClient<Channel> {
+        let channel = mainstay_proto::client::channel(&self.worker.address().to_string());
+        WorkerClient::new(channel.expect("an address"))
+    }
+
+    fn request() -> v1::GenerateRequest {
+        v1::GenerateRequest {
+            namespace: Bytes::from_static(&[1; 16]),
+            tokens: vec![1, 2, 3, 4, 5],
+            sampling: Some(v1::Sampling {
+                top_p: 1.0,
+                repetition_penalty: 1.0,
+                tokens_max: 5,
+                ..v1::Sampling::default()
+            }),
+            ..v1::GenerateRequest::default()
+        }
+    }
+}

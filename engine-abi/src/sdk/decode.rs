@@ -1,0 +1,168 @@
+//! Requests and pins from their C form into owned values, refusing what no engine should see.
+//!
+//! Checking here, once, spares every engine the same checks: lengths, token ids against the
+//! vocabulary, finite and sensible sampling values, ranges that are ranges.
+
+use super::types::{Info, Pin, Request, RetentionRange, Sampling};
+use super::{Code, EngineError};
+use crate::limits;
+use crate::raw::{MsePin, MseRange, MseRequest, MseSampling, SAMPLING_IGNORE_EOS, SAMPLING_SEED};
+use crate::read::{read_struct, slice};
+
+fn invalid<T>(message: String) -> Result<T, EngineError> {
+    Err(EngineError::invalid(message))
+}
+
+fn check_reserved(reserved: bool, name: &str) -> Result<(), EngineError> {
+    if reserved {
+        return Err(EngineError::new(Code::TooNew, format!("{name} sets a reserved field")));
+    }
+    Ok(())
+}
+
+/// # Safety
+/// As the header says of `submit`: the request and all it points at are readable over the call.
+pub(super) unsafe fn request(
+    pointer: *const MseRequest,
+    info: &Info,
+) -> Result<Request, EngineError> {
+    // SAFETY: the caller's promise, here and below.
+    let raw = unsafe { read_struct(pointer)? };
+    check_reserved(raw._reserved != 0, "mse_request")?;
+    // SAFETY: as above.
+    let tokens =
+        unsafe { slice(raw.tokens, raw.tokens_len, limits::REQUEST_TOKENS_MAX, "the prompt")? };
+    check_tokens(tokens, info)?;
+    if u64::from(raw.sampled_before) > raw.tokens_len {
+        return invalid(format!("sampled_before {} exceeds the prompt", raw.sampled_before));
+    }
+    // SAFETY: as above.
+    let sampling = unsafe { sampling(raw.sampling, info)? };
+    // SAFETY: as above.
+    let raw_ranges =
+        unsafe { slice(raw.ranges, raw.ranges_len, limits::RANGES_MAX, "the list of ranges")? };
+    let ranges = raw_ranges.iter().map(range).collect::<Result<_, _>>()?;
+    Ok(Request {
+        id: raw.id,
+        trace: raw.trace.into(),
+        namespace: raw.namespace_id.into(),
+        tokens: tokens.to_vec(),
+        sampled_before: raw.sampled_before,
+        priority: raw.priority,
+        sampling,
+        ranges,
+        expected_output_tokens: raw.expected_output_tokens,
+    })
+}
+
+fn check_tokens(tokens: &[u32], info: &Info) -> Result<(), EngineError> {
+    if tokens.is_empty() {
+        return invalid("the prompt is empty".into());
+    }
+    if tokens.len() as u64 > u64::from(info.context_tokens_max) {
+        let max = info.context_tokens_max;
+        return invalid(format!("the prompt has {} tokens, more than {max}", tokens.len()));
+    }
+    match tokens.iter().find(|token| **token >= info.vocab) {
+        Some(token) => invalid(format!("token {token} is not below the vocabulary {}", info.vocab)),
+        None => Ok(()),
+    }
+}
+
+unsafe fn sampling(pointer: *const MseSampling, info: &Info) -> Result<Sampling, EngineError> {
+    // SAFETY: the caller's promise, here and below.
+    let raw = unsafe { read_struct(pointer)? };
+    check_reserved(raw._reserved != 0, "mse_sampling")?;
+    check_reserved(raw.flags & !(SAMPLING_SEED | SAMPLING_IGNORE_EOS) != 0, "mse_sampling.flags")?;
+    // SAFETY: as above.
+    let stop_tokens = unsafe {
+        slice(raw.stop_tokens, raw.stop_tokens_len, limits::STOP_TOKENS_MAX, "the stop list")?
+    };
+    check_sampling(&raw)?;
+    if let Some(token) = stop_tokens.iter().find(|token| **token >= info.vocab) {
+        return invalid(format!("stop token {token} is not below the vocabulary {}", info.vocab));
+    }
+    Ok(Sampling {
+        temperature: raw.temperature,
+        top_p: raw.top_p,
+        min_p: raw.min_p,
+        repetition_penalty: raw.repetition_penalty,
+        frequency_penalty: raw.frequency_penalty,
+        presence_penalty: raw.presence_penalty,
+        top_k: raw.top_k.unsigned_abs(), // not negative, checked
+        tokens_max: raw.tokens_max,
+        tokens_min: raw.tokens_min,
+        logprobs: raw.logprobs,
+        seed: (raw.flags & SAMPLING_SEED != 0).then_some(raw.seed),
+        ignore_eos: raw.flags & SAMPLING_IGNORE_EOS != 0,
+        stop_tokens: stop_tokens.to_vec(),
+    })
+}
+
+fn check_sampling(raw: &MseSampling) -> Result<(), EngineError> {
+    // Comparisons are written so that NaN fails them.
+    let checks = [
+        ("temperature", raw.temperature, raw.temperature >= 0.0),
+        ("top_p", raw.top_p, raw.top_p > 0.0 && raw.top_p <= 1.0),
+        ("min_p", raw.min_p, raw.min_p >= 0.0 && raw.min_p <= 1.0),
+        ("repetition_penalty", raw.repetition_penalty, raw.repetition_penalty > 0.0),
+        ("frequency_penalty", raw.frequency_penalty, true),
+        ("presence_penalty", raw.presence_penalty, true),
+    ];
+    for (name, value, in_range) in checks {
+        if !in_range || !value.is_finite() {
+            return invalid(format!("{name} {value} is out of range"));
+        }
+    }
+    if raw.top_k < 0 {
+        return invalid(format!("top_k {} is negative", raw.top_k));
+    }
+    if raw.tokens_max == 0 || raw.tokens_min > raw.tokens_max {
+        let (min, max) = (raw.tokens_min, raw.tokens_max);
+        return invalid(format!("tokens_min {min} and tokens_max {max} leave nothing to generate"));
+    }
+    if raw.logprobs > limits::LOGPROBS_MAX {
+        return invalid(format!("logprobs {} exceeds {}", raw.logprobs, limits::LOGPROBS_MAX));
+    }
+    Ok(())
+}
+
+fn range(raw: &MseRange) -> Result<RetentionRange, EngineError> {
+    check_reserved(raw._reserved != [0; 3], "mse_range")?;
+    if raw.start >= raw.end {
+        return invalid(format!("range {}..{} is empty", raw.start, raw.end));
+    }
+    if raw.priority > 100 {
+        return invalid(format!("range priority {} exceeds 100", raw.priority));
+    }
+    let MseRange { start, end, priority, duration_ms, .. } = *raw;
+    Ok(RetentionRange { start, end, priority, duration_ms })
+}
+
+/// # Safety
+/// As the header says of `pin`: the struct and its blocks are readable over the call.
+pub(super) unsafe fn pin(pointer: *const MsePin) -> Result<Pin, EngineError> {
+    // SAFETY: the caller's promise, here and below.
+    let raw = unsafe { read_struct(pointer)? };
+    check_reserved(raw._reserved != 0, "mse_pin")?;
+    // SAFETY: as above.
+    let blocks = unsafe {
+        slice(raw.blocks, raw.blocks_len, limits::PIN_BLOCKS_MAX, "the pin's list of blocks")?
+    };
+    if blocks.is_empty() {
+        return invalid("the pin has no blocks".into());
+    }
+    if raw.ttl_ms == 0 {
+        return invalid("the pin has no ttl_ms".into());
+    }
+    if raw.priority > 100 {
+        return invalid(format!("pin priority {} exceeds 100", raw.priority));
+    }
+    Ok(Pin {
+        op_id: raw.op_id,
+        pin_id: raw.pin_id.into(),
+        blocks: blocks.iter().map(|block| u128::from(*block)).collect(),
+        ttl_ms: raw.ttl_ms,
+        priority: raw.priority,
+    })
+}

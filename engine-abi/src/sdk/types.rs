@@ -1,0 +1,268 @@
+//! The values an engine receives and reports: requests, outputs, cache events, pins, figures.
+//!
+//! They are plain owned Rust, so that an engine's scheduler can keep and move them freely. A value
+//! that arrives here was checked by the shims already; each type says what that means.
+
+/// Who made the engine; readable before anything is loaded or started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub vendor: &'static str,
+    pub name: &'static str,
+    pub version: &'static str,
+}
+
+/// What the engine is and holds. It is asked for once, after `create`, and must not change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Info {
+    pub block_tokens: u32,
+    pub vocab: u32,
+    pub context_tokens_max: u32,
+    pub requests_max: u32,
+    pub blocks_total: u64,
+    pub block_bytes: u64,
+    /// The name for humans and for `/v1/models`.
+    pub model: String,
+    /// The folder with `tokenizer.json` and the chat template, or empty.
+    pub model_dir: String,
+    /// `cpu`, `cuda:0`, and so on.
+    pub device: String,
+}
+
+/// Capabilities, the bits of `Engine::CAPS`; an optional method is reachable exactly when its bit is set.
+pub mod caps {
+    /// Requests of unequal namespaces never share a block; the host refuses an engine without it.
+    pub const NAMESPACE: u64 = 1 << 0;
+    pub const KV_EVENTS: u64 = 1 << 1;
+    pub const KV_SNAPSHOT: u64 = 1 << 2;
+    pub const PIN: u64 = 1 << 3;
+    pub const PRIORITY: u64 = 1 << 4;
+    /// Honours [`RetentionRange`](super::RetentionRange).
+    pub const RETENTION: u64 = 1 << 5;
+    pub const LOGPROBS: u64 = 1 << 6;
+    /// Events carry Mainstay's own keyed sequence hash.
+    pub const CANONICAL_HASH: u64 = 1 << 7;
+    /// Every bit that this version of the ABI knows.
+    pub const KNOWN: u64 = (1 << 8) - 1;
+}
+
+/// How tokens are chosen. The shims have refused values that are not finite or out of range.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Sampling {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// In (0, 1]; 1 is off.
+    pub top_p: f32,
+    /// In [0, 1]; 0 is off.
+    pub min_p: f32,
+    /// Above 0; 1 is off.
+    pub repetition_penalty: f32,
+    pub frequency_penalty: f32,
+    pub presence_penalty: f32,
+    /// 0 is off.
+    pub top_k: u32,
+    /// At least 1.
+    pub tokens_max: u32,
+    pub tokens_min: u32,
+    /// 0: none; n + 1: the chosen token and the n likeliest.
+    pub logprobs: u32,
+    pub seed: Option<u64>,
+    pub ignore_eos: bool,
+    pub stop_tokens: Vec<u32>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            top_k: 0,
+            tokens_max: 16,
+            tokens_min: 0,
+            logprobs: 0,
+            seed: None,
+            ignore_eos: false,
+            stop_tokens: Vec::new(),
+        }
+    }
+}
+
+/// The `end` of a [`RetentionRange`] that goes on over everything generated.
+pub const TOKENS_TO_END: u32 = u32::MAX;
+
+/// A stretch of tokens that the cache shall keep with this priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct RetentionRange {
+    pub start: u32,
+    /// Exclusive; [`TOKENS_TO_END`] means to the end.
+    pub end: u32,
+    /// 0 to 100; 100 goes last.
+    pub priority: u8,
+    /// 0 is no limit.
+    pub duration_ms: u32,
+}
+
+/// One generation. `id` is the host's and unique among the live requests.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Request {
+    pub id: u64,
+    pub trace: u128,
+    /// The parent of the first block's sequence hash.
+    pub namespace: u128,
+    /// Never empty, each below `Info::vocab`, no more than `Info::context_tokens_max`.
+    pub tokens: Vec<u32>,
+    /// How many of the last tokens an earlier engine sampled: a migrated request. Penalties and the
+    /// sampling counter go on from there; `tokens_max` counts only what this engine shall add.
+    pub sampled_before: u32,
+    /// Higher first, 0 neutral.
+    pub priority: i32,
+    pub sampling: Sampling,
+    pub ranges: Vec<RetentionRange>,
+    /// A hint, 0 when unknown.
+    pub expected_output_tokens: u32,
+}
+
+/// A lease: the engine keeps these blocks, those it holds and those it will come to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Pin {
+    pub op_id: u64,
+    /// A second pin with the same id renews and replaces the first.
+    pub pin_id: u128,
+    pub blocks: Vec<u128>,
+    /// From now, by the engine's monotonic clock; never 0.
+    pub ttl_ms: u64,
+    /// 0 to 100.
+    pub priority: u32,
+}
+
+/// The probability of one token at one position of an output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Logprob {
+    pub token: u32,
+    pub logprob: f32,
+    /// Index into `Output::tokens`.
+    pub position: u32,
+    /// 0 is the chosen token, 1 the likeliest, and so on.
+    pub rank: u32,
+}
+
+/// Why a request ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Finish {
+    /// End-of-sequence or a stop token; that token is in the output.
+    Stop,
+    Length,
+    Cancelled,
+    /// `rc` is one of the header's codes ([`Code::rc`](super::Code::rc)).
+    Error {
+        rc: i32,
+        message: String,
+    },
+}
+
+/// Tokens of one request, or its end. Exactly one output of each accepted request has a `finish`.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Output {
+    pub id: u64,
+    pub tokens: Vec<u32>,
+    pub logprobs: Vec<Logprob>,
+    /// Set on the first output of a request.
+    pub first: bool,
+    pub finish: Option<Finish>,
+    /// Prompt tokens that came from the cache; valid on the first and on the final output.
+    pub cached_tokens: u32,
+    /// Valid on the first output.
+    pub queue_us: u64,
+    /// Valid on the first output.
+    pub prefill_us: u64,
+}
+
+/// The tiers of a cache event: device memory.
+pub const TIER_DEVICE: u32 = 0;
+/// Host memory.
+pub const TIER_HOST: u32 = 1;
+/// Disk.
+pub const TIER_DISK: u32 = 2;
+/// Remote store.
+pub const TIER_REMOTE: u32 = 3;
+
+/// Why blocks left a tier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Cause {
+    #[default]
+    None,
+    Capacity,
+    Expiry,
+    Lifecycle,
+    Admin,
+}
+
+/// A change of what the cache holds. The RESET of a new epoch is made by [`Lanes`](super::Lanes).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum KvEvent {
+    Stored {
+        namespace: u128,
+        /// The sequence hash before the first of `blocks`, or the namespace.
+        parent: u128,
+        /// A chain: each block is the parent of the next.
+        blocks: Vec<u128>,
+        tier: u32,
+        /// Re-emitted after a `begin_snapshot`, not new.
+        snapshot: bool,
+    },
+    Removed {
+        blocks: Vec<u128>,
+        tier: u32,
+        cause: Cause,
+    },
+    PinExpired {
+        pin_id: u128,
+    },
+}
+
+/// How the engine is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Health {
+    #[default]
+    Starting,
+    Ok,
+    Draining,
+    /// The host replaces the engine.
+    Fatal,
+}
+
+/// Counters since `create` and gauges of now. The shims fill `epoch` and `kv_seq` from the lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Stats {
+    pub epoch: u64,
+    /// The sequence number that the next cache event will get.
+    pub kv_seq: u64,
+    pub running: u32,
+    pub waiting: u32,
+    pub health: Health,
+    pub blocks_used: u64,
+    pub blocks_cached: u64,
+    pub blocks_pinned: u64,
+    pub hit_tokens: u64,
+    pub query_tokens: u64,
+    pub prefill_tokens: u64,
+    pub decode_tokens: u64,
+    pub preemptions: u64,
+    pub evictions: u64,
+    pub waiting_prefill_tokens: u64,
+}

@@ -1,0 +1,276 @@
+//! The engine behind the interface: a door that any thread may knock at, and the one thread that
+//! does the work.
+//!
+//! Callers only queue commands under a lock that is never held over work. The thread drains them,
+//! steps the scheduler and reports through the lanes; where the host does not keep up it waits
+//! instead of piling up. Should the thread die, every live request still gets its final output and
+//! the engine says that it is broken.
+
+mod work;
+
+use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mainstay_engine_abi::sdk::{
+    Code, Engine, EngineError, Health, HostLog, Identity, Info, Lanes, Pin, Request, Stats, caps,
+};
+
+use crate::LoadError;
+use crate::open::{load_model, open_scheduler};
+use crate::options::{ModelPlace, Options};
+use crate::scheduler::{Limits, Scheduler, check};
+
+/// Requests that may wait besides those that run.
+pub const WAITING_REQUESTS_MAX: usize = 1024;
+/// Prompt tokens of all live requests together.
+pub const LIVE_TOKENS_MAX: u64 = 1 << 26;
+/// How long `drain` waits for the ends of what it cancelled.
+const CANCEL_GRACE: Duration = Duration::from_secs(10);
+
+const TARGET: &str = "native";
+
+enum Command {
+    Submit(Request),
+    Cancel(u64),
+    Pin(Pin),
+    Unpin { op_id: u64, pin_id: u128 },
+    Snapshot { op_id: u64 },
+}
+
+struct Live {
+    tokens: u64,
+    cancelled: bool,
+}
+
+#[derive(Default)]
+struct Inbox {
+    commands: VecDeque<Command>,
+    live: HashMap<u64, Live>,
+    live_tokens: u64,
+    draining: bool,
+    stopping: bool,
+    dead: bool,
+    stats: Stats,
+    backlog_ms: u32,
+}
+
+struct Shared {
+    inbox: Mutex<Inbox>,
+    /// Rung for the thread.
+    bell: Condvar,
+    /// Rung when no request is live.
+    quiet: Condvar,
+}
+
+impl Shared {
+    // Each change under the lock is one whole step, so a poisoned inbox is as good as any.
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, command: Command) -> Result<(), EngineError> {
+        let mut inbox = self.lock();
+        if inbox.dead {
+            return Err(EngineError::unavailable("the engine's thread has died").fatal());
+        }
+        inbox.commands.push_back(command);
+        drop(inbox);
+        self.bell.notify_one();
+        Ok(())
+    }
+}
+
+/// Llama, Qwen2 and Qwen3 on the CPU.
+pub struct NativeEngine {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    limits: Limits,
+    vocab: usize,
+    info: Info,
+}
+
+impl From<LoadError> for EngineError {
+    fn from(error: LoadError) -> Self {
+        let code = match &error {
+            LoadError::Read { .. } => Code::NotFound,
+            LoadError::Memory { .. } => Code::Exhausted,
+            _ => Code::Invalid,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+fn info(options: &Options, scheduler: &Scheduler) -> Info {
+    let limits = scheduler.limits();
+    let model_dir = match &options.place {
+        ModelPlace::Bundled => String::new(),
+        ModelPlace::Folder(folder) => folder.to_string_lossy().into_owned(),
+    };
+    Info {
+        block_tokens: limits.block_tokens as u32,
+        vocab: scheduler.model().config().vocab as u32,
+        context_tokens_max: limits.context_tokens_max as u32,
+        requests_max: limits.requests_max as u32,
+        blocks_total: u64::from(limits.blocks),
+        block_bytes: scheduler.block_bytes() as u64,
+        model: options.model_name.clone(),
+        model_dir,
+        device: "cpu".to_owned(),
+    }
+}
+
+impl Engine for NativeEngine {
+    const IDENTITY: Identity =
+        Identity { vendor: "mainstay", name: "native", version: env!("CARGO_PKG_VERSION") };
+
+    const CAPS: u64 = caps::NAMESPACE
+        | caps::KV_EVENTS
+        | caps::KV_SNAPSHOT
+        | caps::PIN
+        | caps::PRIORITY
+        | caps::RETENTION
+        | caps::LOGPROBS
+        | caps::CANONICAL_HASH;
+
+    fn create(config_json: &str, lanes: Arc<Lanes>, log: HostLog) -> Result<Self, EngineError> {
+        let options = Options::parse(config_json)?;
+        let started = Instant::now();
+        let scheduler = open_scheduler(load_model(&options)?, &options)?;
+        let model = scheduler.model();
+        let line = format!(
+            "loaded {} ({}, {} MiB of weights) in {} ms; {} blocks of {} tokens, {} threads",
+            options.model_name,
+            model.dtype().name(),
+            model.weight_bytes() >> 20,
+            started.elapsed().as_millis(),
+            scheduler.limits().blocks,
+            options.block_tokens,
+            options.threads,
+        );
+        log.info(TARGET, &line);
+        if !options.hash_key_given {
+            log.warn(TARGET, "no `hash_key`: sequence hashes can be guessed; give one where tenants share the engine");
+        }
+        let (info, limits) = (info(&options, &scheduler), *scheduler.limits());
+        let shared = Arc::new(Shared {
+            inbox: Mutex::new(Inbox { stats: scheduler.stats(), ..Inbox::default() }),
+            bell: Condvar::new(),
+            quiet: Condvar::new(),
+        });
+        let theirs = Arc::clone(&shared);
+        let body = move || {
+            let work = AssertUnwindSafe(|| work::run(scheduler, &theirs, &lanes, started));
+            if catch_unwind(work).is_err() {
+                log.error(TARGET, "the engine's thread has panicked");
+                work::die(&theirs, &lanes);
+            }
+        };
+        let thread = std::thread::Builder::new().name("native-engine".to_owned()).spawn(body);
+        let thread =
+            thread.map_err(|e| EngineError::internal(format!("no thread for the engine: {e}")))?;
+        Ok(Self { shared, thread: Some(thread), limits, vocab: info.vocab as usize, info })
+    }
+
+    fn info(&self) -> Info {
+        self.info.clone()
+    }
+
+    fn stats(&self) -> Stats {
+        let inbox = self.shared.lock();
+        let health = match (inbox.dead, inbox.draining) {
+            (true, _) => Health::Fatal,
+            (false, true) => Health::Draining,
+            (false, false) => inbox.stats.health,
+        };
+        Stats { health, ..inbox.stats }
+    }
+
+    fn submit(&self, request: Request) -> Result<(), EngineError> {
+        check(&request, &self.limits, self.vocab)?;
+        let tokens = request.tokens.len() as u64;
+        let mut inbox = self.shared.lock();
+        if inbox.dead {
+            return Err(EngineError::unavailable("the engine's thread has died").fatal());
+        }
+        if inbox.draining || inbox.stopping {
+            return Err(EngineError::unavailable("the engine is draining; use another"));
+        }
+        if inbox.live.contains_key(&request.id) {
+            let message = format!("request {} is live already; choose another id", request.id);
+            return Err(EngineError::new(Code::Exists, message));
+        }
+        let live_max = self.limits.requests_max + WAITING_REQUESTS_MAX;
+        if inbox.live.len() >= live_max || inbox.live_tokens + tokens > LIVE_TOKENS_MAX {
+            let message = format!("{} requests are live; come again later", inbox.live.len());
+            return Err(EngineError::exhausted(message, inbox.backlog_ms.max(1)));
+        }
+        inbox.live.insert(request.id, Live { tokens, cancelled: false });
+        inbox.live_tokens += tokens;
+        inbox.commands.push_back(Command::Submit(request));
+        drop(inbox);
+        self.shared.bell.notify_one();
+        Ok(())
+    }
+
+    fn cancel(&self, id: u64) {
+        let mut inbox = self.shared.lock();
+        let Some(live) = inbox.live.get_mut(&id).filter(|live| !live.cancelled) else { return };
+        live.cancelled = true;
+        inbox.commands.push_back(Command::Cancel(id));
+        drop(inbox);
+        self.shared.bell.notify_one();
+    }
+
+    fn drain(&self, timeout: Duration) -> Result<(), EngineError> {
+        let mut inbox = self.shared.lock();
+        inbox.draining = true;
+        inbox = self.wait_quiet(inbox, timeout);
+        let left: Vec<u64> =
+            inbox.live.iter().filter(|(_, live)| !live.cancelled).map(|(id, _)| *id).collect();
+        drop(inbox);
+        left.into_iter().for_each(|id| self.cancel(id));
+        let inbox = self.wait_quiet(self.shared.lock(), CANCEL_GRACE);
+        if inbox.live.is_empty() {
+            return Ok(());
+        }
+        Err(EngineError::internal(format!("{} requests do not end", inbox.live.len())))
+    }
+
+    fn kv_snapshot(&self, op_id: u64) -> Result<(), EngineError> {
+        self.shared.send(Command::Snapshot { op_id })
+    }
+
+    fn pin(&self, pin: Pin) -> Result<(), EngineError> {
+        self.shared.send(Command::Pin(pin))
+    }
+
+    fn unpin(&self, op_id: u64, pin_id: u128) -> Result<(), EngineError> {
+        self.shared.send(Command::Unpin { op_id, pin_id })
+    }
+}
+
+impl NativeEngine {
+    fn wait_quiet<'a>(
+        &self,
+        inbox: MutexGuard<'a, Inbox>,
+        timeout: Duration,
+    ) -> MutexGuard<'a, Inbox> {
+        let waited =
+            self.shared.quiet.wait_timeout_while(inbox, timeout, |inbox| !inbox.live.is_empty());
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+impl Drop for NativeEngine {
+    fn drop(&mut self) {
+        self.shared.lock().stopping = true;
+        self.shared.bell.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // Its panics are caught inside; there is nothing more to learn from it.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! Continuous batching on one thread: which requests run, which rows each step computes, and what
+//! comes of them.
+//!
+//! It has no thread, lock or clock of its own. The engine's loop hands it commands, calls
+//! [`Scheduler::step`] and carries away events and outputs. Order of service is priority, then
+//! arrival. A step computes every running request's next token first and fills the rest of its
+//! budget with chunks of prompts that end on block bounds. When blocks run out, the last in order
+//! gives its blocks back and is computed anew later, mostly from the cache. Each request ends in
+//! exactly one final output; one that could wait for ever is ended with an error instead.
+
+mod admit;
+mod plan;
+mod sequence;
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Mutex, PoisonError};
+
+use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
+use mainstay_engine_abi::sdk::{
+    Code, EngineError, Finish, Health, KvEvent, Output, Request, Stats,
+};
+use mainstay_kernels::{KvPool, Pool};
+
+use crate::LoadError;
+use crate::block_pool::{BlockPool, PinError};
+use crate::model::{Batch, Model, Scratch};
+use crate::sampler::{Choice, NotFinite};
+use sequence::{Grid, Place, Sequence};
+
+/// What bounds a scheduler; see the engine's options.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// Tokens per block.
+    pub block_tokens: usize,
+    /// Blocks of the cache.
+    pub blocks: u32,
+    /// Share of the cache that pins may hold.
+    pub pin_fraction: f64,
+    /// Rows per step; at least `requests_max` and one block.
+    pub step_tokens_max: usize,
+    /// The longest sequence.
+    pub context_tokens_max: usize,
+    /// Requests that run at a time.
+    pub requests_max: usize,
+    /// The secret of sequence hashes.
+    pub hash_key: HashKey,
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Rows were computed.
+    Worked,
+    /// There is work, but no room for its outputs.
+    Held,
+    /// There is nothing to do.
+    Idle,
+}
+
+/// Requests, cache and model of one engine.
+pub struct Scheduler {
+    model: Model,
+    threads: Pool,
+    limits: Limits,
+    grid: Grid,
+    kv: KvPool,
+    scratch: Scratch,
+    blocks: BlockPool,
+    waiting: BTreeMap<Place, Box<Sequence>>,
+    /// In the order of service.
+    running: Vec<Box<Sequence>>,
+    places: HashMap<u64, Place>,
+    /// Blocks of prompts that running requests are about to compute, and who does.
+    in_flight: HashMap<u128, Place>,
+    arrivals: u64,
+    seeds: RandomState,
+    outputs: Vec<Output>,
+    batch_tokens: Vec<u32>,
+    logits_rows: Vec<u32>,
+    counters: Stats,
+    /// Tokens of the waiting requests.
+    waiting_tokens: u64,
+    /// Rows per millisecond of late, for advice on when to come again.
+    rows_per_ms: f64,
+}
+
+/// A sampled row.
+type Drawn = Option<Result<Choice, NotFinite>>;
+
+impl Scheduler {
+    /// A scheduler with an empty cache.
+    pub fn new(model: Model, threads: Pool, limits: Limits) -> Result<Self, LoadError> {
+        let shape = model.kv_shape(limits.block_tokens);
+        let kv = KvPool::try_new(shape, limits.blocks as usize, model.kv_type()).map_err(|e| {
+            let block_bytes = shape.block_elements() as u128 * model.kv_type().bytes() as u128;
+            LoadError::Memory {
+                bytes: block_bytes * u128::from(limits.blocks),
+                reason: e.to_string(),
+            }
+        })?;
+        Ok(Self {
+            grid: Grid { key: limits.hash_key, block_tokens: limits.block_tokens },
+            kv,
+            scratch: Scratch::default(),
+            blocks: BlockPool::new(limits.blocks, limits.pin_fraction),
+            waiting: BTreeMap::new(),
+            running: Vec::new(),
+            places: HashMap::new(),
+            in_flight: HashMap::new(),
+            arrivals: 0,
+            seeds: RandomState::new(),
+            outputs: Vec::new(),
+            batch_tokens: Vec::new(),
+            logits_rows: Vec::new(),
+            counters: Stats { health: Health::Ok, ..Stats::default() },
+            waiting_tokens: 0,
+            rows_per_ms: 1.0,
+            model,
+            threads,
+            limits,
+        })
+    }
+
+    /// The limits in force.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Bytes of one cache block.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        self.kv.bytes_per_block()
+    }
+
+    /// Queues a request. What is wrong with it becomes its final output.
+    pub fn submit(&mut self, request: Request, now_us: u64) {
+        let id = request.id;
+        if let Err(error) = check(&request, &self.limits, self.model.config().vocab) {
+            self.outputs.push(failure(Output { id, ..Output::default() }, error.rc, error.message));
+            return;
+        }
+        self.arrivals += 1;
+        let seed = self.seeds.hash_one((self.arrivals, id));
+        let eos_tokens = &self.model.config().eos_tokens;
+        let sequence = Sequence::new(request, self.arrivals, eos_tokens, seed, now_us, self.grid);
+        if self.places.insert(id, sequence.place).is_some() {
+            // The engine refuses live ids at the door; should one slip through, the former keeps
+            // its place.
+            return;
+        }
+        self.enqueue(Box::new(sequence));
+    }
+
+    fn enqueue(&mut self, sequence: Box<Sequence>) {
+        self.waiting_tokens += sequence.tokens.len() as u64;
+        self.waiting.insert(sequence.place, sequence);
+    }
+
+    fn dequeue(&mut self, place: Place) -> Option<Box<Sequence>> {
+        let sequence = self.waiting.remove(&place)?;
+        self.waiting_tokens -= sequence.tokens.len() as u64;
+        Some(sequence)
+    }
+
+    /// Ends a request with `Cancelled`; an unknown id is nothing.
+    pub fn cancel(&mut self, id: u64, now_us: u64) {
+        self.end_by_id(id, now_us, Finish::Cancelled);
+    }
+
+    /// Ends all requests, so that nobody waits for ever.
+    pub fn end_all(&mut self, finish: &Finish, now_us: u64) {
+        let ids: Vec<u64> = self.places.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.end_by_id(id, now_us, finish.clone()));
+    }
+
+    fn end_by_id(&mut self, id: u64, now_us: u64, finish: Finish) {
+        let Some(place) = self.places.get(&id).copied() else { return };
+        let sequence = match self.dequeue(place) {
+            Some(sequence) => sequence,
+            None => match self.running.binary_search_by_key(&place, |s| s.place) {
+                Ok(index) => self.running.remove(index),
+                Err(_) => return,
+            },
+        };
+        self.end(sequence, now_us, None, finish);
+    }
+
+    /// Gives a request's blocks back and reports its end, with its last token where there is one.
+    fn end(&mut self, sequence: Box<Sequence>, now_us: u64, last: Option<Output>, finish: Finish) {
+        self.give_back(&sequence, now_us);
+        self.places.remove(&sequence.id);
+        let output = last.unwrap_or_else(|| sequence.empty_output());
+        self.outputs.push(Output { finish: Some(finish), ..output });
+    }
+
+    fn give_back(&mut self, sequence: &Sequence, now_us: u64) {
+        for hash in sequence.hashes.get(sequence.registered..).unwrap_or_default() {
+            if self.in_flight.get(hash) == Some(&sequence.place) {
+                self.in_flight.remove(hash);
+            }
+        }
+        let grid = self.grid;
+        self.blocks.release(&sequence.table, now_us / 1000, |index| sequence.claim(index, grid));
+    }
+
+    /// Takes or renews a pin; answers with how many of its blocks are held.
+    pub fn pin(
+        &mut self,
+        pin_id: u128,
+        hashes: &[u128],
+        ttl_ms: u64,
+        now_us: u64,
+    ) -> Result<u32, PinError> {
+        self.blocks.pin(pin_id, hashes, (now_us / 1000).saturating_add(ttl_ms))
+    }
+
+    /// Ends a pin; `None` for an unknown one.
+    pub fn unpin(&mut self, pin_id: u128) -> Option<u32> {
+        self.blocks.unpin(pin_id)
+    }
+
+    /// Names everything that is registered; events that were not carried away yet are void with it.
+    pub fn snapshot(&mut self, emit: impl FnMut(KvEvent)) -> u32 {
+        let pins_ended: Vec<KvEvent> = self
+            .blocks
+            .drain_events()
+            .filter(|event| matches!(event, KvEvent::PinExpired { .. }))
+            .collect();
+        let mut emit = emit;
+        let count = self.blocks.snapshot(&mut emit);
+        pins_ended.into_iter().for_each(emit);
+        count
+    }
+
+    /// Cache events since the last call, in order.
+    pub fn drain_events(&mut self) -> std::vec::Drain<'_, KvEvent> {
+        self.blocks.drain_events()
+    }
+
+    /// Outputs since the last call, in order.
+    pub fn drain_outputs(&mut self) -> std::vec::Drain<'_, Output> {
+        self.outputs.drain(..)
+    }
+
+    /// Whether a step could do anything for a request.
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        !self.places.is_empty()
+    }
+
+    /// When time alone gives something to do, in the clock of `step`.
+    #[must_use]
+    pub fn next_expiry_us(&self) -> Option<u64> {
+        self.blocks.next_expiry_ms().map(|ms| ms.saturating_mul(1000))
+    }
+
+    /// Figures of now.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let counts = self.blocks.counts();
+        let prefilling = self.running.iter().filter(|s| s.remaining() > 1);
+        let running_tokens: u64 = prefilling.map(|s| s.remaining() as u64).sum();
+        Stats {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            blocks_used: u64::from(counts.used),
+            blocks_cached: u64::from(counts.cached),
+            blocks_pinned: u64::from(counts.pinned),
+            evictions: counts.evictions,
+            waiting_prefill_tokens: self.waiting_tokens + running_tokens,
+            ..self.counters
+        }
+    }
+
+    /// How long the work that is queued now will take, roughly.
+    #[must_use]
+    pub fn backlog_ms(&self) -> u32 {
+        let tokens = self.waiting_tokens + self.running.len() as u64;
+        (tokens as f64 / self.rows_per_ms.max(0.01)).clamp(100.0, 10_000.0) as u32
+    }
+
+    /// Does one step. `clock` is monotonic; without `room_for_output` nothing is sampled.
+    pub fn step(&mut self, clock: &dyn Fn() -> u64, room_for_output: bool) -> Step {
+        let now_us = clock();
+        self.blocks.expire(now_us / 1000);
+        self.admit(now_us);
+        self.plan(now_us, room_for_output);
+        let rows: usize = self.running.iter().map(|s| s.step_rows).sum();
+        if rows == 0 {
+            return if self.running.is_empty() { Step::Idle } else { Step::Held };
+        }
+        let drawn = self.compute();
+        let done_us = clock();
+        let elapsed_ms = done_us.saturating_sub(now_us).max(1) as f64 / 1000.0;
+        self.rows_per_ms = 0.9 * self.rows_per_ms + 0.1 * rows as f64 / elapsed_ms;
+        match drawn {
+            Ok(drawn) => self.advance(drawn, done_us),
+            Err(reason) => self.fail_step(&reason, done_us),
+        }
+        Step::Worked
+    }
+
+    /// Runs the model over the planned rows and draws a token for each sequence that is complete.
+    fn compute(&mut self) -> Result<Vec<Drawn>, String> {
+        self.batch_tokens.clear();
+        self.logits_rows.clear();
+        let mut spans = Vec::with_capacity(self.running.len());
+        for sequence in self.running.iter().filter(|s| s.step_rows > 0) {
+            let end = sequence.computed + sequence.step_rows;
+            spans.push(mainstay_kernels::Span {
+                block_table: &sequence.table,
+                start: sequence.computed,
+                rows: sequence.step_rows,
+                row_offset: self.batch_tokens.len(),
+            });
+            self.batch_tokens.extend_from_slice(&sequence.tokens[sequence.computed..end]);
+            if end == sequence.tokens.len() {
+                self.logits_rows.push(self.batch_tokens.len() as u32 - 1);
+            }
+        }
+        let batch =
+            Batch { tokens: &self.batch_tokens, spans: &spans, logits_rows: &self.logits_rows };
+        let logits = self
+            .model
+            .forward(&batch, &mut self.kv, &mut self.scratch, &self.threads)
+            .map_err(|e| e.to_string())?;
+        let complete = self.running.iter_mut().filter(|s| s.completes());
+        let rows = logits.chunks_exact_mut(self.model.config().vocab);
+        // Each cell is locked once, by the one task of its number.
+        let cells: Vec<_> =
+            complete.zip(rows).map(|(s, row)| Mutex::new((&mut s.sampler, row, None))).collect();
+        self.threads.run(cells.len(), &|index| {
+            let mut cell = cells[index].lock().unwrap_or_else(PoisonError::into_inner);
+            let (sampler, row, drawn) = &mut *cell;
+            *drawn = Some(sampler.choose(row));
+        });
+        let drawn = |cell: Mutex<_>| cell.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(cells.into_iter().map(|cell| -> Drawn { drawn(cell).2 }).collect())
+    }
+
+    /// Books the computed rows: registers blocks, reports tokens, ends what has ended.
+    fn advance(&mut self, drawn: Vec<Drawn>, now_us: u64) {
+        let mut drawn = drawn.into_iter();
+        let mut index = 0;
+        while index < self.running.len() {
+            let rows = std::mem::take(&mut self.running[index].step_rows);
+            if rows == 0 {
+                index += 1;
+                continue;
+            }
+            let sequence = &mut self.running[index];
+            sequence.computed += rows;
+            let complete = sequence.remaining() == 0;
+            if rows == 1 && complete {
+                self.counters.decode_tokens += 1;
+            } else {
+                self.counters.prefill_tokens += rows as u64;
+            }
+            self.register_full_blocks(index);
+            if !complete {
+                index += 1;
+                continue;
+            }
+            let ended = match drawn.next().flatten() {
+                Some(Ok(choice)) => self.take_token(index, choice, now_us),
+                Some(Err(error)) => Some((None, internal(error.to_string()))),
+                None => Some((None, internal("a row was not computed".into()))),
+            };
+            match ended {
+                None => index += 1,
+                Some((last, finish)) => {
+                    let sequence = self.running.remove(index);
+                    self.end(sequence, now_us, last, finish);
+                }
+            }
+        }
+    }
+
+    fn register_full_blocks(&mut self, index: usize) {
+        let sequence = &mut self.running[index];
+        let full = sequence.computed / self.grid.block_tokens;
+        while sequence.registered < full {
+            let at = sequence.registered;
+            let hash = sequence.hashes[at];
+            let parent = at.checked_sub(1).map(|above| sequence.table[above]);
+            sequence.table[at] =
+                self.blocks.register(sequence.table[at], hash, parent, sequence.namespace);
+            sequence.registered += 1;
+            if self.in_flight.get(&hash) == Some(&sequence.place) {
+                self.in_flight.remove(&hash);
+            }
+        }
+    }
+
+    /// Appends a drawn token and reports it, unless it is the last: then it goes out with the end.
+    fn take_token(
+        &mut self,
+        index: usize,
+        choice: Choice,
+        now_us: u64,
+    ) -> Option<(Option<Output>, Finish)> {
+        let sequence = &mut self.running[index];
+        sequence.tokens.push(choice.token);
+        sequence.hash_full_blocks(self.grid);
+        let output = sequence.output(choice.token, choice.logprobs, now_us);
+        if choice.ends {
+            return Some((Some(output), Finish::Stop));
+        }
+        if sequence.sampler.exhausted() || sequence.tokens.len() >= self.limits.context_tokens_max {
+            return Some((Some(output), Finish::Length));
+        }
+        self.outputs.push(output);
+        None
+    }
+
+    /// A step that could not be computed ends the requests in it.
+    fn fail_step(&mut self, reason: &str, now_us: u64) {
+        let (failed, left): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.running).into_iter().partition(|s| s.step_rows > 0);
+        self.running = left;
+        for sequence in failed {
+            self.end(sequence, now_us, None, internal(reason.to_owned()));
+        }
+    }
+}
+
+/// Whether a request can be served at all; the answer does not depend on what else is going on.
+pub fn check(request: &Request, limits: &Limits, vocab: usize) -> Result<(), EngineError> {
+    let tokens = request.tokens.len();
+    if tokens == 0 {
+        return Err(EngineError::invalid("the prompt is empty; send at least one token"));
+    }
+    if tokens > limits.context_tokens_max {
+        let most = limits.context_tokens_max;
+        let message =
+            format!("the prompt has {tokens} tokens, the context {most}; shorten the prompt");
+        return Err(EngineError::invalid(message));
+    }
+    if tokens.div_ceil(limits.block_tokens) > limits.blocks as usize {
+        let message =
+            format!("a prompt of {tokens} tokens is larger than the cache; raise `kv_bytes`");
+        return Err(EngineError::invalid(message));
+    }
+    if request.sampling.tokens_max == 0 {
+        return Err(EngineError::invalid("tokens_max is 0; ask for at least one token"));
+    }
+    // The greatest of all is found faster than the first that is wrong, and callers wait for this.
+    let greatest = request.tokens.iter().copied().max().unwrap_or(0);
+    if greatest as usize >= vocab {
+        let message = format!("token {greatest} is not below the vocabulary's {vocab}");
+        return Err(EngineError::invalid(message));
+    }
+    Ok(())
+}
+
+fn internal(message: String) -> Finish {
+    Finish::Error { rc: Code::Internal.rc(), message }
+}
+
+fn failure(output: Output, code: Code, message: String) -> Output {
+    Output { finish: Some(Finish::Error { rc: code.rc(), message }), ..output }
+}

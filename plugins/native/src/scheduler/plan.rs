@@ -1,0 +1,86 @@
+//! What the next step computes: each complete request's next token, then prompts in order of
+//! service, in chunks that end on block bounds so that whole blocks become shareable as early as
+//! possible.
+
+use mainstay_engine_abi::sdk::{Code, Finish};
+
+use super::Scheduler;
+
+impl Scheduler {
+    /// Sets each running request's rows and gives it the blocks for them.
+    pub(super) fn plan(&mut self, now_us: u64, room_for_output: bool) {
+        self.running.iter_mut().for_each(|s| s.step_rows = 0);
+        let mut budget = self.limits.step_tokens_max;
+        if room_for_output {
+            let mut index = 0;
+            while index < self.running.len() && budget > 0 {
+                if self.running[index].remaining() == 1 {
+                    if !self.give_rows(index, 1, now_us) {
+                        continue;
+                    }
+                    budget -= 1;
+                }
+                index += 1;
+            }
+        }
+        // However many decode, prompts move on by a block.
+        let mut budget = budget.max(self.grid.block_tokens);
+        let mut index = 0;
+        while index < self.running.len() && budget > 0 {
+            let rows = self.chunk(index, budget, room_for_output);
+            if rows > 0 {
+                if !self.give_rows(index, rows, now_us) {
+                    continue;
+                }
+                budget -= rows;
+            }
+            index += 1;
+        }
+    }
+
+    /// How many rows of its prompt a request can compute now.
+    fn chunk(&self, index: usize, budget: usize, room_for_output: bool) -> usize {
+        let sequence = &self.running[index];
+        let remaining = sequence.remaining();
+        if remaining <= 1 {
+            return 0;
+        }
+        if remaining <= budget && room_for_output {
+            return remaining;
+        }
+        // The last token is not computed without room for what it leads to.
+        let most = budget.min(remaining - 1);
+        let end = sequence.computed + most;
+        (end - end % self.grid.block_tokens).saturating_sub(sequence.computed)
+    }
+
+    /// Gives a request the blocks for its next rows, at the cost of those behind it; false when it
+    /// was itself the last and is running no more.
+    fn give_rows(&mut self, index: usize, rows: usize, now_us: u64) -> bool {
+        let wanted = self.grid.blocks_for(self.running[index].computed + rows);
+        while self.running[index].table.len() < wanted {
+            if let Some(block) = self.blocks.allocate() {
+                self.running[index].table.push(block);
+                continue;
+            }
+            let last = self.running.len() - 1;
+            if last > index {
+                self.preempt(last, now_us);
+            } else if last > 0 {
+                self.preempt(index, now_us);
+                return false;
+            } else {
+                // Alone, and still nothing to be had: the sequence or the pins are larger than the
+                // cache.
+                let sequence = self.running.remove(index);
+                let message = "the cache is full of this request and of pins; raise `kv_bytes` or let pins end";
+                let finish =
+                    Finish::Error { rc: Code::Exhausted.rc(), message: message.to_owned() };
+                self.end(sequence, now_us, None, finish);
+                return false;
+            }
+        }
+        self.running[index].step_rows = rows;
+        true
+    }
+}

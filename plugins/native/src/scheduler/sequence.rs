@@ -1,0 +1,189 @@
+//! One request on its way through the engine: its tokens, its blocks and how far it is.
+
+use std::cmp::Reverse;
+
+use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
+use mainstay_engine_abi::sdk::types_of_mainstay::hash::block_hash;
+use mainstay_engine_abi::sdk::{Logprob, Output, Request, RetentionRange, TOKENS_TO_END};
+
+use crate::block_pool::{BlockId, Claim};
+use crate::sampler::Sampler;
+
+/// The order of service: priority, then arrival. Less comes first.
+pub(super) type Place = (Reverse<i32>, u64);
+
+pub(super) struct Sequence {
+    pub(super) id: u64,
+    pub(super) place: Place,
+    pub(super) namespace: u128,
+    /// Prompt and output.
+    pub(super) tokens: Vec<u32>,
+    /// Sequence hashes of the full blocks of `tokens`, as far as they were needed.
+    pub(super) hashes: Vec<u128>,
+    pub(super) table: Vec<BlockId>,
+    /// Tokens whose keys and values are in the cache.
+    pub(super) computed: usize,
+    /// Leading blocks of the table that are registered.
+    pub(super) registered: usize,
+    pub(super) sampler: Sampler,
+    ranges: Vec<RetentionRange>,
+    pub(super) submitted_us: u64,
+    pub(super) admitted_us: Option<u64>,
+    pub(super) cached_tokens: u32,
+    pub(super) said_first: bool,
+    /// Rows in the step that is being built.
+    pub(super) step_rows: usize,
+    /// The block that an earlier request is computing and this one would compute too.
+    pub(super) waits_for: Option<u128>,
+}
+
+/// What all sequences of an engine share.
+#[derive(Clone, Copy)]
+pub(super) struct Grid {
+    pub(super) key: HashKey,
+    pub(super) block_tokens: usize,
+}
+
+impl Grid {
+    pub(super) fn blocks_for(self, tokens: usize) -> usize {
+        tokens.div_ceil(self.block_tokens)
+    }
+}
+
+impl Sequence {
+    pub(super) fn new(
+        request: Request,
+        arrival: u64,
+        eos_tokens: &[u32],
+        random_seed: u64,
+        now_us: u64,
+        grid: Grid,
+    ) -> Self {
+        let sampled_before = request.sampled_before as usize;
+        let sampler = Sampler::new(
+            request.sampling,
+            eos_tokens,
+            &request.tokens,
+            sampled_before,
+            random_seed,
+        );
+        let mut sequence = Self {
+            id: request.id,
+            place: (Reverse(request.priority), arrival),
+            namespace: request.namespace,
+            hashes: Vec::with_capacity(request.tokens.len() / grid.block_tokens),
+            tokens: request.tokens,
+            table: Vec::new(),
+            computed: 0,
+            registered: 0,
+            sampler,
+            ranges: request.ranges,
+            submitted_us: now_us,
+            admitted_us: None,
+            cached_tokens: 0,
+            said_first: false,
+            step_rows: 0,
+            waits_for: None,
+        };
+        sequence.hash_full_blocks(grid);
+        sequence
+    }
+
+    /// Hashes the full blocks that have no hash yet.
+    pub(super) fn hash_full_blocks(&mut self, grid: Grid) {
+        let full = self.tokens.len() / grid.block_tokens;
+        for index in self.hashes.len()..full {
+            let parent = self.hashes.last().copied().unwrap_or(self.namespace);
+            let tokens = &self.tokens[index * grid.block_tokens..][..grid.block_tokens];
+            self.hashes.push(block_hash(grid.key, parent, tokens));
+        }
+    }
+
+    /// Tokens still to be computed before the next can be drawn.
+    pub(super) fn remaining(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Whether the step that is being built computes its last known token.
+    pub(super) fn completes(&self) -> bool {
+        self.step_rows > 0 && self.step_rows == self.remaining()
+    }
+
+    pub(super) fn priority(&self) -> i32 {
+        self.place.0.0
+    }
+
+    /// Forgets all that is computed, after its blocks were given back.
+    pub(super) fn restart(&mut self) {
+        self.table.clear();
+        self.computed = 0;
+        self.registered = 0;
+        self.step_rows = 0;
+        self.waits_for = None;
+    }
+
+    /// What the request wants for a block of its table once it has ended: the highest range that
+    /// touches it.
+    pub(super) fn claim(&self, index: usize, grid: Grid) -> Option<Claim> {
+        claim(&self.ranges, index, grid)
+    }
+
+    /// An output with this token.
+    pub(super) fn output(&mut self, token: u32, logprobs: Vec<Logprob>, now_us: u64) -> Output {
+        let first = !self.said_first;
+        self.said_first = true;
+        let mut output = self.empty_output();
+        output.tokens.push(token);
+        output.logprobs = logprobs;
+        output.first = first;
+        if first {
+            let admitted_us = self.admitted_us.unwrap_or(now_us);
+            output.queue_us = admitted_us.saturating_sub(self.submitted_us);
+            output.prefill_us = now_us.saturating_sub(admitted_us);
+        }
+        output
+    }
+
+    /// An output without tokens, to end with.
+    pub(super) fn empty_output(&self) -> Output {
+        Output { id: self.id, cached_tokens: self.cached_tokens, ..Output::default() }
+    }
+}
+
+fn claim(ranges: &[RetentionRange], index: usize, grid: Grid) -> Option<Claim> {
+    let start = index * grid.block_tokens;
+    let end = start + grid.block_tokens;
+    let touches = |range: &&RetentionRange| {
+        (range.start as usize) < end && (range.end == TOKENS_TO_END || range.end as usize > start)
+    };
+    let claim = |range: &RetentionRange| Claim {
+        priority: range.priority,
+        duration_ms: (range.duration_ms > 0).then_some(u64::from(range.duration_ms)),
+    };
+    let worth = |claim: &Claim| (claim.priority, claim.duration_ms.unwrap_or(u64::MAX));
+    ranges.iter().filter(touches).map(claim).max_by_key(worth)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_takes_the_highest_range_that_touches_it() {
+        let grid = Grid { key: HashKey([0; 16]), block_tokens: 4 };
+        let range = |start, end, priority, duration_ms| RetentionRange {
+            start,
+            end,
+            priority,
+            duration_ms,
+        };
+        let ranges = [range(0, 5, 80, 0), range(4, 8, 90, 10), range(12, TOKENS_TO_END, 5, 0)];
+        let at = |index| claim(&ranges, index, grid).map(|c| (c.priority, c.duration_ms));
+        assert_eq!(at(0), Some((80, None)));
+        assert_eq!(at(1), Some((90, Some(10))));
+        assert_eq!(at(2), None);
+        assert_eq!(at(3), Some((5, None)));
+        assert_eq!(at(1000), Some((5, None)));
+        assert_eq!(claim(&[], 0, grid), None);
+    }
+}
