@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 pub enum Isa {
     /// Plain Rust; the compiler vectorises it for the target's baseline.
     Portable,
-    /// AVX2 with FMA and F16C-era integer operations.
+    /// AVX2 with FMA.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,

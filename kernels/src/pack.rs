@@ -12,6 +12,9 @@ use crate::matmul::{Kind, Panels, family, product};
 use crate::memory::Memory;
 use crate::pool::Pool;
 
+/// Steps that are packed together.
+const PACK_STEPS: usize = 16;
+
 /// How bf16 weights are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
@@ -72,9 +75,12 @@ impl PackedMatrix {
         if steps > 0 {
             let panels = panels.words_mut().chunks_exact_mut(steps * PANEL);
             for (panel, w) in panels.zip(w.chunks(PANEL * k)) {
-                for (step, words) in panel.chunks_exact_mut(PANEL).enumerate() {
-                    for (out, row) in words.iter_mut().zip(w.chunks_exact(k)) {
-                        *out = word(row, step);
+                // A few steps at a time, so that rows are read and lines are written whole.
+                for (block, words) in panel.chunks_mut(PACK_STEPS * PANEL).enumerate() {
+                    for (column, row) in w.chunks_exact(k).enumerate() {
+                        let cells = words[column..].iter_mut().step_by(PANEL);
+                        let steps = block * PACK_STEPS..;
+                        cells.zip(steps).for_each(|(cell, step)| *cell = word(row, step));
                     }
                 }
             }

@@ -38,6 +38,8 @@ def wrong_types(path: str) -> dict[str, dict]:
     """Members to overwrite a good request with, each of which must be refused."""
     conversation = "input" if path == RESPONSES else "messages"
     limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
+    nameless = {CHAT: {"type": "function", "function": {}}, RESPONSES: {"type": "function"},
+                MESSAGES: {"input_schema": {"type": "object"}}}
     return {
         "conversation is a number": {conversation: 5},
         "conversation is an object": {conversation: {"role": "user"}},
@@ -50,7 +52,7 @@ def wrong_types(path: str) -> dict[str, dict]:
         "limit is negative": {limit: -1},
         "temperature is text": {"temperature": "hot"},
         "tools is an object": {"tools": {"name": "x"}},
-        "a tool has no name": {"tools": [{"type": "function", "function": {}}]},
+        "a tool has no name": {"tools": [nameless[path]]},
         "model is a number": {"model": 7},
         "stream is text": {"stream": "yes"},
     }
@@ -175,7 +177,9 @@ class ErrorChecks:
         equal(self.server.request("GET", "/v1/no-such-path").status, 404, "status")
 
     def wrong_method(self, path: str) -> None:
-        equal(self.server.request("GET", path).status, 405, "status")
+        status = self.server.request("GET", path).status
+        # 426: a GET here is how some clients ask for a WebSocket.
+        expect(status == 405 or (path == RESPONSES and status == 426), f"status is {status}")
 
     def large_body(self, path: str) -> str:
         words = "weather in Oslo and "

@@ -262,7 +262,8 @@ impl Group {
     /// The service that members call on each other, to be mounted on the member's listener.
     #[must_use]
     pub fn service(&self) -> RaftServer<impl mainstay_proto::v1::raft_server::Raft + use<>> {
-        RaftServer::new(Service { node: self.inner.node, raft: self.inner.raft.clone() })
+        let (raft, ended) = (self.inner.raft.clone(), self.ended());
+        RaftServer::new(Service { node: self.inner.node, raft, ended })
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
@@ -313,7 +314,7 @@ impl Group {
 
     async fn write(&self, commands: &[Command]) -> Result<Vec<(LogIndex, Outcome)>, Refused> {
         let Some(term) = self.leading_term() else {
-            return Err(Refused::Because(ProposeError::NotLeader { leader: self.leader_address() }));
+            return Err(Refused::Because(self.not_leading()));
         };
         let stamp = self.stamp(term);
         let bodies: Vec<Body> = commands
@@ -354,6 +355,16 @@ impl Group {
     fn fatal(&self, error: impl ToString) -> ProposeError {
         let reason = self.inner.ended.borrow().clone();
         ProposeError::Fatal(reason.unwrap_or_else(|| error.to_string()))
+    }
+
+    /// Why a member that does not lead refuses.
+    fn not_leading(&self) -> ProposeError {
+        let metrics = self.inner.raft.metrics();
+        let running = metrics.borrow_watched().running_state.clone();
+        match running {
+            Ok(()) => ProposeError::NotLeader { leader: self.leader_address() },
+            Err(fatal) => self.fatal(fatal),
+        }
     }
 
     /// The clocks of this member, under its tenure of `term`.
@@ -434,7 +445,7 @@ impl Group {
     /// Waits until this member serves as leader; an error at once if it does not lead.
     async fn serving(&self) -> Result<(), ProposeError> {
         if self.leading_term().is_none() {
-            return Err(ProposeError::NotLeader { leader: self.leader_address() });
+            return Err(self.not_leading());
         }
         let mut recovered = self.inner.recovered.clone();
         let gone = || ProposeError::Unavailable("the group is ending");
@@ -451,7 +462,7 @@ impl Group {
             .map_err(|_| gone())?;
         match seen {
             Leadership::Serving { .. } => Ok(()),
-            _ => Err(ProposeError::NotLeader { leader: self.leader_address() }),
+            _ => Err(self.not_leading()),
         }
     }
 

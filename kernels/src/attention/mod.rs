@@ -22,7 +22,7 @@ use tile::{Scratch, Tile};
 /// chunk of keys into shape, few enough for all of a tile's numbers to stay in the second cache.
 const TILE_ROWS: usize = 64;
 /// Calls with fewer products of query and key than this are not worth waking a thread.
-const PARALLEL_KEYS: usize = 256;
+const PARALLEL_KEYS: usize = 512;
 
 /// Consecutive query rows of one sequence.
 #[derive(Debug, Clone, Copy)]

@@ -18,6 +18,7 @@ use std::ops::Range;
 
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::simd::{Simd, vectorised};
 use tile::Choice;
 
 /// Row length of the activations that `Form::Rows` reads: attention's probabilities.
@@ -25,6 +26,9 @@ pub(crate) const PROBABILITY_ROW: usize = 64;
 
 /// Products with fewer multiplications than this are not worth waking a thread.
 const PARALLEL_WORK: usize = 1 << 17;
+
+/// Words of a row that are rearranged together.
+const PACK_WORDS: usize = 256;
 
 /// The tiles of one instruction set and one form of weights.
 pub(crate) struct Family {
@@ -162,29 +166,57 @@ pub(crate) fn product(
     PACKED.set(packed);
 }
 
-/// Rearranges the rows of one tile: `[k, rows]`, or `[k / 2, rows]` pairs of bf16.
+/// Rearranges the rows of one tile: `[k, rows]`, or `[k / 2, rows]` pairs of bf16; what a word holds
+/// past k is zero. A block of each row at a time, so that lines are written whole.
 fn pack_tile(family: &Family, x: &[f32], k: usize, out: &mut [u32]) {
     if k == 0 {
         return;
     }
     let rows = x.len() / k;
-    for (row, x) in x.chunks_exact(k).enumerate() {
-        let column = out[row..].iter_mut().step_by(rows);
-        if family.x_pairs {
-            let (pairs, rest) = x.as_chunks::<2>();
-            let words = pairs.iter().map(|[a, b]| round(*a) | round(*b) << 16);
-            let last = rest.first().map(|a| round(*a));
-            column.zip(words.chain(last)).for_each(|(out, word)| *out = word);
-        } else {
-            // The zero fills the second half of the last pair when k is odd.
-            let words = x.iter().map(|x| x.to_bits()).chain([0]);
-            column.zip(words).for_each(|(out, word)| *out = word);
+    let mut words = [0; PACK_WORDS];
+    for (block, out) in out.chunks_mut(PACK_WORDS * rows).enumerate() {
+        let words = &mut words[..out.len() / rows];
+        for (row, x) in x.chunks_exact(k).enumerate() {
+            let numbers = PACK_WORDS * if family.x_pairs { 2 } else { 1 };
+            let x = x.chunks(numbers).nth(block).unwrap_or_default();
+            // Rounding gives the same bits on every instruction set.
+            to_words_on(Isa::best(), x, family.x_pairs, words);
+            for (cells, word) in out.chunks_exact_mut(rows).zip(&*words) {
+                cells[row] = *word;
+            }
         }
     }
 }
 
+vectorised!(fn to_words_on(x: &[f32], pairs: bool, words: &mut [u32]) = to_words);
+
+/// Bits of numbers, or of pairs rounded to bf16, then zeros.
+///
+/// # Safety
+/// None; the instruction set only tells the compiler what it may use.
+#[inline(always)]
+unsafe fn to_words<S: Simd>(x: &[f32], pairs: bool, words: &mut [u32]) {
+    let count = if pairs {
+        let (whole, rest) = x.as_chunks::<2>();
+        for (word, [a, b]) in words.iter_mut().zip(whole) {
+            *word = round(*a) | round(*b) << 16;
+        }
+        if let ([a], Some(word)) = (rest, words.get_mut(whole.len())) {
+            *word = round(*a);
+        }
+        x.len().div_ceil(2)
+    } else {
+        words.iter_mut().zip(x).for_each(|(word, x)| *word = x.to_bits());
+        x.len()
+    };
+    if let Some(rest) = words.get_mut(count..) {
+        rest.fill(0);
+    }
+}
+
 /// bf16 bits, rounded to the nearest even; NaN stays NaN.
-pub(crate) fn round(x: f32) -> u32 {
+#[inline(always)]
+fn round(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1))) >> 16;
     if x.is_nan() { bits >> 16 | 0x40 } else { rounded }

@@ -92,6 +92,7 @@ fn every_instruction_set_matches_double_precision() {
         (40, 161, 515),
         (1, 4096, 64),
         (300, 70, 33),
+        (200, 40, 1100),
     ] {
         check(m, n, k, 2);
     }
@@ -119,7 +120,7 @@ fn nothing_is_touched_where_nothing_is_asked() {
 /// Every row alone, in batches of every size and on any number of threads: the same bits.
 #[test]
 fn rows_do_not_depend_on_their_batch() {
-    for (n, k) in [(100, 301), (257, 1030), (64, 64)] {
+    for (n, k) in [(100, 301), (257, 1030), (64, 64), (40, 5000)] {
         let w = rounded(&numbers(n * k, 7));
         let m = 61;
         let x = numbers(m * k, 9);

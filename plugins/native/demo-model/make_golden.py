@@ -52,8 +52,10 @@ CASES = {
                         {"role": "assistant", "content": "It is -4 degrees and snowy in Oslo."},
                         asked("Run the tests for cache::index.")], TOOLS),
     "path copied": ([asked("Read the file src/router/cache.rs.")], TOOLS),
-    "tools listed": ([asked("Which tools do you have?")], TOOLS[:3]),
+    "tools listed": ([asked("Which tools do you have?")], TOOLS),
     "tool missing": ([asked("What is 3 plus 4?")], TOOLS[:3]),
+    "name remembered": ([asked("My name is Lena."), {"role": "assistant", "content": "Nice to meet you, Lena."},
+                         asked("What is my name?")], TOOLS),
 }
 
 

@@ -218,7 +218,7 @@ impl BlockPool {
             parent.children += 1;
             parent_hash = parent.hash.unwrap_or(namespace);
         }
-        self.pin_at_birth(id, hash);
+        self.pin_at_birth(hash);
         self.report_stored(namespace, parent_hash, hash);
         id
     }
@@ -379,6 +379,7 @@ impl BlockPool {
     }
 
     fn report_removed(&mut self, hash: u128, cause: Cause) {
+        self.forget_starved(hash);
         if let Some(KvEvent::Removed { blocks, cause: last_cause, .. }) = self.events.last_mut()
             && *last_cause == cause
         {

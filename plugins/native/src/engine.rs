@@ -152,7 +152,7 @@ impl Engine for NativeEngine {
         );
         log.info(TARGET, &line);
         if !options.hash_key_given {
-            log.warn(TARGET, "no `hash_key`: sequence hashes can be guessed; give one where tenants share the engine");
+            log.warn(TARGET, "no `hash_key`: hashes can be guessed; give one where tenants share");
         }
         let (info, limits) = (info(&options, &scheduler), *scheduler.limits());
         let shared = Arc::new(Shared {

@@ -69,6 +69,10 @@ pub struct Scheduler {
     blocks: BlockPool,
     waiting: BTreeMap<Place, Box<Sequence>>,
     /// In the order of service.
+    #[expect(
+        clippy::vec_box,
+        reason = "sequences move between here and the queue, in the middle too"
+    )]
     running: Vec<Box<Sequence>>,
     places: HashMap<u64, Place>,
     /// Blocks of prompts that running requests are about to compute, and who does.

@@ -20,7 +20,9 @@ fn files(extension: &str) -> Vec<PathBuf> {
         .expect("git runs");
     let list = String::from_utf8(out.stdout).expect("paths are UTF-8");
     let paths = list.lines().map(|l| root().join(l)).filter(|p| p.is_file());
-    paths.filter(|p| extension.is_empty() || p.extension().is_some_and(|e| e == extension)).collect()
+    paths
+        .filter(|p| extension.is_empty() || p.extension().is_some_and(|e| e == extension))
+        .collect()
 }
 
 fn read(path: &Path) -> String {
@@ -56,9 +58,20 @@ fn long_functions(text: &str) -> Vec<(String, usize)> {
     for (start, line) in lines.iter().enumerate() {
         let indent = line.len() - line.trim_start().len();
         let head = line.trim_start();
-        let is_function = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "pub async fn ", "pub(crate) async fn ", "pub(super) async fn ", "unsafe fn ", "pub unsafe fn "]
-            .iter()
-            .any(|h| head.starts_with(h));
+        let is_function = [
+            "fn ",
+            "pub fn ",
+            "pub(crate) fn ",
+            "pub(super) fn ",
+            "async fn ",
+            "pub async fn ",
+            "pub(crate) async fn ",
+            "pub(super) async fn ",
+            "unsafe fn ",
+            "pub unsafe fn ",
+        ]
+        .iter()
+        .any(|h| head.starts_with(h));
         if !is_function || head.ends_with(';') {
             continue;
         }
@@ -73,7 +86,10 @@ fn long_functions(text: &str) -> Vec<(String, usize)> {
 
 fn is_test(path: &Path) -> bool {
     let path = shown(path);
-    path.starts_with("tests/") || path.contains("/tests/") || path.ends_with("tests.rs") || path.contains("/examples/")
+    path.starts_with("tests/")
+        || path.contains("/tests/")
+        || path.ends_with("tests.rs")
+        || path.contains("/examples/")
 }
 
 #[test]
@@ -83,7 +99,11 @@ fn no_function_is_longer_than_a_screen() {
         let text = read(path);
         // Tests inside a file come last, behind this attribute.
         let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
-        long.extend(long_functions(code).into_iter().map(|(f, n)| format!("{}: {f}: {n} lines", shown(path))));
+        long.extend(
+            long_functions(code)
+                .into_iter()
+                .map(|(f, n)| format!("{}: {f}: {n} lines", shown(path))),
+        );
     }
     assert!(long.is_empty(), "{long:#?}");
 }
@@ -97,22 +117,37 @@ fn the_function_counter_counts() {
 
 #[test]
 fn tests_neither_hide_nor_expect_panics() {
-    let banned = [concat!("#[", "ignore"), concat!("#[", "should_panic"), concat!("todo", "!("), concat!("unimplemented", "!(")];
+    let banned = [
+        concat!("#[", "ignore"),
+        concat!("#[", "should_panic"),
+        concat!("todo", "!("),
+        concat!("unimplemented", "!("),
+    ];
     let mut hits = Vec::new();
     for path in files("rs") {
         let text = read(&path);
-        hits.extend(banned.iter().filter(|b| text.contains(**b)).map(|b| format!("{}: {b}", shown(&path))));
+        hits.extend(
+            banned.iter().filter(|b| text.contains(**b)).map(|b| format!("{}: {b}", shown(&path))),
+        );
     }
     assert!(hits.is_empty(), "{hits:#?}");
 }
 
 #[test]
 fn the_project_names_no_machine() {
-    let banned = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("crates", ".io/api"), concat!("pypi", ".org")];
+    let banned = [
+        concat!("/wo", "rk/"),
+        concat!("/ro", "ot/"),
+        concat!("crates", ".io/api"),
+        concat!("pypi", ".org"),
+    ];
     let mut hits = Vec::new();
     for path in files("") {
         let name = shown(&path);
-        if name.ends_with(".lock") || name.ends_with(".safetensors") || name.ends_with("tokenizer.json") {
+        if name.ends_with(".lock")
+            || name.ends_with(".safetensors")
+            || name.ends_with("tokenizer.json")
+        {
             continue;
         }
         let text = read(&path);

@@ -46,7 +46,9 @@ fn every_edge_is_written_down() {
             faults.push(format!("{} has no line in layers.toml", package.name));
             continue;
         };
-        for dependency in package.dependencies.iter().filter(|d| d.kind != DependencyKind::Development) {
+        for dependency in
+            package.dependencies.iter().filter(|d| d.kind != DependencyKind::Development)
+        {
             if dependency.name.starts_with("mainstay") && !allowed.contains(&dependency.name) {
                 faults.push(format!("{} must not depend on {}", package.name, dependency.name));
             }
@@ -65,9 +67,10 @@ fn pure_crates_reach_no_runtime() {
     let resolve = metadata.resolve.as_ref().expect("a resolved graph");
     let mut edges: BTreeMap<&PackageId, Vec<&PackageId>> = BTreeMap::new();
     for node in &resolve.nodes {
-        let normal = node.deps.iter().filter(|d| {
-            d.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal)
-        });
+        let normal = node
+            .deps
+            .iter()
+            .filter(|d| d.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal));
         edges.insert(&node.id, normal.map(|d| &d.pkg).collect());
     }
     let mut faults = Vec::new();

@@ -45,9 +45,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let config = json!({
         "model_dir": dir.to_string_lossy(), "threads": threads, "precision": precision,
     });
-    let measured = tokio::task::spawn_blocking(move || {
-        mainstay_native::bench::run(&config.to_string(), runs)
-    });
+    let measured =
+        tokio::task::spawn_blocking(move || mainstay_native::bench::run(&config.to_string(), runs));
     let value = serde_json::to_value(measured.await??)?;
     match output {
         Format::Json => print_json(&value),

@@ -64,7 +64,7 @@ impl Group {
     /// Adds a member that learns the log and has no vote. Adding it again at the same address changes nothing.
     pub async fn add_learner(&self, id: NodeId, address: &str) -> Result<(), MemberError> {
         if self.leading_term().is_none() {
-            return Err(ProposeError::NotLeader { leader: self.leader_address() }.into());
+            return Err(self.not_leading().into());
         }
         let members = self.status().members;
         if let Some(known) = members.iter().find(|m| m.id == id) {
@@ -92,7 +92,7 @@ impl Group {
                 return Ok(());
             }
             if self.leading_term().is_none() {
-                return Err(ProposeError::NotLeader { leader: self.leader_address() }.into());
+                return Err(self.not_leading().into());
             }
             let near = member.matched.is_some_and(|at| at.0 + LAG_MAX >= status.last_log.0);
             // A member that has nothing yet may never have been reached.
@@ -117,7 +117,7 @@ impl Group {
     /// Takes a member out. Removing one that is not in the group is an error; the leader may remove itself.
     pub async fn remove(&self, id: NodeId) -> Result<(), MemberError> {
         if self.leading_term().is_none() {
-            return Err(ProposeError::NotLeader { leader: self.leader_address() }.into());
+            return Err(self.not_leading().into());
         }
         let members = self.status().members;
         let member =
@@ -145,7 +145,7 @@ impl Group {
             return Err(MemberError::Unknown { id: to.0 });
         }
         if self.leading_term().is_none() {
-            return Err(ProposeError::NotLeader { leader: self.leader_address() }.into());
+            return Err(self.not_leading().into());
         }
         self.inner.raft.trigger().transfer_leader(to.0).await.map_err(|e| self.fatal(e))?;
         let led = self.inner.raft.wait(Some(TRANSFER_WAIT));

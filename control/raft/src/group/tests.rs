@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use mainstay_types::{NamespaceId, PinId, PinRequest, SequenceHash, TenantId};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
@@ -20,6 +21,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 struct Node {
     group: Group,
+    stop: oneshot::Sender<()>,
     server: JoinHandle<()>,
 }
 
@@ -33,6 +35,11 @@ struct Cluster {
 
 impl Cluster {
     async fn new(ids: &[u64], settings: Settings) -> Self {
+        // `RUST_LOG=openraft=debug` shows what openraft does.
+        let _ = tracing_subscriber::fmt()
+            .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+            .with_test_writer()
+            .try_init();
         let dir = tempfile::tempdir().unwrap();
         let (addresses, nodes) = (BTreeMap::new(), BTreeMap::new());
         let mut cluster = Self { dir, settings, addresses, nodes };
@@ -54,7 +61,7 @@ impl Cluster {
         self.addresses.iter().map(|(id, a)| (NodeId(*id), a.to_string())).collect()
     }
 
-    fn folder(&self, id: u64) -> std::path::PathBuf {
+    fn folder(&self, id: u64) -> PathBuf {
         self.dir.path().join(id.to_string())
     }
 
@@ -68,17 +75,21 @@ impl Cluster {
         let group = Group::start(config).await.unwrap();
         let router = Server::builder().add_service(group.service());
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let (stop, stopped) = oneshot::channel::<()>();
         let server = tokio::spawn(async move {
-            router.serve_with_incoming(incoming).await.unwrap();
+            let until = async { drop(stopped.await) };
+            router.serve_with_incoming_shutdown(incoming, until).await.unwrap();
         });
-        self.nodes.insert(id, Node { group, server });
+        self.nodes.insert(id, Node { group, stop, server });
     }
 
     /// Takes a member down without a word to the others.
     async fn stop(&mut self, id: u64) {
         let node = self.nodes.remove(&id).unwrap();
-        node.server.abort();
+        // Connections end with it: others must not go on talking to a member that is gone.
+        let _ = node.stop.send(());
         node.group.shutdown().await;
+        tokio::time::timeout(SOON, node.server).await.unwrap().unwrap();
     }
 
     fn group(&self, id: u64) -> &Group {
@@ -241,6 +252,9 @@ async fn a_single_member_restarts_with_everything_and_a_tenure_of_its_own() {
     cluster.stop(1).await;
     let start = Instant::now();
     cluster.start(1).await;
+    cluster.leader().await;
+    // Nobody else could lead, so it does not wait for an election timeout.
+    println!("leads {:?} after its start", start.elapsed());
     let state = cluster.group(1).read_linearizable(|m| (has_pins(m, 0..10), m.time()));
     let (all, time) = state.await.unwrap_or_else(|e| panic!("{e} after {:?}", start.elapsed()));
     assert!(all);

@@ -4,10 +4,12 @@
 use std::pin::Pin;
 
 use bytes::BytesMut;
-use futures::{Stream, StreamExt, stream};
+use futures::future::BoxFuture;
+use futures::{FutureExt, Stream, StreamExt, stream};
 use mainstay_proto::v1;
 use mainstay_proto::v1::raft_server;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
+use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -19,6 +21,8 @@ use crate::types::{Raft, Snapshot, TypeConfig};
 pub(crate) struct Service {
     pub(crate) node: u64,
     pub(crate) raft: Raft,
+    /// Says why once the group has ended.
+    pub(crate) ended: watch::Receiver<Option<String>>,
 }
 
 impl From<CodecError> for Status {
@@ -46,6 +50,16 @@ impl Service {
             self.node,
             target.unwrap_or("nobody")
         )))
+    }
+
+    /// Resolves when the group has ended: an idle stream would else keep its connection open for ever.
+    fn end(&self) -> BoxFuture<'static, ()> {
+        let mut ended = self.ended.clone();
+        async move {
+            // A sender that is gone is an end, too.
+            let _ = ended.wait_for(Option::is_some).await;
+        }
+        .boxed()
     }
 
     fn open<T: Coded>(&self, request: Request<v1::RaftMessage>) -> Result<T, Status> {
@@ -103,9 +117,9 @@ impl raft_server::Raft for Service {
                 Ok(None) | Err(_) => None,
             }
         });
-        let replies = self.raft.stream_append(requests.boxed());
+        let replies = self.raft.stream_append(requests.take_until(self.end()).boxed());
         let replies = replies.map(|reply| reply.map(|r| message(&r)).map_err(ended));
-        Ok(Response::new(replies.boxed()))
+        Ok(Response::new(replies.take_until(self.end()).boxed()))
     }
 
     async fn snapshot(

@@ -1,10 +1,10 @@
 //! Images: what is written is read back; what is damaged, cut, forged or too big is refused without a panic.
 
-use mainstay_types::{Command, LogIndex};
+use mainstay_types::{Command, LogIndex, PinId};
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Log, frame, log, pin, prefix, register, report, small_limits, stored};
+use crate::testing::{Log, fence, frame, log, pin, prefix, register, report, small_limits, stored};
 
 /// A machine with something of everything.
 fn sample() -> Machine {
@@ -103,6 +103,58 @@ fn a_forged_count_reserves_nothing() {
         let error = Machine::decode(&sealed(forged), huge).err();
         assert!(error.is_some(), "{count} workers");
     }
+}
+
+/// Replaces the only place in an image where `old` stands.
+fn forge(image: &[u8], old: &[u8], new: &[u8]) -> Result<(), ImageError> {
+    assert_eq!(old.len(), new.len());
+    let places: Vec<usize> =
+        (0..image.len() - old.len()).filter(|at| image[*at..].starts_with(old)).collect();
+    assert_eq!(places.len(), 1, "not the only place");
+    let mut forged = image.to_vec();
+    forged[places[0]..places[0] + old.len()].copy_from_slice(new);
+    Machine::decode(&sealed(forged), small_limits()).map(|_| ())
+}
+
+#[test]
+fn what_no_machine_writes_is_refused() {
+    let mut log = Log::new(small_limits());
+    for name in ["alpha", "bravo", "gone!"] {
+        log.apply(register(name, 1));
+    }
+    log.apply(fence(3, 1));
+    log.apply(Command::PutPin(pin(0xabcd, prefix(0, 5))));
+    log.apply(report(1, 1, 0xabcd, 5));
+    log.apply(report(2, 1, 0xabcd, 4));
+    let image = log.machine.encode();
+    let holders = |pairs: [(u32, u32); 2]| {
+        let words = pairs.iter().flat_map(|(worker, held)| [*worker, *held]);
+        words.flat_map(u32::to_le_bytes).collect::<Vec<u8>>()
+    };
+    let written = holders([(1, 5), (2, 4)]);
+    for forged in [
+        [(2, 4), (1, 5)],
+        [(1, 5), (1, 4)],
+        [(1, 5), (3, 4)],
+        [(1, 5), (9, 4)],
+        [(1, 5), (2, 0)],
+        [(1, 5), (2, 6)],
+    ] {
+        let error = forge(&image, &written, &holders(forged));
+        assert!(matches!(error, Err(ImageError::Invalid(_))), "{forged:?}: {error:?}");
+    }
+    // Nobody holds all of it, and yet it was active: that is a degraded pin.
+    assert_eq!(forge(&image, &written, &holders([(1, 4), (2, 4)])), Ok(()));
+    let made = log.machine.pin(PinId(0xabcd)).expect("it was just made");
+    let over = forge(&image, &made.expires_ms.to_le_bytes(), &made.created_ms.to_le_bytes());
+    assert_eq!(over, Err(ImageError::Invalid("live pin")), "its time is over");
+    assert_eq!(
+        forge(&image, b"bravo", b"alpha"),
+        Err(ImageError::Invalid("table of workers")),
+        "one name for two"
+    );
+    assert_eq!(forge(&image, b"bravo", b"br\nvo"), Err(ImageError::Invalid("worker name")));
+    assert_eq!(forge(&image, b"bravo", b"br\xffvo"), Err(ImageError::Invalid("worker name")));
 }
 
 proptest! {

@@ -214,6 +214,22 @@ fn a_turn_that_grows_is_charged_only_for_what_it_adds() {
 }
 
 #[test]
+fn a_branch_that_is_pushed_out_makes_room_in_the_budget() {
+    // Eight branches of three blocks each, and the two that all have in common.
+    let limits =
+        Limits { pinned_blocks_per_tenant_max: 26, pins_per_tenant_max: 8, ..small_limits() };
+    let mut log = Log::new(limits);
+    for branch in 0..9 {
+        let outcome = put(&mut log, pin(branch, prefix(branch, 5)));
+        assert!(matches!(outcome, Outcome::Pin { .. }), "{outcome:?}");
+    }
+    assert_eq!(log.machine.tenant_pinned_blocks(&pin(0, vec![]).tenant), 26);
+    let larger = put(&mut log, pin(9, prefix(9, 6)));
+    assert_eq!(code(&larger), Some(ErrorCode::ResourceExhausted));
+    assert_eq!(state(&log, 1), PinState::Pending);
+}
+
+#[test]
 fn odd_requests_are_refused() {
     let mut log = Log::new(small_limits());
     let good = pin(1, prefix(0, 3));

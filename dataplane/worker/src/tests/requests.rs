@@ -199,9 +199,15 @@ async fn loads_come_at_once_on_change_and_every_second() {
         count += 1;
     }
     assert!((2..=8).contains(&count), "{count} loads of an idle worker in 2.5 s");
-    let _events = client.generate(Stage::request()).await.expect("taken");
-    let changed = tokio::time::timeout(Duration::from_millis(800), async {
-        while loads.message().await.expect("a load").expect("a load").running == 0 {}
-    });
-    assert!(changed.await.is_ok(), "a change does not wait for the next second");
+    // A busy machine may be late once; heartbeats alone would be late each time.
+    let mut prompt = 0;
+    for running in 1..=3 {
+        let began = tokio::time::Instant::now();
+        drop(client.generate(Stage::request()).await.expect("taken"));
+        while loads.message().await.expect("a load").expect("a load").running != running {}
+        prompt += u32::from(began.elapsed() < Duration::from_millis(400));
+        eventually("cancelled", || stage.engine().notes.lock().cancelled.len() == running as usize)
+            .await;
+    }
+    assert!(prompt > 0, "a change does not wait for the next second");
 }

@@ -1,9 +1,9 @@
 //! Pins: leases on sequence hashes, of blocks that are held and of blocks still to come.
 //!
-//! A pin reserves one block of the budget per distinct hash, held or not, so that a later birth
-//! cannot push the pool over its bound. Ancestors that no pin names but that a pinned block needs
-//! count as well. A pinned block that is born where its unnamed ancestors would burst the budget is
-//! born unpinned.
+//! Every worker is told of every pin of its namespace, so a pin costs nothing until its blocks are
+//! here: only held blocks count against the budget. A covered block for which the budget has no
+//! room is not protected, is counted as missing, and gets its protection as soon as another pin
+//! ends. Ancestors that no pin names but that a pinned block needs count as well.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -19,12 +19,12 @@ const CLAIMS_LEAST: usize = 1 << 16;
 /// Why a pin was refused; nothing has changed then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PinError {
-    /// The pinned share of the pool is used up.
-    #[error("pins would hold {wanted} of {limit} blocks; let some end, or raise `pin_fraction`")]
+    /// The pin alone is larger than the pinned share of the pool.
+    #[error(
+        "the pin has more than {limit} blocks, all that pins may hold here; raise `pin_fraction`"
+    )]
     Blocks {
-        /// What pins would hold.
-        wanted: u64,
-        /// What they may.
+        /// What all pins together may hold.
         limit: u32,
     },
     /// Too many pins, or too many hashes in them.
@@ -55,6 +55,8 @@ pub(super) struct Pins {
     held: u32,
     /// Blocks with a pin of their own in force.
     pinned: u32,
+    /// Hashes of held blocks that are covered but found no room in the budget.
+    starved: BTreeSet<u128>,
 }
 
 impl Pins {
@@ -67,6 +69,7 @@ impl Pins {
             claims: 0,
             held: 0,
             pinned: 0,
+            starved: BTreeSet::new(),
         }
     }
 
@@ -81,17 +84,11 @@ impl Pins {
     pub(super) fn due(&self, now_ms: u64) -> Vec<u128> {
         self.ends.iter().take_while(|end| end.0 <= now_ms).map(|end| end.1).collect()
     }
-
-    /// Blocks that count against the budget: every covered hash, and ancestors held only for
-    /// others.
-    fn cost(&self) -> u64 {
-        self.covers.len() as u64 + u64::from(self.held - self.pinned)
-    }
 }
 
 impl BlockPool {
     /// Takes, renews or replaces a pin until `ends_ms`; answers with how many of its blocks are
-    /// held now.
+    /// protected now.
     pub fn pin(&mut self, pin_id: u128, hashes: &[u128], ends_ms: u64) -> Result<u32, PinError> {
         let mut distinct = HashSet::with_capacity(hashes.len().min(self.total as usize));
         let mut wanted = Vec::new();
@@ -100,28 +97,21 @@ impl BlockPool {
                 wanted.push(*hash);
             }
             if wanted.len() as u64 > u64::from(self.pins.limit) {
-                let limit = self.pins.limit;
-                return Err(PinError::Blocks { wanted: u64::from(limit) + 1, limit });
+                return Err(PinError::Blocks { limit: self.pins.limit });
             }
         }
-        let old = self.pins.pins.remove(&pin_id);
-        let old_claims = old.as_ref().map_or(0, |pin| pin.hashes.len());
+        let old_claims = self.pins.pins.get(&pin_id).map_or(0, |pin| pin.hashes.len());
         let claims_max = CLAIMS_LEAST.max(self.total as usize * CLAIMS_PER_BLOCK);
-        let refused = if old.is_none() && self.pins.pins.len() >= PINS_MAX {
-            Some(PinError::Many { what: "pins", limit: PINS_MAX })
-        } else if self.pins.claims - old_claims + wanted.len() > claims_max {
-            Some(PinError::Many { what: "hashes in pins", limit: claims_max })
-        } else {
-            self.exchange(&wanted, old.as_ref().map_or(&[], |pin| &pin.hashes)).err()
-        };
-        if let Some(error) = refused {
-            if let Some(old) = old {
-                self.pins.pins.insert(pin_id, old);
-            }
-            return Err(error);
+        if !self.pins.pins.contains_key(&pin_id) && self.pins.pins.len() >= PINS_MAX {
+            return Err(PinError::Many { what: "pins", limit: PINS_MAX });
         }
-        if let Some(old) = old {
+        if self.pins.claims - old_claims + wanted.len() > claims_max {
+            return Err(PinError::Many { what: "hashes in pins", limit: claims_max });
+        }
+        self.cover(&wanted);
+        if let Some(old) = self.pins.pins.remove(&pin_id) {
             self.pins.ends.remove(&(old.ends_ms, pin_id));
+            self.uncover(&old.hashes);
         }
         let held = wanted.iter().filter(|hash| self.is_pinned(**hash)).count() as u32;
         self.pins.ends.insert((ends_ms, pin_id));
@@ -140,55 +130,47 @@ impl BlockPool {
         Some(held)
     }
 
-    /// Covers one set instead of another, or leaves all as it was where that would cost too much.
-    fn exchange(&mut self, wanted: &[u128], old: &[u128]) -> Result<(), PinError> {
-        let before: Vec<(u128, bool)> =
-            wanted.iter().chain(old).map(|hash| (*hash, self.is_pinned(*hash))).collect();
-        self.cover(wanted);
-        self.uncover(old);
-        let cost = self.pins.cost();
-        if cost <= u64::from(self.pins.limit) {
-            return Ok(());
-        }
-        self.cover(old);
-        self.uncover(wanted);
-        // Blocks that were born unpinned for want of budget stay so.
-        for (hash, pinned) in before {
-            if !pinned && self.is_pinned(hash) {
-                self.clear_pinned(hash);
-            }
-        }
-        Err(PinError::Blocks { wanted: cost, limit: self.pins.limit })
-    }
-
     fn is_pinned(&self, hash: u128) -> bool {
         self.lookup(hash).is_some_and(|id| self.blocks[id as usize].pinned)
     }
 
     /// A block was registered: the pins that wait for it take hold.
-    pub(super) fn pin_at_birth(&mut self, id: BlockId, hash: u128) {
-        if !self.pins.covers.contains_key(&hash) {
+    pub(super) fn pin_at_birth(&mut self, hash: u128) {
+        if self.pins.covers.contains_key(&hash) {
+            self.protect(hash);
+        }
+    }
+
+    /// Protects a covered block that is held, where the budget has room for it and for those of its
+    /// ancestors that nothing holds yet.
+    fn protect(&mut self, hash: u128) {
+        let Some(id) = self.lookup(hash) else { return };
+        if self.blocks[id as usize].pinned {
             return;
         }
-        let mut unheld_ancestors = 0;
-        let mut above = self.blocks[id as usize].parent;
-        while above != NONE && self.blocks[above as usize].holds == 0 {
-            unheld_ancestors += 1;
-            above = self.blocks[above as usize].parent;
+        let mut unheld: u32 = 0;
+        let mut at = id;
+        while at != NONE && self.blocks[at as usize].holds == 0 {
+            unheld += 1;
+            at = self.blocks[at as usize].parent;
         }
-        if self.pins.cost() + unheld_ancestors <= u64::from(self.pins.limit) {
+        if u64::from(self.pins.held) + u64::from(unheld) <= u64::from(self.pins.limit) {
             self.set_pinned(id);
+            self.pins.starved.remove(&hash);
+        } else {
+            self.pins.starved.insert(hash);
         }
+    }
+
+    /// A registered block goes; only unprotected ones do.
+    pub(super) fn forget_starved(&mut self, hash: u128) {
+        self.pins.starved.remove(&hash);
     }
 
     fn cover(&mut self, hashes: &[u128]) {
         for hash in hashes {
             *self.pins.covers.entry(*hash).or_insert(0) += 1;
-            if let Some(id) = self.lookup(*hash)
-                && !self.blocks[id as usize].pinned
-            {
-                self.set_pinned(id);
-            }
+            self.protect(*hash);
         }
     }
 
@@ -200,7 +182,12 @@ impl BlockPool {
                 continue;
             }
             self.pins.covers.remove(hash);
+            self.pins.starved.remove(hash);
             self.clear_pinned(*hash);
+        }
+        // Whoever found no room before may find some now.
+        for hash in std::mem::take(&mut self.pins.starved) {
+            self.protect(hash);
         }
     }
 

@@ -45,9 +45,16 @@ impl Reference {
         self.pins.values().flat_map(|pin| pin.0.iter().copied()).collect()
     }
 
-    fn cost(&self) -> u64 {
-        let pinned = self.nodes.values().filter(|n| n.pinned).count();
-        (self.covered().len() + self.held().len() - pinned) as u64
+    /// Protects a covered block if that keeps the budget.
+    fn protect(&mut self, hash: u128) {
+        if !self.covered().contains(&hash) {
+            return;
+        }
+        let Some(node) = self.nodes.get_mut(&hash) else { return };
+        let before = std::mem::replace(&mut node.pinned, true);
+        if self.held().len() as u64 > self.limit {
+            self.nodes.get_mut(&hash).unwrap().pinned = before;
+        }
     }
 
     pub(super) fn available(&self) -> u32 {
@@ -98,13 +105,7 @@ impl Reference {
             plain: false,
         };
         self.nodes.insert(hash, node);
-        if self.covered().contains(&hash) {
-            self.nodes.get_mut(&hash).unwrap().pinned = true;
-            // The new pin's own block was in the covered count before.
-            if self.cost() > self.limit {
-                self.nodes.get_mut(&hash).unwrap().pinned = false;
-            }
-        }
+        self.protect(hash);
     }
 
     pub(super) fn release(
@@ -130,18 +131,20 @@ impl Reference {
     }
 
     pub(super) fn pin(&mut self, pin_id: u128, hashes: &[u128], ends_ms: u64) -> bool {
-        let before = (self.pins.clone(), self.nodes.clone());
         let wanted: BTreeSet<u128> = hashes.iter().copied().collect();
-        self.pins.insert(pin_id, (wanted.clone(), ends_ms));
-        for hash in &wanted {
-            if let Some(node) = self.nodes.get_mut(hash) {
-                node.pinned = true;
-            }
-        }
-        self.forget_uncovered();
-        if wanted.len() as u64 > self.limit || self.cost() > self.limit {
-            (self.pins, self.nodes) = before;
+        if wanted.len() as u64 > self.limit {
             return false;
+        }
+        let old = self.pins.remove(&pin_id);
+        // Both are in force while the new one takes hold.
+        let both = old.iter().flat_map(|o| o.0.iter().copied()).chain(wanted.iter().copied());
+        self.pins.insert(pin_id, (both.collect(), ends_ms));
+        for hash in hashes {
+            self.protect(*hash);
+        }
+        if old.is_some() {
+            self.pins.insert(pin_id, (wanted, ends_ms));
+            self.forget_uncovered();
         }
         true
     }
@@ -153,14 +156,21 @@ impl Reference {
     }
 
     pub(super) fn expire(&mut self, now_ms: u64) {
-        self.pins.retain(|_, pin| pin.1 > now_ms);
-        self.forget_uncovered();
+        let mut due: Vec<(u64, u128)> =
+            self.pins.iter().filter(|p| p.1.1 <= now_ms).map(|p| (p.1.1, *p.0)).collect();
+        due.sort_unstable();
+        for (_, pin_id) in due {
+            self.unpin(pin_id);
+        }
     }
 
     fn forget_uncovered(&mut self) {
         let covered = self.covered();
         for (hash, node) in &mut self.nodes {
             node.pinned &= covered.contains(hash);
+        }
+        for hash in covered {
+            self.protect(hash);
         }
     }
 }

@@ -186,14 +186,34 @@ fn pins_hold_ancestors_and_keep_to_their_budget() {
     pool.release(&table, 0, |_| None);
     assert_eq!(pool.pin(1, &hashes[2..3], 10), Ok(1));
     assert_eq!(pool.counts().pinned, 3, "two ancestors are held with it");
-    assert_eq!(pool.pin(2, &hashes[4..], 10), Err(PinError::Blocks { wanted: 5, limit: 4 }));
+    assert_eq!(pool.pin(2, &hashes[4..], 10), Ok(0), "no room for it and its ancestor");
     assert_eq!(pool.counts().pinned, 3);
-    assert_eq!(pool.pin(2, &[1, 2], 10), Err(PinError::Blocks { wanted: 5, limit: 4 }));
-    assert_eq!(pool.pin(2, &[1, 1], 10), Ok(0), "a repeat costs nothing");
+    assert_eq!(pool.pin(3, &hashes, 10), Err(PinError::Blocks { limit: 4 }), "larger than all");
+    assert_eq!(pool.pin(3, &[1, 2, 2], 10), Ok(0), "what is not here costs nothing");
+    assert_eq!(pool.unpin(1), Some(1));
+    assert_eq!(pool.counts().pinned, 0, "five ancestors do not fit into four");
+    assert_eq!(pool.pin(2, &hashes[..1], 10), Ok(1));
     assert_eq!(pool.pin(1, &hashes[..2], 20), Ok(2), "a pin replaces its namesake");
     assert_eq!((pool.counts().pinned, pool.available()), (2, 6));
     assert_eq!((pool.unpin(1), pool.unpin(1)), (Some(2), None));
+    assert_eq!(pool.available(), 7);
+    assert_eq!(pool.unpin(2), Some(1));
     assert_eq!(pool.available(), 8);
+}
+
+#[test]
+fn a_block_without_room_is_protected_once_another_pin_ends() {
+    let mut pool = BlockPool::new(8, 0.5);
+    let (first, second) = (chain(b"abc"), chain(b"xyz"));
+    for hashes in [&first, &second] {
+        let table = attach(&mut pool, hashes, 0).unwrap();
+        pool.release(&table, 0, |_| None);
+    }
+    assert_eq!(pool.pin(1, &first, 10), Ok(3));
+    assert_eq!(pool.pin(2, &second, 10), Ok(1));
+    assert_eq!(pool.unpin(1), Some(3));
+    assert_eq!(pool.counts().pinned, 3);
+    assert_eq!(pool.pin(2, &second, 20), Ok(3), "asking again tells the new count");
 }
 
 #[derive(Debug, Clone)]

@@ -73,7 +73,8 @@ impl Scheduler {
                 // Alone, and still nothing to be had: the sequence or the pins are larger than the
                 // cache.
                 let sequence = self.running.remove(index);
-                let message = "the cache is full of this request and of pins; raise `kv_bytes` or let pins end";
+                let message =
+                    "this request and pins fill the cache; raise `kv_bytes` or let pins end";
                 let finish =
                     Finish::Error { rc: Code::Exhausted.rc(), message: message.to_owned() };
                 self.end(sequence, now_us, None, finish);

@@ -1,0 +1,34 @@
+//! The promises that only real processes can keep: hits across gateways, streams that outlive their worker,
+//! requests that outlive the Raft leader, pins that outlive a flood.
+
+mod bad_starts;
+mod failover;
+mod pins;
+mod serve;
+
+use serde_json::{Value, json};
+
+/// Text that no other test or turn uses, about `lines` × 20 tokens long.
+fn filler(seed: u64, lines: u64) -> String {
+    let line = |n: u64| {
+        let n = seed.wrapping_mul(7919).wrapping_add(n * 31);
+        format!("block {} holds token {} of worker {}", n % 997, n % 89, n % 13)
+    };
+    (0..lines).map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// One user message.
+fn user(text: &str) -> Value {
+    json!({"role": "user", "content": text})
+}
+
+/// `usage.prompt_tokens_details.cached_tokens` of a chat completion.
+fn cached(reply: &Value) -> u64 {
+    reply["usage"]["prompt_tokens_details"]["cached_tokens"]
+        .as_u64()
+        .expect("usage tells cached tokens")
+}
+
+fn prompt_tokens(reply: &Value) -> u64 {
+    reply["usage"]["prompt_tokens"].as_u64().expect("usage tells prompt tokens")
+}
