@@ -10,7 +10,7 @@ pub mod convert;
 
 /// Generated messages and services.
 pub mod v1 {
-    #![expect(unused_qualifications, clippy::large_futures, reason = "generated")]
+    #![expect(unused_qualifications, reason = "generated")]
     #![expect(clippy::allow_attributes, reason = "generated code carries allow attributes")]
     tonic::include_proto!("mainstay.v1");
 }

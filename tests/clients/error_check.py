@@ -40,6 +40,9 @@ def wrong_types(path: str) -> dict[str, dict]:
     limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
     nameless = {CHAT: {"type": "function", "function": {}}, RESPONSES: {"type": "function"},
                 MESSAGES: {"input_schema": {"type": "object"}}}
+    url = "data:image/png;base64,AAAA"
+    image = {CHAT: {"type": "image_url", "image_url": {"url": url}}, RESPONSES: {"type": "input_image", "image_url": url},
+             MESSAGES: {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}}
     return {
         "conversation is a number": {conversation: 5},
         "conversation is an object": {conversation: {"role": "user"}},
@@ -47,7 +50,7 @@ def wrong_types(path: str) -> dict[str, dict]:
         "a message has no role": {conversation: [{"content": "hello"}]},
         "an unknown role": {conversation: [{"role": "wizard", "content": "hello"}]},
         "content is a number": {conversation: [{"role": "user", "content": 5}]},
-        "an unknown kind of content": {conversation: [{"role": "user", "content": [{"type": "smell", "smell": "x"}]}]},
+        "an image for a model that reads text": {conversation: [{"role": "user", "content": [image[path]]}]},
         "limit is text": {limit: "many"},
         "limit is negative": {limit: -1},
         "temperature is text": {"temperature": "hot"},

@@ -3,6 +3,8 @@
 //!
 //! Tags are never reused. Whatever does not decode is an error, never a default.
 
+mod election;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
@@ -13,6 +15,8 @@ use openraft::raft::{
     TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use prost::Message;
+
+use election::{TransferForm, TransferReplyForm, VoteReplyForm, VoteRequestForm};
 
 use crate::types::{
     Body, Entry, LeaderId, LogId, Membership, Peer, SnapshotMeta, StoredMembership, TypeConfig,
@@ -96,11 +100,7 @@ pub(crate) struct VoteForm {
 
 impl From<&Vote> for VoteForm {
     fn from(vote: &Vote) -> Self {
-        Self {
-            term: vote.leader_id.term,
-            node: vote.leader_id.node_id,
-            committed: vote.committed,
-        }
+        Self { term: vote.leader_id.term, node: vote.leader_id.node_id, committed: vote.committed }
     }
 }
 
@@ -351,141 +351,6 @@ impl AppendReplyForm {
             1 => Ok(Err(StreamAppendError::Conflict(id.ok_or(CodecError("append reply"))?))),
             2 => Ok(Err(StreamAppendError::HigherVote(open_vote(self.vote.as_ref())?))),
             _ => Err(CodecError("append reply")),
-        }
-    }
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct VoteRequestForm {
-    #[prost(message, optional, tag = "1")]
-    vote: Option<VoteForm>,
-    #[prost(message, optional, tag = "2")]
-    last: Option<LogIdForm>,
-    #[prost(bool, tag = "3")]
-    transfer: bool,
-}
-
-impl From<&VoteRequest<TypeConfig>> for VoteRequestForm {
-    fn from(request: &VoteRequest<TypeConfig>) -> Self {
-        Self {
-            vote: Some((&request.vote).into()),
-            last: close_id(request.last_log_id.as_ref()),
-            transfer: request.leadership_transfer,
-        }
-    }
-}
-
-impl VoteRequestForm {
-    fn open(&self) -> Result<VoteRequest<TypeConfig>> {
-        let vote = open_vote(self.vote.as_ref())?;
-        let mut request = VoteRequest::new(vote, open_id(self.last.as_ref()));
-        request.leadership_transfer = self.transfer;
-        Ok(request)
-    }
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct VoteReplyForm {
-    #[prost(message, optional, tag = "1")]
-    vote: Option<VoteForm>,
-    #[prost(bool, tag = "2")]
-    granted: bool,
-    #[prost(message, optional, tag = "3")]
-    last: Option<LogIdForm>,
-}
-
-impl From<&VoteResponse<TypeConfig>> for VoteReplyForm {
-    fn from(reply: &VoteResponse<TypeConfig>) -> Self {
-        Self {
-            vote: Some((&reply.vote).into()),
-            granted: reply.vote_granted,
-            last: close_id(reply.last_log_id.as_ref()),
-        }
-    }
-}
-
-impl VoteReplyForm {
-    fn open(&self) -> Result<VoteResponse<TypeConfig>> {
-        let vote = open_vote(self.vote.as_ref())?;
-        Ok(VoteResponse::new(vote, open_id(self.last.as_ref()), self.granted))
-    }
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TransferForm {
-    #[prost(message, optional, tag = "1")]
-    from: Option<VoteForm>,
-    #[prost(uint64, tag = "2")]
-    to: u64,
-    #[prost(message, optional, tag = "3")]
-    last: Option<LogIdForm>,
-}
-
-impl From<&TransferLeaderRequest<TypeConfig>> for TransferForm {
-    fn from(request: &TransferLeaderRequest<TypeConfig>) -> Self {
-        Self {
-            from: Some(request.from_leader().into()),
-            to: *request.to_node_id(),
-            last: close_id(request.last_log_id()),
-        }
-    }
-}
-
-impl TransferForm {
-    fn open(&self) -> Result<TransferLeaderRequest<TypeConfig>> {
-        let from = open_vote(self.from.as_ref())?;
-        Ok(TransferLeaderRequest::new(from, self.to, open_id(self.last.as_ref())))
-    }
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TransferReplyForm {
-    /// 0: taken; 1: the vote changed; 2: the log is behind.
-    #[prost(uint32, tag = "1")]
-    kind: u32,
-    #[prost(message, optional, tag = "2")]
-    vote_expected: Option<VoteForm>,
-    #[prost(message, optional, tag = "3")]
-    vote_actual: Option<VoteForm>,
-    #[prost(message, optional, tag = "4")]
-    log_expected: Option<LogIdForm>,
-    #[prost(message, optional, tag = "5")]
-    log_actual: Option<LogIdForm>,
-}
-
-impl From<&TransferLeaderResponse<TypeConfig>> for TransferReplyForm {
-    fn from(reply: &TransferLeaderResponse<TypeConfig>) -> Self {
-        match reply {
-            Ok(()) => Self::default(),
-            Err(TransferLeaderError::VoteChanged { expected, actual }) => Self {
-                kind: 1,
-                vote_expected: Some(expected.into()),
-                vote_actual: Some(actual.into()),
-                ..Self::default()
-            },
-            Err(TransferLeaderError::LogNotFlushed { expected, actual }) => Self {
-                kind: 2,
-                log_expected: close_id(expected.as_ref()),
-                log_actual: close_id(actual.as_ref()),
-                ..Self::default()
-            },
-        }
-    }
-}
-
-impl TransferReplyForm {
-    fn open(&self) -> Result<TransferLeaderResponse<TypeConfig>> {
-        match self.kind {
-            0 => Ok(Ok(())),
-            1 => Ok(Err(TransferLeaderError::VoteChanged {
-                expected: open_vote(self.vote_expected.as_ref())?,
-                actual: open_vote(self.vote_actual.as_ref())?,
-            })),
-            2 => Ok(Err(TransferLeaderError::LogNotFlushed {
-                expected: open_id(self.log_expected.as_ref()),
-                actual: open_id(self.log_actual.as_ref()),
-            })),
-            _ => Err(CodecError("transfer reply")),
         }
     }
 }

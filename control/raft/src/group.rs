@@ -4,8 +4,10 @@
 //! after an entry of its own was applied: openraft alone would let a leader that restarted within its term
 //! answer from before the restart. A fault of the disk ends the group; [`Group::ended`] says why.
 
+mod config;
 mod lead;
 mod membership;
+mod view;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,15 +21,19 @@ use mainstay_proto::convert::proposal_to_wire;
 use mainstay_proto::v1::raft_server::RaftServer;
 use mainstay_state::{Limits, Machine, Outcome};
 use mainstay_types::{Command, LogIndex, NodeId, Proposal, Stamp, Tenure};
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError};
 use openraft::errors::{Fatal, RaftError};
-use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{Instant as _, ReadPolicy, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+use config::raft_config;
+pub use config::{GroupConfig, Settings};
+pub use view::{GroupStatus, Leadership, MemberStatus, Role};
 
 use crate::error::{GroupError, ProposeError};
 use crate::feed::Read;
@@ -51,145 +57,6 @@ const LEASE_WAIT: Duration = Duration::from_secs(2);
 const LEASE_PAUSE: Duration = Duration::from_millis(10);
 /// How long a task may take to notice the end.
 const TASK_WAIT: Duration = Duration::from_secs(1);
-/// A snapshot of a full state over a slow link.
-const SNAPSHOT_TIMEOUT_MS: u64 = 120_000;
-
-/// The pace of a group. Failover takes about 1.7 times the longest election timeout.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Between two heartbeats.
-    pub heartbeat_ms: u64,
-    /// The shortest silence after which a follower asks for an election.
-    pub election_ms_min: u64,
-    /// The longest such silence; also how long a leader's lease lasts.
-    pub election_ms_max: u64,
-    /// Entries between two snapshots.
-    pub snapshot_entries: u64,
-    /// Entries kept before a snapshot, for members that are a little behind.
-    pub kept_entries: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            heartbeat_ms: 100,
-            election_ms_min: 500,
-            election_ms_max: 1_000,
-            snapshot_entries: 20_000,
-            kept_entries: 5_000,
-        }
-    }
-}
-
-/// How to start a member.
-#[derive(Clone)]
-pub struct GroupConfig {
-    /// Its id, never 0, never used again for another data directory.
-    pub node: NodeId,
-    /// Where its log lies.
-    pub data_dir: PathBuf,
-    /// The limits of the state; equal on all members.
-    pub limits: Limits,
-    /// The pace.
-    pub settings: Settings,
-    /// How to reach a member.
-    pub connector: Connector,
-}
-
-impl GroupConfig {
-    /// A member with the usual pace, whose network is in plain text.
-    pub fn new(node: NodeId, data_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            node,
-            data_dir: data_dir.into(),
-            limits: Limits::standard(),
-            settings: Settings::default(),
-            connector: Arc::new(mainstay_proto::client::channel),
-        }
-    }
-}
-
-/// What a member is at the moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// It leads.
-    Leader,
-    /// It follows a leader.
-    Follower,
-    /// It asks for votes.
-    Candidate,
-    /// It has no vote.
-    Learner,
-    /// Its group has ended.
-    Down,
-}
-
-impl Role {
-    /// The name in JSON and tables.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Leader => "leader",
-            Self::Follower => "follower",
-            Self::Candidate => "candidate",
-            Self::Learner => "learner",
-            Self::Down => "down",
-        }
-    }
-}
-
-/// Whether this member leads, and how far it has come with it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leadership {
-    /// Another does, or nobody.
-    None,
-    /// This one, but its first entry is not applied yet.
-    Starting {
-        /// The term.
-        term: u64,
-    },
-    /// This one, and it serves.
-    Serving {
-        /// The term.
-        term: u64,
-    },
-}
-
-/// A member as this one sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemberStatus {
-    /// Its id.
-    pub id: NodeId,
-    /// Its address.
-    pub address: String,
-    /// Whether it votes.
-    pub voter: bool,
-    /// The last entry known to be on its disk; only the leader knows.
-    pub matched: Option<LogIndex>,
-}
-
-/// A group as this member sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupStatus {
-    /// This member.
-    pub node: NodeId,
-    /// What it is.
-    pub role: Role,
-    /// Who leads.
-    pub leader: Option<NodeId>,
-    /// The term.
-    pub term: u64,
-    /// The last entry in its log.
-    pub last_log: LogIndex,
-    /// The last entry that a quorum has, as far as it knows.
-    pub committed: LogIndex,
-    /// The last entry it has applied.
-    pub applied: LogIndex,
-    /// The last entry its snapshot covers.
-    pub snapshot: LogIndex,
-    /// All members, by id.
-    pub members: Vec<MemberStatus>,
-}
 
 /// A member of the replicated log; clones are the same member.
 #[derive(Clone)]
@@ -476,9 +343,7 @@ impl Group {
         let metrics = metrics.borrow_watched();
         let alone = metrics.membership_config.voter_ids().count() <= 1;
         let in_touch = metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < lease);
-        metrics.state == ServerState::Leader
-            && metrics.current_term == term
-            && (alone || in_touch)
+        metrics.state == ServerState::Leader && metrics.current_term == term && (alone || in_touch)
     }
 
     /// Follows whether this member leads.
@@ -513,41 +378,6 @@ impl Group {
         let metrics = metrics.borrow_watched();
         let leader = metrics.current_leader?;
         metrics.membership_config.get_node(&leader).map(|peer| peer.address.clone())
-    }
-
-    /// How the group stands, as this member sees it.
-    #[must_use]
-    pub fn status(&self) -> GroupStatus {
-        let metrics = self.inner.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let role = match (&metrics.running_state, metrics.state) {
-            (Err(_), _) | (_, ServerState::Shutdown) => Role::Down,
-            (_, ServerState::Leader) => Role::Leader,
-            (_, ServerState::Follower) => Role::Follower,
-            (_, ServerState::Candidate) => Role::Candidate,
-            (_, ServerState::Learner) => Role::Learner,
-        };
-        let index = |id: Option<crate::types::LogId>| LogIndex(id.map_or(0, |id| id.index));
-        let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
-        let empty = BTreeMap::new();
-        let matched = metrics.replication.as_ref().unwrap_or(&empty);
-        let members = metrics.membership_config.nodes().map(|(id, peer)| MemberStatus {
-            id: NodeId(*id),
-            address: peer.address.clone(),
-            voter: voters.contains(id),
-            matched: matched.get(id).map(|at| index(*at)),
-        });
-        GroupStatus {
-            node: NodeId(metrics.id),
-            role,
-            leader: metrics.current_leader.map(NodeId),
-            term: metrics.current_term,
-            last_log: LogIndex(metrics.last_log_index.unwrap_or(0)),
-            committed: index(metrics.cluster_committed.max(metrics.local_committed)),
-            applied: index(metrics.last_applied),
-            snapshot: index(metrics.snapshot),
-            members: members.collect(),
-        }
     }
 
     /// Builds a snapshot now rather than when enough entries have come.
@@ -586,26 +416,6 @@ fn encode(stamp: Stamp, command: &Command) -> Result<Body, ProposeError> {
         return Err(ProposeError::TooLarge { bytes, max: PROPOSAL_BYTES_MAX });
     }
     Ok(Body(Bytes::from(proposal.encode_to_vec())))
-}
-
-fn raft_config(settings: &Settings) -> Result<openraft::Config, GroupError> {
-    let config = openraft::Config {
-        cluster_name: "mainstay".into(),
-        heartbeat_interval: settings.heartbeat_ms,
-        election_timeout_min: settings.election_ms_min,
-        election_timeout_max: settings.election_ms_max,
-        install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(settings.snapshot_entries),
-        max_in_snapshot_log_to_keep: settings.kept_entries,
-        // Beyond this a member gets a snapshot; less than a snapshot's distance would send them in circles.
-        replication_lag_threshold: settings.snapshot_entries.saturating_mul(2),
-        purge_batch_size: 256,
-        enable_pre_vote: Some(true),
-        // A leader that restarts within its term would answer reads from before the restart.
-        enable_leader_restore: Some(false),
-        ..openraft::Config::default()
-    };
-    config.validate().map_err(|e| GroupError::Settings(e.to_string()))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ mod types;
 pub use error::{GroupError, MemberError, ProposeError, StoreError};
 pub use feed::{Applied, Read};
 pub use group::{
-    Group, GroupConfig, GroupStatus, Leadership, MemberStatus, Role, Settings,
-    MEMBERS_MAX, PROPOSAL_BYTES_MAX,
+    Group, GroupConfig, GroupStatus, Leadership, MEMBERS_MAX, MemberStatus, PROPOSAL_BYTES_MAX,
+    Role, Settings,
 };
 pub use network::Connector;

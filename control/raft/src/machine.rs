@@ -21,9 +21,7 @@ use prost::Message;
 use crate::feed::{Applied, Feed};
 use crate::snapshot::SnapshotStore;
 use crate::store::LogStore;
-use crate::types::{
-    Answer, Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig,
-};
+use crate::types::{Answer, Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 
 /// How many entries are applied under one lock.
 const APPLY_ENTRIES_MAX: usize = 256;
@@ -203,7 +201,12 @@ impl Builder {
                 let state = Bytes::from(machine.encode());
                 self.snapshots.save(&meta, &state)?;
                 let seconds = start.elapsed().as_secs_f64();
-                tracing::info!(index = meta.last_log_id.map(|i| i.index), bytes = state.len(), seconds, "snapshot built");
+                tracing::info!(
+                    index = meta.last_log_id.map(|i| i.index),
+                    bytes = state.len(),
+                    seconds,
+                    "snapshot built"
+                );
                 metrics::gauge!("mainstay_control_snapshot_bytes").set(state.len() as f64);
                 metrics::histogram!("mainstay_control_snapshot_build_seconds").record(seconds);
                 Ok(Snapshot { meta, snapshot: state })
@@ -240,7 +243,10 @@ impl Builder {
         }
         if machine.digest() != self.digest {
             // The log is the truth; the image is built from it alone. The live state needs a restart.
-            tracing::error!(index = end.saturating_sub(1), "the live state differs from the replayed log; restart this member");
+            tracing::error!(
+                index = end.saturating_sub(1),
+                "the live state differs from the replayed log; restart this member"
+            );
             metrics::counter!("mainstay_control_divergence_total").increment(1);
         }
         Ok((meta, machine))

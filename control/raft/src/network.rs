@@ -149,10 +149,8 @@ impl NetVote<TypeConfig> for Client {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        self.unary(RPCTypes::Vote, &request, &option, |mut c, r| async move {
-            c.pre_vote(r).await
-        })
-        .await
+        self.unary(RPCTypes::Vote, &request, &option, |mut c, r| async move { c.pre_vote(r).await })
+            .await
     }
 }
 

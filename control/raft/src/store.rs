@@ -68,8 +68,7 @@ impl LogStore {
             meta::<LogId>(&db, PURGED).map_err(|e| StoreError::corrupt(dir, e.to_string()))?;
         let db = Arc::new(db);
         let flusher = Flusher::start(Arc::clone(&db)).map_err(|e| StoreError::io(dir, &e))?;
-        let inner =
-            Inner { db, flusher, vote: RwLock::new(vote), purged: Mutex::new(purged) };
+        let inner = Inner { db, flusher, vote: RwLock::new(vote), purged: Mutex::new(purged) };
         let store = Self { inner: Arc::new(inner) };
         store.check().map_err(|e| StoreError::corrupt(dir, e.to_string()))?;
         Ok(store)
@@ -161,7 +160,11 @@ fn open_db(dir: &Path, database: &Path) -> Result<DB, StoreError> {
         let mut column = Options::default();
         column.set_write_buffer_size(WRITE_BUFFER_BYTES);
         let kind = rocksdb::DBCompressionType::Lz4;
-        column.set_compression_type(if compressed { kind } else { rocksdb::DBCompressionType::None });
+        column.set_compression_type(if compressed {
+            kind
+        } else {
+            rocksdb::DBCompressionType::None
+        });
         column
     };
     let columns = [
@@ -211,9 +214,8 @@ fn checksum(key: &[u8], body: &[u8]) -> u32 {
 
 fn open_entry<'a>(key: &[u8], sealed: &'a [u8]) -> io::Result<(u64, &'a [u8])> {
     let index = u64::from_be_bytes(key.try_into().map_err(|_| CodecError("key of an entry"))?);
-    let body = unseal(key, sealed).map_err(|e| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("entry {index}: {e}"))
-    })?;
+    let body = unseal(key, sealed)
+        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("entry {index}: {e}")))?;
     Ok((index, body))
 }
 

@@ -78,8 +78,8 @@ async fn bootstrap(group: &Group) -> Result<(), ProposeError> {
 }
 
 async fn fence_silent(group: &Group, leases: &Leases) -> Result<(), ProposeError> {
-    let live: Vec<(WorkerId, Epoch)> = group
-        .read(|m| m.workers().filter(|w| w.is_live()).map(|w| (w.id, w.epoch)).collect());
+    let live: Vec<(WorkerId, Epoch)> =
+        group.read(|m| m.workers().filter(|w| w.is_live()).map(|w| (w.id, w.epoch)).collect());
     for (worker, epoch) in leases.sweep(&live, Instant::now()) {
         tracing::warn!(%worker, %epoch, "a worker was silent for its lease; its epoch ends");
         let cause = FenceCause::LeaseExpired;

@@ -74,8 +74,7 @@ pub(crate) async fn join(group: Group, advertised: String, members: Vec<String>)
             Ok(false) => {}
             Ok(true) | Err(_) => return,
         }
-        let request =
-            v1::AddMemberRequest { id, address: advertised.clone(), learner_only: false };
+        let request = v1::AddMemberRequest { id, address: advertised.clone(), learner_only: false };
         let asked = plane.call(JOIN_PATIENCE, |mut c| {
             let request = request.clone();
             async move { c.add_member(request).await }
@@ -86,7 +85,11 @@ pub(crate) async fn join(group: Group, advertised: String, members: Vec<String>)
                 return;
             }
             Err(status) => {
-                tracing::warn!(member = id, reason = status.message(), "joining failed; trying again");
+                tracing::warn!(
+                    member = id,
+                    reason = status.message(),
+                    "joining failed; trying again"
+                );
             }
         }
         tokio::time::sleep(PAUSE).await;

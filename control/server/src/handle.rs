@@ -42,10 +42,8 @@ pub struct ControlHandle {
 /// Starts a member. It answers when this returns; it may not have a leader yet.
 pub async fn start(config: ControlConfig) -> Result<ControlHandle, ControlError> {
     check(&config)?;
-    let listen_error = |e: std::io::Error| ControlError::Listen {
-        address: config.listen,
-        detail: e.to_string(),
-    };
+    let listen_error =
+        |e: std::io::Error| ControlError::Listen { address: config.listen, detail: e.to_string() };
     let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
     if !address.ip().is_loopback() {

@@ -36,11 +36,7 @@ impl Leases {
 
     /// Drops leases of workers that live no more, starts those of workers not heard yet, and answers with the
     /// workers whose lease is over.
-    pub(crate) fn sweep(
-        &self,
-        live: &[(WorkerId, Epoch)],
-        now: Instant,
-    ) -> Vec<(WorkerId, Epoch)> {
+    pub(crate) fn sweep(&self, live: &[(WorkerId, Epoch)], now: Instant) -> Vec<(WorkerId, Epoch)> {
         let mut heard = self.heard.lock();
         let known: HashMap<WorkerId, Epoch> = live.iter().copied().collect();
         heard.retain(|worker, (epoch, _)| known.get(worker) == Some(epoch));

@@ -152,7 +152,9 @@ impl Control for Service {
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let permit = Arc::clone(&self.watchers).try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!("this member serves {WATCHERS_MAX} watchers already"))
+            Status::resource_exhausted(format!(
+                "this member serves {WATCHERS_MAX} watchers already"
+            ))
         })?;
         let (out, events) = mpsc::channel(QUEUE);
         let watcher = Watcher {

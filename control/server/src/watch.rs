@@ -60,7 +60,14 @@ impl Watcher {
         } else {
             self.catch_up(next, &mut applied).await?;
         }
+        let mut told = Instant::now();
         loop {
+            // Also while there is much to do and nothing of it is for this watcher.
+            if told.elapsed() >= PROGRESS {
+                let log_index = next.0.saturating_sub(1);
+                self.send(Event::Progress(v1::Progress { log_index })).await?;
+                told = Instant::now();
+            }
             applied.mark_unchanged();
             match self.group.entries(next, BATCH) {
                 Read::Entries(entries) => {
@@ -68,6 +75,7 @@ impl Watcher {
                         next = LogIndex(entry.index + 1);
                         if let Some(event) = self.event(entry) {
                             self.send(event).await?;
+                            told = Instant::now();
                         }
                     }
                 }
@@ -76,14 +84,12 @@ impl Watcher {
                     next = self.send_image().await?;
                 }
                 Read::UpToDate => {
-                    let changed = tokio::time::timeout(PROGRESS, applied.changed()).await;
+                    let changed = tokio::time::timeout_at(told + PROGRESS, applied.changed()).await;
                     match changed {
                         Ok(Ok(())) => {}
                         Ok(Err(_)) => return Err(Status::unavailable("this member stops")),
-                        Err(_) => {
-                            let log_index = next.0.saturating_sub(1);
-                            self.send(Event::Progress(v1::Progress { log_index })).await?;
-                        }
+                        // Silence: it is told at the top.
+                        Err(_) => {}
                     }
                 }
             }

@@ -1,5 +1,6 @@
 //! The control plane through its gRPC surface: workers, pins, watchers, members, and what happens when the leader
 //! dies.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -98,7 +99,10 @@ fn publish(registered: &v1::RegisterReply, frames: Vec<v1::EventFrame>) -> v1::P
     }
 }
 
-async fn register(client: &mut ControlClient<Channel>, request: v1::RegisterWorker) -> v1::RegisterReply {
+async fn register(
+    client: &mut ControlClient<Channel>,
+    request: v1::RegisterWorker,
+) -> v1::RegisterReply {
     eventually("registering", async || match client.register(request.clone()).await {
         Ok(reply) => Some(reply.into_inner()),
         Err(status) if status.code() == Code::Unavailable => None,
@@ -156,7 +160,8 @@ async fn hostile_requests_are_refused_before_they_cost_the_log_anything() {
     let many = vec![v1::EventFrame { events: vec![], ..stored(&me, 1, &[]) }; 1025];
     refused.push(("frames", c.publish(publish(&me, many)).await.unwrap_err()));
     let big: Vec<u128> = (0..262_145).collect();
-    refused.push(("blocks", c.publish(publish(&me, vec![stored(&me, 1, &big)])).await.unwrap_err()));
+    refused
+        .push(("blocks", c.publish(publish(&me, vec![stored(&me, 1, &big)])).await.unwrap_err()));
     let mut odd = stored(&me, 1, &[1]);
     if let Some(v1::block_event::Event::Stored(s)) = &mut odd.events[0].event {
         s.blocks = vec![0; 17].into();
@@ -271,7 +276,12 @@ impl Replica {
     }
 
     /// Follows a member until the replica has applied `at`.
-    async fn follow(&mut self, client: &mut ControlClient<Channel>, at: LogIndex, without_blocks: bool) {
+    async fn follow(
+        &mut self,
+        client: &mut ControlClient<Channel>,
+        at: LogIndex,
+        without_blocks: bool,
+    ) {
         let from = if self.images == 0 { 0 } else { self.machine.applied().0 + 1 };
         let request = v1::WatchRequest { from_log_index: from, without_blocks };
         let mut stream = client.watch(request).await.unwrap().into_inner();
@@ -495,7 +505,7 @@ async fn a_founder_that_lost_its_disk_does_not_found_again() {
     plane.call(SOON, async |mut c| c.create_pin(pin(1, 600_000)).await).await.unwrap();
     cluster.running.remove(&1).unwrap().shutdown().await;
     std::fs::remove_dir_all(cluster.dir.path().join("1")).unwrap();
-    // Alone with its empty disk it can't tell, so it waits for a majority to ask.
+    // Alone with its empty disk it can't tell, so it waits until a majority can be asked.
     let mut rest = Vec::new();
     for id in [2, 3] {
         rest.push(id);

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use mainstay_types::NodeId;
 use openraft::ChangeMembers;
-use openraft::metrics::WaitError;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, InitializeError, RaftError};
+use openraft::metrics::WaitError;
 use tokio::time::Instant;
 
 use super::{Group, MEMBERS_MAX};

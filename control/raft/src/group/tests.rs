@@ -265,8 +265,7 @@ async fn a_single_member_restarts_with_everything_and_a_tenure_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_that_lack_purged_entries_get_an_image() {
-    let settings =
-        Settings { snapshot_entries: 50, kept_entries: 5, ..Settings::default() };
+    let settings = Settings { snapshot_entries: 50, kept_entries: 5, ..Settings::default() };
     let mut cluster = Cluster::three(settings).await;
     let leader = cluster.leader().await;
     let behind = *cluster.nodes.keys().find(|id| **id != leader).unwrap();
@@ -297,6 +296,38 @@ async fn members_that_lack_purged_entries_get_an_image() {
     cluster.stop(4).await;
     cluster.start(4).await;
     cluster.agree().await;
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_lost_its_disk_does_not_take_the_leader_down() {
+    let mut cluster = Cluster::three(Settings::default()).await;
+    for id in 0..10 {
+        cluster.pin(id).await;
+    }
+    cluster.agree().await;
+    let leader = cluster.leader().await;
+    let wiped = *cluster.nodes.keys().find(|id| **id != leader).unwrap();
+    cluster.stop(wiped).await;
+    std::fs::remove_dir_all(cluster.folder(wiped)).unwrap();
+    cluster.start(wiped).await;
+    for id in 10..30 {
+        cluster.pin(id).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for (id, node) in &cluster.nodes {
+        assert!(node.group.ended().borrow().is_none(), "{id}: {:?}", node.group.ended().borrow());
+    }
+    assert_eq!(cluster.leader().await, leader);
+    // It has forgotten what it voted for, so it counts for nothing; the way back is under another id.
+    let group = cluster.group(leader).clone();
+    group.remove(NodeId(wiped)).await.unwrap();
+    cluster.stop(wiped).await;
+    cluster.start(4).await;
+    group.add_learner(NodeId(4), &cluster.addresses[&4].to_string()).await.unwrap();
+    group.promote(NodeId(4), SOON).await.unwrap();
+    cluster.agree().await;
+    assert!(cluster.group(4).read(|m| has_pins(m, 0..30)));
     cluster.end().await;
 }
 
@@ -384,8 +415,7 @@ async fn a_member_that_hangs_up_is_not_called_in_a_busy_loop() {
 async fn a_message_for_another_member_is_refused() {
     let cluster = Cluster::new(&[1], Settings::default()).await;
     let address = cluster.addresses[&1].to_string();
-    let mut network =
-        Network { node: 2, connector: Arc::new(mainstay_proto::client::channel) };
+    let mut network = Network { node: 2, connector: Arc::new(mainstay_proto::client::channel) };
     let option = openraft::network::RPCOption::new(Duration::from_secs(5));
     let vote = openraft::Vote::new(1_000, 2);
     let ask = |target| {

@@ -87,7 +87,8 @@ async fn openrafts_suite_of_log_and_machine() {
 
 fn pin(index: u64) -> Entry {
     let id = u128::from(index);
-    let stamp = Stamp { tenure: Tenure { term: 1, node: 1, boot: 1 }, mono_ms: index, wall_ms: index };
+    let stamp =
+        Stamp { tenure: Tenure { term: 1, node: 1, boot: 1 }, mono_ms: index, wall_ms: index };
     let command = Command::PutPin(PinRequest {
         id: PinId(id),
         tenant: TenantId::new("acme").unwrap(),

@@ -127,7 +127,9 @@ fn tamper(path: &Path, key: [u8; 8], value: Option<&[u8]>) {
 
 #[tokio::test]
 async fn damaged_entries_are_noticed_when_the_log_is_opened() {
-    for (what, value) in [("flipped", Some(&b"\0\0\0\0garbage"[..])), ("short", Some(b"x")), ("hole", None)] {
+    for (what, value) in
+        [("flipped", Some(&b"\0\0\0\0garbage"[..])), ("short", Some(b"x")), ("hole", None)]
+    {
         let dir = tempfile::tempdir().unwrap();
         filled(dir.path(), 5).await.close().await;
         tamper(dir.path(), 2_u64.to_be_bytes(), value);

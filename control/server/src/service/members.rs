@@ -36,7 +36,11 @@ impl Service {
                 blocks: m.index().worker_block_count(w.id),
                 blocks_total: w.blocks_total,
                 // Leases are the leader's; another member does not know them.
-                lease_left_ms: if leads && w.is_live() { self.leases.left_ms(w.id, now) } else { 0 },
+                lease_left_ms: if leads && w.is_live() {
+                    self.leases.left_ms(w.id, now)
+                } else {
+                    0
+                },
             });
             v1::StatusReply {
                 node: status.node.0,

@@ -82,17 +82,14 @@ impl Service {
         self.leases.renew(worker, epoch, Instant::now());
         let next_sequence = self.put_frames(frames).await?.unwrap_or(next);
         self.put_reports(worker, epoch, reports).await?;
-        Ok(v1::PublishReply {
-            next_sequence: next_sequence.0,
-            lease_ttl_ms: self.leases.ttl_ms(),
-        })
+        Ok(v1::PublishReply { next_sequence: next_sequence.0, lease_ttl_ms: self.leases.ttl_ms() })
     }
 
     /// The next frame expected of a life that goes on; an error that says so for any other.
     fn living(&self, worker: WorkerId, epoch: Epoch) -> Result<EventSequence, Status> {
-        let known = self.group.read(|m| {
-            m.worker(worker).map(|w| (w.epoch == epoch && w.is_live(), w.next_sequence))
-        });
+        let known = self
+            .group
+            .read(|m| m.worker(worker).map(|w| (w.epoch == epoch && w.is_live(), w.next_sequence)));
         match known {
             Some((true, next)) => Ok(next),
             _ => Err(Status::failed_precondition(format!(

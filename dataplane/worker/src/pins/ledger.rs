@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use mainstay_types::{PinId, SequenceHash};
+use mainstay_types::{LogIndex, PinId, SequenceHash};
 
 /// Pins that one worker follows at most; beyond it they are counted and left alone.
 pub(crate) const PINS_MAX: usize = 262_144;
@@ -31,6 +31,8 @@ const ANSWER_MS_MAX: u64 = 30_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted<'a> {
     pub(crate) id: PinId,
+    /// The entry that made it: an id that the cluster has forgotten may come again with other blocks.
+    pub(crate) made: LogIndex,
     pub(crate) blocks: &'a [SequenceHash],
     pub(crate) priority: u8,
     /// By the cluster's time, as far as this worker has followed it.
@@ -63,6 +65,7 @@ enum Lease {
 }
 
 struct Entry {
+    made: LogIndex,
     blocks: Box<[SequenceHash]>,
     priority: u8,
     /// When the cluster's lease ends, on this machine's clock; never earlier than the truth.
@@ -162,7 +165,7 @@ impl PinLedger {
     fn want(&mut self, wanted: &Wanted<'_>, holds: &impl Fn(SequenceHash) -> bool, now_ms: u64) {
         let ends_ms = now_ms.saturating_add(wanted.ttl_left_ms);
         if let Some(entry) = self.pins.get_mut(&wanted.id) {
-            if *entry.blocks == *wanted.blocks && entry.priority == wanted.priority {
+            if entry.made == wanted.made {
                 entry.ends_ms = ends_ms;
                 return;
             }
@@ -175,6 +178,7 @@ impl PinLedger {
             mapped += u32::from(holds(block));
         }
         let entry = Entry {
+            made: wanted.made,
             blocks: wanted.blocks.into(),
             priority: wanted.priority,
             ends_ms,

@@ -13,7 +13,7 @@ use mainstay_proto::convert::proposal_from_wire;
 use mainstay_proto::v1;
 use mainstay_proto::v1::watch_event::Event;
 use mainstay_state::{Limits, Machine};
-use mainstay_types::{LogIndex, Tier};
+use mainstay_types::{Command, LogIndex, Tier};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -25,6 +25,18 @@ use crate::shared::Shared;
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 /// Pins change in bursts; so often at most is the ledger brought up to date.
 const SYNC_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Time moves ten times a second; for that alone, so often is enough: an expiry seen late ends a lease late.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What an event means for the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum News {
+    Nothing,
+    /// Time moved, or something that is not of pins.
+    Time,
+    Pins,
+}
 
 /// Follows the pins until the task is aborted.
 pub(crate) async fn follow(shared: Arc<Shared>, control: ControlPlane) {
@@ -54,40 +66,51 @@ async fn follow_one(
     let opened = tokio::time::timeout(SILENCE_MAX, client.watch(request)).await;
     let mut stream = opened.map_err(|_| silent())??.into_inner();
     let mut heard = Instant::now();
-    let mut stale = false;
-    let mut next_sync = Instant::now();
+    let mut news = News::Nothing;
+    let mut synced = None::<Instant>;
     loop {
-        let wait = if stale { next_sync } else { heard + SILENCE_MAX };
-        match tokio::time::timeout_at(wait.min(heard + SILENCE_MAX), stream.message()).await {
+        let silence = heard + SILENCE_MAX;
+        let wait = due(news, synced).map_or(silence, |due| due.min(silence));
+        match tokio::time::timeout_at(wait, stream.message()).await {
             Ok(message) => {
                 let Some(message) = message? else { return Ok(()) };
-                stale |= take(machine, message)?;
+                news = news.max(take(machine, message)?);
                 heard = Instant::now();
             }
             Err(_) if heard.elapsed() >= SILENCE_MAX => return Err(silent()),
             Err(_) => {}
         }
-        if stale && Instant::now() >= next_sync {
+        if due(news, synced).is_some_and(|due| Instant::now() >= due) {
             if let Some(machine) = machine.as_ref() {
                 sync(shared, machine);
             }
-            (stale, next_sync) = (false, Instant::now() + SYNC_INTERVAL);
+            (news, synced) = (News::Nothing, Some(Instant::now()));
         }
     }
+}
+
+/// When the ledger is to hear of what has gathered.
+fn due(news: News, synced: Option<Instant>) -> Option<Instant> {
+    let interval = match news {
+        News::Nothing => return None,
+        News::Time => EXPIRY_INTERVAL,
+        News::Pins => SYNC_INTERVAL,
+    };
+    Some(synced.map_or_else(Instant::now, |at| at + interval))
 }
 
 fn silent() -> Status {
     Status::deadline_exceeded("the member fell silent")
 }
 
-/// Takes one event in; true when the state has changed.
-fn take(machine: &mut Option<Machine>, event: v1::WatchEvent) -> Result<bool, Status> {
+/// Takes one event in.
+fn take(machine: &mut Option<Machine>, event: v1::WatchEvent) -> Result<News, Status> {
     match event.event {
         Some(Event::Image(image)) => {
             let decoded = Machine::decode(&image.state, Limits::standard())
                 .map_err(|error| Status::data_loss(format!("state image: {error}")))?;
             *machine = Some(decoded);
-            Ok(true)
+            Ok(News::Pins)
         }
         Some(Event::Entry(entry)) => {
             let proposal = entry.proposal.as_ref();
@@ -96,9 +119,16 @@ fn take(machine: &mut Option<Machine>, event: v1::WatchEvent) -> Result<bool, St
             // Before the first image, the state is that before the first entry.
             let machine = machine.get_or_insert_with(|| Machine::new(Limits::standard()));
             machine.apply(LogIndex(entry.log_index), &proposal);
-            Ok(true)
+            let pins = matches!(
+                proposal.command,
+                Command::PutPin(_)
+                    | Command::ExtendPin { .. }
+                    | Command::ReleasePin { .. }
+                    | Command::Bootstrap { .. }
+            );
+            Ok(if pins { News::Pins } else { News::Time })
         }
-        Some(Event::Progress(_)) | None => Ok(false),
+        Some(Event::Progress(_)) | None => Ok(News::Nothing),
     }
 }
 
@@ -109,6 +139,7 @@ fn sync(shared: &Shared, machine: &Machine) {
     let now_ms = machine.time().now_ms;
     let live = machine.pins().filter(|pin| pin.is_live()).map(|pin| Wanted {
         id: pin.request.id,
+        made: pin.created_index,
         blocks: &pin.request.blocks,
         priority: pin.request.priority,
         ttl_left_ms: pin.expires_ms.saturating_sub(now_ms),

@@ -24,6 +24,7 @@ impl Desk {
     fn sync(&mut self, now_ms: u64) {
         let live = self.live.iter().map(|(id, blocks, ttl_left_ms)| Wanted {
             id: *id,
+            made: LogIndex(blocks.len() as u64),
             blocks,
             priority: 50,
             ttl_left_ms: *ttl_left_ms,
@@ -295,6 +296,7 @@ fn operations_and_pins_are_bounded() {
     let blocks = hs(&[1]);
     let live = (0..2_000).map(|id| Wanted {
         id: PinId(id),
+        made: LogIndex(1),
         blocks: &blocks,
         priority: 0,
         ttl_left_ms: 60_000,
@@ -303,4 +305,18 @@ fn operations_and_pins_are_bounded() {
     assert_eq!(ledger.actions(0).len(), OPS_MAX);
     assert!(ledger.actions(1).is_empty(), "until answers come");
     assert_eq!(ledger.actions(ANSWER_MS_MAX).len(), OPS_MAX, "or are given up");
+}
+
+#[test]
+fn an_id_that_comes_again_is_another_pin() {
+    let mut desk = Desk::new();
+    desk.put(1, &[10], 60_000);
+    desk.sync(0);
+    let op = desk.only(0).op_id();
+    desk.ledger.done(op, 0, 0);
+    desk.live[0].1 = hs(&[20, 21]);
+    desk.sync(1);
+    let Action::Pin { blocks, .. } = desk.only(1) else { panic!("the new one, and no release") };
+    assert_eq!(blocks, [20, 21]);
+    assert!(!desk.ledger.by_block.contains_key(&SequenceHash(10)));
 }
