@@ -19,6 +19,7 @@ use crate::generate::{self, Event, Generation, Job};
 use crate::http::App;
 use crate::model::{Detokenizer, ModelCard};
 use crate::prompt::{self, Prompt};
+use crate::responses_store::ResponsesStore;
 
 /// Bodies larger than this are parsed and tokenised away from the threads that serve streams.
 const INLINE_BYTES_MAX: usize = 64 << 10;
@@ -86,6 +87,10 @@ impl App {
             for warning in &request.warnings {
                 tracing::debug!(request = %id, warning, "request accepted with a warning");
             }
+            let previous = request.responses.as_ref().and_then(|r| r.previous_response_id.clone());
+            if let Some(previous) = previous {
+                request.continue_from(&*app.stored.get(&tenant, &previous)?);
+            }
             let card = app.model(&request.model)?;
             let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
                 ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
@@ -139,7 +144,7 @@ impl App {
             }
         }
         let generation = generate::start(self.placement.clone(), turn.job()).await?;
-        let writer = Writer::new(turn, &generation);
+        let writer = Writer::new(turn, &generation, self.stored.clone());
         if writer.turn.request.stream {
             return Ok(Answer::Stream(writer.stream(generation, permit)));
         }
@@ -176,6 +181,7 @@ struct Writer {
     detokenizer: Detokenizer,
     usage: Usage,
     thinking: bool,
+    stored: ResponsesStore,
 }
 
 /// What a generation's event comes to.
@@ -185,7 +191,7 @@ enum Step {
 }
 
 impl Writer {
-    fn new(turn: Turn, generation: &Generation) -> Self {
+    fn new(turn: Turn, generation: &Generation, stored: ResponsesStore) -> Self {
         let cached_tokens = u64::from(generation.cached_tokens);
         let usage = Usage {
             prompt_tokens: turn.prompt.tokens.len() as u64,
@@ -204,7 +210,7 @@ impl Writer {
         let detokenizer =
             Detokenizer::new(Arc::clone(&turn.card.tokenizer), turn.card.end_tokens.clone());
         let thinking = turn.prompt.thinking_open;
-        Self { turn, meta, parser, detokenizer, usage, thinking }
+        Self { turn, meta, parser, detokenizer, usage, thinking, stored }
     }
 
     fn take(&mut self, event: Event) -> Step {
@@ -265,6 +271,17 @@ impl Writer {
         })
     }
 
+    /// Counts what was used and keeps what `previous_response_id` may ask for.
+    fn end(&self, transcript: &Transcript) {
+        record(&self.usage);
+        let Turn { request, request_id, tenant, .. } = &self.turn;
+        if request.responses.as_ref().is_some_and(|r| r.store) {
+            let answer = transcript.blocks(request.endpoint, request_id);
+            let id = encode::response_id(request_id);
+            self.stored.put(tenant, id, request.conversation_to_store(answer));
+        }
+    }
+
     async fn collect(mut self, mut generation: Generation) -> Result<String, ApiError> {
         let mut transcript = Transcript::default();
         while let Some(event) = generation.events.recv().await {
@@ -277,7 +294,7 @@ impl Writer {
             if let Finish::Error(error) = finish {
                 return Err(error);
             }
-            record(&self.usage);
+            self.end(&transcript);
             let request = &self.turn.request;
             return Ok(encode::complete(
                 request,
@@ -324,7 +341,7 @@ impl Writer {
                 text = events.iter().map(|e| encoder.event(e)).collect();
                 if let Some(finish) = finish {
                     text.push_str(&encoder.finish(&finish, &self.usage, unix_s()));
-                    record(&self.usage);
+                    self.end(encoder.transcript());
                     let _ = sender.send(Ok(Bytes::from(text))).await;
                     return;
                 }

@@ -85,9 +85,9 @@ pub(crate) async fn start(placement: Placement, job: Job) -> Result<Generation, 
         let (mut stream, placed) = runner.accept().await?;
         match next_event(&mut stream).await {
             Ok(Some(event)) if retry_error(&event).is_none() => break (stream, placed, event),
-            Ok(Some(event)) => runner.give_up_on(&placed.worker, &event.error),
-            Ok(None) => runner.give_up_on(&placed.worker, "stream ended early"),
-            Err(status) => runner.give_up_on(&placed.worker, status.message()),
+            Ok(Some(event)) => runner.give_up_on(&placed, &event.error),
+            Ok(None) => runner.give_up_on(&placed, "stream ended early"),
+            Err(status) => runner.give_up_on(&placed, status.message()),
         }
     };
     if let Some(error) = final_error(&first) {
@@ -111,7 +111,7 @@ pub(crate) async fn start(placement: Placement, job: Job) -> Result<Generation, 
                 Ok(None) => "stream ended early".to_owned(),
                 Err(status) => status.message().to_owned(),
             };
-            runner.give_up_on(&placed.worker, &lost);
+            runner.give_up_on(&placed, &lost);
             match runner.accept().await {
                 Ok((next, on)) => (stream, placed) = (next, on),
                 Err(error) => {
@@ -154,7 +154,9 @@ impl Runner {
         Flow::End
     }
 
-    fn give_up_on(&mut self, worker: &WorkerEntry, reason: &str) {
+    fn give_up_on(&mut self, placed: &Placed, reason: &str) {
+        let worker = &placed.worker;
+        placed.cancel();
         tracing::info!(
             request = %self.job.request_id, worker = %worker.name, reason, tokens_sent = self.sent.len(),
             "worker lost; moving the request"
@@ -187,7 +189,7 @@ impl Runner {
                         return Err(error);
                     }
                     last = status.message().to_owned();
-                    self.give_up_on(&placed.worker, &last);
+                    self.give_up_on(&placed, &last);
                 }
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! Layout: [`config`] what it is told; `replica` the cluster's state; `workers` who serves; `model` tokenizer
 //! and template; `placement` where a request goes; `generate` one generation with its moves; `answer` from
-//! body to answer; `pins`; `tenant`; `http` the routes.
+//! body to answer; `pins`; `tenant`; `responses_store`; `http` the routes.
 //! It keeps no state that another gateway lacks: any of them can serve a session's next turn.
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod pins;
 mod placement;
 mod prompt;
 mod replica;
+mod responses_store;
 mod tenant;
 mod workers;
 

@@ -45,6 +45,13 @@ pub(crate) struct Placed {
     inner: Arc<Inner>,
 }
 
+impl Placed {
+    /// The attempt failed: nobody should expect the prompt's blocks there.
+    pub(crate) fn cancel(&self) {
+        self.inner.router.lock().cancel(self.booking);
+    }
+}
+
 impl Drop for Placed {
     fn drop(&mut self) {
         self.inner.router.lock().release(self.booking);
@@ -135,7 +142,10 @@ impl Placement {
                 waiting_prefill_tokens: load.waiting_prefill_tokens,
                 prefill_us_per_token: load.prefill_us_per_token,
                 decode_us_per_step: load.decode_us_per_step,
-                blocks_free: Some(load.blocks_total.saturating_sub(load.blocks_used)),
+                // Cached blocks may be evicted; those in use and those that pins protect may not.
+                blocks_free: Some(
+                    load.blocks_total.saturating_sub(load.blocks_used.max(load.blocks_pinned)),
+                ),
             },
         }
     }

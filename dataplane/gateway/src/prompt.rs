@@ -121,7 +121,7 @@ pub(crate) fn sampling(request: &Request, card: &ModelCard, prompt_tokens: usize
         // worker must go on with the same one.
         seed: Some(s.seed.map_or_else(|| getrandom::u64().unwrap_or(0), i64::cast_unsigned)),
         ignore_eos: s.ignore_eos,
-        stop_tokens: card.end_tokens.clone(),
+        stop_tokens: if s.ignore_eos { Vec::new() } else { card.end_tokens.clone() },
         logprobs: s.logprobs.map_or(0, |n| n + 1),
     }
 }

@@ -1,5 +1,6 @@
 //! Round trips of everything members say to each other, and hostile bytes.
 
+use openraft::raft::TransferLeaderError;
 use proptest::prelude::*;
 
 use super::*;

@@ -171,9 +171,9 @@ pub(super) fn pin_json(pin: &v1::Pin) -> Value {
 
 pub(super) async fn status(State(app): State<App>, headers: HeaderMap) -> Reply {
     app.tenants.of(&headers)?;
-    let call = app
-        .control
-        .call(super::CONTROL_DEADLINE, |mut c| async move { c.status(v1::StatusRequest::default()).await });
+    let call = app.control.call(super::CONTROL_DEADLINE, |mut c| async move {
+        c.status(v1::StatusRequest::default()).await
+    });
     let s = call.await?;
     let members: Vec<Value> = s
         .members

@@ -25,6 +25,7 @@ use crate::config::GatewayConfig;
 use crate::pins::Pins;
 use crate::placement::{Explained, Placement};
 use crate::replica::Replica;
+use crate::responses_store::ResponsesStore;
 use crate::tenant::Tenants;
 use crate::workers::Workers;
 
@@ -42,6 +43,7 @@ pub(crate) struct App {
     pub(crate) placement: Placement,
     pub(crate) pins: Pins,
     pub(crate) pins_on: bool,
+    pub(crate) stored: ResponsesStore,
     pub(crate) tenants: Tenants,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) metrics: Option<PrometheusHandle>,
@@ -59,6 +61,7 @@ impl App {
             placement: Placement::new(workers.clone(), replica.clone(), config.policy),
             pins: Pins::new(control.clone(), replica.clone()),
             pins_on: config.pins,
+            stored: ResponsesStore::default(),
             permits: Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS))),
             metrics: config.metrics,
             control,

@@ -53,7 +53,7 @@ async fn a_stream_outlives_its_worker() -> Result<()> {
     for (body, whole) in [(body, whole), (sampled, whole_sampled)] {
         let (reached, reach) = tokio::sync::oneshot::channel();
         let mut reached = Some(reached);
-        let streaming = client.stream_chat(&body, |count, _| {
+        let streaming = client.stream_chat(&body, move |count, _| {
             if count == 100
                 && let Some(reached) = reached.take()
             {

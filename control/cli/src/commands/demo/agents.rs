@@ -13,7 +13,7 @@ use crate::output::print;
 /// What a tool takes, from the call to its result.
 const TOOL_PAUSE: Duration = Duration::from_millis(400);
 /// Strangers between two turns, for each agent.
-const STRANGERS: u64 = 3;
+const STRANGERS: u64 = 2;
 /// Agents that are in a turn at the same time.
 const TOGETHER: usize = 2;
 
@@ -95,7 +95,9 @@ pub(crate) async fn run(
 fn content(agent: u64, turn: u64) -> String {
     use std::fmt::Write;
     let mut text = format!("Here is file {turn} of agent {agent}.\n");
-    for line in 0..14 {
+    // The first turn brings the task and a large file, later ones a tool's short result.
+    let lines = if turn == 0 { 40 } else { 3 };
+    for line in 0..lines {
         let n = agent * 7919 + turn * 104_729 + line * 31;
         let _ = writeln!(
             text,
@@ -117,7 +119,7 @@ async fn strangers(
     let asked = (0..agents * STRANGERS).map(|n| {
         let (client, url) = (client.clone(), url.to_owned());
         async move {
-            let text = content(1_000 + n, turn + 100 * n);
+            let text = content(1_000 + n + 1_000 * turn, 0);
             let messages = [json!({"role": "user", "content": text})];
             let body =
                 json!({"model": "demo", "max_tokens": 4, "temperature": 0, "messages": messages});

@@ -49,7 +49,7 @@ const WITHOUT: Setting =
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     print(&format!(
-        "mainstay demo: {} control members, {} workers (native engine, CPU, bundled 2.2 M parameter model), {} agents × {} turns",
+        "mainstay demo: {} control members, {} workers (native engine, CPU, bundled 2.4 M parameter model), {} agents × {} turns",
         args.members, args.workers, args.agents, args.turns
     ));
     let mut results = Vec::new();
