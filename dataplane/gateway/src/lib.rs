@@ -93,7 +93,7 @@ impl GatewayHandle {
 
     /// Resolves once a request could be served.
     pub async fn ready(&self) {
-        while !(self.app.workers.any_routable() && !self.app.workers.model_names().is_empty()) {
+        while !self.app.workers.any_routable() || self.app.workers.model_names().is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

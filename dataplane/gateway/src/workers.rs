@@ -53,7 +53,7 @@ impl WorkerEntry {
 
     /// What it last said of its load, and when.
     pub(crate) fn load(&self) -> (v1::Load, Option<Instant>) {
-        self.load.read().clone()
+        *self.load.read()
     }
 }
 

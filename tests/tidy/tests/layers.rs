@@ -24,11 +24,19 @@ struct Pure {
     never: Vec<String>,
 }
 
+fn host() -> String {
+    let out = std::process::Command::new("rustc").arg("-vV").output().expect("rustc runs");
+    let text = String::from_utf8(out.stdout).expect("rustc prints UTF-8");
+    let host = text.lines().find_map(|l| l.strip_prefix("host: ")).expect("rustc tells its host");
+    host.to_owned()
+}
+
 fn load() -> (Layers, Metadata) {
     let layers = toml::from_str(include_str!("../layers.toml")).expect("layers.toml is read");
     let metadata = MetadataCommand::new()
         .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
-        .other_options(vec!["--offline".to_owned(), "--locked".to_owned()])
+        // Only this platform's packages are in the cache; the layers are the same on all.
+        .other_options(["--offline", "--locked", "--filter-platform", &host()].map(str::to_owned))
         .exec()
         .expect("cargo metadata runs");
     (layers, metadata)

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use mainstay_cluster_tests::{Client, Cluster, Shape};
 use serde_json::{Value, json};
 
-use crate::{cached, filler, prompt_tokens, user};
+use crate::{answer, cached, filler, prompt_tokens, user};
 
 const SHAPE: Shape = Shape { members: 3, gateways: 2, workers: 3, blocks: 2_000 };
 
@@ -24,8 +24,7 @@ async fn turn_two_through_the_other_gateway_lands_on_the_worker_that_holds_turn_
         let mut messages = vec![user(&filler(session + 10, 30))];
         let first = a.chat(&json!(messages), 16).await?;
         let held_by = worker_of_last(&a).await?;
-        let text = first["choices"][0]["message"]["content"].as_str().unwrap_or_default();
-        messages.push(json!({"role": "assistant", "content": text}));
+        messages.push(answer(&first));
         messages.push(user("Thanks!"));
         // Events reach the other gateway's replica within milliseconds; a slow machine gets a second.
         tokio::time::sleep(Duration::from_millis(1_000)).await;

@@ -22,6 +22,13 @@ fn user(text: &str) -> Value {
     json!({"role": "user", "content": text})
 }
 
+/// The answer as a message of the history. One without text, such as a thought that was cut, would not be kept
+/// as a turn; it is replaced, which leaves the prompt before it a prefix all the same.
+fn answer(reply: &Value) -> Value {
+    let text = reply["choices"][0]["message"]["content"].as_str().filter(|t| !t.is_empty());
+    json!({"role": "assistant", "content": text.unwrap_or("Done.")})
+}
+
 /// `usage.prompt_tokens_details.cached_tokens` of a chat completion.
 fn cached(reply: &Value) -> u64 {
     reply["usage"]["prompt_tokens_details"]["cached_tokens"]

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use mainstay_cluster_tests::{Client, Process, free_port, library, run_cli};
 use serde_json::{Value, json};
 
-use crate::{cached, prompt_tokens, user};
+use crate::{answer, cached, prompt_tokens, user};
 
 fn serve(extra: &[&str]) -> Result<(Process, String, tempfile::TempDir, Duration)> {
     let dir = tempfile::tempdir()?;
@@ -98,7 +98,7 @@ async fn each_turn_finds_every_full_block_of_the_turns_before() -> Result<()> {
     let mut messages = Vec::new();
     let mut before = None;
     for turn in 0..3 {
-        messages.push(user(&crate::filler(turn, 35)));
+        messages.push(user(&crate::filler(turn, 65)));
         let reply = client.chat(&json!(messages), 24).await?;
         if let Some(tokens) = before {
             // The turn before: its prompt and all of its answer but what the end mark cut off.
@@ -107,8 +107,7 @@ async fn each_turn_finds_every_full_block_of_the_turns_before() -> Result<()> {
             assert!(cached(&reply) < prompt_tokens(&reply));
         }
         before = Some(prompt_tokens(&reply));
-        let text = reply["choices"][0]["message"]["content"].as_str().unwrap_or_default();
-        messages.push(json!({"role": "assistant", "content": text}));
+        messages.push(answer(&reply));
     }
     assert!(before.is_some_and(|tokens| tokens >= 2_000), "the history grew to {before:?} tokens");
     Ok(())

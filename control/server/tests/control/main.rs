@@ -2,12 +2,13 @@
 //! dies.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+mod cluster;
+
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use mainstay_control::{ControlConfig, ControlHandle, Origin, start};
-use mainstay_proto::client::{ControlPlane, LEADER_METADATA, channel};
+use mainstay_proto::client::channel;
 use mainstay_proto::convert::{event_to_wire, pin_to_wire, proposal_from_wire, u128_to_wire};
 use mainstay_proto::v1;
 use mainstay_proto::v1::control_client::ControlClient;
@@ -349,181 +350,6 @@ async fn a_watcher_follows_and_resumes() {
     let mut stream = c.watch(ahead).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap_err().code(), Code::Unavailable);
     handle.shutdown().await;
-}
-
-/// Members that were given the same list.
-struct Cluster {
-    dir: TempDir,
-    members: Vec<(NodeId, String)>,
-    running: BTreeMap<u64, ControlHandle>,
-}
-
-impl Cluster {
-    async fn three() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let members = (1..=3).map(|id| (NodeId(id), free_port().to_string())).collect();
-        let mut cluster = Self { dir, members, running: BTreeMap::new() };
-        for id in 1..=3 {
-            cluster.start(id, Origin::Members(cluster.members.clone())).await;
-        }
-        cluster
-    }
-
-    async fn start(&mut self, id: u64, origin: Origin) {
-        let known = self.members.iter().find(|(m, _)| m.0 == id).map(|(_, a)| a.clone());
-        let address = known.unwrap_or_else(|| {
-            let address = free_port().to_string();
-            self.members.push((NodeId(id), address.clone()));
-            address
-        });
-        let path = self.dir.path().join(id.to_string());
-        let mut config = ControlConfig::single(NodeId(id), path);
-        config.listen = address.parse().unwrap();
-        config.origin = origin;
-        self.running.insert(id, start(config).await.unwrap());
-    }
-
-    fn plane(&self) -> ControlPlane {
-        let addresses: Vec<String> = self.members.iter().map(|(_, a)| a.clone()).collect();
-        ControlPlane::new(&addresses).unwrap()
-    }
-
-    async fn leader(&self) -> u64 {
-        eventually("leading", async || {
-            self.running.iter().find(|(_, h)| h.group().leads()).map(|(id, _)| *id)
-        })
-        .await
-    }
-
-    async fn agree(&self) {
-        let leader = &self.running[&self.leader().await];
-        eventually("agreement", async || {
-            let at = state_of(leader);
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            let same = self.running.values().all(|h| state_of(h) == at);
-            same.then_some(())
-        })
-        .await;
-    }
-
-    async fn end(self) {
-        for handle in self.running.into_values() {
-            handle.shutdown().await;
-        }
-    }
-}
-
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn three_members_survive_the_leaders_death_and_a_restart_of_all() {
-    let mut cluster = Cluster::three().await;
-    let plane = cluster.plane();
-    let me = plane.call(SOON, async |mut c| c.register(worker("w", 1)).await).await.unwrap();
-    for id in 0..10 {
-        plane.call(SOON, async |mut c| c.create_pin(pin(id, 600_000)).await).await.unwrap();
-    }
-    let dead = cluster.leader().await;
-    let follower = cluster.running.iter().find(|(id, _)| **id != dead).unwrap().1;
-    let away = client(follower).create_pin(pin(99, 1000)).await.unwrap_err();
-    assert_eq!(away.code(), Code::Unavailable);
-    let leader = cluster.running[&dead].advertised();
-    assert_eq!(away.metadata().get(LEADER_METADATA).unwrap(), leader);
-
-    cluster.running.remove(&dead).unwrap().shutdown().await;
-    let start = Instant::now();
-    plane.call(SOON, async |mut c| c.create_pin(pin(10, 600_000)).await).await.unwrap();
-    println!("pins stood still for {:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
-    // The new leader granted the worker a full lease, so it lives on if it is heard in time.
-    let next = plane.call(SOON, async |mut c| c.publish(publish(&me, vec![])).await).await.unwrap();
-    assert_eq!(next.next_sequence, 1);
-    let table = plane.call(SOON, async |mut c| c.status(v1::StatusRequest::default()).await);
-    let table = table.await.unwrap();
-    assert_eq!(table.pins_live, 11);
-    let mut seen: Vec<_> = table.members.iter().map(|m| (m.id == dead, m.reachable)).collect();
-    seen.sort_unstable();
-    assert_eq!(seen, vec![(false, true), (false, true), (true, false)]);
-
-    let list = Origin::Members(cluster.members.clone());
-    cluster.start(dead, list.clone()).await;
-    cluster.agree().await;
-    for id in 1..=3 {
-        cluster.running.remove(&id).unwrap().shutdown().await;
-    }
-    for id in 1..=3 {
-        cluster.start(id, list.clone()).await;
-    }
-    let pins = plane
-        .call(SOON, async |mut c| c.list_pins(v1::ListPinsRequest::default()).await)
-        .await
-        .unwrap();
-    assert_eq!(pins.pins.len(), 11);
-    cluster.agree().await;
-    cluster.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_joins_and_another_is_taken_out() {
-    let mut cluster = Cluster::three().await;
-    let plane = cluster.plane();
-    plane.call(SOON, async |mut c| c.create_pin(pin(1, 600_000)).await).await.unwrap();
-    let addresses = cluster.members.iter().map(|(_, a)| a.clone()).collect();
-    cluster.start(4, Origin::Join(addresses)).await;
-    eventually("joining", async || {
-        let status = cluster.running[&4].group().status();
-        status.members.iter().any(|m| m.id.0 == 4 && m.voter).then_some(())
-    })
-    .await;
-    cluster.agree().await;
-    let mut fourth = client(&cluster.running[&4]);
-    let mine = v1::GetPinRequest { id: u128_to_wire(1), local: true };
-    assert!(fourth.get_pin(mine).await.is_ok());
-    let mut replica = Replica::new();
-    let (at, _) = state_of(&cluster.running[&4]);
-    replica.follow(&mut fourth, at, false).await;
-    assert!(replica.machine.pin(PinId(1)).is_some(), "any member serves watchers");
-
-    let gone = cluster.leader().await;
-    let reply = plane
-        .call(SOON, async |mut c| c.remove_member(v1::RemoveMemberRequest { id: gone }).await)
-        .await
-        .unwrap();
-    assert!(reply.members.iter().all(|m| m.id != gone), "{reply:?}");
-    cluster.running.remove(&gone).unwrap().shutdown().await;
-    plane.call(SOON, async |mut c| c.create_pin(pin(2, 600_000)).await).await.unwrap();
-    cluster.agree().await;
-    cluster.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_founder_that_lost_its_disk_does_not_found_again() {
-    let mut cluster = Cluster::three().await;
-    let plane = cluster.plane();
-    plane.call(SOON, async |mut c| c.create_pin(pin(1, 600_000)).await).await.unwrap();
-    cluster.running.remove(&1).unwrap().shutdown().await;
-    std::fs::remove_dir_all(cluster.dir.path().join("1")).unwrap();
-    // Alone with its empty disk it can't tell, so it waits until a majority can be asked.
-    let mut rest = Vec::new();
-    for id in [2, 3] {
-        rest.push(id);
-        cluster.running.remove(&id).unwrap().shutdown().await;
-    }
-    cluster.start(1, Origin::Members(cluster.members.clone())).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(cluster.running[&1].group().status().term, 0);
-    cluster.running.remove(&1).unwrap().shutdown().await;
-    for id in rest {
-        cluster.start(id, Origin::Members(cluster.members.clone())).await;
-    }
-    let kept = plane
-        .call(SOON, async |mut c| c.list_pins(v1::ListPinsRequest::default()).await)
-        .await
-        .unwrap();
-    assert_eq!(kept.pins.len(), 1);
-    cluster.end().await;
 }
 
 #[tokio::test]
