@@ -323,7 +323,15 @@ impl PinLedger {
         let Some(ids) = self.by_block.get(&block) else { return };
         for id in ids {
             if let Some(entry) = self.pins.get_mut(id) {
-                entry.mapped = change(entry.mapped);
+                let before = entry.mapped;
+                entry.mapped = change(before);
+                // A block that came under a lease is protected only where the engine's pin budget had room for
+                // it. Until the engine has said so, no more is counted than before.
+                let came = entry.mapped > before && matches!(entry.lease, Lease::Held { .. });
+                if came && self.mapped && entry.ceiling.is_none() {
+                    entry.ceiling = Some(before);
+                    entry.ask_at_ms = 0;
+                }
                 // Once the map says no more than the engine said, it has caught up and counts alone.
                 if self.mapped && entry.ceiling.is_some_and(|most| entry.mapped <= most) {
                     entry.ceiling = None;

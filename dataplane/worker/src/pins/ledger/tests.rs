@@ -86,6 +86,9 @@ fn reports_follow_what_is_held_once_the_lease_is_in_force() {
     assert_eq!(desk.report(), [(PinId(1), 1)]);
     assert_eq!(desk.report(), [], "told once");
     desk.store(11);
+    assert_eq!(desk.report(), [], "the engine has not said that it protects this one, too");
+    let op = desk.only(0).op_id();
+    desk.ledger.done(op, 2, 0);
     assert_eq!(desk.report(), [(PinId(1), 2)]);
     desk.remove(10);
     desk.remove(11);
@@ -123,7 +126,27 @@ fn a_map_that_lags_behind_the_engine_does_not_promise_too_much() {
     assert_eq!(desk.report(), []);
     assert!(desk.ledger.actions(DOUBT_MS).is_empty(), "the map has caught up");
     desk.store(11);
-    assert_eq!(desk.report(), [(PinId(1), 2)], "the map counts alone from here");
+    let op = desk.only(DOUBT_MS).op_id();
+    desk.ledger.done(op, 2, DOUBT_MS);
+    assert_eq!(desk.report(), [(PinId(1), 2)]);
+}
+
+#[test]
+fn a_block_that_found_no_room_in_the_engines_budget_is_not_reported() {
+    let mut desk = Desk::new();
+    desk.store(10);
+    desk.put(1, &[10, 11], 60_000);
+    desk.sync(0);
+    let op = desk.only(0).op_id();
+    desk.ledger.done(op, 1, 0);
+    assert_eq!(desk.report(), [(PinId(1), 1)]);
+    desk.store(11);
+    let op = desk.only(1).op_id();
+    desk.ledger.done(op, 1, 1);
+    assert_eq!(desk.report(), [], "held, but not protected");
+    let op = desk.only(1 + DOUBT_MS).op_id();
+    desk.ledger.done(op, 2, 1 + DOUBT_MS);
+    assert_eq!(desk.report(), [(PinId(1), 2)], "another pin has ended meanwhile");
 }
 
 #[test]
@@ -257,6 +280,9 @@ fn a_new_engine_gets_every_pin_again_and_its_reports_begin_at_nothing() {
         assert!(desk.ledger.done(action.op_id(), 0, 0));
     }
     desk.store(10);
+    for action in desk.ledger.actions(1_001) {
+        desk.ledger.done(action.op_id(), 1, 1_001);
+    }
     assert_eq!(desk.report(), [(PinId(1), 1), (PinId(2), 1)]);
 }
 
