@@ -114,9 +114,10 @@ impl Process {
         Ok(())
     }
 
-    /// SIGTERM, through the system's own `kill`.
+    /// SIGTERM, through the shell's own `kill`: a small system has no other.
     pub fn terminate(&self) -> Result<()> {
-        let status = Command::new("kill").arg(self.child.id().to_string()).status()?;
+        let status =
+            Command::new("bash").args(["-c", &format!("kill {}", self.child.id())]).status()?;
         ensure!(status.success(), "kill failed");
         Ok(())
     }

@@ -132,7 +132,8 @@ fn a_gap_in_the_cache_events_is_a_reset() {
 }
 
 fn kill(process_id: u32) {
-    let killed = Command::new("kill").args(["-KILL", &process_id.to_string()]).status().unwrap();
+    let killed =
+        Command::new("bash").args(["-c", &format!("kill -KILL {process_id}")]).status().unwrap();
     assert!(killed.success());
 }
 

@@ -4,6 +4,7 @@
 mod bad_starts;
 mod failover;
 mod pins;
+mod readme;
 mod serve;
 
 use serde_json::{Value, json};

@@ -14,6 +14,8 @@ use crate::output::print;
 const TOOL_PAUSE: Duration = Duration::from_millis(400);
 /// Strangers between two turns, for each agent.
 const STRANGERS: u64 = 2;
+/// How long the last reports may take.
+const PINS_SETTLE: Duration = Duration::from_secs(3);
 /// Agents that are in a turn at the same time.
 const TOGETHER: usize = 2;
 
@@ -187,10 +189,17 @@ async fn ask(
     })
 }
 
-/// Live pins, and those of them whose blocks are all held.
+/// Live pins, and those of them whose blocks are all held and protected. The last turn's reports are still on
+/// their way when its answer arrives, so this looks for a while.
 async fn count_pins(client: &reqwest::Client, url: &str) -> anyhow::Result<(usize, usize)> {
-    let list: Value = client.get(format!("{url}/v1/pins")).send().await?.json().await?;
-    let pins = list["data"].as_array().context("no list of pins")?;
-    let kept = pins.iter().filter(|p| p["state"] == "active").count();
-    Ok((pins.len(), kept))
+    let until = Instant::now() + PINS_SETTLE;
+    loop {
+        let list: Value = client.get(format!("{url}/v1/pins")).send().await?.json().await?;
+        let pins = list["data"].as_array().context("no list of pins")?;
+        let kept = pins.iter().filter(|p| p["state"] == "active").count();
+        if kept == pins.len() || Instant::now() > until {
+            return Ok((pins.len(), kept));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

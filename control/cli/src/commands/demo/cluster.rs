@@ -14,7 +14,7 @@ use super::{Args, Setting};
 use crate::config::model_files;
 
 /// Blocks of each worker: small, so that the flood evicts what nothing protects.
-const WORKER_BLOCKS: u64 = 400;
+const WORKER_BLOCKS: u64 = 480;
 
 /// A running cluster; its files vanish with it.
 pub(crate) struct Cluster {

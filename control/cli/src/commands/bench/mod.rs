@@ -1,9 +1,11 @@
 //! `mainstay bench`: the project's own benchmarks.
 
+mod gateway;
+
 use std::path::PathBuf;
 
 use clap::Subcommand;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::output::{Format, print, print_json, table};
 
@@ -32,10 +34,45 @@ enum BenchCommand {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Format,
     },
+    /// Time to first token of a running gateway, cold and warm
+    Gateway {
+        /// The gateway
+        #[arg(long, env = "MAINSTAY_ADDR", default_value = "http://127.0.0.1:8000")]
+        addr: String,
+        /// The model
+        #[arg(long, default_value = "demo")]
+        model: String,
+        /// Conversations; medians are printed
+        #[arg(long, default_value_t = 10)]
+        rounds: usize,
+        /// Words of the first turn
+        #[arg(long, default_value_t = 2_000)]
+        words: u64,
+        /// How to print
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    let BenchCommand::Engine { model_dir, threads, precision, runs, output } = args.command;
+    match args.command {
+        BenchCommand::Engine { model_dir, threads, precision, runs, output } => {
+            let value = engine(model_dir, threads, precision, runs).await?;
+            show(&value, output);
+        }
+        BenchCommand::Gateway { addr, model, rounds, words, output } => {
+            show(&gateway::run(&addr, &model, rounds, words).await?, output);
+        }
+    }
+    Ok(())
+}
+
+async fn engine(
+    model_dir: Option<PathBuf>,
+    threads: Option<usize>,
+    precision: String,
+    runs: usize,
+) -> anyhow::Result<Value> {
     let threads = threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
     let dir = match &model_dir {
@@ -47,9 +84,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     });
     let measured =
         tokio::task::spawn_blocking(move || mainstay_native::bench::run(&config.to_string(), runs));
-    let value = serde_json::to_value(measured.await??)?;
+    Ok(serde_json::to_value(measured.await??)?)
+}
+
+fn show(value: &Value, output: Format) {
     match output {
-        Format::Json => print_json(&value),
+        Format::Json => print_json(value),
         Format::Table => {
             let members = value.as_object().into_iter().flatten();
             let rows: Vec<Vec<String>> =
@@ -57,5 +97,4 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             print(&table(&["MEASURE", "VALUE"], &rows));
         }
     }
-    Ok(())
 }
