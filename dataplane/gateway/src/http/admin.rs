@@ -44,7 +44,13 @@ impl From<tonic::Status> for AdminError {
             Code::Unavailable | Code::DeadlineExceeded => ErrorKind::Unavailable,
             _ => ErrorKind::Internal,
         };
-        Self(ApiError::new(kind, status.message()))
+        let message = match kind {
+            ErrorKind::Unavailable => {
+                format!("the control plane does not answer, try again: {}", status.message())
+            }
+            _ => status.message().to_owned(),
+        };
+        Self(ApiError::new(kind, message))
     }
 }
 
@@ -120,9 +126,8 @@ pub(super) async fn extend_pin(
 ) -> Reply {
     let body: Value = serde_json::from_slice(&body)
         .map_err(|e| ApiError::invalid("", &format!("not JSON: {e}")))?;
-    let ttl = body.get("ttl").or_else(|| body.get("ttl_ms"));
-    let ttl_ms = ttl
-        .and_then(super::parse_ttl_ms)
+    let ttl_ms = super::ttl_ms(&body)
+        .flatten()
         .ok_or_else(|| ApiError::invalid("ttl", "give a duration such as \"30m\" or \"1h\""))?;
     let (id, _) = owned_pin(&app, &headers, &id).await?;
     let reply = app.pins.extend(id, ttl_ms).await?;

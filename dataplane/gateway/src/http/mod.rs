@@ -273,10 +273,19 @@ async fn wrong_method(method: Method, uri: Uri) -> Response {
     response
 }
 
-/// A duration in JSON: `"5m"`, `"1h"`, `"90s"` or milliseconds as a number.
+/// The life that a body asks for: `ttl` as text or in seconds, like `cache_control` has it, or `ttl_ms`. The outer
+/// `None` means that it does not say, the inner one that it makes no sense.
+fn ttl_ms(body: &Value) -> Option<Option<u64>> {
+    if let Some(ttl) = body.get("ttl").filter(|v| !v.is_null()) {
+        return Some(parse_ttl_ms(ttl));
+    }
+    body.get("ttl_ms").filter(|v| !v.is_null()).map(Value::as_u64)
+}
+
+/// A duration in JSON: `"5m"`, `"1h"`, `"90s"`, or seconds as a number.
 fn parse_ttl_ms(value: &Value) -> Option<u64> {
-    if let Some(ms) = value.as_u64() {
-        return Some(ms);
+    if let Some(seconds) = value.as_u64() {
+        return seconds.checked_mul(1_000);
     }
     let text = value.as_str()?.trim();
     let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -327,7 +336,10 @@ mod tests {
         for (text, ms) in [("5m", 300_000), ("1h", 3_600_000), ("90s", 90_000), ("250ms", 250)] {
             assert_eq!(parse_ttl_ms(&json!(text)), Some(ms));
         }
-        assert_eq!(parse_ttl_ms(&json!(1500)), Some(1500));
+        assert_eq!(parse_ttl_ms(&json!(1500)), Some(1_500_000));
+        assert_eq!(ttl_ms(&json!({"ttl_ms": 1500})), Some(Some(1_500)));
+        assert_eq!(ttl_ms(&json!({"ttl": "x", "ttl_ms": 1500})), Some(None));
+        assert_eq!(ttl_ms(&json!({"ttl": null})), None);
         for bad in [
             json!("5"),
             json!("h"),

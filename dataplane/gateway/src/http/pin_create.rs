@@ -10,7 +10,7 @@ use mainstay_types::SessionId;
 use serde_json::Value;
 
 use super::admin::{AdminError, pin_json};
-use super::{App, parse_ttl_ms, read_body};
+use super::{App, read_body, ttl_ms};
 use crate::pins::Wish;
 use crate::prompt;
 
@@ -25,11 +25,9 @@ struct Terms {
 }
 
 fn terms(body: &Value) -> Result<Terms, ApiError> {
-    let ttl_ms = match body.get("ttl").or_else(|| body.get("ttl_ms")) {
-        None | Some(Value::Null) => TTL_DEFAULT_MS,
-        Some(ttl) => parse_ttl_ms(ttl)
-            .ok_or_else(|| ApiError::invalid("ttl", "give a duration such as \"30m\" or \"1h\""))?,
-    };
+    let ttl_ms = ttl_ms(body)
+        .unwrap_or(Some(TTL_DEFAULT_MS))
+        .ok_or_else(|| ApiError::invalid("ttl", "give a duration such as \"30m\" or \"1h\""))?;
     let copies_min = match body.get("copies_min") {
         None | Some(Value::Null) => 1,
         Some(copies) => copies

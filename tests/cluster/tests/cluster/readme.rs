@@ -50,15 +50,16 @@ fn blocks(document: &str) -> Result<Vec<Block>> {
     let mut open: Option<Block> = None;
     for (at, line) in read(document)?.lines().enumerate() {
         let fence = line.trim_start().strip_prefix("```");
-        match (&mut open, fence) {
+        match (open.take(), fence) {
             (None, Some(info)) => {
                 let place = format!("{document}:{}", at + 1);
                 open = Some(Block { place, info: info.trim().to_owned(), text: String::new() });
             }
-            (Some(_), Some(_)) => found.extend(open.take()),
-            (Some(block), None) => {
+            (Some(block), Some(_)) => found.push(block),
+            (Some(mut block), None) => {
                 block.text.push_str(line);
                 block.text.push('\n');
+                open = Some(block);
             }
             (None, None) => {}
         }
@@ -218,7 +219,7 @@ fn the_places_that_the_readme_names_exist() -> Result<()> {
 /// Heading texts as the anchors that renderers make of them.
 fn anchors(text: &str) -> Vec<String> {
     let headings = text.lines().filter(|line| line.starts_with('#'));
-    let anchor = |heading: &str| {
+    let anchor = |heading: &str| -> String {
         let kept = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
         kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
     };
