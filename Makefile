@@ -1,9 +1,10 @@
 # make demo   installs what is missing, builds, and shows a whole cluster serving an agent
 # make test   the test command: everything that CI runs
-# Both install the system packages they need (with apt-get, as root or through sudo) and say so.
+# make clients runs the official SDKs and hostile requests against a fresh server (needs python3 with venv)
+# The first two install the system packages they need (with apt-get, as root or through sudo) and say so.
 SHELL := /bin/bash
 ENV := source .ci/env
-.PHONY: demo test build setup lint bench
+.PHONY: demo test build setup lint clients
 setup:
 	@bash .ci/setup
 build: setup
@@ -12,5 +13,7 @@ demo: build
 	@$(ENV) && "$$CARGO_TARGET_DIR/release/mainstay" demo
 test: setup
 	@bash .ci/test
+clients: build
+	@bash .ci/clients
 lint: setup
 	@$(ENV) && cargo fmt --all --check && cargo clippy --release --locked --workspace --all-targets -- -D warnings

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, PackageId};
+use mainstay_tidy::host;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -22,13 +23,6 @@ struct Names {
 struct Pure {
     names: Vec<String>,
     never: Vec<String>,
-}
-
-fn host() -> String {
-    let out = std::process::Command::new("rustc").arg("-vV").output().expect("rustc runs");
-    let text = String::from_utf8(out.stdout).expect("rustc prints UTF-8");
-    let host = text.lines().find_map(|l| l.strip_prefix("host: ")).expect("rustc tells its host");
-    host.to_owned()
 }
 
 fn load() -> (Layers, Metadata) {
