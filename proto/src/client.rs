@@ -21,6 +21,8 @@ pub const MEMBERS_MAX: usize = 32;
 /// The largest control message, in bytes: an image of the whole state is one message.
 pub const MESSAGE_BYTES_MAX: usize = 256 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long one member may take to answer.
+const ATTEMPT_MAX: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// A client of the whole control plane rather than of one member.
@@ -103,7 +105,8 @@ impl ControlPlane {
         }
     }
 
-    /// Calls until it succeeds, fails for good, or `deadline` has passed since the start.
+    /// Calls until it succeeds, fails for good, or `deadline` has passed since the start. A member that does not
+    /// answer is left for the next: it may hang without its connection breaking.
     pub async fn call<T, F, Fut>(&self, deadline: Duration, mut call: F) -> Result<T, Status>
     where
         F: FnMut(ControlClient<Channel>) -> Fut,
@@ -111,24 +114,25 @@ impl ControlPlane {
     {
         let end = tokio::time::Instant::now() + deadline;
         loop {
-            let result = tokio::time::timeout_at(end, call(self.current())).await;
+            let patience = end.min(tokio::time::Instant::now() + ATTEMPT_MAX);
+            let result = tokio::time::timeout_at(patience, call(self.current())).await;
             let status = match result {
                 Ok(Ok(reply)) => return Ok(reply.into_inner()),
                 Ok(Err(status)) => status,
-                Err(_) => {
-                    return Err(Status::deadline_exceeded(
-                        "the control plane did not answer in time",
-                    ));
-                }
+                Err(_) => Status::deadline_exceeded("the control plane did not answer in time"),
             };
             let transient = matches!(
                 status.code(),
                 Code::Unavailable | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded
             );
-            if !transient || tokio::time::Instant::now() + RETRY_PAUSE >= end {
+            if !transient {
                 return Err(status);
             }
+            // The next call begins elsewhere, also when this one has no time left.
             self.follow(&status);
+            if tokio::time::Instant::now() + RETRY_PAUSE >= end {
+                return Err(status);
+            }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }

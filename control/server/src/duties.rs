@@ -40,6 +40,7 @@ pub(crate) async fn run(group: Group, leases: Arc<Leases>) {
 /// Returns only when the group has ended.
 async fn lead(group: &Group, leases: &Leases) {
     let mut ticked = Instant::now();
+    let mut looked = Instant::now();
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -48,7 +49,14 @@ async fn lead(group: &Group, leases: &Leases) {
             if group.read(|m| m.hash_key().is_none()) {
                 bootstrap(group).await?;
             }
-            fence_silent(group, leases).await?;
+            // Whoever was cut off from its quorum, or asleep, has heard nobody; that is not the workers' silence.
+            let absent = !group.leads() || looked.elapsed() > leases.ttl() / 2;
+            looked = Instant::now();
+            if absent {
+                leases.clear();
+            } else {
+                fence_silent(group, leases).await?;
+            }
             let busy = group.read(|m| {
                 m.live_pin_count() > 0 || m.workers().any(mainstay_state::Worker::is_live)
             });
@@ -81,6 +89,10 @@ async fn fence_silent(group: &Group, leases: &Leases) -> Result<(), ProposeError
     let live: Vec<(WorkerId, Epoch)> =
         group.read(|m| m.workers().filter(|w| w.is_live()).map(|w| (w.id, w.epoch)).collect());
     for (worker, epoch) in leases.sweep(&live, Instant::now()) {
+        // It may have been heard while another was fenced.
+        if leases.left_ms(worker, Instant::now()) > 0 {
+            continue;
+        }
         tracing::warn!(%worker, %epoch, "a worker was silent for its lease; its epoch ends");
         let cause = FenceCause::LeaseExpired;
         group.propose(Command::FenceWorker { worker, epoch, cause }).await?;

@@ -117,6 +117,8 @@ impl Watcher {
     /// Sends the whole state; answers with the entry that comes after it.
     async fn send_image(&self) -> Result<LogIndex, Status> {
         let group = self.group.clone();
+        // Entries without a proposal move the log on, but not the machine; all up to here are in the image.
+        let floor = *group.watch_applied().borrow();
         let bare = self.request.without_blocks;
         // Encoding a big state takes a while; it is not for the async threads.
         let (at, state) = tokio::task::spawn_blocking(move || {
@@ -133,7 +135,7 @@ impl Watcher {
         let version = state.first().copied().map_or(0, u32::from);
         let image = v1::StateImage { log_index: at.0, state: state.into(), version };
         self.send(Event::Image(image)).await?;
-        Ok(at.next())
+        Ok(LogIndex(at.0.max(floor)).next())
     }
 
     /// The event of an entry, if it has one for this watcher.

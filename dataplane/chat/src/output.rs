@@ -180,6 +180,11 @@ impl OutputParser {
         self.stop.matched()
     }
 
+    /// Whether the text so far ends inside a thought.
+    pub fn is_thinking(&self) -> bool {
+        self.mode == Mode::Thinking
+    }
+
     /// How many tool calls came out so far.
     pub fn calls(&self) -> u32 {
         self.calls

@@ -143,6 +143,8 @@ impl Request {
         if self.has_instructions() && !stored.system.is_empty() {
             stored.system.remove(0);
         }
+        // The next request brings its own tools.
+        stored.tools = Vec::new();
         stored.push(Role::Assistant, answer);
         stored
     }

@@ -13,6 +13,7 @@ use mainstay_chat::{
     StreamEncoder, TokenLogprob, Transcript, Usage,
 };
 use mainstay_proto::v1;
+use mainstay_types::TenantId;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::generate::{self, Event, Generation, Job};
@@ -25,6 +26,8 @@ use crate::responses_store::ResponsesStore;
 const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Silence on a stream after which a comment is sent, so that nobody hangs up during a long prefill.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
+/// A client that reads nothing for this long is cut off; it holds a permit and a worker's stream.
+const READ_STALL_MAX: Duration = Duration::from_secs(60);
 /// Frames on their way to one client.
 const FRAMES_MAX: usize = 64;
 
@@ -34,7 +37,13 @@ struct Turn {
     request_id: String,
     card: Arc<ModelCard>,
     prompt: Prompt,
-    tenant: mainstay_types::TenantId,
+    tenant: TenantId,
+}
+
+/// A request that may be read and worked on.
+pub(crate) struct Admitted {
+    pub(crate) tenant: TenantId,
+    permit: OwnedSemaphorePermit,
 }
 
 /// An answer for the HTTP layer.
@@ -55,7 +64,7 @@ fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Request, ApiError> {
 }
 
 /// Runs `work` inline when the body is small, on a thread for blocking work otherwise.
-async fn compute<T: Send + 'static>(
+pub(crate) async fn compute<T: Send + 'static>(
     body_bytes: usize,
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -67,21 +76,35 @@ async fn compute<T: Send + 'static>(
 }
 
 impl App {
+    /// Lets a request in before its body is read: by its key, and while there is room.
+    pub(crate) fn admit(&self, headers: &HeaderMap) -> Result<Admitted, ApiError> {
+        let tenant = self.tenants.of(headers)?;
+        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
+            ApiError::new(ErrorKind::Overloaded, "this gateway has no room for another request")
+                .with_retry_after_s(1)
+        })?;
+        Ok(Admitted { tenant, permit })
+    }
+
+    /// The permit travels with the work: a client that leaves does not free it while its prompt is prepared.
     async fn turn(
         &self,
         endpoint: Endpoint,
+        admitted: Admitted,
         headers: &HeaderMap,
         body: Bytes,
         request_id: &str,
-    ) -> Result<Turn, ApiError> {
-        let tenant = self.tenants.of(headers)?;
+    ) -> Result<(Turn, OwnedSemaphorePermit), ApiError> {
+        let Admitted { tenant, permit } = admitted;
         let names: Vec<(String, String)> = headers
             .iter()
             .filter_map(|(k, v)| Some((k.as_str().to_owned(), v.to_str().ok()?.to_owned())))
             .collect();
         let app = self.clone();
         let id = request_id.to_owned();
-        compute(body.len(), move || {
+        // A short Responses body may continue a long conversation.
+        let work_bytes = if endpoint == Endpoint::Responses { usize::MAX } else { body.len() };
+        compute(work_bytes, move || {
             let mut request = parse(endpoint, &body)?;
             request.apply_headers(names.iter().map(|(k, v)| (k.as_str(), v.as_str())));
             for warning in &request.warnings {
@@ -97,12 +120,12 @@ impl App {
             })?;
             let options = RenderOptions::of(&request);
             let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
-            Ok(Turn { request, request_id: id, card, prompt, tenant })
+            Ok((Turn { request, request_id: id, card, prompt, tenant }, permit))
         })
         .await
     }
 
-    fn model(&self, name: &str) -> Result<Arc<ModelCard>, ApiError> {
+    pub(crate) fn model(&self, name: &str) -> Result<Arc<ModelCard>, ApiError> {
         if let Some(card) = self.workers.model(name) {
             return Ok(card);
         }
@@ -118,15 +141,12 @@ impl App {
     pub(crate) async fn answer(
         &self,
         endpoint: Endpoint,
+        admitted: Admitted,
         headers: &HeaderMap,
         body: Bytes,
         request_id: &str,
     ) -> Result<Answer, ApiError> {
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
-            ApiError::new(ErrorKind::Overloaded, "this gateway has no room for another request")
-                .with_retry_after_s(1)
-        })?;
-        let turn = self.turn(endpoint, headers, body, request_id).await?;
+        let (turn, permit) = self.turn(endpoint, admitted, headers, body, request_id).await?;
         let tokens = turn.prompt.tokens.len();
         if endpoint == Endpoint::CountTokens {
             return Ok(Answer::Json(encode::count_tokens_body(tokens as u64)));
@@ -138,17 +158,25 @@ impl App {
         if tokens == 0 {
             return Err(ApiError::new(ErrorKind::InvalidRequest, "the prompt is empty"));
         }
-        if self.pins_on {
-            for wish in turn.prompt.wishes(&turn.request, &turn.tenant, turn.card.block_tokens) {
+        let wishes = if self.pins_on {
+            turn.prompt.wishes(&turn.request, &turn.tenant, turn.card.block_tokens)
+        } else {
+            Vec::new()
+        };
+        // A request that nobody takes pins nothing: it would use the tenant's budget for no blocks.
+        let make_pins = || {
+            for wish in wishes {
                 self.pins.make_in_background(wish, turn.request_id.clone());
             }
-        }
-        let generation = generate::start(self.placement.clone(), turn.job()).await?;
+        };
+        let generation = generate::start(self.placement.clone(), turn.job(), make_pins).await?;
         let writer = Writer::new(turn, &generation, self.stored.clone());
         if writer.turn.request.stream {
             return Ok(Answer::Stream(writer.stream(generation, permit)));
         }
-        writer.collect(generation).await.map(Answer::Json)
+        let answer = writer.collect(generation).await.map(Answer::Json);
+        drop(permit);
+        answer
     }
 }
 
@@ -156,7 +184,9 @@ impl Turn {
     fn job(&self) -> Job {
         Job {
             request_id: self.request_id.clone(),
+            tenant: self.tenant.clone(),
             model: self.card.name.clone(),
+            revision: self.card.revision.clone(),
             namespace: self.prompt.namespace,
             block_tokens: self.card.block_tokens,
             prompt: self.prompt.tokens.clone(),
@@ -224,7 +254,7 @@ impl Writer {
                         Some(logprob) => self.parser.push_token(&text, logprob),
                         None => self.parser.push(&text),
                     };
-                    self.count_reasoning(&events);
+                    self.count_reasoning();
                     out.extend(events);
                     if let Some(stop) = self.parser.stopped().map(str::to_owned) {
                         out.extend(self.parser.finish());
@@ -249,12 +279,10 @@ impl Writer {
         }
     }
 
-    /// A token counts as reasoning from the opening of a thought to its close.
-    fn count_reasoning(&mut self, events: &[OutputEvent]) {
-        for event in events {
-            self.thinking = matches!(event, OutputEvent::Thinking(_));
-        }
-        self.usage.reasoning_tokens += u64::from(self.thinking);
+    /// A token counts as reasoning from the opening of a thought to its close, both tags included.
+    fn count_reasoning(&mut self) {
+        let was = std::mem::replace(&mut self.thinking, self.parser.is_thinking());
+        self.usage.reasoning_tokens += u64::from(was || self.thinking);
     }
 
     fn logprob(&self, at: usize, text: &str, all: &[v1::Logprob]) -> Option<TokenLogprob> {
@@ -317,7 +345,10 @@ impl Writer {
             let mut encoder = StreamEncoder::new(&self.turn.request, self.meta.clone());
             let mut text = encoder.start(&self.usage);
             loop {
-                if !text.is_empty() && sender.send(Ok(Bytes::from(text))).await.is_err() {
+                let frames = std::mem::take(&mut text);
+                if !frames.is_empty()
+                    && sender.send_timeout(Ok(Bytes::from(frames)), READ_STALL_MAX).await.is_err()
+                {
                     return;
                 }
                 let event = tokio::select! {
@@ -342,7 +373,7 @@ impl Writer {
                 if let Some(finish) = finish {
                     text.push_str(&encoder.finish(&finish, &self.usage, unix_s()));
                     self.end(encoder.transcript());
-                    let _ = sender.send(Ok(Bytes::from(text))).await;
+                    let _ = sender.send_timeout(Ok(Bytes::from(text)), READ_STALL_MAX).await;
                     return;
                 }
             }

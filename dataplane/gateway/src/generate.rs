@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mainstay_chat::{ApiError, ErrorKind};
 use mainstay_proto::convert::u128_to_wire;
 use mainstay_proto::v1;
-use mainstay_types::{NamespaceId, SequenceHash, WorkerId};
+use mainstay_types::{ErrorCode, NamespaceId, SequenceHash, TenantId, WorkerId};
 use tokio::sync::mpsc;
 
 use crate::placement::{Placed, Placement};
@@ -22,15 +22,19 @@ const ATTEMPTS_MAX: usize = 6;
 const WAIT_FOR_WORKER: Duration = Duration::from_secs(10);
 /// How long a worker may take to accept; prefill happens after that.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Without any event for this long a worker counts as lost; it sends one at least each second.
-const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// Without any event for this long a worker counts as lost; it sends an empty one each second that it is silent.
+const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// How long a request that a worker had no room for waits before it asks again, there or elsewhere.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(100);
 /// Events on their way to one client.
 const EVENTS_MAX: usize = 64;
 
 /// What a generation needs.
 pub(crate) struct Job {
     pub(crate) request_id: String,
+    pub(crate) tenant: TenantId,
     pub(crate) model: String,
+    pub(crate) revision: String,
     pub(crate) namespace: NamespaceId,
     pub(crate) block_tokens: u32,
     pub(crate) prompt: Vec<u32>,
@@ -78,21 +82,28 @@ struct Runner {
 
 /// Starts a generation. Errors that come before the first token come here, so that the client gets a status
 /// and `Retry-After` rather than a broken stream.
-pub(crate) async fn start(placement: Placement, job: Job) -> Result<Generation, ApiError> {
+pub(crate) async fn start(
+    placement: Placement,
+    job: Job,
+    on_accepted: impl FnOnce(),
+) -> Result<Generation, ApiError> {
     let mut runner =
         Runner { placement, job, sent: Vec::new(), excluded: HashSet::new(), attempts: 0 };
     let (mut stream, mut placed, first) = loop {
         let (mut stream, placed) = runner.accept().await?;
         match next_event(&mut stream).await {
-            Ok(Some(event)) if retry_error(&event).is_none() => break (stream, placed, event),
-            Ok(Some(event)) => runner.give_up_on(&placed, &event.error),
-            Ok(None) => runner.give_up_on(&placed, "stream ended early"),
-            Err(status) => runner.give_up_on(&placed, status.message()),
+            Ok(Some(event)) => match retry_error(&event) {
+                None => break (stream, placed, event),
+                Some(loss) => runner.give_up_on(&placed, &loss).await,
+            },
+            Ok(None) => runner.give_up_on(&placed, &Loss::of_worker("stream ended early")).await,
+            Err(status) => runner.give_up_on(&placed, &Loss::of_status(&status)).await,
         }
     };
     if let Some(error) = final_error(&first) {
         return Err(error);
     }
+    on_accepted();
     let cached_tokens = first.cached_tokens;
     let (sender, events) = mpsc::channel(EVENTS_MAX);
     let task = tokio::spawn(async move {
@@ -108,10 +119,14 @@ pub(crate) async fn start(placement: Placement, job: Job) -> Result<Generation, 
                     Flow::End => return,
                     Flow::Move(reason) => reason,
                 },
-                Ok(None) => "stream ended early".to_owned(),
-                Err(status) => status.message().to_owned(),
+                Ok(None) => Loss::of_worker("stream ended early"),
+                Err(status) => Loss::of_status(&status),
             };
-            runner.give_up_on(&placed, &lost);
+            runner.give_up_on(&placed, &lost).await;
+            if let Some(finish) = runner.finished() {
+                let _ = sender.send(Event::Done { finish }).await;
+                return;
+            }
             match runner.accept().await {
                 Ok((next, on)) => (stream, placed) = (next, on),
                 Err(error) => {
@@ -127,13 +142,36 @@ pub(crate) async fn start(placement: Placement, job: Job) -> Result<Generation, 
 enum Flow {
     Go,
     End,
-    Move(String),
+    Move(Loss),
+}
+
+/// Why an attempt on a worker ended.
+struct Loss {
+    reason: String,
+    /// The worker itself seems to be gone, rather than having no room for this request.
+    worker_gone: bool,
+}
+
+impl Loss {
+    fn of_worker(reason: &str) -> Self {
+        Self { reason: reason.to_owned(), worker_gone: true }
+    }
+
+    /// A refusal says something about the request and the moment, not about the worker's health.
+    fn of_status(status: &tonic::Status) -> Self {
+        use tonic::Code;
+        let refused = matches!(
+            status.code(),
+            Code::ResourceExhausted | Code::Unimplemented | Code::OutOfRange | Code::Internal
+        );
+        Self { reason: status.message().to_owned(), worker_gone: !refused }
+    }
 }
 
 impl Runner {
     async fn take(&mut self, event: v1::GenerateEvent, sender: &mpsc::Sender<Event>) -> Flow {
-        if let Some(reason) = retry_error(&event) {
-            return Flow::Move(reason);
+        if let Some(loss) = retry_error(&event) {
+            return Flow::Move(loss);
         }
         if let Some(error) = final_error(&event) {
             let _ = sender.send(Event::Failed(error)).await;
@@ -154,16 +192,30 @@ impl Runner {
         Flow::End
     }
 
-    fn give_up_on(&mut self, placed: &Placed, reason: &str) {
+    async fn give_up_on(&mut self, placed: &Placed, loss: &Loss) {
         let worker = &placed.worker;
         placed.cancel();
         tracing::info!(
-            request = %self.job.request_id, worker = %worker.name, reason, tokens_sent = self.sent.len(),
-            "worker lost; moving the request"
+            request = %self.job.request_id, worker = %worker.name, reason = loss.reason,
+            gone = loss.worker_gone, tokens_sent = self.sent.len(), "moving a request"
         );
         metrics::counter!("mainstay_gateway_migrations_total").increment(1);
-        worker.suspect();
         self.excluded.insert(worker.id);
+        if loss.worker_gone {
+            worker.suspect();
+        } else {
+            tokio::time::sleep(NO_ROOM_PAUSE).await;
+        }
+    }
+
+    /// The end, if the client has every token already and only the word that it was the last got lost.
+    fn finished(&self) -> Option<v1::Finish> {
+        let sampling = &self.job.sampling;
+        let last = self.sent.last();
+        if !sampling.ignore_eos && last.is_some_and(|t| sampling.stop_tokens.contains(t)) {
+            return Some(v1::Finish::Stop);
+        }
+        (self.sent.len() >= sampling.tokens_max as usize).then_some(v1::Finish::Length)
     }
 
     /// Places the rest of the job and has a worker accept it.
@@ -189,7 +241,7 @@ impl Runner {
                         return Err(error);
                     }
                     last = status.message().to_owned();
-                    self.give_up_on(&placed, &last);
+                    self.give_up_on(&placed, &Loss::of_status(&status)).await;
                 }
             }
         }
@@ -227,19 +279,30 @@ async fn accept_on(
     }
 }
 
+/// The next event that says something; the empty ones only say that the worker lives.
 async fn next_event(stream: &mut Stream) -> Result<Option<v1::GenerateEvent>, tonic::Status> {
-    match tokio::time::timeout(SILENCE_MAX, stream.message()).await {
-        Ok(event) => event,
-        Err(_) => Err(tonic::Status::deadline_exceeded("the worker fell silent")),
+    loop {
+        let Ok(event) = tokio::time::timeout(SILENCE_MAX, stream.message()).await else {
+            return Err(tonic::Status::deadline_exceeded("the worker fell silent"));
+        };
+        let event = event?;
+        let alive_only = event.as_ref().is_some_and(|e| {
+            !e.first && e.tokens.is_empty() && e.finish() == v1::Finish::Unspecified
+        });
+        if !alive_only {
+            return Ok(event);
+        }
     }
 }
 
 /// A failure that another worker may heal.
-fn retry_error(event: &v1::GenerateEvent) -> Option<String> {
+fn retry_error(event: &v1::GenerateEvent) -> Option<Loss> {
     let failed = event.finish() == v1::Finish::Error && event.retryable;
     // A worker that drains cancels what it could not finish; nobody here asked for that.
     let cancelled = event.finish() == v1::Finish::Cancelled;
-    (failed || cancelled).then(|| event.error.clone())
+    let no_room = event.error_code == ErrorCode::ResourceExhausted.grpc();
+    (failed || cancelled)
+        .then(|| Loss { reason: event.error.clone(), worker_gone: failed && !no_room })
 }
 
 fn final_error(event: &v1::GenerateEvent) -> Option<ApiError> {

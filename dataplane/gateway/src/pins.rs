@@ -54,7 +54,8 @@ impl Pins {
                 async move { c.extend_pin(request).await }
             });
             match extended.await {
-                Err(status) if status.code() == tonic::Code::NotFound => {}
+                // It ended meanwhile: the wish is for a new one.
+                Err(status) if gone(&status) => {}
                 other => return other,
             }
         }
@@ -135,6 +136,10 @@ impl Pins {
             })
             .await
     }
+}
+
+fn gone(status: &tonic::Status) -> bool {
+    matches!(status.code(), tonic::Code::NotFound | tonic::Code::FailedPrecondition)
 }
 
 fn random_u128() -> Result<u128, tonic::Status> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mainstay_route::{BookingId, Decision, Inputs, Policy, Router, WorkerLoad, WorkerView};
-use mainstay_types::WorkerId;
+use mainstay_types::{TenantId, WorkerId};
 use parking_lot::Mutex;
 
 use crate::generate::Job;
@@ -34,6 +34,7 @@ struct Inner {
 #[derive(Clone)]
 pub(crate) struct Explained {
     pub(crate) request: String,
+    pub(crate) tenant: TenantId,
     pub(crate) prompt_blocks: usize,
     pub(crate) decision: Decision,
 }
@@ -76,7 +77,7 @@ impl Placement {
         let entries: Vec<_> = self
             .inner
             .workers
-            .of_model(&job.model)
+            .of_model(&job.model, &job.revision)
             .into_iter()
             .filter(|w| w.routable() && !excluded.contains(&w.id))
             .collect();
@@ -111,17 +112,16 @@ impl Placement {
         if decisions.len() >= DECISIONS_MAX {
             decisions.pop_front();
         }
-        let request = job.request_id.clone();
-        decisions.push_back(Explained { request, prompt_blocks: job.blocks.len(), decision });
+        let (request, tenant) = (job.request_id.clone(), job.tenant.clone());
+        let prompt_blocks = job.blocks.len();
+        decisions.push_back(Explained { request, tenant, prompt_blocks, decision });
     }
 
-    /// The decision about a request, or the latest one for `last`.
-    pub(crate) fn explain(&self, request: &str) -> Option<Explained> {
+    /// The decision about a tenant's request, or about its latest one for `last`.
+    pub(crate) fn explain(&self, tenant: &TenantId, request: &str) -> Option<Explained> {
         let decisions = self.inner.decisions.lock();
-        if request == "last" {
-            return decisions.back().cloned();
-        }
-        decisions.iter().rev().find(|e| e.request == request).cloned()
+        let asked = |e: &&Explained| request == "last" || e.request == request;
+        decisions.iter().rev().filter(|e| e.tenant == *tenant).find(asked).cloned()
     }
 
     fn ms_of(&self, at: Instant) -> u64 {

@@ -17,6 +17,11 @@ use tokio::sync::watch;
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// A member sends progress ten times a second; this much silence means that it is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// A member that was cut off or removed says that it lives and has nothing new, for ever; even an idle leader
+/// moves the log every ten seconds.
+const STALE_MAX: Duration = Duration::from_secs(25);
+/// The first message may be an image of the whole state, which takes its time to make and to send.
+const IMAGE_MAX: Duration = Duration::from_secs(60);
 
 /// A replica, shared by everything in the gateway that reads cluster state.
 #[derive(Clone)]
@@ -75,12 +80,26 @@ impl Replica {
         let mut stream = opened
             .map_err(|_| tonic::Status::deadline_exceeded("watch did not open"))??
             .into_inner();
+        let mut patience = IMAGE_MAX;
+        let mut moved = Instant::now();
         loop {
-            let message = tokio::time::timeout(SILENCE_MAX, stream.message())
+            let message = tokio::time::timeout(patience, stream.message())
                 .await
                 .map_err(|_| tonic::Status::deadline_exceeded("watch fell silent"))??;
             let Some(event) = message.and_then(|m| m.event) else { return Ok(()) };
-            self.take(event)?;
+            patience = SILENCE_MAX;
+            if !matches!(event, Event::Progress(_)) {
+                moved = Instant::now();
+            } else if moved.elapsed() > STALE_MAX {
+                return Err(tonic::Status::unavailable("the member has no news of the log"));
+            }
+            if let Event::Image(_) = event {
+                let replica = self.clone();
+                let taken = tokio::task::spawn_blocking(move || replica.take(event)).await;
+                taken.map_err(|e| tonic::Status::internal(e.to_string()))??;
+            } else {
+                self.take(event)?;
+            }
         }
     }
 

@@ -32,6 +32,7 @@ pub(crate) struct WorkerEntry {
     pub(crate) epoch: Epoch,
     pub(crate) name: String,
     pub(crate) model: String,
+    pub(crate) revision: String,
     pub(crate) client: WorkerClient<Channel>,
     /// The last load, and when it came; `None` while its stream is down.
     load: RwLock<(v1::Load, Option<Instant>)>,
@@ -94,12 +95,12 @@ impl Workers {
         Self { inner: Arc::new(inner) }
     }
 
-    /// The workers of one model.
-    pub(crate) fn of_model(&self, model: &str) -> Vec<Arc<WorkerEntry>> {
+    /// The workers of one model's revision: another has other tokens.
+    pub(crate) fn of_model(&self, model: &str, revision: &str) -> Vec<Arc<WorkerEntry>> {
         let slots = self.inner.slots.read();
         let mut found: Vec<_> = slots
             .values()
-            .filter(|s| s.entry.model == model)
+            .filter(|s| s.entry.model == model && s.entry.revision == revision)
             .map(|s| Arc::clone(&s.entry))
             .collect();
         found.sort_by_key(|e| e.id);
@@ -165,10 +166,8 @@ impl Workers {
                 self.inner.troubles.write().insert(id, trouble);
                 continue;
             };
-            let model = self
-                .inner
-                .replica
-                .read(|m| m.worker(id).map(|w| w.model.name.clone()).unwrap_or_default());
+            let spec = self.inner.replica.read(|m| m.worker(id).map(|w| w.model.clone()));
+            let Some(spec) = spec else { continue };
             let client = WorkerClient::new(channel)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -176,7 +175,8 @@ impl Workers {
                 id,
                 epoch,
                 name,
-                model,
+                model: spec.name,
+                revision: spec.revision,
                 client,
                 load: RwLock::default(),
                 suspect_until: RwLock::new(None),
@@ -208,7 +208,12 @@ impl Workers {
         let call = client.describe(v1::DescribeRequest { with_files: false });
         let brief = call.await.map_err(|s| s.message().to_owned())?.into_inner();
         let known = self.model(&brief.model);
-        if known.as_ref().is_some_and(|m| m.revision == brief.revision) {
+        let same = |m: &ModelCard| {
+            m.revision == brief.revision
+                && m.block_tokens == brief.block_tokens.max(1)
+                && m.context_tokens_max == brief.context_tokens_max
+        };
+        if known.as_deref().is_some_and(same) {
             return Ok(());
         }
         if known.is_none() && self.inner.models.read().len() >= MODELS_MAX {

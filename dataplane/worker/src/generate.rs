@@ -6,6 +6,7 @@
 //! request; what was computed stays cached.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use futures::Stream;
 use mainstay_engine_abi::sdk::{EngineError, Request, RetentionRange, Sampling, caps};
@@ -24,6 +25,8 @@ const STOP_TOKENS_MAX: usize = 1_024;
 const LOGPROBS_MAX: u32 = 21;
 /// A refused gateway may come again after so long, where the engine says nothing.
 const RETRY_AFTER_MS: u32 = 100;
+/// How often a stream says that its worker lives.
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
 /// The metadata key that says when to come again, in milliseconds.
 pub(crate) const RETRY_METADATA: &str = "mainstay-retry-after-ms";
 
@@ -63,7 +66,11 @@ pub(crate) async fn generate(
     let submitted = tokio::spawn(submit(Arc::clone(shared), life, flight, request));
     submitted.await.map_err(|error| Status::internal(error.to_string()))??;
     Ok(futures::stream::unfold(guard, |guard| async move {
-        let event = guard.flight.next().await?;
+        // A long wait or prefill is not a dead worker: an empty event a second says so.
+        let event = match tokio::time::timeout(ALIVE_EVERY, guard.flight.next()).await {
+            Ok(event) => event?,
+            Err(_) => v1::GenerateEvent::default(),
+        };
         Some((Ok(event), guard))
     }))
 }

@@ -10,6 +10,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -102,6 +103,9 @@ impl Remote {
         outlets: Outlets,
     ) -> Result<(Self, Opened), LoadError> {
         let (socket, theirs) = UnixStream::pair().map_err(resources)?;
+        // Whatever may fail for want of resources comes before the child.
+        let (reads, shuts) =
+            (socket.try_clone().map_err(resources)?, socket.try_clone().map_err(resources)?);
         let child = start(program, args, theirs)?;
         let process_id = child.id();
         let (frames, queue) = mpsc::unbounded_channel();
@@ -110,7 +114,7 @@ impl Remote {
         let waiting = Waiting::default();
         let (opened, when_opened) = oneshot::channel();
         let lanes = pass_on(shared, outlets, &outbox);
-        let process = Process { child, socket: socket.try_clone().map_err(resources)? };
+        let process = Process { child, socket: reads };
         let reader = Reader {
             shared: Arc::clone(shared),
             waiting: Arc::clone(&waiting),
@@ -122,7 +126,7 @@ impl Remote {
             waiting,
             next_call: AtomicU64::new(0),
             process_id,
-            socket: socket.try_clone().map_err(resources)?,
+            socket: shuts,
             draining: tokio::sync::Mutex::new(()),
         };
         let bytes = Arc::clone(&remote.outbox.queued_bytes);
@@ -212,6 +216,8 @@ fn start(program: &Path, args: &[String], socket: UnixStream) -> Result<Child, L
         .args(args)
         .stdin(Stdio::from(OwnedFd::from(socket)))
         .stdout(Stdio::from(stderr))
+        // Ctrl-C on the terminal is for the worker, which drains; the child ends when its socket does.
+        .process_group(0)
         .spawn()
         .map_err(|error| LoadError::ChildNotStarted {
             program: program.to_path_buf(),
@@ -288,13 +294,26 @@ struct Process {
     socket: UnixStream,
 }
 
+impl Drop for Process {
+    /// A child that was never read to its end must not outlive its host's interest, nor stay a zombie.
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 impl Read for Process {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.socket.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     if self.child.try_wait()?.is_some() {
-                        return Ok(0);
+                        // What it wrote between that read and its end is still in the socket.
+                        return match self.socket.read(buffer) {
+                            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+                            other => other,
+                        };
                     }
                 }
                 other => return other,

@@ -37,6 +37,8 @@ impl OutQueue {
 
     pub(super) fn push(&mut self, output: Output) {
         if self.has_room() {
+            // What stands further ahead must not grow any more, or it would overtake this one.
+            self.open.remove(&output.id);
             self.items.push_back(output);
             return;
         }

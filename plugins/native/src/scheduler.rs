@@ -299,7 +299,8 @@ impl Scheduler {
         self.plan(now_us, room_for_output);
         let rows: usize = self.running.iter().map(|s| s.step_rows).sum();
         if rows == 0 {
-            return if self.running.is_empty() { Step::Idle } else { Step::Held };
+            // Who waits may fit now that somebody ended in this very step; the next one looks.
+            return if self.has_requests() { Step::Held } else { Step::Idle };
         }
         let drawn = self.compute();
         let done_us = clock();

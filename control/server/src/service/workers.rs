@@ -118,26 +118,20 @@ impl Service {
         Ok(next)
     }
 
-    /// Puts reports through the log that say something new. A report on a pin that is gone is late, not wrong.
+    /// Puts reports through the log, every one: what this member has applied so far may be behind reports that
+    /// are on their way, so only the order of the log can tell which is news. A report on a pin that is gone is
+    /// late, not wrong.
     async fn put_reports(
         &self,
         worker: WorkerId,
         epoch: Epoch,
         reports: Vec<(PinId, u32)>,
     ) -> Result<(), Status> {
-        let news: Vec<Command> = self.group.read(|m| {
-            let changed = reports.into_iter().filter(|(id, held)| {
-                m.pin(*id).is_some_and(|pin| {
-                    pin.is_live() && pin.holders.get(&worker).copied().unwrap_or(0) != *held
-                })
-            });
-            changed
-                .map(|(id, blocks_held)| Command::ReportPin { worker, epoch, id, blocks_held })
-                .collect()
-        });
-        if news.is_empty() {
+        if reports.is_empty() {
             return Ok(());
         }
+        let report = |(id, blocks_held)| Command::ReportPin { worker, epoch, id, blocks_held };
+        let news = reports.into_iter().map(report).collect();
         for (_, outcome) in self.group.propose_many(news).await.map_err(refuse)? {
             if let Outcome::Refused { code, message } = outcome
                 && code != mainstay_types::ErrorCode::NotFound

@@ -215,8 +215,8 @@ pub(super) async fn explain(
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> Reply {
-    app.tenants.of(&headers)?;
-    let explained = app.placement.explain(&id).ok_or_else(|| {
+    let tenant = app.tenants.of(&headers)?;
+    let explained = app.placement.explain(&tenant, &id).ok_or_else(|| {
         ApiError::new(
             ErrorKind::NotFound,
             format!("no decision is kept for request {id}; try `last`"),

@@ -31,6 +31,8 @@ use crate::workers::Workers;
 
 /// The largest request body, in bytes: what Anthropic's API accepts.
 const BODY_BYTES_MAX: usize = 32 << 20;
+/// How long a body may take to arrive: the largest at 2 Mbit/s.
+const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long an operator waits for the control plane.
 const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -152,7 +154,12 @@ async fn read_body(request: Request<Body>) -> Result<(HeaderMap, Bytes), ApiErro
     if declared.and_then(|v| v.parse::<u64>().ok()).is_some_and(|n| n > BODY_BYTES_MAX as u64) {
         return Err(too_large());
     }
-    match axum::body::to_bytes(body, BODY_BYTES_MAX).await {
+    let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, BODY_BYTES_MAX)).await;
+    let Ok(read) = read else {
+        let message = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
+        return Err(ApiError::new(ErrorKind::InvalidRequest, message));
+    };
+    match read {
         Ok(bytes) => Ok((parts.headers, bytes)),
         Err(error) => {
             let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
@@ -170,10 +177,12 @@ async fn read_body(request: Request<Body>) -> Result<(HeaderMap, Bytes), ApiErro
 async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Response {
     let started = Instant::now();
     let request_id = new_request_id();
-    let outcome = match read_body(request).await {
-        Ok((headers, body)) => app.answer(endpoint, &headers, body, &request_id).await,
-        Err(error) => Err(error),
-    };
+    let outcome = async {
+        let admitted = app.admit(request.headers())?;
+        let (headers, body) = read_body(request).await?;
+        app.answer(endpoint, admitted, &headers, body, &request_id).await
+    }
+    .await;
     let name = format!("{endpoint:?}").to_lowercase();
     metrics::counter!("mainstay_gateway_requests_total", "endpoint" => name.clone()).increment(1);
     let response = match outcome {

@@ -6,11 +6,12 @@ use axum::extract::State;
 use axum::http::Request;
 use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{ApiError, ErrorKind};
-use mainstay_types::SessionId;
+use mainstay_types::{SessionId, TenantId};
 use serde_json::Value;
 
 use super::admin::{AdminError, pin_json};
 use super::{App, read_body, ttl_ms};
+use crate::answer::compute;
 use crate::pins::Wish;
 use crate::prompt;
 
@@ -46,22 +47,13 @@ fn terms(body: &Value) -> Result<Terms, ApiError> {
     Ok(Terms { ttl_ms, copies_min, owner })
 }
 
-pub(super) async fn create_pin(
-    State(app): State<App>,
-    request: Request<Body>,
-) -> Result<Json<Value>, AdminError> {
-    let (headers, body) = read_body(request).await?;
-    let tenant = app.tenants.of(&headers)?;
-    let parsed: Value = serde_json::from_slice(&body)
+/// The prefix that a body describes.
+fn wish(app: &App, tenant: TenantId, body: &[u8]) -> Result<Wish, ApiError> {
+    let parsed: Value = serde_json::from_slice(body)
         .map_err(|e| ApiError::invalid("", &format!("not JSON: {e}")))?;
     let terms = terms(&parsed)?;
-    let conversation = mainstay_chat::parse_chat(&body)?;
-    let card = app.workers.model(&conversation.model).ok_or_else(|| {
-        ApiError::new(
-            ErrorKind::NotFound,
-            format!("model `{}` does not exist here", conversation.model),
-        )
-    })?;
+    let conversation = mainstay_chat::parse_chat(body)?;
+    let card = app.model(&conversation.model)?;
     let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
         ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
     })?;
@@ -72,10 +64,10 @@ pub(super) async fn create_pin(
     let prompt = prompt::prepare(&conversation, options, &card, &tenant, key)?;
     if prompt.blocks.is_empty() {
         let problem = format!("shorter than one block of {block_tokens} tokens; nothing to pin");
-        return Err(ApiError::invalid("messages", &problem).into());
+        return Err(ApiError::invalid("messages", &problem));
     }
     let prefix_tokens = u32::try_from(prompt.blocks.len()).unwrap_or(u32::MAX);
-    let wish = Wish {
+    Ok(Wish {
         tenant,
         namespace: prompt.namespace,
         owner: terms.owner,
@@ -83,7 +75,18 @@ pub(super) async fn create_pin(
         blocks: prompt.blocks,
         ttl_ms: terms.ttl_ms,
         copies_min: terms.copies_min,
-    };
+    })
+}
+
+pub(super) async fn create_pin(
+    State(app): State<App>,
+    request: Request<Body>,
+) -> Result<Json<Value>, AdminError> {
+    // The permit is kept until the pin is made.
+    let admitted = app.admit(request.headers())?;
+    let (_, body) = read_body(request).await?;
+    let (worker, tenant) = (app.clone(), admitted.tenant.clone());
+    let wish = compute(body.len(), move || wish(&worker, tenant, &body)).await?;
     let reply = app.pins.make(wish).await?;
     Ok(Json(reply.pin.as_ref().map(pin_json).unwrap_or_default()))
 }

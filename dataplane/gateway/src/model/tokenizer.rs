@@ -53,8 +53,11 @@ pub(crate) struct Tokenizer {
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
     pub(crate) fn new(json: &[u8]) -> Result<Self, ModelError> {
-        let inner =
+        let mut inner =
             HfTokenizer::from_bytes(json).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+        // Settings that training leaves behind; a prompt is never cut or filled up here.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
         let mut specials: Vec<(String, u32)> = inner
             .get_added_tokens_decoder()
             .into_iter()
@@ -63,6 +66,9 @@ impl Tokenizer {
             .map(|(id, t)| (t.content, id))
             .collect();
         specials.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then_with(|| a.0.cmp(&b.0)));
+        if !specials.iter().all(|(text, id)| segments_apart(&inner, text, *id)) {
+            specials.clear();
+        }
         let mut starts = [false; 256];
         for (text, _) in &specials {
             starts[usize::from(text.as_bytes()[0])] = true;
@@ -150,6 +156,23 @@ impl Tokenizer {
     }
 }
 
+/// Whether the text after a special token becomes the same tokens alone as behind it. Some tokenizers mark the
+/// start of a text, and would mark the start of each segment.
+fn segments_apart(inner: &HfTokenizer, special: &str, id: u32) -> bool {
+    let tokens = |text: &str| inner.encode(text, false).map(|e| e.get_ids().to_vec()).ok();
+    ["a b", " a", "\na"].iter().all(|probe| {
+        let (Some(alone), Some(behind)) = (tokens(probe), tokens(&format!("{special}{probe}")))
+        else {
+            return false;
+        };
+        behind.first() == Some(&id) && behind[1..] == alone
+    })
+}
+
+/// Tokens whose bytes may be held back: a character has four bytes at most, so that more is no character on its
+/// way but output that decodes to nothing. Twelve are whole characters of one, two, three or four tokens each.
+const HELD_TOKENS_MAX: usize = 12;
+
 /// Turns tokens into text as they come, holding back bytes that are not yet a character.
 pub(crate) struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
@@ -175,12 +198,13 @@ impl Detokenizer {
         // Special tokens such as <tool_call> are part of the text here: the output parser reads them.
         let before = self.tokenizer.decode(&self.tokens[self.prefix..self.read], false);
         let now = self.tokenizer.decode(&self.tokens[self.prefix..], false);
-        if now.len() <= before.len() || now.ends_with('\u{FFFD}') {
+        let undecided = now.len() <= before.len() || now.ends_with('\u{FFFD}');
+        if undecided && self.tokens.len() - self.read < HELD_TOKENS_MAX {
             return String::new();
         }
-        let Some(text) = now.get(before.len()..) else { return String::new() };
-        let text = text.to_owned();
-        self.prefix = self.read;
+        let text = now.get(before.len()..).unwrap_or_default().to_owned();
+        // After a forced cut the window must not start inside a character.
+        self.prefix = if undecided { self.tokens.len() } else { self.read };
         self.read = self.tokens.len();
         self.trim();
         text
@@ -249,6 +273,22 @@ mod tests {
         }
         out.push_str(&detokenizer.finish());
         assert_eq!(out, text.repeat(40));
+    }
+
+    #[test]
+    fn replacement_characters_flow_like_any_other() {
+        let tokenizer = demo();
+        let text = format!("{}🎉 done", "\u{FFFD}".repeat(300));
+        let tokens = tokenizer.encode(&text, &[]).expect("encodes").tokens;
+        let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), vec![]);
+        let mut out = String::new();
+        for &token in &tokens {
+            out.push_str(&detokenizer.push(token));
+            assert!(detokenizer.tokens.len() < 128, "the window grows");
+        }
+        out.push_str(&detokenizer.finish());
+        assert_eq!(out.matches('\u{FFFD}').count(), 300);
+        assert!(out.ends_with("🎉 done"), "{out}");
     }
 
     #[test]

@@ -23,6 +23,8 @@ use crate::shared::Shared;
 
 /// A member sends progress or ticks several times a second; after so much silence it is taken for gone.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// How long a member may show that it lives without an entry of the log.
+const STALE_MAX: Duration = Duration::from_secs(4);
 /// Pins change in bursts; so often at most is the ledger brought up to date.
 const SYNC_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -66,6 +68,7 @@ async fn follow_one(
     let opened = tokio::time::timeout(SILENCE_MAX, client.watch(request)).await;
     let mut stream = opened.map_err(|_| silent())??.into_inner();
     let mut heard = Instant::now();
+    let mut moved = Instant::now();
     let mut news = News::Nothing;
     let mut synced = None::<Instant>;
     loop {
@@ -74,6 +77,15 @@ async fn follow_one(
         match tokio::time::timeout_at(wait, stream.message()).await {
             Ok(message) => {
                 let Some(message) = message? else { return Ok(()) };
+                // A member that was cut off or removed says that it lives, and has nothing new for ever. While
+                // this worker is registered the leader ticks ten times a second.
+                if matches!(message.event, Some(Event::Progress(_))) {
+                    if moved.elapsed() >= STALE_MAX {
+                        return Err(Status::unavailable("the member has no news of the log"));
+                    }
+                } else {
+                    moved = Instant::now();
+                }
                 news = news.max(take(machine, message)?);
                 heard = Instant::now();
             }

@@ -103,8 +103,9 @@ fn report(scheduler: &mut Scheduler, shared: &Shared, lanes: &Lanes) {
         }
     }
     let quiet = inbox.live.is_empty();
-    drop(inbox);
+    // Under the lock, so that whoever sees the engine quiet finds every final in the lane.
     outputs.for_each(|output| lanes.output(output));
+    drop(inbox);
     if quiet {
         shared.quiet.notify_all();
     }
@@ -112,10 +113,11 @@ fn report(scheduler: &mut Scheduler, shared: &Shared, lanes: &Lanes) {
 
 /// Ends the requests that the scheduler never saw.
 fn end_left(shared: &Shared, lanes: &Lanes, finish: &Finish) {
-    let live = std::mem::take(&mut shared.lock().live);
-    for id in live.into_keys() {
+    let mut inbox = shared.lock();
+    for id in std::mem::take(&mut inbox.live).into_keys() {
         lanes.output(Output { id, finish: Some(finish.clone()), ..Output::default() });
     }
+    drop(inbox);
     shared.quiet.notify_all();
 }
 
