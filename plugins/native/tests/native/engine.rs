@@ -152,9 +152,9 @@ fn pins_and_snapshots_are_operations() {
     engine.pin(pin(1, blocks, 60_000)).unwrap();
     assert_eq!(op(&lanes), (1, 0, 12));
     // Figures are published at the end of the engine's turn, a moment after the answer.
-    let until = std::time::Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(10);
     while engine.stats().blocks_pinned != 12 {
-        assert!(std::time::Instant::now() < until, "{:?}", engine.stats());
+        assert!(Instant::now() < until, "{:?}", engine.stats());
         std::thread::sleep(Duration::from_millis(1));
     }
     let many: Vec<u128> = (0..33).collect();
