@@ -1,37 +1,22 @@
-//! The index itself: a table of blocks, each with its holders, and a set of blocks per worker.
+//! The index itself: the one writer of a table of runs, and what it answers about them.
 //!
-//! The set per worker makes fencing cost what the worker held and not what the cluster holds. Everything that
-//! leaves here as a list is sorted, so that no hash table's order can reach a log, an image or another member.
+//! Everything that leaves here as a list is sorted, so that no hash table's order can reach a log, an image or
+//! another member.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
-use mainstay_types::{BlockEvent, NamespaceId, SequenceHash, Tier, WorkerId};
+use mainstay_types::{BlockEvent, NamespaceId, Tier, WorkerId};
 
-use crate::TierSet;
-use crate::digest::{entry_digest, tiers_digest};
-use crate::holders::{Holder, Holders};
-
-#[derive(Debug, Clone)]
-struct Block {
-    parent: SequenceHash,
-    namespace: NamespaceId,
-    holders: Holders,
-}
-
-#[derive(Debug, Clone, Default)]
-struct WorkerBlocks {
-    hashes: HashSet<SequenceHash>,
-    digest: u128,
-}
-
-/// How much of a prompt a worker holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Overlap {
-    /// Who.
-    pub worker: WorkerId,
-    /// How many of the prompt's leading blocks, in any tier.
-    pub blocks: u32,
-}
+use crate::block_map::Place;
+use crate::coverage::Part;
+use crate::head::RUN_BLOCKS_MAX;
+use crate::marks::Marks;
+use crate::reader::IndexReader;
+use crate::runs::Runs;
+use crate::segments::{Edit, Segment, Stretch, stretches_of};
+use crate::sync::Ordering;
+use crate::workers::{Claim, Workers};
+use crate::{BlockName, Holder, Overlap, TierSet};
 
 /// What an event changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,344 +29,387 @@ pub struct Applied {
     pub refused: u64,
 }
 
-/// A block as one worker holds it.
+/// A run record named a block that the index does not have; send the blocks themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeldBlock {
-    /// Its hash.
-    pub hash: SequenceHash,
-    /// The block before it, or the namespace's own number.
-    pub parent: SequenceHash,
-    /// Its namespace.
-    pub namespace: NamespaceId,
-    /// Where it lies.
-    pub tiers: TierSet,
+pub struct UnknownBlock;
+
+/// How much an index may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IndexLimits {
+    /// Blocks, each counted once per worker that holds it. New ones beyond are refused, in order, so that replicas
+    /// that apply the same events stay equal.
+    pub entries_max: u64,
+    /// Bytes of memory. To stay below, the run that was written to longest ago and has no children is forgotten,
+    /// unless one of its blocks carries a mark. What stays equal only by equal memory does not belong under this
+    /// limit: replicas of a log set `entries_max`.
+    pub bytes_max: u64,
 }
 
-/// A block with everybody who holds it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BlockView<'a> {
-    /// Its hash.
-    pub hash: SequenceHash,
-    /// The block before it, or the namespace's own number.
-    pub parent: SequenceHash,
-    /// Its namespace.
-    pub namespace: NamespaceId,
-    /// Sorted by worker, never empty.
-    pub holders: &'a [Holder],
+impl Default for IndexLimits {
+    fn default() -> Self {
+        Self { entries_max: u64::MAX, bytes_max: u64::MAX }
+    }
 }
 
-/// Why a block of an image could not be put back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RestoreError {
-    /// The limit on blocks is reached.
-    Full,
-    /// The block is there already.
-    Twice,
-    /// No holders, or holders that are not sorted, not distinct, or hold it nowhere.
-    Holders,
+/// Buffers that are kept between calls.
+#[derive(Default)]
+pub(crate) struct Work {
+    pub(crate) list: Vec<Segment>,
+    pub(crate) before: Vec<Stretch>,
+    pub(crate) edit: Edit,
+    pub(crate) survivors: Vec<(u32, u32)>,
 }
 
 /// Which worker holds which block where.
-///
-/// Its limit counts a block once for each worker that holds it, which is what memory is spent on.
-#[derive(Debug, Clone)]
 pub struct BlockIndex {
-    blocks: HashMap<SequenceHash, Block>,
-    workers: BTreeMap<WorkerId, WorkerBlocks>,
-    held_count: u64,
-    blocks_max: u64,
-    refused_blocks: u64,
+    pub(crate) runs: Runs,
+    pub(crate) workers: Workers,
+    pub(crate) marks: Marks,
+    pub(crate) limits: IndexLimits,
+    /// Blocks held, each counted once per worker.
+    pub(crate) entries: u64,
+    pub(crate) refused: u64,
+    pub(crate) forgotten: u64,
+    /// Where the search for the coldest run goes on.
+    pub(crate) hand: usize,
+    /// The event at hand may not make blocks.
+    pub(crate) out_of_bytes: bool,
+    pub(crate) work: Work,
 }
 
 impl BlockIndex {
-    /// An empty index that holds `blocks_max` blocks at most, each counted once per worker that holds it.
+    /// An empty index that holds `entries_max` blocks at most, each counted once per worker that holds it.
     #[must_use]
-    pub fn new(blocks_max: u64) -> Self {
+    pub fn new(entries_max: u64) -> Self {
+        Self::with_limits(IndexLimits { entries_max, ..IndexLimits::default() })
+    }
+
+    /// An empty index.
+    #[must_use]
+    pub fn with_limits(limits: IndexLimits) -> Self {
         Self {
-            blocks: HashMap::new(),
-            workers: BTreeMap::new(),
-            held_count: 0,
-            blocks_max,
-            refused_blocks: 0,
+            runs: Runs::new(),
+            workers: Workers::default(),
+            marks: Marks::default(),
+            limits,
+            entries: 0,
+            refused: 0,
+            forgotten: 0,
+            hand: 0,
+            out_of_bytes: false,
+            work: Work::default(),
         }
+    }
+
+    /// A reader of this index, for any thread. It outlives the index and then answers what it was.
+    #[must_use]
+    pub fn reader(&self) -> IndexReader {
+        IndexReader::new(Arc::clone(&self.runs.shared))
     }
 
     /// Takes in one event of `worker`. What is known already and what was never there changes nothing.
     pub fn apply(&mut self, worker: WorkerId, event: &BlockEvent) -> Applied {
         match event {
             BlockEvent::Stored { namespace, parent, blocks, tier } => {
-                self.store(worker, *namespace, *parent, blocks, *tier)
+                self.store(worker, *namespace, parent.key(), blocks, *tier)
             }
-            BlockEvent::Removed { blocks, tier } => self.take_out(worker, blocks, *tier),
+            BlockEvent::Removed { blocks, tier } => self.remove(worker, blocks, *tier),
             BlockEvent::Cleared => {
                 Applied { removed: self.remove_worker(worker), ..Applied::default() }
             }
         }
     }
 
-    fn store(
+    /// The slot of a worker that is about to hold something.
+    #[inline(always)]
+    pub(crate) fn claim(&mut self, worker: WorkerId) -> Option<u32> {
+        match self.workers.claim(worker) {
+            Claim::Known(slot) => Some(slot),
+            Claim::New(slot) => {
+                self.open_slot(slot, worker);
+                Some(slot)
+            }
+            Claim::Full => None,
+        }
+    }
+
+    fn open_slot(&mut self, slot: u32, worker: WorkerId) {
+        let shared = &self.runs.shared;
+        let words = slot / 64 + 1;
+        if words > shared.words.load(Ordering::Relaxed) {
+            shared.words.store(words, Ordering::Relaxed);
+        }
+        shared.worker_ids[slot as usize].store(u64::from(worker.0) + 1, Ordering::Relaxed);
+        // Whoever looks up now may have read the slot's last worker.
+        shared.table.invalidate();
+    }
+
+    /// A worker holds these blocks, a stretch of one chain after `parent`, in a tier.
+    pub fn store<N: BlockName>(
         &mut self,
         worker: WorkerId,
         namespace: NamespaceId,
-        parent: SequenceHash,
-        blocks: &[SequenceHash],
+        parent: u64,
+        blocks: &[N],
         tier: Tier,
     ) -> Applied {
         let mut applied = Applied::default();
-        let mut parent = parent;
-        for &hash in blocks {
-            let before = self.tiers(worker, hash);
-            if before.is_empty() && self.held_count >= self.blocks_max {
-                applied.refused += 1;
-            } else if !before.contains(tier) {
-                // The parent that came first stays: equal hashes have equal parents unless a worker lies, and
-                // then at least every replica keeps the same answer.
-                let block = self.blocks.entry(hash).or_insert_with(|| Block {
-                    parent,
-                    namespace,
-                    holders: Holders::One(Holder { worker, tiers: TierSet::default() }),
-                });
-                block.holders.set(worker, before.with(tier));
-                let held = self.workers.entry(worker).or_default();
-                held.digest = held.digest.wrapping_add(entry_digest(hash, tier));
-                if held.hashes.insert(hash) {
-                    self.held_count += 1;
-                    applied.added += 1;
-                }
-            }
-            parent = hash;
+        if blocks.is_empty() {
+            return applied;
         }
-        self.refused_blocks = self.refused_blocks.saturating_add(applied.refused);
+        let Some(slot) = self.claim(worker) else {
+            applied.refused = blocks.len() as u64;
+            self.refused = self.refused.saturating_add(applied.refused);
+            return applied;
+        };
+        self.out_of_bytes = !self.keep_below_bytes(blocks.len());
+        self.store_stretch(slot, namespace, parent, blocks, tier, &mut applied);
+        self.refused = self.refused.saturating_add(applied.refused);
         applied
     }
 
-    fn take_out(&mut self, worker: WorkerId, blocks: &[SequenceHash], tier: Tier) -> Applied {
+    /// A worker holds these blocks no more in a tier; any order, but neighbours in one go are cheaper.
+    pub fn remove<N: BlockName>(&mut self, worker: WorkerId, blocks: &[N], tier: Tier) -> Applied {
         let mut applied = Applied::default();
-        let Some(held) = self.workers.get_mut(&worker) else { return applied };
-        for hash in blocks {
-            let Some(block) = self.blocks.get_mut(hash) else { continue };
-            let before = block.holders.tiers_of(worker);
-            if !before.contains(tier) {
-                continue;
-            }
-            let after = before.without(tier);
-            held.digest = held.digest.wrapping_sub(entry_digest(*hash, tier));
-            if !block.holders.set(worker, after) {
-                self.blocks.remove(hash);
-            }
-            if after.is_empty() {
-                held.hashes.remove(hash);
-                self.held_count -= 1;
-                applied.removed += 1;
-            }
+        let Some(slot) = self.workers.slot_of(worker) else { return applied };
+        let mut at = 0;
+        let mut expected: Option<Place> = None;
+        while at < blocks.len() {
+            let key = blocks[at].key();
+            let place = match expected.filter(|place| self.runs.is_at(*place, key)) {
+                Some(place) => place,
+                None => match self.runs.find(key) {
+                    Some(place) => place,
+                    None => {
+                        at += 1;
+                        continue;
+                    }
+                },
+            };
+            let (low, high, count) = self.neighbours(place, &blocks[at..]);
+            let skipped = self.runs.meta(place.run).skipped;
+            let part = Part { run: place.run, from: low - skipped, to: high + 1 - skipped };
+            expected = (low > skipped).then(|| Place { run: place.run, offset: low - 1 });
+            applied.removed += u64::from(self.uncover(part, slot, tier));
+            at += count;
         }
-        if held.hashes.is_empty() {
-            self.workers.remove(&worker);
+        if self.runs.map.is_too_big() {
+            self.give_memory_back();
         }
         applied
+    }
+
+    /// How far the named blocks go on as neighbours in the run, downward as a rule: offsets and how many names.
+    #[inline(always)]
+    fn neighbours<N: BlockName>(&self, place: Place, names: &[N]) -> (u32, u32, usize) {
+        let meta = self.runs.meta(place.run);
+        let shared = &self.runs.shared;
+        let (mut low, mut high, mut count) = (place.offset, place.offset, 1);
+        while low > meta.skipped
+            && count < names.len()
+            && shared.key(meta.position(low - 1)) == names[count].key()
+        {
+            low -= 1;
+            count += 1;
+        }
+        if count == 1 {
+            while high + 1 < meta.end()
+                && count < names.len()
+                && shared.key(meta.position(high + 1)) == names[count].key()
+            {
+                high += 1;
+                count += 1;
+            }
+        }
+        (low, high, count)
     }
 
     /// Forgets all blocks of a worker; answers how many there were.
     pub fn remove_worker(&mut self, worker: WorkerId) -> u64 {
-        let Some(held) = self.workers.remove(&worker) else { return 0 };
-        let count = held.hashes.len() as u64;
-        for hash in held.hashes {
-            if let Some(block) = self.blocks.get_mut(&hash)
-                && !block.holders.set(worker, TierSet::default())
-            {
-                self.blocks.remove(&hash);
+        let Some(slot) = self.workers.slot_of(worker) else { return 0 };
+        let count = self.workers.state(slot).held;
+        let mut run = 1;
+        // Runs that are made meanwhile come from cutting what is being cleared, and hold nothing of this worker
+        // unless their number is yet to come.
+        while (run as usize) < self.runs.metas.len() {
+            if self.workers.state(slot).held == 0 {
+                break;
             }
+            self.clear_run(run, slot);
+            run += 1;
         }
-        self.held_count -= count;
+        if self.workers.state(slot).held > 0 {
+            return count - self.workers.state(slot).held + self.remove_worker(worker);
+        }
+        self.give_memory_back();
         count
     }
 
-    /// For each worker that holds the first block of `prefix`, how many leading blocks it holds without a gap,
-    /// sorted by worker. Stops at the first block that no worker is left for.
-    #[must_use]
-    pub fn lookup(&self, prefix: &[SequenceHash]) -> Vec<Overlap> {
-        let mut found = Vec::new();
-        let Some(first) = prefix.first().and_then(|hash| self.blocks.get(hash)) else {
-            return found;
-        };
-        let mut still: Vec<WorkerId> = first.holders.as_slice().iter().map(|h| h.worker).collect();
-        let mut depth = 1_u32;
-        for hash in &prefix[1..] {
-            let holders = self.blocks.get(hash).map_or(&[][..], |block| block.holders.as_slice());
-            drop_missing(&mut still, holders, depth, &mut found);
-            if still.is_empty() {
-                break;
+    /// A worker holds nothing of a run any more.
+    fn clear_run(&mut self, run: u32, slot: u32) {
+        for tier in Tier::ALL {
+            let meta = self.runs.meta(run);
+            if !meta.live || meta.length == 0 {
+                return;
             }
-            depth = depth.saturating_add(1);
+            let head = self.runs.head(run);
+            if head.segments == 0 && !head.is_full(&self.runs.shared, slot) {
+                return;
+            }
+            self.uncover(Part { run, from: 0, to: head.length }, slot, tier);
         }
-        found.extend(still.into_iter().map(|worker| Overlap { worker, blocks: depth }));
-        found.sort_unstable_by_key(|overlap| overlap.worker);
-        found
     }
 
     /// Whether `worker` holds the block in any tier.
     #[must_use]
-    pub fn holds(&self, worker: WorkerId, hash: SequenceHash) -> bool {
-        !self.tiers(worker, hash).is_empty()
+    pub fn holds(&self, worker: WorkerId, name: impl BlockName) -> bool {
+        !self.tiers(worker, name).is_empty()
     }
 
     /// Where `worker` holds the block; empty if nowhere.
     #[must_use]
-    pub fn tiers(&self, worker: WorkerId, hash: SequenceHash) -> TierSet {
-        self.blocks.get(&hash).map_or(TierSet::default(), |block| block.holders.tiers_of(worker))
+    pub fn tiers(&self, worker: WorkerId, name: impl BlockName) -> TierSet {
+        let Some(slot) = self.workers.slot_of(worker) else { return TierSet::default() };
+        self.runs.find(name.key()).map_or(TierSet::default(), |place| self.tiers_at(place, slot))
+    }
+
+    pub(crate) fn tiers_at(&self, place: Place, slot: u32) -> TierSet {
+        let head = self.runs.head(place.run);
+        let full = head.is_full(&self.runs.shared, slot);
+        if head.segments == 0 {
+            return if full { TierSet::only(Tier::Device) } else { TierSet::default() };
+        }
+        let (mut list, mut stretches) = (Vec::new(), Vec::new());
+        self.runs.load_list(&head, &mut list);
+        stretches_of(&list, slot, full, head.length, &mut stretches);
+        let at = place.offset - self.runs.meta(place.run).skipped;
+        stretches
+            .iter()
+            .find(|stretch| stretch.from <= at && at < stretch.to)
+            .map_or(TierSet::default(), |stretch| stretch.tiers)
     }
 
     /// Everybody who holds the block, sorted by worker.
     #[must_use]
-    pub fn holders(&self, hash: SequenceHash) -> &[Holder] {
-        self.blocks.get(&hash).map_or(&[], |block| block.holders.as_slice())
+    pub fn holders(&self, name: impl BlockName) -> Vec<Holder> {
+        let Some(place) = self.runs.find(name.key()) else { return Vec::new() };
+        let mut all: Vec<Holder> = self
+            .holder_slots(place.run)
+            .into_iter()
+            .map(|slot| (slot, self.tiers_at(place, slot)))
+            .filter(|(_, tiers)| !tiers.is_empty())
+            .filter_map(|(slot, tiers)| {
+                Some(Holder { worker: self.workers.state(slot).id?, tiers })
+            })
+            .collect();
+        all.sort_unstable_by_key(|holder| holder.worker);
+        all
     }
 
-    /// How many of `hashes` the worker holds, with gaps or without. A hash named twice counts twice.
+    /// The slots of all who hold something of a run.
+    pub(crate) fn holder_slots(&self, run: u32) -> Vec<u32> {
+        let head = self.runs.head(run);
+        let mut slots: Vec<u32> = head.full_set(&self.runs.shared).slots().collect();
+        let mut list = Vec::new();
+        self.runs.load_list(&head, &mut list);
+        slots.extend(list.iter().map(|segment| segment.slot()));
+        slots.sort_unstable();
+        slots.dedup();
+        slots
+    }
+
+    /// How many of `names` the worker holds, with gaps or without. A block named twice counts twice.
     #[must_use]
-    pub fn held_of(&self, worker: WorkerId, hashes: &[SequenceHash]) -> u64 {
-        let Some(held) = self.workers.get(&worker) else { return 0 };
-        hashes.iter().filter(|hash| held.hashes.contains(hash)).count() as u64
+    pub fn held_of<N: BlockName>(&self, worker: WorkerId, names: &[N]) -> u64 {
+        names.iter().filter(|name| self.holds(worker, **name)).count() as u64
+    }
+
+    /// For each worker that holds the first block of `prefix`, how many leading blocks it holds without a gap,
+    /// sorted by worker.
+    #[must_use]
+    pub fn lookup<N: BlockName>(&self, prefix: &[N]) -> Vec<Overlap> {
+        let mut found = Vec::new();
+        self.reader().lookup_into(prefix, &mut found);
+        found.sort_unstable_by_key(|overlap| overlap.worker);
+        found
     }
 
     /// How many different blocks are held anywhere.
     #[must_use]
     pub fn block_count(&self) -> u64 {
-        self.blocks.len() as u64
+        self.runs.map.blocks() as u64
     }
 
-    /// How many blocks are held, each counted once per worker: what the limit is about.
+    /// How many blocks are held, each counted once per worker: what [`IndexLimits::entries_max`] is about.
     #[must_use]
     pub fn held_count(&self) -> u64 {
-        self.held_count
+        self.entries
     }
 
-    /// The limit on [`BlockIndex::held_count`].
+    /// The limits.
     #[must_use]
-    pub fn blocks_max(&self) -> u64 {
-        self.blocks_max
+    pub fn limits(&self) -> IndexLimits {
+        self.limits
     }
 
     /// How many blocks were refused for want of room, ever. More than 0 means: raise the limit.
     #[must_use]
     pub fn refused_blocks(&self) -> u64 {
-        self.refused_blocks
+        self.refused
+    }
+
+    /// How many blocks (each counted once per worker) were forgotten to stay below [`IndexLimits::bytes_max`].
+    #[must_use]
+    pub fn forgotten_blocks(&self) -> u64 {
+        self.forgotten
     }
 
     /// How many blocks a worker holds.
     #[must_use]
     pub fn worker_block_count(&self, worker: WorkerId) -> u64 {
-        self.workers.get(&worker).map_or(0, |held| held.hashes.len() as u64)
+        self.workers.slot_of(worker).map_or(0, |slot| self.workers.state(slot).held)
     }
 
     /// The workers that hold something, in order.
     pub fn workers(&self) -> impl Iterator<Item = WorkerId> {
-        self.workers.keys().copied()
+        self.workers.holding().into_iter().map(|(id, _)| id)
     }
 
-    /// The sum of [`entry_digest`] over what a worker holds; 0 for nothing. Order does not matter.
+    /// The sum of [`crate::entry_digest`] over what a worker holds; 0 for nothing. Order does not matter.
     #[must_use]
-    pub fn digest(&self, worker: WorkerId) -> u128 {
-        self.workers.get(&worker).map_or(0, |held| held.digest)
-    }
-
-    /// All blocks of one worker, sorted by hash. Sorting makes it an affair of images and tools, not of requests.
-    pub fn blocks_of(&self, worker: WorkerId) -> impl Iterator<Item = HeldBlock> {
-        let mut hashes: Vec<SequenceHash> = self
-            .workers
-            .get(&worker)
-            .map(|held| held.hashes.iter().copied().collect())
-            .unwrap_or_default();
-        hashes.sort_unstable();
-        hashes.into_iter().filter_map(move |hash| {
-            let block = self.blocks.get(&hash)?;
-            let tiers = block.holders.tiers_of(worker);
-            Some(HeldBlock { hash, parent: block.parent, namespace: block.namespace, tiers })
-        })
-    }
-
-    /// All blocks, sorted by namespace and then by hash.
-    #[must_use]
-    pub fn blocks(&self) -> Vec<BlockView<'_>> {
-        let mut all: Vec<BlockView<'_>> = self
-            .blocks
-            .iter()
-            .map(|(hash, block)| BlockView {
-                hash: *hash,
-                parent: block.parent,
-                namespace: block.namespace,
-                holders: block.holders.as_slice(),
-            })
-            .collect();
-        all.sort_unstable_by_key(|view| (view.namespace, view.hash));
-        all
-    }
-
-    /// Puts back one block of an image.
-    ///
-    /// # Errors
-    /// If it does not fit, is there already, or its holders are not a sorted list without repetition.
-    pub fn restore(&mut self, view: BlockView<'_>) -> Result<(), RestoreError> {
-        let BlockView { hash, parent, namespace, holders } = view;
-        let sorted = holders.windows(2).all(|pair| pair[0].worker < pair[1].worker);
-        if holders.is_empty() || !sorted || holders.iter().any(|h| h.tiers.is_empty()) {
-            return Err(RestoreError::Holders);
-        }
-        if self.blocks_max.saturating_sub(self.held_count) < holders.len() as u64 {
-            return Err(RestoreError::Full);
-        }
-        if self.blocks.contains_key(&hash) {
-            return Err(RestoreError::Twice);
-        }
-        for holder in holders {
-            let held = self.workers.entry(holder.worker).or_default();
-            held.hashes.insert(hash);
-            held.digest = held.digest.wrapping_add(tiers_digest(hash, holder.tiers));
-        }
-        self.held_count += holders.len() as u64;
-        let holders = match holders {
-            [only] => Holders::One(*only),
-            many => Holders::Many(many.to_vec()),
-        };
-        self.blocks.insert(hash, Block { parent, namespace, holders });
-        Ok(())
+    pub fn digest(&self, worker: WorkerId) -> u64 {
+        self.workers.slot_of(worker).map_or(0, |slot| self.workers.state(slot).digest)
     }
 
     /// Puts back the counter of an image.
     pub fn restore_refused(&mut self, refused_blocks: u64) {
-        self.refused_blocks = refused_blocks;
+        self.refused = refused_blocks;
     }
 
-    /// An estimate of the memory in use. Walks all blocks: for status pages, not for requests.
-    #[must_use]
-    pub fn bytes_estimate(&self) -> u64 {
-        // One control byte stands beside every slot of a hash table.
-        let table = self.blocks.capacity() * (size_of::<(SequenceHash, Block)>() + 1);
-        let lists: usize = self.blocks.values().map(|block| block.holders.heap_bytes()).sum();
-        let per_hash = size_of::<SequenceHash>() + 1;
-        let sets: usize = self.workers.values().map(|held| held.hashes.capacity() * per_hash).sum();
-        (table + lists + sets) as u64
+    /// Fetches what an event that names this block will look at first. Call it for all events of a batch, then
+    /// [`BlockIndex::prefetch_runs`] for all, then apply them.
+    #[inline(always)]
+    pub fn prefetch(&self, key: u64) {
+        self.runs.map.prefetch(key);
+    }
+
+    /// The second round of [`BlockIndex::prefetch`].
+    #[inline(always)]
+    pub fn prefetch_runs(&self, key: u64) {
+        self.runs.prefetch_runs(key);
+    }
+
+    /// How many blocks a run may have: for tests and tools.
+    #[doc(hidden)]
+    pub const RUN_BLOCKS_MAX: u32 = RUN_BLOCKS_MAX;
+}
+
+impl core::fmt::Debug for BlockIndex {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("BlockIndex")
+            .field("blocks", &self.block_count())
+            .field("entries", &self.entries)
+            .field("runs", &self.runs.live)
+            .finish_non_exhaustive()
     }
 }
-
-/// Keeps in `still` who is also in `holders`; the others held `depth` blocks. Both lists are sorted.
-fn drop_missing(
-    still: &mut Vec<WorkerId>,
-    holders: &[Holder],
-    depth: u32,
-    found: &mut Vec<Overlap>,
-) {
-    let mut rest = holders;
-    still.retain(|&worker| {
-        let skip = rest.iter().take_while(|h| h.worker < worker).count();
-        rest = &rest[skip..];
-        let stays = rest.first().is_some_and(|h| h.worker == worker);
-        if !stays {
-            found.push(Overlap { worker, blocks: depth });
-        }
-        stays
-    });
-}
-
-#[cfg(test)]
-mod tests;

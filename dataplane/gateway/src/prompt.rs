@@ -3,7 +3,7 @@
 use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{ApiError, Request};
 use mainstay_proto::v1;
-use mainstay_types::{BlockHasher, HashKey, NamespaceId, SequenceHash, SessionId, TenantId};
+use mainstay_types::{BlockHashKey, HashKey, NamespaceId, SequenceHash, SessionId, TenantId};
 
 use crate::model::{ModelCard, ModelError};
 use crate::pins::Wish;
@@ -40,8 +40,9 @@ pub(crate) fn prepare(
     let encoded = card.tokenizer.encode(&rendered.text, &offsets)?;
     let salt = request.hints.cache_salt.as_deref().unwrap_or_default();
     let model = format!("{}@{}", card.name, card.revision);
-    let namespace = NamespaceId::derive(key, tenant.as_str(), &model, salt, card.block_tokens);
-    let blocks = BlockHasher::hash_prompt(key, namespace, card.block_tokens, &encoded.tokens);
+    let key = BlockHashKey::new(key);
+    let namespace = key.namespace(tenant.as_str(), &model, salt, card.block_tokens);
+    let blocks = key.hash_prompt(namespace, card.block_tokens, &encoded.tokens);
     let block_tokens = card.block_tokens as usize;
     let mut kept: Vec<(usize, u64)> = encoded
         .tokens_before

@@ -17,6 +17,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, PoisonError};
 
 use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
+use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
 use mainstay_engine_abi::sdk::{
     Code, EngineError, Finish, Health, KvEvent, Output, Request, Stats,
 };
@@ -104,7 +105,10 @@ impl Scheduler {
             }
         })?;
         Ok(Self {
-            grid: Grid { key: limits.hash_key, block_tokens: limits.block_tokens },
+            grid: Grid {
+                key: BlockHashKey::new(limits.hash_key),
+                block_tokens: limits.block_tokens,
+            },
             kv,
             scratch: Scratch::default(),
             blocks: BlockPool::new(limits.blocks, limits.pin_fraction),
@@ -154,7 +158,7 @@ impl Scheduler {
         self.arrivals += 1;
         let seed = self.seeds.hash_one((self.arrivals, id));
         let eos_tokens = &self.model.config().eos_tokens;
-        let sequence = Sequence::new(request, self.arrivals, eos_tokens, seed, now_us, self.grid);
+        let sequence = Sequence::new(request, self.arrivals, eos_tokens, seed, now_us, &self.grid);
         if self.places.insert(id, sequence.place).is_some() {
             // The engine refuses live ids at the door; should one slip through, the former keeps
             // its place.
@@ -211,7 +215,7 @@ impl Scheduler {
                 self.in_flight.remove(hash);
             }
         }
-        let grid = self.grid;
+        let grid = &self.grid;
         self.blocks.release(&sequence.table, now_us / 1000, |index| sequence.claim(index, grid));
     }
 
@@ -414,7 +418,7 @@ impl Scheduler {
     ) -> Option<(Option<Output>, Finish)> {
         let sequence = &mut self.running[index];
         sequence.tokens.push(choice.token);
-        sequence.hash_full_blocks(self.grid);
+        sequence.hash_full_blocks(&self.grid);
         let output = sequence.output(choice.token, choice.logprobs, now_us);
         if choice.ends {
             return Some((Some(output), Finish::Stop));

@@ -1,14 +1,68 @@
 //! The identity of a block: a chained, keyed 128-bit hash of its tokens and of all before them.
 //!
 //! Keyed with a cluster secret, so that nobody outside can make two prompts collide or test whether another
-//! tenant's prefix is cached. SipHash-1-3 with 128 bits of output is a keyed function made for short inputs.
-//! A namespace (tenant, model revision, adapter, block size) is the parent of every chain's first block, which
-//! keeps namespaces apart without any further check.
+//! tenant's prefix is cached. A namespace (tenant, model revision, adapter, block size) is the parent of every
+//! chain's first block, which keeps namespaces apart without any further check.
+//!
+//! # Construction
+//!
+//! A chain has a state, and the name of a block is the state after it, encrypted:
+//! `state = state * r ^ X(block)`, `name = E(state)`. The state of a parent is had back by decryption, so that a name
+//! is all that must be known to go on from it. `E` is AES-128 with all its rounds, off the path from one block to
+//! the next, on which there is only a multiplication. `X` is a keyed universal hash of the block alone. All is
+//! computed in GF(2^128), the field of AES-GCM (x^128 + x^7 + x^2 + x + 1, bit `i` of a number is the factor of
+//! x^i), on 16-byte pieces `p` of the tokens, little-endian, filled up with zeros to a multiple of two pieces:
+//!
+//! `X = sum over i of (p[2i] ^ k[2i]) * (p[2i+1] ^ k[2i+1])  ^  header * l`
+//!
+//! The header is the number of tokens and the kind of use: the end of a block, its continuation, a namespace.
+//! Blocks above [`SEGMENT_TOKENS`] are cut into segments of that length, which change the state one after the
+//! other, the last one with the header of an end, those before it with that of a continuation. A namespace is a
+//! chain of one block, from the state 0. The keys (of `E`, `r`, `l`, each `k`) are AES-128 under the cluster's secret
+//! of a label and a counter.
+//!
+//! # Why it is safe
+//!
+//! Seen from its root, a state is a polynomial in `r` whose coefficients are the `X` of the segments on the way. Take
+//! two different ways of at most `n` segments.
+//!
+//! - `X` of two different segments, headers included, differ by a given amount with a chance of 2^-128 at most: if
+//!   the headers differ, only one value of `l` does it, whatever all else is; else some piece differs, and only one
+//!   value of the key of the piece that it is multiplied with does it. In the same way `X` of one segment takes a
+//!   given value with a chance of 2^-128, since no header is 0.
+//! - So, but for 2^-128, the two polynomials differ: in the coefficient where ways of one length part, in the first
+//!   coefficient of the longer one else. They agree in at most `n - 1` values of `r`.
+//! - So two states are equal with a chance of `n / 2^128` at most, for ways of all lengths together.
+//!
+//! While states differ, their encryptions are random numbers to whoever lacks the key, and say nothing about the
+//! states: it does not help to see names, to go on from them, or to choose the next prompt after looking. There
+//! is no rule like CBC-MAC's that messages be free of prefixes. Who has `q` blocks named makes two names equal, or
+//! tells a name from a random number, with a chance of at most `n * q^2 / 2^128`, besides what can be done to AES-128
+//! itself: 2^-32 for 2^40 blocks, 2^-16 for 2^48 (a million each second for nine years), if every one of them ends a
+//! prompt of a million tokens. AES in the chain itself, `E(parent ^ X)`, would spare the factor `n`, but ten rounds
+//! that wait for each other cost twice the plain hash; see `examples/hash_cost`.
+//!
+//! What is assumed: AES-128 is a strong pseudo-random permutation; the cluster's secret is uniform and stays
+//! secret. With a key that is known (tests, an engine without a cluster) names still tell honest prompts apart, but
+//! anyone can construct collisions. One collision gives `r` away, as with AES-GCM: one secret serves one cluster.
+//! Parts of a name have no more strength than their length: of 2^32 blocks two agree in 64 bits by chance.
+
+mod field;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod hardware;
+mod key;
+mod portable;
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
 use core::fmt;
-use core::hash::Hasher;
+use std::sync::Arc;
 
-use siphasher::sip128::{Hasher128, SipHasher13};
+use key::State;
+pub use key::{BlockHashKey, SEGMENT_TOKENS};
 
 /// The cluster's secret for hashing. Its `Debug` form never shows it.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,7 +98,8 @@ fn parse_hex_u128(text: &str) -> Option<u128> {
 pub struct NamespaceId(pub u128);
 
 impl NamespaceId {
-    /// Derives the namespace of a tenant's use of one model revision and adapter at one block size.
+    /// Derives the namespace of a tenant's use of one model revision and adapter at one block size. Who has a
+    /// prepared key calls [`BlockHashKey::namespace`].
     #[must_use]
     pub fn derive(
         key: HashKey,
@@ -53,13 +108,7 @@ impl NamespaceId {
         adapter: &str,
         block_tokens: u32,
     ) -> Self {
-        let mut hasher = SipHasher13::new_with_key(&key.0);
-        for part in [tenant, model, adapter] {
-            hasher.write(&(part.len() as u64).to_le_bytes());
-            hasher.write(part.as_bytes());
-        }
-        hasher.write(&block_tokens.to_le_bytes());
-        Self(hasher.finish128().as_u128())
+        BlockHashKey::new(key).namespace(tenant, model, adapter, block_tokens)
     }
 }
 
@@ -87,23 +136,20 @@ impl SequenceHash {
     }
 }
 
-/// Hashes one block: `parent` is the hash of the block before it, or the namespace for the first.
+/// Hashes one block: `parent` is the hash of the block before it, or the namespace for the first. It prepares the
+/// key anew; who hashes more than one block holds a [`BlockHashKey`].
 #[must_use]
 pub fn block_hash(key: HashKey, parent: u128, tokens: &[u32]) -> u128 {
-    let mut hasher = SipHasher13::new_with_key(&key.0);
-    hasher.write(&parent.to_le_bytes());
-    for token in tokens {
-        hasher.write(&token.to_le_bytes());
-    }
-    hasher.finish128().as_u128()
+    BlockHashKey::new(key).block_hash(parent, tokens)
 }
 
 /// Hashes the blocks of one sequence as it grows; each token is hashed once.
 #[derive(Debug, Clone)]
 pub struct BlockHasher {
-    key: HashKey,
-    block_tokens: usize,
-    parent: u128,
+    key: Arc<BlockHashKey>,
+    block_tokens: u32,
+    state: State,
+    /// Tokens of the block that is not full yet; fewer than `block_tokens`.
     pending: Vec<u32>,
 }
 
@@ -111,22 +157,45 @@ impl BlockHasher {
     /// Starts a chain in `namespace`. A block size of 0 is taken as 1, so that no caller can loop forever.
     #[must_use]
     pub fn new(key: HashKey, namespace: NamespaceId, block_tokens: u32) -> Self {
-        let block_tokens = block_tokens.max(1) as usize;
-        Self { key, block_tokens, parent: namespace.0, pending: Vec::with_capacity(block_tokens) }
+        Self::with_key(Arc::new(BlockHashKey::new(key)), namespace, block_tokens)
+    }
+
+    /// Starts a chain with a key that others use too.
+    #[must_use]
+    pub fn with_key(key: Arc<BlockHashKey>, namespace: NamespaceId, block_tokens: u32) -> Self {
+        let state = key.state_of(namespace.0);
+        Self { key, block_tokens: block_tokens.max(1), state, pending: Vec::new() }
     }
 
     /// Takes one token; answers with the hash of the block that it completes.
     pub fn push(&mut self, token: u32) -> Option<SequenceHash> {
         self.pending.push(token);
-        if self.pending.len() < self.block_tokens {
-            return None;
-        }
-        self.parent = block_hash(self.key, self.parent, &self.pending);
-        self.pending.clear();
-        Some(SequenceHash(self.parent))
+        self.finish_block()
     }
 
-    /// Hashes the full blocks of `tokens`; a partial last block has no hash.
+    /// Takes many tokens; the hashes of the blocks that they complete are appended to `out`.
+    pub fn extend(&mut self, tokens: &[u32], out: &mut Vec<SequenceHash>) {
+        let block_tokens = self.block_tokens as usize;
+        let missing = (block_tokens - self.pending.len()) % block_tokens;
+        let (head, rest) = tokens.split_at(missing.min(tokens.len()));
+        self.pending.extend_from_slice(head);
+        out.extend(self.finish_block());
+        let (full, partial) = rest.split_at(rest.len() - rest.len() % block_tokens);
+        self.state = self.key.chain_from(self.state, self.block_tokens, full, out);
+        self.pending.extend_from_slice(partial);
+    }
+
+    fn finish_block(&mut self) -> Option<SequenceHash> {
+        if self.pending.len() < self.block_tokens as usize {
+            return None;
+        }
+        self.state = self.key.after_block(self.state, &self.pending);
+        self.pending.clear();
+        Some(SequenceHash(self.key.name_of(self.state)))
+    }
+
+    /// Hashes the full blocks of `tokens`; a partial last block has no hash. Who has a prepared key calls
+    /// [`BlockHashKey::hash_prompt`].
     #[must_use]
     pub fn hash_prompt(
         key: HashKey,
@@ -134,73 +203,9 @@ impl BlockHasher {
         block_tokens: u32,
         tokens: &[u32],
     ) -> Vec<SequenceHash> {
-        let mut parent = namespace.0;
-        tokens
-            .chunks_exact(block_tokens.max(1) as usize)
-            .map(|block| {
-                parent = block_hash(key, parent, block);
-                SequenceHash(parent)
-            })
-            .collect()
+        BlockHashKey::new(key).hash_prompt(namespace, block_tokens, tokens)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const KEY: HashKey = HashKey([7; 16]);
-
-    #[test]
-    fn hex_round_trips_and_refuses_other_lengths() {
-        assert_eq!(HashKey::from_hex(&KEY.to_hex()), Some(KEY));
-        assert_eq!(HashKey::from_hex("07"), None);
-        assert_eq!(HashKey::from_hex("+0000000000000000000000000000000"), None);
-        let hash = SequenceHash(u128::MAX - 5);
-        assert_eq!(SequenceHash::from_hex(&hash.to_string()), Some(hash));
-    }
-
-    #[test]
-    fn the_key_is_never_shown() {
-        assert_eq!(format!("{KEY:?}"), "HashKey(secret)");
-    }
-
-    #[test]
-    fn every_part_of_a_namespace_counts() {
-        let base = NamespaceId::derive(KEY, "a", "m", "", 16);
-        for other in [
-            NamespaceId::derive(HashKey([8; 16]), "a", "m", "", 16),
-            NamespaceId::derive(KEY, "b", "m", "", 16),
-            NamespaceId::derive(KEY, "am", "", "", 16),
-            NamespaceId::derive(KEY, "a", "m", "x", 16),
-            NamespaceId::derive(KEY, "a", "m", "", 32),
-        ] {
-            assert_ne!(base, other);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn growing_and_whole_hashing_agree(tokens in proptest::collection::vec(any::<u32>(), 0..200), size in 1u32..33) {
-            let namespace = NamespaceId(9);
-            let mut hasher = BlockHasher::new(KEY, namespace, size);
-            let grown: Vec<_> = tokens.iter().filter_map(|&t| hasher.push(t)).collect();
-            prop_assert_eq!(&grown, &BlockHasher::hash_prompt(KEY, namespace, size, &tokens));
-            prop_assert_eq!(grown.len(), tokens.len() / size as usize);
-        }
-
-        #[test]
-        fn a_change_in_any_token_changes_every_hash_from_there(tokens in proptest::collection::vec(any::<u32>(), 32..96), at in any::<prop::sample::Index>()) {
-            let at = at.index(tokens.len());
-            let mut other = tokens.clone();
-            other[at] ^= 1;
-            let a = BlockHasher::hash_prompt(KEY, NamespaceId(1), 16, &tokens);
-            let b = BlockHasher::hash_prompt(KEY, NamespaceId(1), 16, &other);
-            for (i, (x, y)) in a.iter().zip(&b).enumerate() {
-                prop_assert_eq!(x == y, i < at / 16);
-            }
-        }
-    }
-}
+mod tests;

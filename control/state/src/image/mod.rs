@@ -1,7 +1,8 @@
 //! The state as bytes: what snapshots hold and what a watcher gets first.
 //!
 //! Little-endian, a version byte first, a 128-bit checksum last. Everything is written in sorted order and read
-//! back only in that order, so that equal states have equal bytes and no two images mean the same state.
+//! back only in that order, so that no two images mean the same state. Equal
+//! states have equal bytes but for the runs of the block index, which also tell how blocks came and went.
 //! Reading trusts nothing: counts are held against the limits and against the bytes that are left before
 //! anything is reserved, and what can be derived (a live pin's state, budgets, digests) is derived, not read.
 
@@ -18,7 +19,7 @@ use sink::{Sink, StateHasher, checksum};
 use source::Source;
 
 /// The first byte of every image.
-pub const IMAGE_VERSION: u8 = 1;
+pub const IMAGE_VERSION: u8 = 2;
 
 const CHECKSUM_BYTES: usize = 16;
 const WITH_BLOCKS: u8 = 1;

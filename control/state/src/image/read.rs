@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mainstay_index::{BlockIndex, BlockView, Holder, RestoreError, TierSet};
+use mainstay_index::{BlockIndex, BlockKey, HeldStretch, RestoreError, RunSnapshot, TierSet};
 use mainstay_types::{
     ClusterTime, Epoch, EventSequence, FenceCause, HashKey, LogIndex, ModelSpec, NamespaceId,
     PinId, PinRequest, PinState, SequenceHash, SessionId, TenantId, Tenure, WorkerId,
@@ -23,9 +23,10 @@ const REASON_BYTES_MAX: usize = 256;
 /// The least that one element takes, with the shortest texts and lists that are allowed.
 const WORKER_BYTES_MIN: usize = 88;
 const PIN_BYTES_MIN: usize = 124;
-const BLOCK_BYTES_MIN: usize = 45;
-const HOLDER_BYTES: usize = 5;
-const GROUP_BYTES_MIN: usize = 24;
+const RUN_BYTES_MIN: usize = 69;
+const KEY_BYTES: usize = 8;
+const HOLDER_BYTES_MIN: usize = 21;
+const STRETCH_BYTES: usize = 9;
 
 /// Everything but the block index.
 pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, ImageError> {
@@ -267,54 +268,58 @@ fn read_holders(
 pub(super) fn blocks(source: &mut Source<'_>, machine: &mut Machine) -> Result<(), ImageError> {
     let limit = machine.limits.index_blocks_max;
     machine.index.restore_refused(source.u64()?);
-    let groups = source.count("namespaces", limit, GROUP_BYTES_MIN)?;
-    let mut last_namespace = None;
-    for _ in 0..groups {
-        let namespace = NamespaceId(source.u128()?);
-        let count = source.count("blocks", limit, BLOCK_BYTES_MIN)?;
-        if count == 0 || last_namespace.is_some_and(|last| last >= namespace) {
-            return Err(ImageError::Invalid("namespace"));
+    let count = source.count("runs of blocks", limit, RUN_BYTES_MIN)?;
+    let mut last = None;
+    for _ in 0..count {
+        let run = read_run(source, machine)?;
+        let place = run.keys.first().map(|first| (run.namespace, *first));
+        if last >= place {
+            return Err(ImageError::Invalid("order of runs"));
         }
-        last_namespace = Some(namespace);
-        let mut last_hash = None;
-        for _ in 0..count {
-            let hash = read_block(source, machine, namespace)?;
-            if last_hash.is_some_and(|last| last >= hash) {
-                return Err(ImageError::Invalid("order of blocks"));
-            }
-            last_hash = Some(hash);
-        }
+        last = place;
+        machine.index.restore_run(&run).map_err(|error| match error {
+            RestoreError::Full => ImageError::TooMany {
+                what: "blocks",
+                count: machine.index.held_count().saturating_add(entries_of(&run)),
+                limit,
+            },
+            RestoreError::Twice => ImageError::Invalid("block, it is there twice"),
+            RestoreError::Length => ImageError::Invalid("length of a run"),
+            RestoreError::Holders => ImageError::Invalid("holders of a run"),
+        })?;
     }
     Ok(())
 }
 
-fn read_block(
-    source: &mut Source<'_>,
-    machine: &mut Machine,
-    namespace: NamespaceId,
-) -> Result<SequenceHash, ImageError> {
-    let hash = SequenceHash(source.u128()?);
-    let parent = SequenceHash(source.u128()?);
-    let limit = u64::from(machine.limits.workers_max);
-    let count = source.count("holders of a block", limit, HOLDER_BYTES)?;
+fn entries_of(run: &RunSnapshot) -> u64 {
+    let held = run.holders.iter().flat_map(|(_, held)| held);
+    held.map(|stretch| u64::from(stretch.to - stretch.from)).sum()
+}
+
+fn read_run(source: &mut Source<'_>, machine: &Machine) -> Result<RunSnapshot, ImageError> {
+    let namespace = NamespaceId(source.u128()?);
+    let parent = source.u64()?;
+    let count = source.count("blocks", machine.limits.index_blocks_max, KEY_BYTES)?;
+    let mut keys = Vec::with_capacity(count);
+    for _ in 0..count {
+        keys.push(BlockKey(source.u64()?));
+    }
+    let workers = u64::from(machine.limits.workers_max);
+    let count = source.count("holders of a run", workers, HOLDER_BYTES_MIN)?;
     let mut holders = Vec::with_capacity(count);
     for _ in 0..count {
         let worker = WorkerId(source.u32()?);
-        let tiers = TierSet::from_bits(source.u8()?).ok_or(ImageError::Invalid("tier"))?;
         if !machine.workers.get(worker).is_some_and(Worker::is_live) {
-            return Err(ImageError::Invalid("holder of a block"));
+            return Err(ImageError::Invalid("holder of a run"));
         }
-        holders.push(Holder { worker, tiers });
+        let count = source.count("stretches of a run", keys.len() as u64, STRETCH_BYTES)?;
+        let mut held = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (from, to) = (source.u32()?, source.u32()?);
+            let tiers = TierSet::from_bits(source.u8()?).ok_or(ImageError::Invalid("tier"))?;
+            held.push(HeldStretch { from, to, tiers });
+        }
+        holders.push((worker, held));
     }
-    let view = BlockView { hash, parent, namespace, holders: &holders };
-    machine.index.restore(view).map_err(|error| match error {
-        RestoreError::Full => ImageError::TooMany {
-            what: "blocks",
-            count: machine.index.held_count().saturating_add(holders.len() as u64),
-            limit: machine.limits.index_blocks_max,
-        },
-        RestoreError::Twice => ImageError::Invalid("block, it is there twice"),
-        RestoreError::Holders => ImageError::Invalid("holders of a block"),
-    })?;
-    Ok(hash)
+    Ok(RunSnapshot { namespace, parent, keys, holders })
 }

@@ -39,7 +39,7 @@ fn an_image_holds_everything() {
     assert_eq!(copy.hash_key(), machine.hash_key());
     assert!(copy.workers().eq(machine.workers()));
     assert!(copy.pins().eq(machine.pins()));
-    assert_eq!(copy.index().blocks(), machine.index().blocks());
+    assert_eq!(copy.index().snapshot(), machine.index().snapshot());
     assert_eq!(copy.pins().filter(|p| !p.is_live()).count(), 1);
 }
 

@@ -89,22 +89,26 @@ fn write_pin(sink: &mut impl Sink, pin: &Pin) {
     }
 }
 
-/// The block index, one group per namespace.
+/// The block index, run by run.
 pub(super) fn blocks(sink: &mut impl Sink, index: &BlockIndex) {
     sink.u64(index.refused_blocks());
-    let all = index.blocks();
-    let groups: Vec<_> = all.chunk_by(|a, b| a.namespace == b.namespace).collect();
-    sink.count(groups.len());
-    for group in groups {
-        sink.u128(group.first().map_or(0, |view| view.namespace.0));
-        sink.count(group.len());
-        for view in group {
-            sink.u128(view.hash.0);
-            sink.u128(view.parent.0);
-            sink.count(view.holders.len());
-            for holder in view.holders {
-                sink.u32(holder.worker.0);
-                sink.u8(holder.tiers.bits());
+    let runs = index.snapshot();
+    sink.count(runs.len());
+    for run in runs {
+        sink.u128(run.namespace.0);
+        sink.u64(run.parent);
+        sink.count(run.keys.len());
+        for key in &run.keys {
+            sink.u64(key.0);
+        }
+        sink.count(run.holders.len());
+        for (worker, held) in &run.holders {
+            sink.u32(worker.0);
+            sink.count(held.len());
+            for stretch in held {
+                sink.u32(stretch.from);
+                sink.u32(stretch.to);
+                sink.u8(stretch.tiers.bits());
             }
         }
     }
@@ -116,6 +120,6 @@ pub(super) fn block_digests(sink: &mut impl Sink, index: &BlockIndex) {
     for worker in index.workers() {
         sink.u32(worker.0);
         sink.u64(index.worker_block_count(worker));
-        sink.u128(index.digest(worker));
+        sink.u64(index.digest(worker));
     }
 }

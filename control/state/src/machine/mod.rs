@@ -221,7 +221,7 @@ impl Machine {
         image::digest(self)
     }
 
-    /// The whole state as bytes; equal states give equal bytes.
+    /// The whole state as bytes; a state that was read from them gives the same bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         image::encode(self, true)

@@ -1,6 +1,6 @@
 //! Workers, epochs, frames and time by hand; whole logs by chance.
 
-use mainstay_types::{BlockEvent, ModelSpec, PinState, SequenceHash, Stamp};
+use mainstay_types::{BlockEvent, ModelSpec, PinState, Stamp};
 use proptest::prelude::*;
 
 use super::*;
@@ -181,7 +181,8 @@ fn check_invariants(machine: &Machine) -> Result<(), TestCaseError> {
         let held = machine.index().worker_block_count(worker.id);
         prop_assert!(worker.is_live() || held == 0, "a fenced worker holds blocks");
         prop_assert!(worker.is_live() == (worker.state == WorkerState::Live));
-        let all: Vec<SequenceHash> = machine.index().blocks_of(worker.id).map(|b| b.hash).collect();
+        let all = machine.index().keys_of(worker.id);
+        prop_assert_eq!(all.len() as u64, held);
         prop_assert_eq!(machine.index().held_of(worker.id, &all), held);
     }
     let live = |id: &WorkerId| machine.worker(*id).is_some_and(Worker::is_live);

@@ -2,8 +2,7 @@
 
 use std::cmp::Reverse;
 
-use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
-use mainstay_engine_abi::sdk::types_of_mainstay::hash::block_hash;
+use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
 use mainstay_engine_abi::sdk::{Logprob, Output, Request, RetentionRange, TOKENS_TO_END};
 
 use crate::block_pool::{BlockId, Claim};
@@ -38,14 +37,13 @@ pub(super) struct Sequence {
 }
 
 /// What all sequences of an engine share.
-#[derive(Clone, Copy)]
 pub(super) struct Grid {
-    pub(super) key: HashKey,
+    pub(super) key: BlockHashKey,
     pub(super) block_tokens: usize,
 }
 
 impl Grid {
-    pub(super) fn blocks_for(self, tokens: usize) -> usize {
+    pub(super) fn blocks_for(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.block_tokens)
     }
 }
@@ -57,7 +55,7 @@ impl Sequence {
         eos_tokens: &[u32],
         random_seed: u64,
         now_us: u64,
-        grid: Grid,
+        grid: &Grid,
     ) -> Self {
         let sampled_before = request.sampled_before as usize;
         let sampler = Sampler::new(
@@ -90,13 +88,15 @@ impl Sequence {
     }
 
     /// Hashes the full blocks that have no hash yet.
-    pub(super) fn hash_full_blocks(&mut self, grid: Grid) {
-        let full = self.tokens.len() / grid.block_tokens;
-        for index in self.hashes.len()..full {
-            let parent = self.hashes.last().copied().unwrap_or(self.namespace);
-            let tokens = &self.tokens[index * grid.block_tokens..][..grid.block_tokens];
-            self.hashes.push(block_hash(grid.key, parent, tokens));
+    pub(super) fn hash_full_blocks(&mut self, grid: &Grid) {
+        let hashed = self.hashes.len() * grid.block_tokens;
+        if self.tokens.len() - hashed < grid.block_tokens {
+            return;
         }
+        let parent = self.hashes.last().copied().unwrap_or(self.namespace);
+        let mut hashes = Vec::new();
+        grid.key.chain(parent, grid.block_tokens as u32, &self.tokens[hashed..], &mut hashes);
+        self.hashes.extend(hashes.iter().map(|hash| hash.0));
     }
 
     /// Tokens still to be computed before the next can be drawn.
@@ -124,7 +124,7 @@ impl Sequence {
 
     /// What the request wants for a block of its table once it has ended: the highest range that
     /// touches it.
-    pub(super) fn claim(&self, index: usize, grid: Grid) -> Option<Claim> {
+    pub(super) fn claim(&self, index: usize, grid: &Grid) -> Option<Claim> {
         claim(&self.ranges, index, grid)
     }
 
@@ -150,7 +150,7 @@ impl Sequence {
     }
 }
 
-fn claim(ranges: &[RetentionRange], index: usize, grid: Grid) -> Option<Claim> {
+fn claim(ranges: &[RetentionRange], index: usize, grid: &Grid) -> Option<Claim> {
     let start = index * grid.block_tokens;
     let end = start + grid.block_tokens;
     let touches = |range: &&RetentionRange| {
@@ -166,11 +166,13 @@ fn claim(ranges: &[RetentionRange], index: usize, grid: Grid) -> Option<Claim> {
 
 #[cfg(test)]
 mod tests {
+    use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
+
     use super::*;
 
     #[test]
     fn a_block_takes_the_highest_range_that_touches_it() {
-        let grid = Grid { key: HashKey([0; 16]), block_tokens: 4 };
+        let grid = &Grid { key: BlockHashKey::new(HashKey([0; 16])), block_tokens: 4 };
         let range = |start, end, priority, duration_ms| RetentionRange {
             start,
             end,

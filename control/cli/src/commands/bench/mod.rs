@@ -1,6 +1,7 @@
 //! `mainstay bench`: the project's own benchmarks.
 
 mod gateway;
+mod index;
 
 use std::path::PathBuf;
 
@@ -52,6 +53,8 @@ enum BenchCommand {
         #[arg(short, long, value_enum, default_value = "table")]
         output: Format,
     },
+    /// The block index: events, lookups, memory, growth, churn, and the limit that memory sets
+    Index(index::Args),
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -63,6 +66,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         BenchCommand::Gateway { addr, model, rounds, words, output } => {
             show(&gateway::run(&addr, &model, rounds, words).await?, output);
         }
+        BenchCommand::Index(args) => index::run(args).await?,
     }
     Ok(())
 }

@@ -1,0 +1,340 @@
+//! A reader's walk along a prefix: one head per run, and the workers that still hold everything so far.
+//!
+//! The walk takes no lock and writes nothing. It notes which heads it used and, at its end, whether each is still
+//! the head that readers find; if so there was an instant at which all it saw was true, else it starts again. A
+//! writer never makes it wait: what a reader looks at is written anew only after readers were sent elsewhere.
+
+use crate::BlockName;
+use crate::head::{Head, WORDS, WORDS_MAX, filter_bit};
+use crate::head_table::{Found, View};
+use crate::region::prefetch;
+use crate::segments::{Segment, leading};
+use crate::shared::Shared;
+use crate::sync::{Ordering, fence};
+
+/// Heads that a lookup notes without allocating.
+const NOTED: usize = 16;
+
+/// Takes what a walk finds: these workers hold that many leading blocks.
+pub(crate) trait Sink {
+    fn restart(&mut self);
+    fn take(&mut self, word: usize, bits: u64, depth: u32);
+}
+
+/// The heads that a walk rests on.
+struct Noted {
+    few: [(Found, u32); NOTED],
+    count: usize,
+    more: Vec<(Found, u32)>,
+}
+
+impl Noted {
+    #[inline(always)]
+    fn new() -> Self {
+        Self { few: [(Found::default(), 0); NOTED], count: 0, more: Vec::new() }
+    }
+
+    #[inline(always)]
+    fn add(&mut self, found: Found, version: u32) {
+        if self.count < NOTED {
+            self.few[self.count] = (found, version);
+            self.count += 1;
+        } else {
+            self.more.push((found, version));
+        }
+    }
+
+    #[inline(always)]
+    fn still_hold(&self, shared: &Shared, view: &View<'_>) -> bool {
+        self.few[..self.count].iter().chain(&self.more).all(|(found, version)| {
+            view.is_still(*found) && shared.heads[found.line()].version() == *version
+        })
+    }
+}
+
+/// A walk under way. `W` is how many words of worker bits it can hold.
+pub(crate) struct Walk<'a, N, const W: usize> {
+    shared: &'a Shared,
+    view: View<'a>,
+    prefix: &'a [N],
+    at: usize,
+    words: usize,
+    alive: [u64; W],
+    noted: Noted,
+    accept: u8,
+}
+
+#[derive(PartialEq, Eq)]
+enum Step {
+    More,
+    End,
+    Stale,
+}
+
+impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
+    #[inline(always)]
+    fn new(shared: &'a Shared, view: View<'a>, prefix: &'a [N], words: usize, accept: u8) -> Self {
+        Self {
+            shared,
+            view,
+            prefix,
+            at: 0,
+            words: words.min(W),
+            alive: [0; W],
+            noted: Noted::new(),
+            accept,
+        }
+    }
+
+    #[inline(always)]
+    fn probe(&self) -> Option<Found> {
+        let key = self.prefix[self.at].key();
+        let heads = &self.shared.heads;
+        self.view.find(key, |found| heads[found.line()].first() == key)
+    }
+
+    /// Takes in the run that starts at the current block.
+    #[inline(always)]
+    fn advance<S: Sink, const ANY: bool>(&mut self, found: Found, sink: &mut S) -> Step {
+        let head = self.shared.heads[found.line()].load();
+        let rest = &self.prefix[self.at..];
+        let length = head.length as usize;
+        if length == 0 || head.first != rest[0].key() {
+            return Step::Stale;
+        }
+        self.noted.add(found, head.changes);
+        let matched = if length <= rest.len() && rest[length - 1].key() == head.last {
+            length
+        } else {
+            self.shared.equal_leading(head.start, &rest[..length.min(rest.len())])
+        };
+        let mut held = [0_u64; W];
+        self.full_holders(&head, &mut held);
+        if head.segments != 0 && (!ANY || self.needs_segments(&held)) {
+            self.partial_holders::<S, ANY>(&head, matched as u32, &mut held, sink);
+        }
+        let depth = self.at as u32;
+        let mut left = 0;
+        for word in 0..self.words {
+            if self.at == 0 {
+                self.alive[word] = held[word];
+            } else {
+                let gone = self.alive[word] & !held[word];
+                if gone != 0 {
+                    sink.take(word, gone, depth);
+                }
+                self.alive[word] &= held[word];
+            }
+            left |= self.alive[word];
+        }
+        self.at += matched;
+        if left == 0 || self.at == self.prefix.len() {
+            return Step::End;
+        }
+        let wanted = filter_bit(self.prefix[self.at].key());
+        if head.filter & wanted == 0 { Step::End } else { Step::More }
+    }
+
+    #[inline(always)]
+    fn needs_segments(&self, held: &[u64; W]) -> bool {
+        self.at == 0 || (0..self.words).any(|word| self.alive[word] & !held[word] != 0)
+    }
+
+    #[inline(always)]
+    fn full_holders(&self, head: &Head, held: &mut [u64; W]) {
+        if W <= WORDS || !head.wide {
+            // A narrow walk may meet a wide head for an instant; the table's state has moved then.
+            held[..WORDS.min(W)].copy_from_slice(&head.words[..WORDS.min(W)]);
+        } else {
+            head.wide_words(self.shared, |word, bits| held[word % W] = bits);
+        }
+    }
+
+    /// Reads the run's list: who holds a part of it, or (unless `ANY`) not all of it in an accepted tier.
+    fn partial_holders<S: Sink, const ANY: bool>(
+        &mut self,
+        head: &Head,
+        matched: u32,
+        held: &mut [u64; W],
+        sink: &mut S,
+    ) {
+        let list = self.shared.list(head.segments);
+        let entry = |at: usize| Segment(list[at].load(Ordering::Relaxed));
+        let mut at = 0;
+        while at < list.len() {
+            let slot = entry(at).slot();
+            let from = at;
+            while at < list.len() && entry(at).slot() == slot {
+                at += 1;
+            }
+            let (word, bit) = (slot as usize / 64, 1_u64 << (slot % 64));
+            if word >= self.words {
+                continue;
+            }
+            let full = held[word] & bit != 0;
+            if (self.at > 0 && self.alive[word] & bit == 0) || (ANY && full) {
+                continue;
+            }
+            let own = (from..at).map(entry);
+            let depth = leading(own, full, head.length, self.accept);
+            if depth >= matched {
+                held[word] |= bit;
+                continue;
+            }
+            held[word] &= !bit;
+            if depth > 0 || self.at > 0 {
+                sink.take(word, bit, self.at as u32 + depth);
+                self.alive[word] &= !bit;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn finish<S: Sink>(&self, sink: &mut S) -> bool {
+        if self.at > 0 {
+            for word in 0..self.words {
+                if self.alive[word] != 0 {
+                    sink.take(word, self.alive[word], self.at as u32);
+                }
+            }
+        }
+        fence(Ordering::Acquire);
+        self.noted.still_hold(self.shared, &self.view)
+            && self.shared.table.state() == self.view.state()
+    }
+}
+
+#[inline(always)]
+fn walk_once<N: BlockName, S: Sink, const W: usize, const ANY: bool>(
+    (shared, view, words): (&Shared, View<'_>, usize),
+    prefix: &[N],
+    accept: u8,
+    sink: &mut S,
+) -> bool {
+    let mut walk = Walk::<N, W>::new(shared, view, prefix, words, accept);
+    while let Some(found) = walk.probe() {
+        match walk.advance::<S, ANY>(found, sink) {
+            Step::More => {}
+            Step::End => break,
+            Step::Stale => return false,
+        }
+    }
+    walk.finish(sink)
+}
+
+#[inline(always)]
+fn walk<N: BlockName, S: Sink, const ANY: bool>(
+    shared: &Shared,
+    prefix: &[N],
+    accept: u8,
+    sink: &mut S,
+) {
+    if prefix.is_empty() {
+        return sink.restart();
+    }
+    loop {
+        sink.restart();
+        // In this order: who sees the table's state sees the words that came before it.
+        let view = shared.table.view();
+        let words = shared.words.load(Ordering::Relaxed) as usize;
+        let index = (shared, view, words);
+        let whole = if words <= WORDS {
+            walk_once::<N, S, WORDS, ANY>(index, prefix, accept, sink)
+        } else {
+            walk_once::<N, S, WORDS_MAX, ANY>(index, prefix, accept, sink)
+        };
+        if whole {
+            return;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Who holds how many leading blocks, in any tier.
+#[inline(always)]
+pub(crate) fn walk_any<N: BlockName, S: Sink>(shared: &Shared, prefix: &[N], sink: &mut S) {
+    walk::<N, S, true>(shared, prefix, 0xf, sink);
+}
+
+/// The same for blocks in one of the tiers of `accept`, which has to name the device.
+pub(crate) fn walk_tiers<N: BlockName, S: Sink>(
+    shared: &Shared,
+    prefix: &[N],
+    accept: u8,
+    sink: &mut S,
+) {
+    walk::<N, S, false>(shared, prefix, accept, sink);
+}
+
+/// Lookups of a burst that are under way at once.
+const LANES: usize = 8;
+
+/// Several walks at once: while one waits for memory the others go on.
+pub(crate) fn walk_burst<N: BlockName, S: Sink>(
+    shared: &Shared,
+    prefixes: &[&[N]],
+    sinks: &mut [S],
+) {
+    for (prefixes, sinks) in prefixes.chunks(LANES).zip(sinks.chunks_mut(LANES)) {
+        let view = shared.table.view();
+        let words = shared.words.load(Ordering::Relaxed) as usize;
+        if words <= WORDS && prefixes.iter().all(|p| !p.is_empty()) {
+            burst((shared, view, words), prefixes, sinks);
+        } else {
+            for (prefix, sink) in prefixes.iter().zip(sinks) {
+                walk_any(shared, prefix, sink);
+            }
+        }
+    }
+}
+
+fn burst<N: BlockName, S: Sink>(
+    (shared, view, words): (&Shared, View<'_>, usize),
+    prefixes: &[&[N]],
+    sinks: &mut [S],
+) {
+    let mut walks: [Option<Walk<'_, N, WORDS>>; LANES] = [const { None }; LANES];
+    for ((lane, prefix), sink) in walks.iter_mut().zip(prefixes).zip(sinks.iter_mut()) {
+        sink.restart();
+        let walk = Walk::new(shared, view, *prefix, words, 0xf);
+        walk.view.prefetch(prefix[0].key());
+        *lane = Some(walk);
+    }
+    for walk in walks.iter().flatten() {
+        walk.prefetch_head();
+    }
+    let mut open = prefixes.len();
+    while open > 0 {
+        for (at, lane) in walks.iter_mut().enumerate() {
+            let Some(walk) = lane else { continue };
+            let step = match walk.probe() {
+                Some(found) => walk.advance::<S, true>(found, &mut sinks[at]),
+                None => Step::End,
+            };
+            if step == Step::More {
+                walk.view.prefetch(walk.prefix[walk.at].key());
+                continue;
+            }
+            if step == Step::Stale || !walk.finish(&mut sinks[at]) {
+                walk_any(shared, prefixes[at], &mut sinks[at]);
+            }
+            *lane = None;
+            open -= 1;
+        }
+        for walk in walks.iter().flatten() {
+            walk.prefetch_head();
+        }
+    }
+}
+
+impl<N: BlockName, const W: usize> Walk<'_, N, W> {
+    /// Fetches the head that the next step will most likely need.
+    #[inline(always)]
+    fn prefetch_head(&self) {
+        let key = self.prefix[self.at].key();
+        self.view.find(key, |found| {
+            prefetch(&self.shared.heads, found.line());
+            true
+        });
+    }
+}

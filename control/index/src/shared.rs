@@ -1,0 +1,110 @@
+//! What the writer and its readers share, and the sizes that bound it.
+
+use crate::head::Line;
+use crate::head_table::HeadTable;
+use crate::region::{Region, prefetch};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::workers::SLOTS_MAX;
+
+/// Keys in a unit of their arena.
+pub(crate) const KEYS_PER_UNIT: u32 = 16;
+/// Entries in a unit of the arena of lists.
+pub(crate) const ENTRIES_PER_UNIT: u32 = 4;
+
+/// Sizes of the reserved ranges; only what is touched costs memory.
+#[cfg(not(any(miri, loom)))]
+mod sizes {
+    pub(crate) const RUNS: usize = 1 << 22;
+    pub(crate) const KEY_UNITS: u32 = 1 << 27;
+    pub(crate) const LIST_UNITS: u32 = 1 << 26;
+}
+#[cfg(any(miri, loom))]
+mod sizes {
+    pub(crate) const RUNS: usize = 1 << 8;
+    pub(crate) const KEY_UNITS: u32 = 1 << 10;
+    pub(crate) const LIST_UNITS: u32 = 1 << 9;
+}
+pub(crate) use sizes::{KEY_UNITS, LIST_UNITS, RUNS};
+
+/// A reader may hold a stale start and length; with this much room behind the last key they stay inside.
+const KEY_SLACK: usize = 1 << 16;
+
+pub(crate) struct Shared {
+    pub(crate) heads: Region<Line>,
+    pub(crate) keys: Region<AtomicU64>,
+    pub(crate) lists: Region<AtomicU64>,
+    pub(crate) table: HeadTable,
+    /// Words of worker bits in use.
+    pub(crate) words: AtomicU32,
+    /// Worker id plus one per slot, 0 for none.
+    pub(crate) worker_ids: Region<AtomicU64>,
+}
+
+impl Shared {
+    pub(crate) fn new() -> Self {
+        let keys = 2 * KEY_UNITS as usize * KEYS_PER_UNIT as usize + KEY_SLACK;
+        let lists = 2 * LIST_UNITS as usize * ENTRIES_PER_UNIT as usize;
+        Self {
+            heads: Region::new(2 * RUNS),
+            keys: Region::new(keys),
+            lists: Region::new(lists),
+            table: HeadTable::new(),
+            words: AtomicU32::new(1),
+            worker_ids: Region::new(SLOTS_MAX as usize),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn key(&self, at: u32) -> u64 {
+        self.keys[at as usize].load(Ordering::Relaxed)
+    }
+
+    /// The list at a position: its entries. What a stale position gives is some other list, or nothing.
+    #[inline(always)]
+    pub(crate) fn list(&self, position: u32) -> &[AtomicU64] {
+        if position == 0 {
+            return &[];
+        }
+        let at = position as usize * ENTRIES_PER_UNIT as usize;
+        let Some(count) = self.lists.get(at) else { return &[] };
+        let count = count.load(Ordering::Relaxed) as u32 as usize;
+        self.lists.get(at + 1..at + 1 + count).unwrap_or_default()
+    }
+
+    /// How many leading blocks of `names` are the keys from `start` on; the first is known to be. As keys are
+    /// chained, one that is equal proves all before it.
+    #[inline]
+    pub(crate) fn equal_leading<N: crate::BlockName>(&self, start: u32, names: &[N]) -> usize {
+        let keys = &self.keys[start as usize..start as usize + names.len()];
+        let equal = |at: usize| keys[at].load(Ordering::Relaxed) == names[at].key();
+        let (mut low, mut high) = (1, names.len());
+        if high <= 1 || equal(high - 1) {
+            return high;
+        }
+        high -= 1;
+        // Eight probes a round: their misses overlap, so a round costs about as much as one.
+        while high - low > 8 {
+            let step = (high - low) / 8 + 1;
+            let mut at = low;
+            while at < high {
+                prefetch(keys, at);
+                at += step;
+            }
+            let (mut next_low, mut next_high) = (low, high);
+            let mut at = low;
+            while at < high {
+                if !equal(at) {
+                    next_high = at;
+                    break;
+                }
+                next_low = at + 1;
+                at += step;
+            }
+            (low, high) = (next_low, next_high);
+        }
+        while low < high && equal(low) {
+            low += 1;
+        }
+        low
+    }
+}
