@@ -29,6 +29,14 @@ pub struct Applied {
     pub refused: u64,
 }
 
+impl Applied {
+    pub(crate) fn add(&mut self, more: Self) {
+        self.added += more.added;
+        self.removed += more.removed;
+        self.refused += more.refused;
+    }
+}
+
 /// A run record named a block that the index does not have; send the blocks themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnknownBlock;
@@ -138,6 +146,11 @@ impl BlockIndex {
         let words = slot / 64 + 1;
         if words > shared.words.load(Ordering::Relaxed) {
             shared.words.store(words, Ordering::Relaxed);
+        }
+        if slot != worker.0 {
+            let word = 1 << (slot / 64);
+            let own = shared.own_numbers.load(Ordering::Relaxed);
+            shared.own_numbers.store(own & !word, Ordering::Relaxed);
         }
         shared.worker_ids[slot as usize].store(u64::from(worker.0) + 1, Ordering::Relaxed);
         // Whoever looks up now may have read the slot's last worker.
@@ -387,7 +400,7 @@ impl BlockIndex {
     }
 
     /// Fetches what an event that names this block will look at first. Call it for all events of a batch, then
-    /// [`BlockIndex::prefetch_runs`] for all, then apply them.
+    /// [`BlockIndex::prefetch_runs`] for all, then apply them; [`BlockIndex::apply_batch`] does so and more.
     #[inline(always)]
     pub fn prefetch(&self, key: u64) {
         self.runs.map.prefetch(key);

@@ -199,7 +199,8 @@ impl TableFill {
             self.runs += 1;
         }
         self.used = self.runs;
-        table.state.store((old >> 8) + 1 << 8 | u64::from(bits), Ordering::Release);
+        let next = (old >> 8) + 1;
+        table.state.store(next << 8 | u64::from(bits), Ordering::Release);
         fence(Ordering::Release);
         let last = &table.regions[(old >> 8 & 1) as usize];
         last.discard(0, last.len());

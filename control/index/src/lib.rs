@@ -15,6 +15,7 @@
 #![deny(missing_docs)]
 
 mod arena;
+mod batch;
 mod block_index;
 mod block_map;
 mod budget;
@@ -42,8 +43,10 @@ mod snapshot;
 mod store;
 mod sync;
 mod tiers;
+mod unpack;
 mod workers;
 
+pub use batch::EventRef;
 pub use block_index::{Applied, BlockIndex, IndexLimits, UnknownBlock};
 pub use budget::{Memory, Stats};
 pub use digest::{entry_digest, stretch_digest};

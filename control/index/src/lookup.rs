@@ -13,42 +13,54 @@ use crate::shared::Shared;
 use crate::sync::{Ordering, fence};
 
 /// Heads that a lookup notes without allocating.
-const NOTED: usize = 16;
+const NOTED: usize = 4;
 
 /// Takes what a walk finds: these workers hold that many leading blocks.
 pub(crate) trait Sink {
     fn restart(&mut self);
+    /// Workers `64 * word` and the set `bits`, at least one, hold `depth` leading blocks.
     fn take(&mut self, word: usize, bits: u64, depth: u32);
+}
+
+/// A head that a walk rests on: where its slot lies, the version of its line, and what the slot said.
+#[derive(Clone, Copy)]
+struct Note {
+    at: u32,
+    version: u32,
+    slot: u64,
 }
 
 /// The heads that a walk rests on.
 struct Noted {
-    few: [(Found, u32); NOTED],
+    few: [Note; NOTED],
     count: usize,
-    more: Vec<(Found, u32)>,
+    more: Vec<Note>,
 }
 
 impl Noted {
     #[inline(always)]
     fn new() -> Self {
-        Self { few: [(Found::default(), 0); NOTED], count: 0, more: Vec::new() }
+        Self { few: [Note { at: 0, version: 0, slot: 0 }; NOTED], count: 0, more: Vec::new() }
     }
 
     #[inline(always)]
     fn add(&mut self, found: Found, version: u32) {
-        if self.count < NOTED {
-            self.few[self.count] = (found, version);
-            self.count += 1;
-        } else {
-            self.more.push((found, version));
+        let note = Note { at: found.at, version, slot: found.slot };
+        match self.few.get_mut(self.count) {
+            Some(place) => *place = note,
+            None => self.more.push(note),
         }
+        self.count += 1;
     }
 
     #[inline(always)]
     fn still_hold(&self, shared: &Shared, view: &View<'_>) -> bool {
-        self.few[..self.count].iter().chain(&self.more).all(|(found, version)| {
-            view.is_still(*found) && shared.heads[found.line()].version() == *version
-        })
+        let holds = |note: &Note| {
+            let found = Found { at: note.at, slot: note.slot };
+            view.is_still(found) && shared.heads[found.line()].version() == note.version
+        };
+        self.few[..self.count.min(NOTED)].iter().all(holds)
+            && (self.count <= NOTED || self.more.iter().all(holds))
     }
 }
 
@@ -115,17 +127,17 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
         }
         let depth = self.at as u32;
         let mut left = 0;
-        for word in 0..self.words {
-            if self.at == 0 {
-                self.alive[word] = held[word];
+        for (word, (alive, held)) in self.alive.iter_mut().zip(held).take(self.words).enumerate() {
+            if depth == 0 {
+                *alive = held;
             } else {
-                let gone = self.alive[word] & !held[word];
+                let gone = *alive & !held;
                 if gone != 0 {
                     sink.take(word, gone, depth);
                 }
-                self.alive[word] &= held[word];
+                *alive &= held;
             }
-            left |= self.alive[word];
+            left |= *alive;
         }
         self.at += matched;
         if left == 0 || self.at == self.prefix.len() {
@@ -296,7 +308,7 @@ fn burst<N: BlockName, S: Sink>(
     let mut walks: [Option<Walk<'_, N, WORDS>>; LANES] = [const { None }; LANES];
     for ((lane, prefix), sink) in walks.iter_mut().zip(prefixes).zip(sinks.iter_mut()) {
         sink.restart();
-        let walk = Walk::new(shared, view, *prefix, words, 0xf);
+        let walk = Walk::new(shared, view, prefix, words, 0xf);
         walk.view.prefetch(prefix[0].key());
         *lane = Some(walk);
     }

@@ -8,9 +8,11 @@ use crate::BlockName;
 use crate::lookup::{Sink, walk_any, walk_burst, walk_tiers};
 use crate::shared::Shared;
 use crate::sync::Ordering;
+use crate::unpack::unpack;
 
 /// How much of a prompt a worker holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
 pub struct Overlap {
     /// Who.
     pub worker: WorkerId,
@@ -89,8 +91,11 @@ impl Sink for Named<'_> {
 
     #[inline(always)]
     fn take(&mut self, word: usize, bits: u64, depth: u32) {
+        let own = self.shared.own_numbers.load(Ordering::Relaxed) >> (word % 64) & 1 == 1;
+        if own {
+            return unpack(word as u32 * 64, bits, depth, self.out);
+        }
         let ids = &self.shared.worker_ids[word * 64..word * 64 + 64];
-        self.out.reserve(64);
         let mut rest = bits;
         while rest != 0 {
             let id = ids[rest.trailing_zeros() as usize % 64].load(Ordering::Relaxed);

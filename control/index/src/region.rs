@@ -23,7 +23,7 @@ mod mapped {
     use super::Zeroed;
 
     /// From here on a region asks for huge pages; below, a small index would pay 2 MB for a few blocks.
-    const HUGE_FROM_BYTES: usize = 8 << 20;
+    const HUGE_FROM_BYTES: usize = 1 << 20;
 
     pub(crate) struct Region<T> {
         start: NonNull<T>,

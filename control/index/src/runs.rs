@@ -19,8 +19,10 @@ use crate::sync::{Ordering, fence};
 use std::sync::Arc;
 
 const CHANGES_MAX: u32 = (1 << 25) - 1;
-/// How far ahead the map's lines are fetched when many blocks come or go.
-pub(crate) const AHEAD: usize = 12;
+/// How far ahead the map's lines are fetched when many blocks come or go: what one takes to come from memory.
+pub(crate) const AHEAD: usize = 24;
+/// The same when the map is built anew, where each block takes less time.
+const AHEAD_IN_REBUILD: usize = 48;
 
 /// What the writer knows of a run besides its head. Offsets count from where its keys were put first.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +43,8 @@ pub(crate) struct Meta {
     /// The next and the last run with the same parent, 0 for none.
     pub(crate) sibling: u32,
     pub(crate) elder: u32,
+    /// The run that the parent block is in, 0 for none.
+    pub(crate) parent_run: u32,
     /// The block before the first one.
     pub(crate) parent: u64,
     /// Where its keys lie.
@@ -68,6 +72,7 @@ impl Meta {
         children: 0,
         sibling: 0,
         elder: 0,
+        parent_run: 0,
         parent: 0,
         piece: Piece { start: 0, units: 0 },
         limit: 0,
@@ -127,7 +132,7 @@ impl Runs {
             dropped: Vec::new(),
             dropped_keys: Vec::new(),
             live: 0,
-            widen_at: 1 << 20,
+            widen_at: 1 << 17,
         }
     }
 
@@ -162,10 +167,10 @@ impl Runs {
         if offset > meta.skipped { self.key_at(run, offset - 1) } else { meta.parent }
     }
 
-    /// Whether a run has the block at an offset.
+    /// Whether a run has the block at an offset; the place may be of long ago.
     #[inline(always)]
     pub(crate) fn is_at(&self, place: Place, key: u64) -> bool {
-        let meta = self.meta(place.run);
+        let Some(meta) = self.metas.get(place.run as usize) else { return false };
         place.offset >= meta.skipped
             && place.offset < meta.end()
             && self.shared.key(meta.position(place.offset)) == key
@@ -178,18 +183,20 @@ impl Runs {
         self.map.find(key, |run, low| prove(metas, shared, run, low, key))
     }
 
-    /// Fetches what [`Runs::find`] will need.
+    /// Fetches what [`Runs::find`] will need. Answers whether a single worker holds the run that the block seems to be
+    /// in, `None` if it is in none.
     #[inline(always)]
-    pub(crate) fn prefetch_runs(&self, key: u64) {
+    pub(crate) fn prefetch_runs(&self, key: u64) -> Option<bool> {
         let (metas, shared) = (&self.metas, &self.shared);
+        let mut alone = None;
         self.map.find(key, |run, low| {
-            prefetch(metas, run as usize);
             let meta = &metas[run as usize];
             prefetch(&shared.heads, line_of(run, meta.changes));
-            let offset = candidate(meta, low);
-            prefetch(&shared.keys, meta.position(offset) as usize);
+            prefetch(&shared.keys, meta.position(candidate(meta, low)) as usize);
+            alone = Some(meta.full <= 1);
             None
         });
+        alone
     }
 
     /// Shows readers a changed head. Its first block must be the one it had.
@@ -403,11 +410,14 @@ impl Runs {
         let mut map = BlockMap::for_blocks(blocks);
         for (run, meta) in self.metas.iter().enumerate().filter(|(_, meta)| meta.live) {
             let run = run as u32;
-            for offset in meta.skipped..meta.end() {
-                if offset + (AHEAD as u32) < meta.end() {
-                    map.prefetch(self.shared.key(meta.position(offset + AHEAD as u32)));
+            let keys = meta.position(meta.skipped) as usize..;
+            let keys = &self.shared.keys[keys][..meta.length as usize];
+            for (at, key) in keys.iter().enumerate() {
+                if let Some(ahead) = keys.get(at + AHEAD_IN_REBUILD) {
+                    map.prefetch(ahead.load(Ordering::Relaxed));
                 }
-                map.insert(self.shared.key(meta.position(offset)), Place { run, offset });
+                let offset = meta.skipped + at as u32;
+                map.insert(key.load(Ordering::Relaxed), Place { run, offset });
             }
         }
         self.map = map;
@@ -495,8 +505,16 @@ impl Runs {
         }
     }
 
-    /// Hangs a run on its parent block. The first run of a chain has none.
+    /// Hangs a run on its parent block, wherever that is. The first run of a chain has none.
     pub(crate) fn link(&mut self, run: u32) {
+        let meta = self.meta(run);
+        if meta.parent != meta.namespace.0 as u64 {
+            self.link_to(run, self.find(meta.parent));
+        }
+    }
+
+    /// Hangs a run on its parent block, which is in the index if it has a place.
+    pub(crate) fn link_to(&mut self, run: u32, place: Option<Place>) {
         let meta = self.meta(run);
         let parent = meta.parent;
         if parent == meta.namespace.0 as u64 {
@@ -506,10 +524,9 @@ impl Runs {
         if sibling != 0 {
             self.meta_mut(sibling).elder = run;
         }
-        let place = self.find(parent);
         let meta = self.meta_mut(run);
         (meta.sibling, meta.elder, meta.linked) = (sibling, 0, true);
-        meta.orphan = place.is_none();
+        (meta.orphan, meta.parent_run) = (place.is_none(), place.map_or(0, |place| place.run));
         match place {
             Some(place) => {
                 self.meta_mut(place.run).children += 1;
@@ -522,7 +539,7 @@ impl Runs {
 
     /// Takes a run off its parent.
     pub(crate) fn unlink(&mut self, run: u32) {
-        let Meta { parent, sibling, elder, orphan, linked, .. } = *self.meta(run);
+        let Meta { parent, sibling, elder, parent_run, orphan, linked, .. } = *self.meta(run);
         if !linked {
             return;
         }
@@ -537,13 +554,21 @@ impl Runs {
             self.children.remove(&parent);
         }
         let meta = self.meta_mut(run);
-        (meta.sibling, meta.elder, meta.linked, meta.orphan) = (0, 0, false, false);
+        (meta.sibling, meta.elder, meta.parent_run) = (0, 0, 0);
+        (meta.linked, meta.orphan) = (false, false);
         if orphan {
             self.orphans -= 1;
-        } else if let Some(place) = self.find(parent) {
-            let meta = self.meta_mut(place.run);
-            meta.children = meta.children.saturating_sub(1);
+        } else if let Some(before) = self.metas.get_mut(parent_run as usize) {
+            before.children = before.children.saturating_sub(1);
         }
+    }
+
+    /// The block that a run hangs on, if it is the last one of its run.
+    pub(crate) fn tail_before(&self, run: u32) -> Option<Place> {
+        let Meta { parent, parent_run, .. } = *self.meta(run);
+        let before = self.metas.get(parent_run as usize)?;
+        let place = Place { run: parent_run, offset: before.end().checked_sub(1)? };
+        (parent_run != 0 && self.is_at(place, parent)).then_some(place)
     }
 
     /// Lets readers of `run` look for children whose first blocks have these bits.
@@ -567,6 +592,7 @@ impl Runs {
         while at != 0 {
             bits |= filter_bit(self.key_at(at, self.meta(at).skipped));
             let child = self.meta_mut(at);
+            child.parent_run = run;
             let (orphan, next) = (core::mem::take(&mut child.orphan), child.sibling);
             self.orphans -= usize::from(orphan);
             self.meta_mut(run).children += 1;
@@ -581,8 +607,9 @@ impl Runs {
         while at != 0 {
             let child = self.meta_mut(at);
             let next = child.sibling;
-            if for_good && !child.orphan {
-                child.orphan = true;
+            if for_good {
+                debug_assert!(!child.orphan, "its parent was here until now");
+                (child.orphan, child.parent_run) = (true, 0);
                 self.orphans += 1;
             }
             let meta = self.meta_mut(run);

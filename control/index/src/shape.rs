@@ -178,8 +178,7 @@ impl BlockIndex {
             return;
         }
         let mut run = run;
-        if !meta.orphan
-            && let Some(before) = self.runs.find(meta.parent)
+        if let Some(before) = self.runs.tail_before(run)
             && self.merge(before, run)
         {
             run = before.run;

@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) table: HeadTable,
     /// Words of worker bits in use.
     pub(crate) words: AtomicU32,
+    /// Words of slots whose workers have the slot's own number, as bits.
+    pub(crate) own_numbers: AtomicU64,
     /// Worker id plus one per slot, 0 for none.
     pub(crate) worker_ids: Region<AtomicU64>,
 }
@@ -50,6 +52,7 @@ impl Shared {
             lists: Region::new(lists),
             table: HeadTable::new(),
             words: AtomicU32::new(1),
+            own_numbers: AtomicU64::new(u64::MAX),
             worker_ids: Region::new(SLOTS_MAX as usize),
         }
     }

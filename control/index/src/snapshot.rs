@@ -118,10 +118,14 @@ impl BlockIndex {
         {
             return Err(RestoreError::Full);
         }
-        let slots: Option<Vec<u32>> =
-            snapshot.holders.iter().map(|(worker, _)| self.claim(*worker)).collect();
-        let slots = slots.ok_or(RestoreError::Full)?;
-        let (run, filter) = self.restore_keys(snapshot)?;
+        let slots = self.claim_holders(snapshot)?;
+        let (run, filter) = match self.restore_keys(snapshot) {
+            Ok(made) => made,
+            Err(error) => {
+                self.return_claims(&slots);
+                return Err(error);
+            }
+        };
         let mut head = Head {
             start: self.runs.meta(run).position(0),
             length,
@@ -132,7 +136,7 @@ impl BlockIndex {
         };
         let mut list = Vec::new();
         let mut full = 0;
-        for (slot, (_, held)) in slots.into_iter().zip(&snapshot.holders) {
+        for ((slot, _), (_, held)) in slots.into_iter().zip(&snapshot.holders) {
             let stretches: Vec<Stretch> =
                 held.iter().map(|h| Stretch { from: h.from, to: h.to, tiers: h.tiers }).collect();
             if put_stretches(&mut list, slot, &stretches, length) {
@@ -144,7 +148,6 @@ impl BlockIndex {
                     let part = Part { run, from: stretch.from, to: stretch.to };
                     self.account(part, slot, tier, true);
                 }
-                self.count(slot, stretch.to - stretch.from, true);
             }
         }
         self.runs.meta_mut(run).full = full;
@@ -152,6 +155,27 @@ impl BlockIndex {
         self.runs.publish_new(run, head, None);
         self.runs.link(run);
         Ok(())
+    }
+
+    /// The slots of all holders, with what each will hold booked already: a slot of nobody's could be given away.
+    fn claim_holders(&mut self, snapshot: &RunSnapshot) -> Result<Vec<(u32, u32)>, RestoreError> {
+        let mut slots = Vec::with_capacity(snapshot.holders.len());
+        for (worker, held) in &snapshot.holders {
+            let Some(slot) = self.claim(*worker) else {
+                self.return_claims(&slots);
+                return Err(RestoreError::Full);
+            };
+            let blocks = held.iter().map(|stretch| stretch.to - stretch.from).sum();
+            self.count(slot, blocks, true);
+            slots.push((slot, blocks));
+        }
+        Ok(slots)
+    }
+
+    fn return_claims(&mut self, slots: &[(u32, u32)]) {
+        for (slot, blocks) in slots {
+            self.count(*slot, *blocks, false);
+        }
     }
 
     /// Makes the run and puts its blocks into the map. Answers the filter bits of children that came before it, too.

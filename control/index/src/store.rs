@@ -166,7 +166,8 @@ impl BlockIndex {
             }
             _ => None,
         };
-        let placed = grown.or_else(|| self.begin(store, before, &blocks[..most]));
+        let parent = *at;
+        let placed = grown.or_else(|| self.begin(store, before, parent, &blocks[..most]));
         match placed {
             Some((place, count)) => {
                 *at = Some(place);
@@ -281,6 +282,7 @@ impl BlockIndex {
         &mut self,
         store: Store,
         before: u64,
+        parent: Option<Place>,
         blocks: &[N],
     ) -> Option<(Place, usize)> {
         let blocks = &blocks[..blocks.len().min(RUN_BLOCKS_MAX as usize)];
@@ -309,7 +311,10 @@ impl BlockIndex {
         self.account(Part { run, from: 0, to: count }, store.slot, store.tier, true);
         self.count(store.slot, count, true);
         self.runs.publish_new(run, head, None);
-        self.runs.link(run);
+        match parent.filter(|place| self.runs.is_at(*place, before)) {
+            Some(place) => self.runs.link_to(run, Some(place)),
+            None => self.runs.link(run),
+        }
         Some((Place { run, offset: count - 1 }, count as usize))
     }
 

@@ -21,6 +21,10 @@ pub(crate) struct WorkerState {
     pub(crate) last: Option<Place>,
 }
 
+impl WorkerState {
+    const NONE: Self = Self { id: None, held: 0, digest: 0, last: None };
+}
+
 /// All workers.
 #[derive(Debug, Default)]
 pub(crate) struct Workers {
@@ -54,20 +58,31 @@ impl Workers {
         if self.free.is_empty() && (count == WORDS * 64 || count == SLOTS_MAX as usize) {
             self.reap();
         }
-        let state = WorkerState { id: Some(id), held: 0, digest: 0, last: None };
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.slots[slot as usize] = state;
-                slot
-            }
-            None if self.slots.len() < SLOTS_MAX as usize => {
-                self.slots.push(state);
-                self.slots.len() as u32 - 1
-            }
-            None => return Claim::Full,
-        };
+        let Some(slot) = self.free_slot(id) else { return Claim::Full };
+        self.slots[slot as usize] = WorkerState { id: Some(id), ..WorkerState::NONE };
         self.by_id.insert(id, slot);
         Claim::New(slot)
+    }
+
+    /// A free slot: the worker's own number if that is small, so that readers need not translate; see [`Named`].
+    ///
+    /// [`Named`]: crate::reader
+    fn free_slot(&mut self, id: WorkerId) -> Option<u32> {
+        let own = id.0 as usize;
+        if own < WORDS * 64 && own >= self.slots.len() {
+            for between in self.slots.len()..own {
+                self.free.push(between as u32);
+            }
+            self.slots.resize(own + 1, WorkerState::NONE);
+            return Some(own as u32);
+        }
+        if let Some(at) = self.free.iter().position(|slot| *slot as usize == own) {
+            return Some(self.free.swap_remove(at));
+        }
+        self.free.pop().or_else(|| {
+            let next = self.slots.len() as u32;
+            (next < SLOTS_MAX).then(|| self.slots.push(WorkerState::NONE)).map(|()| next)
+        })
     }
 
     /// Frees the slots of workers that hold nothing.

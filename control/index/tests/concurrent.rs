@@ -307,9 +307,12 @@ fn judge_worker(
         if let Some(late) = open.iter().find(|sample| sample.begun[worker] <= ended as u32) {
             let window = &acts[late.ended[worker] as usize..late.begun[worker] as usize];
             panic!(
-                "worker {worker} never answered question {} with {}; acts: {} {:?}",
+                "worker {worker} never answered question {} of {} blocks with {}; at the end of the window it was {}; of all {:?}; acts: {} {:?}",
                 late.question,
+                world.questions[late.question].len(),
                 late.depths[worker],
+                state.depths[late.question],
+                late.depths,
                 window.len(),
                 window.iter().take(4).collect::<Vec<_>>()
             );

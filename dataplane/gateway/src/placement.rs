@@ -82,7 +82,10 @@ impl Placement {
             .filter(|w| w.routable() && !excluded.contains(&w.id))
             .collect();
         let views: Vec<WorkerView> = entries.iter().map(|w| self.view(w)).collect();
-        let overlaps = self.inner.replica.read(|m| m.index().lookup(&job.blocks));
+        // The replica is locked for as long as it takes to borrow a reader, and not for the lookup.
+        let reader = self.inner.replica.read(|m| m.index().reader());
+        let mut overlaps = Vec::new();
+        reader.lookup_into(&job.blocks, &mut overlaps);
         let now_ms = self.ms_of(Instant::now());
         let inputs = Inputs {
             now_ms,

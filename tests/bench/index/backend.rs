@@ -11,7 +11,7 @@
 use crate::backends::Index;
 use crate::corpus::{Corpus, Event, mix};
 use mainstay_index::{
-    BlockIndex, BlockKey, BlockName, Group, IndexLimits, IndexReader, Overlap, ShardedIndex,
+    BlockIndex, BlockKey, BlockName, EventRef, Group, IndexLimits, IndexReader, Overlap, ShardedIndex,
     ShardedReader,
 };
 use mainstay_types::{NamespaceId, SequenceHash, Tier, WorkerId};
@@ -68,6 +68,23 @@ impl<N: Name> Record<N> {
                 worker: WorkerId(*worker),
                 blocks: corpus.removed[hashes.clone()].iter().map(|&h| N::of(h)).collect(),
             },
+        }
+    }
+
+    /// The event as the index takes it in batches, unless it is a run record or a flush.
+    fn plain_ref(&self) -> Option<EventRef<'_, N>> {
+        match self {
+            Self::Store { worker, parent, blocks } => Some(EventRef::Store {
+                worker: *worker,
+                namespace: NAMESPACE,
+                parent: *parent,
+                blocks,
+                tier: Tier::Device,
+            }),
+            Self::Remove { worker, blocks } => {
+                Some(EventRef::Remove { worker: *worker, blocks, tier: Tier::Device })
+            }
+            _ => None,
         }
     }
 
@@ -256,6 +273,14 @@ impl<N: Name> Index for Single<N> {
         let mut batch = Vec::with_capacity(BATCH_EVENTS_MAX);
         while take_batch(&events, &mut batch) {
             let mut index = self.index.lock().expect("no lane panics");
+            let plain: Vec<EventRef<'_, N>> = batch.iter().map_while(Record::plain_ref).collect();
+            if plain.len() == batch.len() {
+                index.apply_batch(&plain);
+                drop(plain);
+                batch.clear();
+                continue;
+            }
+            drop(plain);
             prefetch(&index, batch.iter());
             let unknown: u64 = batch.drain(..).map(|r| r.apply(&mut index)).sum();
             if unknown > 0 {
@@ -349,10 +374,11 @@ impl<N: Name> Index for Sharded<N> {
                     continue;
                 }
                 self.index.with_shard(shard, |index| {
-                    prefetch(index, batch.iter().filter(mine));
-                    for record in batch.extract_if(.., |r| mine(&&*r)) {
-                        record.apply(index);
-                    }
+                    let all: Vec<EventRef<'_, N>> =
+                        batch.iter().filter(mine).filter_map(Record::plain_ref).collect();
+                    index.apply_batch(&all);
+                    drop(all);
+                    batch.retain(|r| !mine(&r));
                 });
             }
             for record in batch.drain(..) {

@@ -49,7 +49,13 @@ mkdir -p "${FOLDERS[1]}"
 OUT=$(cd "${FOLDERS[1]}" && pwd)
 CACHE=${BENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mainstay/bench}
 [ -d "$SHARED/peers/indexbench/src" ] || die "$SHARED has no peers/indexbench/src"
-mkdir -p "$CACHE/bin" "$CACHE/rivals" "$CACHE/traces"
+mkdir -p "$CACHE/rivals" "$CACHE/traces"
+# The binaries of this run, so that another run may build while this one measures.
+BIN=$(mktemp -d "$CACHE/bin.XXXXXX")
+FRESH=$(mktemp -d)
+trap 'rm -rf "$FRESH" "$BIN"' EXIT
+exec 9>"$CACHE/lock"
+if command -v flock >/dev/null; then flock 9; fi
 
 # --- the traces: sessions of Claude Code come packed with zstd ---
 unpack() { # archive folder
@@ -79,8 +85,6 @@ install_tree() { # from to
     cmp -s "$1/$file" "$2/$file" || { rm -f "$2/$file"; cp "$1/$file" "$2/$file"; }
   done
 }
-FRESH=$(mktemp -d)
-trap 'rm -rf "$FRESH"' EXIT
 cp -R "$SHARED/peers/indexbench" "$SHARED/peers/index-prototype" "$FRESH/"
 chmod -R u+w "$FRESH"
 FEATURES=proto
@@ -99,10 +103,11 @@ install_tree "$FRESH/index-prototype" "$CACHE/rivals/index-prototype"
 # One target folder for the harness alone: its profile and its dependencies are not those of this workspace.
 build() { # features binary-name
   (cd "$CACHE/rivals/indexbench" && env -u RUSTFLAGS CARGO_TARGET_DIR="$CACHE/target" cargo build --release --no-default-features --features "$1")
-  cp "$CACHE/target/release/indexbench" "$CACHE/bin/$2.new" && mv "$CACHE/bin/$2.new" "$CACHE/bin/$2"
+  cp "$CACHE/target/release/indexbench" "$BIN/$2"
 }
 build "$FEATURES" indexbench
 build "$FEATURES,count" indexmem
+exec 9>&-
 
 # --- the matrix: three corpora, three fleet sizes, two ways to place requests ---
 options() { # configuration -> options of the harness
@@ -134,7 +139,7 @@ run() { # stage configuration binary indexes options...
   [ -n "$indexes" ] || return 0
   local begin=$SECONDS
   # shellcheck disable=SC2046 # the options are words
-  timeout 900 "$CACHE/bin/$binary" $(options "$config") --index "$indexes" "$@" 2>>"$OUT/errors.txt" \
+  timeout 900 "$BIN/$binary" $(options "$config") --index "$indexes" "$@" 2>>"$OUT/errors.txt" \
     | sed "s/^{/{\"cfg\":\"$config\",\"stage\":\"$stage\",/" >>"$OUT/rivals.jsonl" \
     || echo "rivals.sh: $stage of $config ended early, see $OUT/errors.txt" >&2
   echo "$config $stage $((SECONDS - begin)) s" >>"$OUT/times.txt"

@@ -134,9 +134,7 @@ impl Machine {
         if frame.sequence == expected {
             // At the end of all numbers the stream stands still rather than wrap or panic.
             worker.next_sequence = EventSequence(expected.0.saturating_add(1));
-            for event in &frame.events {
-                self.index.apply(frame.worker, event);
-            }
+            self.index.apply_all(frame.worker, &frame.events);
             let next_sequence = EventSequence(expected.0.saturating_add(1));
             return Ok(Outcome::Blocks { next_sequence, accepted: true });
         }

@@ -6,7 +6,7 @@
 
 use anyhow::{Result, ensure};
 use mainstay_index::churn::{Churn, ChurnConfig, ChurnOp};
-use mainstay_index::{BlockIndex, BlockKey};
+use mainstay_index::{BlockIndex, BlockKey, EventRef};
 use mainstay_types::{NamespaceId, Tier, WorkerId};
 use serde_json::{Value, json};
 
@@ -74,30 +74,30 @@ impl Batch {
 
     /// Applies everything; answers how many entries came or went.
     fn apply(&self, index: &mut BlockIndex) -> u64 {
-        let mut start = 0;
-        let first = |(_, _, end): &(WorkerId, Change, usize)| {
-            let from = core::mem::replace(&mut start, *end);
-            self.blocks[from..*end].first().map(|key| key.0)
-        };
-        let mut keys = [0; BATCH];
-        let count =
-            self.events.iter().filter_map(first).zip(&mut keys).map(|(k, at)| *at = k).count();
-        keys[..count].iter().for_each(|key| index.prefetch(*key));
-        keys[..count].iter().for_each(|key| index.prefetch_runs(*key));
         let (mut changed, mut from) = (0, 0);
+        let mut round = Vec::with_capacity(BATCH);
         for (worker, change, end) in &self.events {
-            let blocks = &self.blocks[from..*end];
+            let (worker, blocks, tier) = (*worker, &self.blocks[from..*end], Tier::Device);
             from = *end;
-            changed += match change {
+            match *change {
                 Change::Stored { namespace, parent } => {
-                    index.store(*worker, *namespace, *parent, blocks, Tier::Device).added
+                    round.push(EventRef::Store { worker, namespace, parent, blocks, tier });
                 }
-                Change::Removed => index.remove(*worker, blocks, Tier::Device).removed,
-                Change::Cleared => index.remove_worker(*worker),
-            };
+                Change::Removed => round.push(EventRef::Remove { worker, blocks, tier }),
+                Change::Cleared => {
+                    changed += flush(index, &mut round) + index.remove_worker(worker);
+                }
+            }
         }
-        changed
+        changed + flush(index, &mut round)
     }
+}
+
+/// Applies what has gathered.
+fn flush(index: &mut BlockIndex, round: &mut Vec<EventRef<'_, BlockKey>>) -> u64 {
+    let applied = index.apply_batch(round);
+    round.clear();
+    applied.added + applied.removed
 }
 
 /// CPU time of making the stream, per block named.
@@ -117,6 +117,8 @@ pub(super) fn run(plan: Plan) -> Result<Value> {
     let generator_ns = generator_ns(plan);
     let (mut stream, mut batch, mut index) = (plan.stream(), Batch::default(), empty());
     let (mut done, mut samples) = (0u64, Vec::new());
+    // Other parts may have left memory with the process.
+    let resident_before = resident_bytes();
     let watch = Stopwatch::start();
     for sample in 1..=SAMPLES {
         let until = plan.block_ops / SAMPLES * sample;
@@ -127,7 +129,7 @@ pub(super) fn run(plan: Plan) -> Result<Value> {
         samples.push(Sample {
             done,
             index: index.memory().total(),
-            resident: resident_bytes(),
+            resident: resident_bytes().saturating_sub(resident_before),
             entries: index.held_count(),
         });
         if sample % 10 == 0 {

@@ -7,7 +7,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mainstay_index::{Applied, BlockIndex, BlockKey, IndexLimits, Overlap, ShardedIndex};
+use mainstay_index::{Applied, BlockIndex, BlockKey, EventRef, IndexLimits, Overlap, ShardedIndex};
 use mainstay_types::{BlockEvent, NamespaceId, SequenceHash, Tier, WorkerId};
 use serde_json::{Value, json};
 
@@ -48,7 +48,7 @@ impl Form {
     }
 }
 
-/// Applies events block by block, with prefetches for `batch` of them at a time.
+/// Applies events block by block, `batch` of them at a time.
 pub(super) fn apply_keys(
     index: &mut BlockIndex,
     corpus: &Corpus,
@@ -56,25 +56,24 @@ pub(super) fn apply_keys(
     batch: usize,
 ) -> Applied {
     let mut sum = Applied::default();
+    let mut round = Vec::with_capacity(batch);
     for part in events.chunks(batch.max(1)) {
-        if batch > 1 {
-            prefetch(index, part.iter().filter_map(|e| first_key(corpus, *e)));
-        }
-        for number in part {
-            let event = &corpus.events[*number as usize];
-            let (worker, blocks) = (WorkerId(event.worker), corpus.blocks(event));
-            add(
-                &mut sum,
-                match event.change {
-                    Change::Stored { parent } => {
-                        index.store(worker, NAMESPACE, parent, blocks, Tier::Device)
-                    }
-                    Change::Removed => index.remove(worker, blocks, Tier::Device),
-                },
-            );
-        }
+        round.clear();
+        round.extend(part.iter().map(|number| event_ref(corpus, *number)));
+        add(&mut sum, index.apply_batch(&round));
     }
     sum
+}
+
+fn event_ref(corpus: &Corpus, number: u32) -> EventRef<'_, BlockKey> {
+    let event = &corpus.events[number as usize];
+    let (worker, blocks, tier) = (WorkerId(event.worker), corpus.blocks(event), Tier::Device);
+    match event.change {
+        Change::Stored { parent } => {
+            EventRef::Store { worker, namespace: NAMESPACE, parent, blocks, tier }
+        }
+        Change::Removed => EventRef::Remove { worker, blocks, tier },
+    }
 }
 
 /// What the index will look for first. A worker goes on where it was as a rule, so the parent is known already.
@@ -295,6 +294,7 @@ pub(super) fn run(corpus: &Corpus, budget: Duration) -> Result<Vec<Value>> {
             "block_ops": blocks, "passes": passes.len(),
             "cpu_ns_per_block": round(median(&cpu)), "best_cpu_ns_per_block": round(least(&cpu)),
             "wall_ns_per_block": round(median(&wall)),
+            "cpu_ns_per_record": round(median(&cpu) * blocks as f64 / records.max(1) as f64),
         }));
     };
     for form in [

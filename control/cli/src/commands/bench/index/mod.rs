@@ -198,7 +198,7 @@ impl Args {
 pub(crate) async fn run(args: Args) -> Result<()> {
     args.check()?;
     let output = args.output;
-    // Hours of CPU on a thread of its own: the runtime's threads stay free for signals.
+    // Minutes of CPU on a thread of its own: the runtime's threads stay free for signals.
     let report = tokio::task::spawn_blocking(move || measure(&args)).await??;
     match output {
         Format::Json => print_json(&report),
@@ -255,7 +255,7 @@ fn measure(args: &Args) -> Result<Value> {
     if args.wants(Part::Hash) {
         report["hash"] = json!(hash::run(args.budget()));
     }
-    report["limit"] = json!(limits.rows());
+    append(&mut report, "limit", limits.rows());
     report["machine"]["load_1m_end"] = json!(machine::load_1m());
     Ok(report)
 }
@@ -295,9 +295,13 @@ fn measure_corpus(
 
 /// Adds rows to a part of the report, which begins with its first row.
 fn append(report: &mut Value, part: &str, rows: impl IntoIterator<Item = Value>) {
+    let mut rows = rows.into_iter().peekable();
+    if rows.peek().is_none() {
+        return;
+    }
     match report.get_mut(part).and_then(Value::as_array_mut) {
         Some(list) => list.extend(rows),
-        None => report[part] = rows.into_iter().collect(),
+        None => report[part] = rows.collect(),
     }
 }
 
