@@ -93,7 +93,6 @@ impl BlockIndex {
                 self.runs.set_full(&mut head, slot, false);
                 self.runs.meta_mut(part.run).full -= 1;
                 self.runs.publish(part.run, head);
-                self.merge_around(part.run);
                 return count;
             }
         }
@@ -138,9 +137,6 @@ impl BlockIndex {
         } else {
             self.store_work_list(&mut head);
             self.runs.publish(part.run, head);
-            if !add {
-                self.merge_around(part.run);
-            }
         }
         self.work.survivors = survivors;
         blocks

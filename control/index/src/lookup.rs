@@ -122,8 +122,10 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
         };
         let mut held = [0_u64; W];
         self.full_holders(&head, &mut held);
-        if head.segments != 0 && (!ANY || self.needs_segments(&held)) {
-            self.partial_holders::<S, ANY>(&head, matched as u32, &mut held, sink);
+        if head.segments != 0 && !ANY {
+            self.partial_tiers(&head, matched as u32, &mut held, sink);
+        } else if head.segments != 0 && self.needs_segments(&held) {
+            self.partial_holders(&head, matched as u32, &mut held, sink);
         }
         let depth = self.at as u32;
         let mut left = 0;
@@ -162,8 +164,46 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
         }
     }
 
-    /// Reads the run's list: who holds a part of it, or (unless `ANY`) not all of it in an accepted tier.
-    fn partial_holders<S: Sink, const ANY: bool>(
+    /// Reads the run's list for who holds a part of it.
+    #[inline]
+    fn partial_holders<S: Sink>(
+        &mut self,
+        head: &Head,
+        matched: u32,
+        held: &mut [u64; W],
+        sink: &mut S,
+    ) {
+        let list = self.shared.list(head.segments);
+        let mut rest = list.iter().map(|entry| Segment(entry.load(Ordering::Relaxed))).peekable();
+        while let Some(segment) = rest.next() {
+            let slot = segment.slot();
+            let (word, bit) = (slot as usize / 64, 1_u64 << (slot % 64));
+            // The segments of a full holder say nothing about how much it holds. Who does not hold the run's first
+            // block is left to the words.
+            let wanted = word < self.words
+                && held[word] & bit == 0
+                && segment.from() == 0
+                && (self.at == 0 || self.alive[word] & bit != 0);
+            if !wanted {
+                continue;
+            }
+            let mut depth = segment.to();
+            while let Some(next) = rest.next_if(|next| next.slot() == slot) {
+                if next.from() == depth {
+                    depth = next.to();
+                }
+            }
+            if depth >= matched {
+                held[word] |= bit;
+            } else {
+                sink.take(word, bit, self.at as u32 + depth);
+                self.alive[word] &= !bit;
+            }
+        }
+    }
+
+    /// The same for blocks in accepted tiers, where full holders count too.
+    fn partial_tiers<S: Sink>(
         &mut self,
         head: &Head,
         matched: u32,
@@ -180,15 +220,11 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
                 at += 1;
             }
             let (word, bit) = (slot as usize / 64, 1_u64 << (slot % 64));
-            if word >= self.words {
+            if word >= self.words || (self.at > 0 && self.alive[word] & bit == 0) {
                 continue;
             }
             let full = held[word] & bit != 0;
-            if (self.at > 0 && self.alive[word] & bit == 0) || (ANY && full) {
-                continue;
-            }
-            let own = (from..at).map(entry);
-            let depth = leading(own, full, head.length, self.accept);
+            let depth = leading((from..at).map(entry), full, head.length, self.accept);
             if depth >= matched {
                 held[word] |= bit;
                 continue;

@@ -577,12 +577,6 @@ impl Runs {
         self.shared.heads[line_of(run, self.meta(run).changes)].add_filter(bits);
     }
 
-    /// The run that hangs on a block, if it is the only one.
-    pub(crate) fn only_child_of(&self, key: u64) -> Option<u32> {
-        let run = self.children.get(&key).copied()?;
-        (self.meta(run).sibling == 0).then_some(run)
-    }
-
     /// A block came to `run`: its children, orphans so far or another run's, are that run's now. Answers the bits
     /// that the run's filter needs for them.
     #[must_use]

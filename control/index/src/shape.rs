@@ -43,7 +43,6 @@ impl BlockIndex {
         }
         self.keep(run, head, &list, from, to);
         self.work.list = list;
-        self.merge_around(run);
     }
 
     /// Blocks that nobody holds leave the map; their children become orphans.
@@ -171,26 +170,15 @@ impl BlockIndex {
         }
     }
 
-    /// Joins a run with the one before it or after it, where their holders are the same.
-    pub(crate) fn merge_around(&mut self, run: u32) {
-        let meta = self.runs.meta(run);
-        if !meta.live || meta.length == 0 {
-            return;
-        }
-        let mut run = run;
-        if let Some(before) = self.runs.tail_before(run)
-            && self.merge(before, run)
-        {
-            run = before.run;
-        }
-        while self.runs.meta(run).children > 0 {
-            let meta = self.runs.meta(run);
-            let tail = Place { run, offset: meta.end() - 1 };
-            let key = self.runs.key_at(run, tail.offset);
-            match self.runs.only_child_of(key) {
-                Some(after) if self.merge(tail, after) => {}
-                _ => return,
+    /// Joins the run that a worker just stored to with the one before it, where their holders are the same; answers
+    /// where its block at `place` lies afterwards. Runs that nobody stores to are left alone: most are on their way out.
+    pub(crate) fn merge_up(&mut self, place: Place) -> Place {
+        let skipped = self.runs.meta(place.run).skipped;
+        match self.runs.tail_before(place.run) {
+            Some(before) if self.merge(before, place.run) => {
+                Place { run: before.run, offset: before.offset + 1 + place.offset - skipped }
             }
+            _ => place,
         }
     }
 

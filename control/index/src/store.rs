@@ -14,6 +14,8 @@ use crate::{BlockIndex, BlockName, TierSet};
 /// A run grows in place while so few workers hold all of it; each of the others costs a segment.
 const GROW_HOLDERS_MAX: u32 = 4;
 
+/// Events of fewer blocks do not look whether the run can be joined with the one before it.
+const MERGE_FROM_BLOCKS: usize = 8;
 /// Blocks that one run record may name: 16 million tokens. Parents that a liar made a circle of end here.
 const CHAIN_BLOCKS_MAX: u32 = 1 << 20;
 
@@ -55,6 +57,9 @@ impl BlockIndex {
             };
             next += count;
             before = blocks[next - 1].key();
+        }
+        if blocks.len() >= MERGE_FROM_BLOCKS {
+            at = at.map(|place| self.merge_up(place));
         }
         self.workers.state_mut(slot).last = at;
     }

@@ -44,22 +44,27 @@ fn op(rng: &mut Rng) -> Op {
 
 #[test]
 fn small_histories_are_answered_as_the_model_does() {
-    for (seed, style) in [(1, KeyStyle::Spread), (2, KeyStyle::SameLow), (3, KeyStyle::SameHigh)] {
+    let histories = [(1, KeyStyle::Spread), (2, KeyStyle::SameLow), (3, KeyStyle::SameHigh)];
+    let (histories, ops) = if cfg!(miri) { (&histories[..1], 25) } else { (&histories[..], 200) };
+    for &(seed, style) in histories {
         let mut rng = Rng(seed);
         let specs: Vec<ChainSpec> = (0..4)
             .map(|i: usize| ChainSpec {
                 base: i.checked_sub(1),
-                cut: rng.below(12),
-                length: 1 + rng.below(20),
+                cut: rng.below(8),
+                length: 1 + rng.below(10),
                 namespace: 0,
             })
             .collect();
         let forest = Forest::grow(style, &specs);
         let mut pair = Pair::new(u64::MAX);
         let mut checker = Checker::new(&pair.index);
-        for i in 0..40 {
+        for i in 0..ops {
             let op = op(&mut rng);
             let done = pair.apply(&forest, &op);
+            if cfg!(miri) {
+                println!("op {i} of {ops}: {op:?}");
+            }
             done.unwrap_or_else(|error| panic!("seed {seed}, op {i}, {op:?}: {error}"));
             let looked = checker.list(&pair, &forest.chain(i).blocks);
             looked.unwrap_or_else(|error| panic!("seed {seed}, after op {i}, {op:?}: {error}"));
@@ -69,7 +74,7 @@ fn small_histories_are_answered_as_the_model_does() {
         let result = result.and_then(|()| compare::holders(&pair, blocks));
         let result = result.and_then(|()| compare::totals(&compare::restored(&pair, u64::MAX)?));
         result.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
-        assert!(pair.block_ops > 100);
+        assert!(pair.block_ops > 50);
     }
 }
 
