@@ -4,8 +4,8 @@
 //! each answer has to be the model's. What honest chains promise is not promised to liars, who name a block under
 //! two parents: they must not make the index panic, and must leave nothing behind once they are gone.
 
-use mainstay_index::BlockIndex;
 use mainstay_index::model::ModelIndex;
+use mainstay_index::{BlockIndex, IndexLimits};
 use mainstay_types::{NamespaceId, SequenceHash, Tier};
 use proptest::prelude::*;
 
@@ -236,8 +236,42 @@ fn run_with_lies(history: &History, lies: &[Lie]) -> Result<(), String> {
     compare::totals(&pair).map_err(|error| format!("after the liars: {error}"))
 }
 
+/// Under a limit on bytes the index knows less than the model, and never more.
+fn run_short_of_bytes(history: &History, bytes_max: u64) -> Result<(), String> {
+    let forest = Forest::grow(KeyStyle::Spread, &history.chains);
+    let mut pair = Pair::new(u64::MAX);
+    pair.index = BlockIndex::with_limits(IndexLimits { bytes_max, ..IndexLimits::default() });
+    for op in &history.ops {
+        // The index may have refused or forgotten what the model took.
+        let _ = pair.apply(&forest, op);
+        let workers: Vec<_> = pair.index.workers().collect();
+        let sum: u64 = workers.iter().map(|w| pair.index.worker_block_count(*w)).sum();
+        forest::equal("held_count", pair.index.held_count(), sum)?;
+        for chain in &forest.chains {
+            let due = pair.model.lookup(&chain.blocks);
+            for found in pair.index.lookup(&chain.blocks) {
+                let most = due.iter().find(|due| due.worker == found.worker);
+                if most.is_none_or(|most| most.blocks < found.blocks) {
+                    return Err(format!("{found:?}, where the model has {most:?}"));
+                }
+            }
+        }
+    }
+    for worker in pair.index.workers().collect::<Vec<_>>() {
+        pair.index.remove_worker(worker);
+        forest::equal("digest of a worker that is gone", pair.index.digest(worker), 0)?;
+    }
+    forest::equal("held_count of nobody", pair.index.held_count(), 0)?;
+    forest::equal("block_count of nobody", pair.index.block_count(), 0)
+}
+
 proptest! {
     #![proptest_config(cases(1_000))]
+
+    #[test]
+    fn an_index_short_of_bytes_only_forgets(history in history(30), bytes_max in 0_u64..60_000) {
+        run_short_of_bytes(&history, bytes_max).map_err(TestCaseError::fail)?;
+    }
 
     #[test]
     fn every_answer_is_the_models(history in history(60)) {
