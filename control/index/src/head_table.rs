@@ -12,13 +12,16 @@ use crate::sync::{AtomicU64, Ordering, fence};
 
 const EMPTY: u64 = 0;
 const GONE: u64 = u64::MAX;
+#[cfg(not(loom))]
 const BITS_MIN: u32 = 6;
+#[cfg(loom)]
+const BITS_MIN: u32 = 1;
 #[cfg(not(any(miri, loom)))]
 const BITS_MAX: u32 = 24;
 #[cfg(miri)]
 const BITS_MAX: u32 = 10;
 #[cfg(loom)]
-const BITS_MAX: u32 = 6;
+const BITS_MAX: u32 = 4;
 const CHANGE_MASK: u64 = (1 << TABLE_CHANGE_BITS) - 1;
 
 /// Where readers look runs up.
@@ -85,7 +88,8 @@ impl<'a> View<'a> {
         let mask = self.slots.len() - 1;
         let mut at = home_of(key, self.shift);
         // Bounded, because a reader may be looking at a region that is being refilled.
-        for _ in 0..=mask {
+        let mut left = mask + 1;
+        while left > 0 {
             let slot = self.slots[at].load(Ordering::Acquire);
             if slot == EMPTY {
                 return None;
@@ -95,16 +99,23 @@ impl<'a> View<'a> {
                 if proof(found) {
                     return Some(found);
                 }
+                // The line may have been written anew because the slot points elsewhere by now.
+                fence(Ordering::Acquire);
+                if !self.is_still(found) {
+                    continue;
+                }
             }
             at = (at + 1) & mask;
+            left -= 1;
         }
         None
     }
 
-    /// Whether a slot still says what it said. Call [`fence`] with `Acquire` before.
+    /// Whether a slot still says what it said. Call [`fence`] with `Acquire` before; the load is one too, so that the
+    /// line's version, read after it, is not older.
     #[inline(always)]
     pub(crate) fn is_still(&self, found: Found) -> bool {
-        self.slots[found.at as usize].load(Ordering::Relaxed) == found.slot
+        self.slots[found.at as usize].load(Ordering::Acquire) == found.slot
     }
 
     /// What [`HeadTable::state`] was.

@@ -294,7 +294,7 @@ fn walk<N: BlockName, S: Sink, const ANY: bool>(
         if whole {
             return;
         }
-        core::hint::spin_loop();
+        crate::sync::spin_loop();
     }
 }
 

@@ -18,16 +18,25 @@ mod sizes {
     pub(crate) const KEY_UNITS: u32 = 1 << 27;
     pub(crate) const LIST_UNITS: u32 = 1 << 26;
 }
-#[cfg(any(miri, loom))]
+#[cfg(miri)]
 mod sizes {
-    pub(crate) const RUNS: usize = 1 << 8;
-    pub(crate) const KEY_UNITS: u32 = 1 << 10;
-    pub(crate) const LIST_UNITS: u32 = 1 << 9;
+    pub(crate) const RUNS: usize = 1 << 7;
+    pub(crate) const KEY_UNITS: u32 = 1 << 7;
+    pub(crate) const LIST_UNITS: u32 = 1 << 7;
+}
+#[cfg(loom)]
+mod sizes {
+    pub(crate) const RUNS: usize = 1 << 3;
+    pub(crate) const KEY_UNITS: u32 = 1 << 3;
+    pub(crate) const LIST_UNITS: u32 = 1 << 3;
 }
 pub(crate) use sizes::{KEY_UNITS, LIST_UNITS, RUNS};
 
 /// A reader may hold a stale start and length; with this much room behind the last key they stay inside.
+#[cfg(not(any(miri, loom)))]
 const KEY_SLACK: usize = 1 << 16;
+#[cfg(any(miri, loom))]
+const KEY_SLACK: usize = 1 << 6;
 
 pub(crate) struct Shared {
     pub(crate) heads: Region<Line>,
@@ -53,7 +62,7 @@ impl Shared {
             table: HeadTable::new(),
             words: AtomicU32::new(1),
             own_numbers: AtomicU64::new(u64::MAX),
-            worker_ids: Region::new(SLOTS_MAX as usize),
+            worker_ids: Region::new(if cfg!(any(miri, loom)) { 64 } else { SLOTS_MAX as usize }),
         }
     }
 

@@ -24,11 +24,15 @@ pub(crate) fn unpack(base: u32, bits: u64, depth: u32, out: &mut Vec<Overlap>) {
 
 #[inline(always)]
 fn unpack_bits(base: u32, bits: u64, depth: u32, out: &mut Vec<Overlap>) {
+    let count = bits.count_ones() as usize;
+    out.reserve(count);
     let mut rest = bits;
-    while rest != 0 {
-        out.push(Overlap { worker: WorkerId(base + rest.trailing_zeros()), blocks: depth });
-        rest &= rest - 1;
+    for place in &mut out.spare_capacity_mut()[..count] {
+        place.write(Overlap { worker: WorkerId(base + rest.trailing_zeros()), blocks: depth });
+        rest &= rest.wrapping_sub(1);
     }
+    // SAFETY: so many were written just now, behind those that were there.
+    unsafe { out.set_len(out.len() + count) };
 }
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]

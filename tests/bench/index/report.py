@@ -57,7 +57,7 @@ def take(row, figures, facts, wrong):
     least = lambda key, value: figures[config, index].__setitem__(
         key, min(value, figures[config, index].get(key, math.inf)))
     if bench == "corpus":
-        facts[config] = row
+        facts.setdefault(config, {}).update(row)
     elif bench == "events":
         least("events" if row["lanes"] == 1 else f"events{row['lanes']}", row["ns_per_block_cpu"])
         facts.setdefault(config, {})["blocks_per_event"] = row["blocks"] / row["events"]

@@ -15,7 +15,7 @@ usage: rivals.sh SHARED_DIR OUT_DIR [--quick] [--without-ours] [--only PATTERN] 
   --without-ours     the rivals alone; needs nothing of this checkout but this script
   --only PATTERN     configurations whose name matches this extended regular expression, e.g. '^conv-64'
   --indexes PATTERN  indexes whose name matches, e.g. '^mainstay' (with --append: only ours anew)
-  --stages LIST      of fast,again,slow,lanes,memory (default: all), comma separated
+  --stages LIST      of fast,again,slow,lanes,memory (default: all, --quick: all but again), comma separated
   --append           add to what OUT_DIR holds instead of starting afresh; figures are the least of all runs
   --dry              build, print the configurations, run nothing
 BENCH_CACHE names the cache folder; it is ${XDG_CACHE_HOME:-$HOME/.cache}/mainstay/bench otherwise.
@@ -24,7 +24,7 @@ TEXT
 
 die() { echo "rivals.sh: $*" >&2; exit 1; }
 
-QUICK=0 OURS=1 ONLY=. INDEXES=. STAGES=fast,again,slow,lanes,memory APPEND=0 DRY=0
+QUICK=0 OURS=1 ONLY=. INDEXES=. STAGES= APPEND=0 DRY=0
 FOLDERS=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -123,7 +123,11 @@ CONFIGS=()
 for corpus in weka conv dyn; do for workers in 8 64 256; do for route in random kv; do
   CONFIGS+=("$corpus-$workers-$route")
 done; done; done
-[ $QUICK = 1 ] && CONFIGS=(weka-64-kv conv-64-random dyn-256-random)
+if [ $QUICK = 1 ]; then
+  CONFIGS=(weka-64-kv conv-64-random dyn-256-random)
+  [ -n "$STAGES" ] || STAGES=fast,slow,lanes,memory
+fi
+STAGES=${STAGES:-fast,again,slow,lanes,memory}
 
 LIST_OURS="" LANES_OURS="" HEAP_OURS="" AGAIN_OURS=""
 if [ $OURS = 1 ]; then
@@ -157,11 +161,15 @@ for config in "${CONFIGS[@]}"; do
   [ $DRY = 1 ] && { echo "$config: $(options "$config")"; continue; }
   run fast "$config" indexbench "crtc,radix,smg,proto,proto-groups$LIST_OURS,null" --phases events,verify,lookup --readers 1,2 --secs $SECS
   run slow "$config" indexbench positional,positional-binary,bsi --phases events,verify,lookup --readers 1,2 --secs $SLOW_SECS
-  run lanes "$config" indexbench "crtc,radix,smg$LANES_OURS" --phases events --lanes 2
-  # positional-binary searches the very structure of positional.
-  run memory "$config" indexmem "crtc,radix,smg,bsi,positional,proto$HEAP_OURS" --phases memory
-  # The second pass comes last: it lies minutes away from the first, so that one neighbour's burst spoils one of them only.
+  # Everyone twice, because one short run meets the first touch of fresh memory or does not.
+  lanes=crtc,radix,smg$LANES_OURS
+  run lanes "$config" indexbench "$lanes,$lanes" --phases events --lanes 2
+  # The heavy ones once per corpus and placement; positional-binary searches the very structure of positional.
+  heavy=""
+  case $config in *-64-*) heavy=,bsi,positional ;; esac
+  run memory "$config" indexmem "crtc,radix,smg$heavy,proto$HEAP_OURS" --phases memory
+  # The second pass comes last, about a minute after the first, so that a neighbour's burst spoils one of them only.
   run again "$config" indexbench "smg,radix,crtc,proto$AGAIN_OURS" --phases events,lookup --readers 1,2 --secs $AGAIN_SECS
   echo "$config done after $(($(date +%s) - BEGIN)) s"
 done
-[ $DRY = 1 ] || ! command -v python3 >/dev/null || python3 "$HERE/report.py" "$OUT/rivals.jsonl" >"$OUT/report.md" || true
+[ $DRY = 1 ] || ! command -v python3 >/dev/null || python3 "$HERE/report.py" "$OUT/rivals.jsonl" >"$OUT/report.md"
