@@ -16,6 +16,8 @@ const SLOTS: usize = 12;
 const FILL_MAX: usize = 76;
 const FILL_MIN: usize = 12;
 const LINE_BITS_MIN: u32 = 4;
+/// Below this size, 4 MB, a map grows by four instead of by two.
+const QUICK_BITS_MAX: u32 = 16;
 
 /// A block's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,11 +123,28 @@ impl BlockMap {
 
     /// An empty map that is big enough for `blocks` and not much bigger.
     pub(crate) fn for_blocks(blocks: usize) -> Self {
+        Self::with_bits(Self::bits_for(blocks))
+    }
+
+    fn bits_for(blocks: usize) -> u32 {
         let mut bits = LINE_BITS_MIN;
         while blocks * 100 >= (SLOTS << bits) * FILL_MAX {
             bits += 1;
         }
-        Self::with_bits(bits)
+        bits
+    }
+
+    /// An empty map for when this one is full: four times as big while that is cheap, so that a filling index moves
+    /// its blocks less often.
+    pub(crate) fn bigger(&self, blocks: usize) -> Self {
+        let bits = 64 - self.shift;
+        let enough = Self::bits_for(blocks);
+        Self::with_bits(enough.max(if bits < QUICK_BITS_MAX { bits + 2 } else { bits + 1 }))
+    }
+
+    /// How many more bytes the next bigger map has.
+    pub(crate) fn growth_bytes(&self) -> u64 {
+        self.bytes() * if 64 - self.shift < QUICK_BITS_MAX { 3 } else { 1 }
     }
 
     /// Whether `more` blocks need a bigger map.

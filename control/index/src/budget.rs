@@ -1,7 +1,7 @@
 //! Staying within memory: what is counted, what is forgotten at the limit, and what goes back to the system.
 
 use crate::BlockIndex;
-use crate::block_map::Place;
+use crate::block_map::{BlockMap, Place};
 use crate::coverage::Part;
 use crate::head::{Head, Line};
 use crate::head_table::TableFill;
@@ -77,6 +77,7 @@ impl BlockIndex {
             head_table: (TableFill::slots(&runs.shared.table) * 8) as u64,
             other: (runs.children.capacity() * child) as u64
                 + self.workers.bytes()
+                + runs.namespaces.bytes()
                 + self.marks.bytes(),
         }
     }
@@ -107,7 +108,8 @@ impl BlockIndex {
 
     fn forget_until(&mut self, more: usize) -> bool {
         loop {
-            let map = if self.runs.map.is_short_of(more) { self.runs.map.bytes() } else { 0 };
+            let short = self.runs.map.is_short_of(more);
+            let map = if short { self.runs.map.growth_bytes() } else { 0 };
             let need = more as u64 * 9 + 512 + map;
             if self.memory_needed().saturating_add(need) <= self.limits.bytes_max {
                 return true;
@@ -182,7 +184,7 @@ impl BlockIndex {
     /// Gives memory back after much has left.
     pub(crate) fn give_memory_back(&mut self) {
         if self.runs.map.is_too_big() {
-            self.runs.rebuild_map(self.runs.map.blocks());
+            self.runs.rebuild_map(BlockMap::for_blocks(self.runs.map.blocks()));
             self.drop_dead_runs();
             self.runs.rebuild_table();
             self.runs.children.shrink_to_fit();

@@ -32,6 +32,7 @@ mod lookup;
 mod marks;
 #[doc(hidden)]
 pub mod model;
+mod namespaces;
 mod reader;
 mod region;
 mod runs;

@@ -11,6 +11,7 @@ use crate::hasher::KeyMap;
 use crate::head::{Head, filter_bit};
 use crate::head_table::{HeadTable, TableFill, line_of};
 use crate::holders::HolderSet;
+use crate::namespaces::Namespaces;
 use crate::region::prefetch;
 use crate::segments::Segment;
 use crate::shared::{ENTRIES_PER_UNIT, KEY_UNITS, KEYS_PER_UNIT, LIST_UNITS, RUNS, Shared};
@@ -24,9 +25,13 @@ pub(crate) const AHEAD: usize = 24;
 /// The same when the map is built anew, where each block takes less time.
 const AHEAD_IN_REBUILD: usize = 48;
 
-/// What the writer knows of a run besides its head. Offsets count from where its keys were put first.
+/// What the writer knows of a run besides its head, in one cache line. Offsets count from where its keys were put
+/// first.
 #[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
 pub(crate) struct Meta {
+    /// The block before the first one.
+    pub(crate) parent: u64,
     /// Where offset 0 lies, in keys.
     pub(crate) base: u32,
     /// Offset of the first block: blocks before it are gone.
@@ -45,13 +50,11 @@ pub(crate) struct Meta {
     pub(crate) elder: u32,
     /// The run that the parent block is in, 0 for none.
     pub(crate) parent_run: u32,
-    /// The block before the first one.
-    pub(crate) parent: u64,
-    /// Where its keys lie.
-    pub(crate) piece: Piece,
-    /// The offset after the last one that there is room for.
-    pub(crate) limit: u32,
-    pub(crate) namespace: NamespaceId,
+    /// The number of its namespace.
+    pub(crate) namespace: u32,
+    /// Where its keys lie: first unit, and units.
+    piece_start: u32,
+    piece_units: u16,
     pub(crate) live: bool,
     /// It stands among the children of its parent.
     pub(crate) linked: bool,
@@ -61,8 +64,11 @@ pub(crate) struct Meta {
     pub(crate) recent: bool,
 }
 
+const _: () = assert!(size_of::<Meta>() == 64);
+
 impl Meta {
     const NONE: Self = Self {
+        parent: 0,
         base: 0,
         skipped: 0,
         length: 0,
@@ -73,15 +79,30 @@ impl Meta {
         sibling: 0,
         elder: 0,
         parent_run: 0,
-        parent: 0,
-        piece: Piece { start: 0, units: 0 },
-        limit: 0,
-        namespace: NamespaceId(0),
+        namespace: 0,
+        piece_start: 0,
+        piece_units: 0,
         live: false,
         linked: false,
         orphan: false,
         recent: false,
     };
+
+    /// Where its keys lie.
+    pub(crate) fn piece(&self) -> Piece {
+        Piece { start: self.piece_start, units: u32::from(self.piece_units) }
+    }
+
+    fn set_piece(&mut self, piece: Piece) {
+        self.piece_start = piece.start;
+        self.piece_units = u16::try_from(piece.units).expect("a run's keys fit 65,535 units");
+    }
+
+    /// The offset after the last one that there is room for.
+    pub(crate) fn limit(&self) -> u32 {
+        let end = (self.piece_start + u32::from(self.piece_units)) * KEYS_PER_UNIT;
+        end.wrapping_sub(self.base)
+    }
 
     /// The offset after the last block.
     #[inline(always)]
@@ -107,6 +128,7 @@ pub(crate) struct Runs {
     /// First run of those whose parent is this block.
     pub(crate) children: KeyMap<u64, u32>,
     pub(crate) orphans: usize,
+    pub(crate) namespaces: Namespaces,
     free: Vec<u32>,
     /// Lists that no head names once the change at hand is published.
     dropped: Vec<u32>,
@@ -128,6 +150,7 @@ impl Runs {
             fill: TableFill::default(),
             children: KeyMap::default(),
             orphans: 0,
+            namespaces: Namespaces::default(),
             free: Vec::new(),
             dropped: Vec::new(),
             dropped_keys: Vec::new(),
@@ -242,6 +265,10 @@ impl Runs {
         if self.free.is_empty() && self.metas.len() >= RUNS {
             return None;
         }
+        if self.live == 0 {
+            self.namespaces.clear();
+        }
+        let namespace = self.namespaces.number(namespace)?;
         let piece = self.keys.take(blocks.div_ceil(KEYS_PER_UNIT))?;
         self.widen_pages();
         let run = self.free.pop().unwrap_or_else(|| {
@@ -250,18 +277,9 @@ impl Runs {
         });
         let changes = self.meta(run).changes;
         let base = piece.start * KEYS_PER_UNIT;
-        let limit = piece.units * KEYS_PER_UNIT;
-        *self.meta_mut(run) = Meta {
-            base,
-            changes,
-            parent,
-            piece,
-            limit,
-            namespace,
-            live: true,
-            recent: true,
-            ..Meta::NONE
-        };
+        let meta = self.meta_mut(run);
+        *meta = Meta { base, changes, parent, namespace, live: true, recent: true, ..Meta::NONE };
+        meta.set_piece(piece);
         self.live += 1;
         // Readers that still look at what this memory held before were sent elsewhere before this fence.
         fence(Ordering::Release);
@@ -280,7 +298,7 @@ impl Runs {
 
     /// Gives back a run that [`Runs::make`] made and nobody saw.
     pub(crate) fn unmake(&mut self, run: u32) {
-        let piece = self.meta(run).piece;
+        let piece = self.meta(run).piece();
         self.keys.give(piece);
         self.meta_mut(run).live = false;
         self.free.push(run);
@@ -318,7 +336,7 @@ impl Runs {
         meta.live = false;
         meta.length = 0;
         meta.full = 0;
-        let piece = meta.piece;
+        let piece = meta.piece();
         self.keys.give(piece);
         self.free.push(run);
         self.live -= 1;
@@ -335,11 +353,10 @@ impl Runs {
             let key = self.shared.key(meta.position(meta.skipped + at));
             self.shared.keys[(start + at) as usize].store(key, Ordering::Relaxed);
         }
-        self.dropped_keys.push(meta.piece);
+        self.dropped_keys.push(meta.piece());
         let changed = self.meta_mut(run);
         changed.base = start.wrapping_sub(meta.skipped);
-        changed.limit = meta.skipped + piece.units * KEYS_PER_UNIT;
-        changed.piece = piece;
+        changed.set_piece(piece);
         head.start = start;
         true
     }
@@ -401,13 +418,13 @@ impl Runs {
     #[inline(always)]
     pub(crate) fn make_map_room(&mut self, more: usize) {
         if self.map.is_short_of(more) {
-            self.rebuild_map(self.map.blocks() + more);
+            self.rebuild_map(self.map.bigger(self.map.blocks() + more));
         }
     }
 
+    /// Puts all blocks into another map.
     #[cold]
-    pub(crate) fn rebuild_map(&mut self, blocks: usize) {
-        let mut map = BlockMap::for_blocks(blocks);
+    pub(crate) fn rebuild_map(&mut self, mut map: BlockMap) {
         for (run, meta) in self.metas.iter().enumerate().filter(|(_, meta)| meta.live) {
             let run = run as u32;
             let keys = meta.position(meta.skipped) as usize..;
@@ -505,21 +522,25 @@ impl Runs {
         }
     }
 
+    /// Whether a chain starts with this run.
+    fn is_first(&self, run: u32) -> bool {
+        let meta = self.meta(run);
+        meta.parent == self.namespaces.id(meta.namespace).0 as u64
+    }
+
     /// Hangs a run on its parent block, wherever that is. The first run of a chain has none.
     pub(crate) fn link(&mut self, run: u32) {
-        let meta = self.meta(run);
-        if meta.parent != meta.namespace.0 as u64 {
-            self.link_to(run, self.find(meta.parent));
+        if !self.is_first(run) {
+            self.link_to(run, self.find(self.meta(run).parent));
         }
     }
 
     /// Hangs a run on its parent block, which is in the index if it has a place.
     pub(crate) fn link_to(&mut self, run: u32, place: Option<Place>) {
-        let meta = self.meta(run);
-        let parent = meta.parent;
-        if parent == meta.namespace.0 as u64 {
+        if self.is_first(run) {
             return;
         }
+        let parent = self.meta(run).parent;
         let sibling = self.children.insert(parent, run).unwrap_or(0);
         if sibling != 0 {
             self.meta_mut(sibling).elder = run;

@@ -68,8 +68,8 @@ impl BlockIndex {
     /// Makes a run of its own of a stretch.
     fn carve(&mut self, run: u32, head: &Head, list: &[Segment], from: u32, to: u32) {
         let skipped = self.runs.meta(run).skipped;
-        let (parent, namespace) =
-            (self.runs.key_before(run, skipped + from), self.runs.meta(run).namespace);
+        let parent = self.runs.key_before(run, skipped + from);
+        let namespace = self.runs.namespaces.id(self.runs.meta(run).namespace);
         let Some(new) = self.runs.make(to - from, parent, namespace) else {
             self.abandon(run, head, list, from, to);
             return self.lose_blocks(run, from, to);
@@ -163,7 +163,7 @@ impl BlockIndex {
     /// Moves keys to a smaller piece where most of theirs is unused.
     fn shrink(&mut self, run: u32, head: &mut Head) {
         let meta = self.runs.meta(run);
-        let room = meta.piece.units * crate::shared::KEYS_PER_UNIT;
+        let room = meta.piece().units * crate::shared::KEYS_PER_UNIT;
         if room >= SHRINK_FROM_BLOCKS && head.length < room / 4 {
             self.runs.meta_mut(run).length = head.length;
             self.runs.move_keys(run, head, head.length + head.length / 8);
@@ -238,7 +238,7 @@ impl BlockIndex {
     /// Makes room for more blocks at the end of a run; the caller publishes `head`.
     pub(crate) fn make_room_in(&mut self, run: u32, head: &mut Head, blocks: u32) -> bool {
         let meta = self.runs.meta(run);
-        if meta.end() + blocks <= meta.limit {
+        if meta.end() + blocks <= meta.limit() {
             return true;
         }
         let wanted = meta.length + blocks;

@@ -53,7 +53,8 @@ impl BlockIndex {
             .filter(|run| self.runs.meta(*run).live)
             .map(|run| {
                 let meta = self.runs.meta(run);
-                (meta.namespace.0, self.runs.key_at(run, meta.skipped), run)
+                let namespace = self.runs.namespaces.id(meta.namespace);
+                (namespace.0, self.runs.key_at(run, meta.skipped), run)
             })
             .collect();
         order.sort_unstable();
@@ -76,7 +77,7 @@ impl BlockIndex {
         }
         holders.sort_unstable_by_key(|(worker, _)| *worker);
         RunSnapshot {
-            namespace: meta.namespace,
+            namespace: self.runs.namespaces.id(meta.namespace),
             parent: meta.parent,
             keys: (meta.skipped..meta.end())
                 .map(|at| BlockKey(self.runs.key_at(run, at)))

@@ -11,8 +11,8 @@
 use crate::backends::Index;
 use crate::corpus::{Corpus, Event, mix};
 use mainstay_index::{
-    BlockIndex, BlockKey, BlockName, EventRef, Group, IndexLimits, IndexReader, Overlap, ShardedIndex,
-    ShardedReader,
+    BlockIndex, BlockKey, BlockName, EventRef, Group, IndexLimits, IndexReader, Overlap,
+    ShardedIndex, ShardedReader,
 };
 use mainstay_types::{NamespaceId, SequenceHash, Tier, WorkerId};
 use rustc_hash::FxHashMap;

@@ -6,6 +6,8 @@
 # the copy (backend.rs, three changed lines), both binaries are built, and every measurement becomes one line of
 # JSON in OUT_DIR. See README.md beside this file for what is measured and how to read it.
 set -euo pipefail
+# The braces make bash read the whole file first: a run of half an hour survives an edit of this script.
+{
 
 usage() {
   cat <<'TEXT'
@@ -170,6 +172,14 @@ for config in "${CONFIGS[@]}"; do
   run memory "$config" indexmem "crtc,radix,smg$heavy,proto$HEAP_OURS" --phases memory
   # The second pass comes last, about a minute after the first, so that a neighbour's burst spoils one of them only.
   run again "$config" indexbench "smg,radix,crtc,proto$AGAIN_OURS" --phases events,lookup --readers 1,2 --secs $AGAIN_SECS
+  # Claude Code's sessions placed by prefix store few blocks: the timed phase is some 30 ms of CPU, and the kernel's
+  # first touch of huge pages can double it. Everyone gets four more tries.
+  case $config in weka-*-kv)
+    tries=smg,radix,crtc,proto$AGAIN_OURS
+    run again "$config" indexbench "$tries,$tries,$tries,$tries" --phases events ;;
+  esac
   echo "$config done after $(($(date +%s) - BEGIN)) s"
 done
 [ $DRY = 1 ] || ! command -v python3 >/dev/null || python3 "$HERE/report.py" "$OUT/rivals.jsonl" >"$OUT/report.md"
+exit
+}
