@@ -17,6 +17,7 @@ const NOTED: usize = 4;
 
 /// Takes what a walk finds: these workers hold that many leading blocks.
 pub(crate) trait Sink {
+    /// Forgets what it took. A walk calls it once the table's state is read.
     fn restart(&mut self);
     /// Workers `64 * word` and the set `bits`, at least one, hold `depth` leading blocks.
     fn take(&mut self, word: usize, bits: u64, depth: u32);
@@ -281,10 +282,10 @@ fn walk<N: BlockName, S: Sink, const ANY: bool>(
         return sink.restart();
     }
     loop {
-        sink.restart();
-        // In this order: who sees the table's state sees the words that came before it.
+        // In this order: who sees the table's state sees the words, and names of workers, that came before it.
         let view = shared.table.view();
         let words = shared.words.load(Ordering::Relaxed) as usize;
+        sink.restart();
         let index = (shared, view, words);
         let whole = if words <= WORDS {
             walk_once::<N, S, WORDS, ANY>(index, prefix, accept, sink)

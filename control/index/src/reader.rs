@@ -81,18 +81,27 @@ struct Named<'a> {
     shared: &'a Shared,
     start: usize,
     out: &'a mut Vec<Overlap>,
+    /// Words whose slots need no translation.
+    own_numbers: u64,
+}
+
+impl<'a> Named<'a> {
+    #[inline(always)]
+    fn behind(shared: &'a Shared, out: &'a mut Vec<Overlap>) -> Self {
+        Self { shared, start: out.len(), out, own_numbers: 0 }
+    }
 }
 
 impl Sink for Named<'_> {
     #[inline(always)]
     fn restart(&mut self) {
         self.out.truncate(self.start);
+        self.own_numbers = self.shared.own_numbers.load(Ordering::Relaxed);
     }
 
     #[inline(always)]
     fn take(&mut self, word: usize, bits: u64, depth: u32) {
-        let own = self.shared.own_numbers.load(Ordering::Relaxed) >> (word % 64) & 1 == 1;
-        if own {
+        if self.own_numbers >> (word % 64) & 1 == 1 {
             return unpack(word as u32 * 64, bits, depth, self.out);
         }
         let ids = &self.shared.worker_ids[word * 64..word * 64 + 64];
@@ -126,8 +135,7 @@ impl IndexReader {
     /// The same, behind what `out` has already.
     #[inline]
     pub(crate) fn lookup_behind<N: BlockName>(&self, prefix: &[N], out: &mut Vec<Overlap>) {
-        let start = out.len();
-        walk_any(&self.shared, prefix, &mut Named { shared: &self.shared, start, out });
+        walk_any(&self.shared, prefix, &mut Named::behind(&self.shared, out));
     }
 
     /// The same as groups of workers that hold equally much.
@@ -161,7 +169,7 @@ impl IndexReader {
         out.sort_unstable_by_key(|overlap| overlap.worker);
         for (tier, accept) in ACCEPTED.into_iter().enumerate().take(3) {
             level.clear();
-            let mut named = Named { shared: &self.shared, start: 0, out: &mut level };
+            let mut named = Named::behind(&self.shared, &mut level);
             walk_tiers(&self.shared, prefix, accept, &mut named);
             level.sort_unstable_by_key(|overlap| overlap.worker);
             let mut same = true;

@@ -24,6 +24,9 @@ pub(crate) fn unpack(base: u32, bits: u64, depth: u32, out: &mut Vec<Overlap>) {
 
 #[inline(always)]
 fn unpack_bits(base: u32, bits: u64, depth: u32, out: &mut Vec<Overlap>) {
+    if bits.is_power_of_two() {
+        return out.push(Overlap { worker: WorkerId(base + bits.trailing_zeros()), blocks: depth });
+    }
     let count = bits.count_ones() as usize;
     out.reserve(count);
     let mut rest = bits;
