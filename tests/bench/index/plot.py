@@ -180,7 +180,7 @@ def draw(figures, growth, ours):
         'font-family="Helvetica, Arial, sans-serif" role="img" aria-label="The block index beside its rivals">',
         f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
         text(LEFT, 26, "The block index beside its rivals", 17, weight="600"),
-        text(LEFT + 290, 26, "lower is better; logarithmic axes; below each panel the number of workers and how requests were placed", 12, colour=SOFT),
+        text(LEFT + 340, 26, "lower is better; logarithmic axes; below each panel the number of workers and how requests were placed", 12, colour=SOFT),
         *legend(lines, 54),
     ]
     for at, (_, words) in enumerate(COLUMNS):
@@ -193,7 +193,7 @@ def draw(figures, growth, ours):
     if growth:
         top = TOP + len(rows) * (HIGH + GAP_Y) + 24
         out.append(text(16, top + HIGH / 2, "growth of a lookup", 12, "middle", INK, "600", -90))
-        names = {"depth": "ns by matched blocks", "workers": "ns by workers", "size": "ns by blocks in the index"}
+        names = {"depth": "ns by matched blocks", "workers_groups": "ns by workers (groups)", "entries": "ns by entries, all unique", "entries_replicated": "ns by entries, 16 copies"}
         for column, (key, words) in enumerate(names.items()):
             out += growth_panel(growth.get(key) or [], words, LEFT + column * (WIDE + GAP_X), top)
     return "\n".join([*out, "</svg>", ""])
