@@ -9,7 +9,6 @@ use mainstay_types::{BlockEvent, NamespaceId, Tier, WorkerId};
 
 use crate::block_map::Place;
 use crate::coverage::Part;
-use crate::head::RUN_BLOCKS_MAX;
 use crate::marks::Marks;
 use crate::reader::IndexReader;
 use crate::runs::Runs;
@@ -411,10 +410,6 @@ impl BlockIndex {
     pub fn prefetch_runs(&self, key: u64) {
         self.runs.prefetch_runs(key);
     }
-
-    /// How many blocks a run may have: for tests and tools.
-    #[doc(hidden)]
-    pub const RUN_BLOCKS_MAX: u32 = RUN_BLOCKS_MAX;
 }
 
 impl core::fmt::Debug for BlockIndex {

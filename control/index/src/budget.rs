@@ -1,7 +1,7 @@
 //! Staying within memory: what is counted, what is forgotten at the limit, and what goes back to the system.
 
 use crate::BlockIndex;
-use crate::block_map::{BlockMap, Place};
+use crate::block_map::BlockMap;
 use crate::coverage::Part;
 use crate::head::{Head, Line};
 use crate::head_table::TableFill;
@@ -218,12 +218,5 @@ impl BlockIndex {
         let shared = &self.runs.shared;
         shared.keys.discard(keys(old_keys.start), keys(old_keys.end));
         shared.lists.discard(lists(old_lists.start), lists(old_lists.end));
-    }
-
-    /// Where a block lies, for checks.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn run_of(&self, key: u64) -> Option<(u32, u32)> {
-        self.runs.find(key).map(|Place { run, offset }| (run, offset))
     }
 }

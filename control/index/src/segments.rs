@@ -63,7 +63,8 @@ pub(crate) fn of_slot(list: &[Segment], slot: u32) -> core::ops::Range<usize> {
     from..to
 }
 
-fn push(out: &mut Vec<Stretch>, stretch: Stretch) {
+/// Appends a stretch, as part of the last one where the two agree.
+pub(crate) fn push(out: &mut Vec<Stretch>, stretch: Stretch) {
     if stretch.from >= stretch.to {
         return;
     }

@@ -7,7 +7,7 @@ use crate::block_map::Place;
 use crate::coverage::Part;
 use crate::head::{Head, RUN_BLOCKS_MAX};
 use crate::runs::{AHEAD, prove};
-use crate::segments::{Segment, Stretch, put_stretches, stretches_of};
+use crate::segments::{Segment, Stretch, push, put_stretches, stretches_of};
 use crate::sync::{Ordering, fence};
 use crate::{BlockIndex, BlockName, TierSet};
 
@@ -273,8 +273,8 @@ impl BlockIndex {
         self.runs.meta_mut(run).full = 1;
         stretches_of(&list, store.slot, true, length, &mut stretches);
         let tiers = TierSet::only(store.tier);
-        stretches.push(Stretch { from: length, to: head.length, tiers });
-        put_stretches(&mut list, store.slot, &join(&stretches), head.length);
+        push(&mut stretches, Stretch { from: length, to: head.length, tiers });
+        put_stretches(&mut list, store.slot, &stretches, head.length);
         if head.segments != 0 || !list.is_empty() {
             self.runs.store_list(head, &list);
         }
@@ -396,18 +396,4 @@ impl BlockIndex {
         }
         Ok(parts)
     }
-}
-
-/// Joins neighbours that agree.
-fn join(stretches: &[Stretch]) -> Vec<Stretch> {
-    let mut out: Vec<Stretch> = Vec::with_capacity(stretches.len());
-    for stretch in stretches {
-        match out.last_mut() {
-            Some(last) if last.to == stretch.from && last.tiers == stretch.tiers => {
-                last.to = stretch.to;
-            }
-            _ => out.push(*stretch),
-        }
-    }
-    out
 }
