@@ -216,15 +216,12 @@ impl BlockIndex {
     fn neighbours<N: BlockName>(&self, place: Place, names: &[N]) -> (u32, u32, usize) {
         let meta = self.runs.meta(place.run);
         let shared = &self.runs.shared;
-        let (mut low, mut high, mut count) = (place.offset, place.offset, 1);
-        while low > meta.skipped
-            && count < names.len()
-            && shared.key(meta.position(low - 1)) == names[count].key()
-        {
-            low -= 1;
-            count += 1;
-        }
-        if count == 1 {
+        let below = (place.offset - meta.skipped) as usize;
+        let names_below = &names[1..names.len().min(below + 1)];
+        let down = shared.equal_downward(meta.position(place.offset), names_below);
+        let low = place.offset - down as u32;
+        let (mut high, mut count) = (place.offset, 1 + down);
+        if down == 0 {
             while high + 1 < meta.end()
                 && count < names.len()
                 && shared.key(meta.position(high + 1)) == names[count].key()

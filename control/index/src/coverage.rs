@@ -109,6 +109,11 @@ impl BlockIndex {
         tier: Tier,
         add: bool,
     ) -> u32 {
+        if tier == Tier::Device
+            && let Some(blocks) = self.edit_plainly(part, &mut head, full, slot, add)
+        {
+            return blocks;
+        }
         let mut work = core::mem::take(&mut self.work);
         self.runs.load_list(&head, &mut work.list);
         stretches_of(&work.list, slot, full, head.length, &mut work.before);

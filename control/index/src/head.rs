@@ -66,9 +66,11 @@ pub(crate) fn filter_bit(key: u64) -> u32 {
 }
 
 impl Line {
-    /// Reads the line; what it says counts only if the table's slot and [`Line::version`] stay as they were.
+    /// Reads the line, with its first `W` words; what it says counts only if the table's slot and [`Line::version`]
+    /// stay as they were.
     #[inline(always)]
-    pub(crate) fn load(&self) -> Head {
+    pub(crate) fn load<const W: usize>(&self) -> Head {
+        let word = |at: usize| if at < W { self.words[at].load(Ordering::Relaxed) } else { 0 };
         let length = self.length.load(Ordering::Relaxed);
         Head {
             start: self.start.load(Ordering::Relaxed),
@@ -77,12 +79,7 @@ impl Line {
             filter: self.filter.load(Ordering::Relaxed),
             first: self.first.load(Ordering::Relaxed),
             last: self.last.load(Ordering::Relaxed),
-            words: [
-                self.words[0].load(Ordering::Relaxed),
-                self.words[1].load(Ordering::Relaxed),
-                self.words[2].load(Ordering::Relaxed),
-                self.words[3].load(Ordering::Relaxed),
-            ],
+            words: [word(0), word(1), word(2), word(3)],
             wide: length & WIDE != 0,
             changes: length >> CHANGES_SHIFT,
         }

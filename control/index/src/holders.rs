@@ -37,15 +37,20 @@ impl HolderSet {
 
     /// The slots in it, in order.
     pub(crate) fn slots(&self) -> impl Iterator<Item = u32> + '_ {
-        self.words.iter().enumerate().flat_map(|(word, bits)| {
-            let mut rest = *bits;
-            core::iter::from_fn(move || {
-                let bit = (rest != 0).then(|| rest.trailing_zeros())?;
-                rest &= rest - 1;
-                Some(word as u32 * 64 + bit)
-            })
-        })
+        slots_of(&self.words)
     }
+}
+
+/// The slots whose bits are set, in order.
+pub(crate) fn slots_of(words: &[u64]) -> impl Iterator<Item = u32> + '_ {
+    words.iter().enumerate().flat_map(|(word, bits)| {
+        let mut rest = *bits;
+        core::iter::from_fn(move || {
+            let bit = (rest != 0).then(|| rest.trailing_zeros())?;
+            rest &= rest - 1;
+            Some(word as u32 * 64 + bit)
+        })
+    })
 }
 
 impl Head {
@@ -84,6 +89,14 @@ impl Head {
         let mut found = false;
         self.wide_words(shared, |at, bits| found |= at == word && bits & bit != 0);
         found
+    }
+
+    /// Whether the same workers hold all of two runs.
+    pub(crate) fn same_full(&self, other: &Self, shared: &Shared) -> bool {
+        if self.wide || other.wide {
+            return self.full_set(shared) == other.full_set(shared);
+        }
+        self.words == other.words
     }
 
     /// All who hold all of it.

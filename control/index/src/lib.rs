@@ -33,6 +33,7 @@ mod marks;
 #[doc(hidden)]
 pub mod model;
 mod namespaces;
+mod plain_edit;
 mod reader;
 mod region;
 mod runs;

@@ -13,7 +13,7 @@ use crate::shared::Shared;
 use crate::sync::{Ordering, fence};
 
 /// Heads that a lookup notes without allocating.
-const NOTED: usize = 4;
+const NOTED: usize = 12;
 
 /// Takes what a walk finds: these workers hold that many leading blocks.
 pub(crate) trait Sink {
@@ -21,6 +21,10 @@ pub(crate) trait Sink {
     fn restart(&mut self);
     /// Workers `64 * word` and the set `bits`, at least one, hold `depth` leading blocks.
     fn take(&mut self, word: usize, bits: u64, depth: u32);
+    /// The same of one worker.
+    fn take_one(&mut self, slot: u32, depth: u32) {
+        self.take(slot as usize / 64, 1 << (slot % 64), depth);
+    }
 }
 
 /// A head that a walk rests on: where its slot lies, the version of its line, and what the slot said.
@@ -109,7 +113,7 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
     /// Takes in the run that starts at the current block.
     #[inline(always)]
     fn advance<S: Sink, const ANY: bool>(&mut self, found: Found, sink: &mut S) -> Step {
-        let head = self.shared.heads[found.line()].load();
+        let head = self.shared.heads[found.line()].load::<W>();
         let rest = &self.prefix[self.at..];
         let length = head.length as usize;
         if length == 0 || head.first != rest[0].key() {
@@ -128,31 +132,49 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
         } else if head.segments != 0 && self.needs_segments(&held) {
             self.partial_holders(&head, matched as u32, &mut held, sink);
         }
-        let depth = self.at as u32;
-        let mut left = 0;
-        for (word, (alive, held)) in self.alive.iter_mut().zip(held).take(self.words).enumerate() {
-            if depth == 0 {
-                *alive = held;
-            } else {
-                let gone = *alive & !held;
-                if gone != 0 {
-                    sink.take(word, gone, depth);
-                }
-                *alive &= held;
-            }
-            left |= *alive;
-        }
+        let left = self.keep_alive(&held, sink);
         self.at += matched;
-        if left == 0 || self.at == self.prefix.len() {
+        if !left || self.at == self.prefix.len() {
             return Step::End;
         }
         let wanted = filter_bit(self.prefix[self.at].key());
         if head.filter & wanted == 0 { Step::End } else { Step::More }
     }
 
+    /// Words that may have a worker. The few of a narrow walk are cheaper to take all than to count.
+    #[inline(always)]
+    fn words(&self) -> usize {
+        if W <= WORDS { W } else { self.words }
+    }
+
+    /// Who held all so far and does not hold this run has been found; answers whether anybody is left.
+    #[inline(always)]
+    fn keep_alive<S: Sink>(&mut self, held: &[u64; W], sink: &mut S) -> bool {
+        let words = self.words();
+        if self.at == 0 {
+            self.alive[..words].copy_from_slice(&held[..words]);
+            return held[..words].iter().fold(0, |any, held| any | held) != 0;
+        }
+        let (mut gone, mut left) = (0, 0);
+        for (alive, held) in self.alive[..words].iter().zip(held) {
+            gone |= alive & !held;
+            left |= alive & held;
+        }
+        if gone != 0 {
+            for (word, (alive, held)) in self.alive.iter_mut().zip(held).enumerate().take(words) {
+                if *alive & !held != 0 {
+                    sink.take(word, *alive & !held, self.at as u32);
+                }
+                *alive &= held;
+            }
+        }
+        left != 0
+    }
+
     #[inline(always)]
     fn needs_segments(&self, held: &[u64; W]) -> bool {
-        self.at == 0 || (0..self.words).any(|word| self.alive[word] & !held[word] != 0)
+        let pairs = || self.alive.iter().zip(held).take(self.words());
+        self.at == 0 || pairs().fold(0, |any, (alive, held)| any | alive & !held) != 0
     }
 
     #[inline(always)]
@@ -174,30 +196,31 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
         held: &mut [u64; W],
         sink: &mut S,
     ) {
+        // The segments of a full holder say nothing about how much it holds.
+        let mut wanted = [0_u64; W];
+        for (word, wanted) in wanted.iter_mut().enumerate().take(self.words()) {
+            *wanted = !held[word] & if self.at == 0 { u64::MAX } else { self.alive[word] };
+        }
         let list = self.shared.list(head.segments);
-        let mut rest = list.iter().map(|entry| Segment(entry.load(Ordering::Relaxed))).peekable();
-        while let Some(segment) = rest.next() {
+        let entry = |at: usize| list.get(at).map(|entry| Segment(entry.load(Ordering::Relaxed)));
+        let mut next = 0;
+        while let Some(segment) = entry(next) {
+            next += 1;
             let slot = segment.slot();
             let (word, bit) = (slot as usize / 64, 1_u64 << (slot % 64));
-            // The segments of a full holder say nothing about how much it holds. Who does not hold the run's first
-            // block is left to the words.
-            let wanted = word < self.words
-                && held[word] & bit == 0
-                && segment.from() == 0
-                && (self.at == 0 || self.alive[word] & bit != 0);
-            if !wanted {
+            // Who does not hold the run's first block is left to the words.
+            if segment.from() != 0 || word >= W || wanted[word] & bit == 0 {
                 continue;
             }
             let mut depth = segment.to();
-            while let Some(next) = rest.next_if(|next| next.slot() == slot) {
-                if next.from() == depth {
-                    depth = next.to();
-                }
+            while let Some(more) = entry(next).filter(|s| s.slot() == slot && s.from() == depth) {
+                depth = more.to();
+                next += 1;
             }
             if depth >= matched {
                 held[word] |= bit;
             } else {
-                sink.take(word, bit, self.at as u32 + depth);
+                sink.take_one(slot, self.at as u32 + depth);
                 self.alive[word] &= !bit;
             }
         }
@@ -221,7 +244,7 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
                 at += 1;
             }
             let (word, bit) = (slot as usize / 64, 1_u64 << (slot % 64));
-            if word >= self.words || (self.at > 0 && self.alive[word] & bit == 0) {
+            if word >= self.words() || (self.at > 0 && self.alive[word] & bit == 0) {
                 continue;
             }
             let full = held[word] & bit != 0;
@@ -232,7 +255,7 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
             }
             held[word] &= !bit;
             if depth > 0 || self.at > 0 {
-                sink.take(word, bit, self.at as u32 + depth);
+                sink.take_one(slot, self.at as u32 + depth);
                 self.alive[word] &= !bit;
             }
         }
@@ -241,7 +264,7 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
     #[inline(always)]
     fn finish<S: Sink>(&self, sink: &mut S) -> bool {
         if self.at > 0 {
-            for word in 0..self.words {
+            for word in 0..self.words() {
                 if self.alive[word] != 0 {
                     sink.take(word, self.alive[word], self.at as u32);
                 }
@@ -284,10 +307,14 @@ fn walk<N: BlockName, S: Sink, const ANY: bool>(
     loop {
         // In this order: who sees the table's state sees the words, and names of workers, that came before it.
         let view = shared.table.view();
+        view.prefetch(prefix[0].key());
+        prefetch(prefix, prefix.len() - 1);
         let words = shared.words.load(Ordering::Relaxed) as usize;
         sink.restart();
         let index = (shared, view, words);
-        let whole = if words <= WORDS {
+        let whole = if words <= 1 {
+            walk_once::<N, S, 1, ANY>(index, prefix, accept, sink)
+        } else if words <= WORDS {
             walk_once::<N, S, WORDS, ANY>(index, prefix, accept, sink)
         } else {
             walk_once::<N, S, WORDS_MAX, ANY>(index, prefix, accept, sink)

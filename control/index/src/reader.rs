@@ -100,6 +100,17 @@ impl Sink for Named<'_> {
     }
 
     #[inline(always)]
+    fn take_one(&mut self, slot: u32, depth: u32) {
+        let worker = if self.own_numbers >> (slot / 64) & 1 == 1 {
+            WorkerId(slot)
+        } else {
+            let id = self.shared.worker_ids[slot as usize].load(Ordering::Relaxed);
+            WorkerId((id as u32).wrapping_sub(1))
+        };
+        self.out.push(Overlap { worker, blocks: depth });
+    }
+
+    #[inline(always)]
     fn take(&mut self, word: usize, bits: u64, depth: u32) {
         if self.own_numbers >> (word % 64) & 1 == 1 {
             return unpack(word as u32 * 64, bits, depth, self.out);

@@ -3,19 +3,21 @@
 //! What readers see of a run changes in one place, [`Runs::publish`]. Everything else here is private to the writer:
 //! where keys lie, who is whose child, which lists can be used again.
 
+use core::ops::Range;
+
 use mainstay_types::NamespaceId;
 
 use crate::arena::{Arena, Piece};
 use crate::block_map::{BlockMap, Place};
 use crate::hasher::KeyMap;
-use crate::head::{Head, filter_bit};
+use crate::head::{Head, WORDS, filter_bit};
 use crate::head_table::{HeadTable, TableFill, line_of};
 use crate::holders::HolderSet;
 use crate::namespaces::Namespaces;
 use crate::region::prefetch;
 use crate::segments::Segment;
 use crate::shared::{ENTRIES_PER_UNIT, KEY_UNITS, KEYS_PER_UNIT, LIST_UNITS, RUNS, Shared};
-use crate::sync::{Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence};
 
 use std::sync::Arc;
 
@@ -176,7 +178,7 @@ impl Runs {
     /// The head that readers see.
     #[inline(always)]
     pub(crate) fn head(&self, run: u32) -> Head {
-        self.shared.heads[line_of(run, self.meta(run).changes)].load()
+        self.shared.heads[line_of(run, self.meta(run).changes)].load::<WORDS>()
     }
 
     #[inline(always)]
@@ -483,18 +485,64 @@ impl Runs {
         if count == 0 {
             return 0;
         }
+        let position = self.open_list(count);
+        let places = self.shared.list(position);
+        for (place, entry) in places.iter().zip(entries) {
+            place.store(entry, Ordering::Relaxed);
+        }
+        position
+    }
+
+    /// A list of `count` entries, more than none, that are yet to be written.
+    fn open_list(&mut self, count: usize) -> u32 {
         let units = (count as u32 + 1).div_ceil(ENTRIES_PER_UNIT);
         // Lists are bounded by workers and blocks; 16 GB of them are reserved.
         let piece = self.lists.take(units).expect("the arena of lists outlasts memory");
         let at = piece.start as usize * ENTRIES_PER_UNIT as usize;
-        let lists = &self.shared.lists;
         // Readers that still look at what this memory held before were sent elsewhere before this fence.
         fence(Ordering::Release);
-        lists[at].store(u64::from(piece.units) << 32 | count as u64, Ordering::Relaxed);
-        for (slot, entry) in lists[at + 1..].iter().zip(entries) {
-            slot.store(entry, Ordering::Relaxed);
-        }
+        let first = u64::from(piece.units) << 32 | count as u64;
+        self.shared.lists[at].store(first, Ordering::Relaxed);
         piece.start
+    }
+
+    /// Gives a head its list with other entries in a range. The old list stays until the head is published.
+    pub(crate) fn splice_list(&mut self, head: &mut Head, range: Range<usize>, with: &[Segment]) {
+        let old = head.segments;
+        let count = self.shared.list(old).len() - range.len() + with.len();
+        self.drop_list(old);
+        head.segments = if count == 0 { 0 } else { self.open_list(count) };
+        let (old, new) = (self.shared.list(old), self.shared.list(head.segments));
+        if new.is_empty() {
+            return;
+        }
+        let (before, rest) = new.split_at(range.start);
+        let (own, after) = rest.split_at(with.len());
+        copy_entries(&old[..range.start], before);
+        for (place, segment) in own.iter().zip(with) {
+            place.store(segment.0, Ordering::Relaxed);
+        }
+        copy_entries(&old[range.end..], after);
+    }
+
+    /// Gives a head its list with more entries, sorted ones. The old list stays until the head is published.
+    pub(crate) fn merge_list(&mut self, head: &mut Head, with: &[Segment]) {
+        let old = head.segments;
+        let count = self.shared.list(old).len() + with.len();
+        if with.is_empty() {
+            return;
+        }
+        self.drop_list(old);
+        head.segments = self.open_list(count);
+        let (old, new) = (self.shared.list(old), self.shared.list(head.segments));
+        let mut taken = 0;
+        for (before, segment) in with.iter().enumerate() {
+            let at = place_in(old, *segment);
+            copy_entries(&old[taken..at], &new[taken + before..]);
+            new[at + before].store(segment.0, Ordering::Relaxed);
+            taken = at;
+        }
+        copy_entries(&old[taken..], &new[taken + with.len()..]);
     }
 
     fn drop_list(&mut self, position: u32) {
@@ -634,6 +682,19 @@ impl Runs {
     }
 }
 
+/// Where an entry lies in a list, or would.
+#[inline(always)]
+pub(crate) fn place_in(list: &[AtomicU64], segment: Segment) -> usize {
+    list.partition_point(|entry| entry.load(Ordering::Relaxed) < segment.0)
+}
+
+#[inline(always)]
+fn copy_entries(from: &[AtomicU64], to: &[AtomicU64]) {
+    for (to, from) in to.iter().zip(from) {
+        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
 /// The first offset of a run that ends in this byte.
 #[inline(always)]
 fn candidate(meta: &Meta, low: u8) -> u32 {
@@ -644,9 +705,18 @@ fn candidate(meta: &Meta, low: u8) -> u32 {
 #[inline(always)]
 pub(crate) fn prove(metas: &[Meta], shared: &Shared, run: u32, low: u8, key: u64) -> Option<u32> {
     let meta = &metas[run as usize];
-    let mut offset = candidate(meta, low);
-    while offset < meta.end() {
-        if shared.key(meta.position(offset)) == key {
+    let (mut offset, end) = (candidate(meta, low), meta.end());
+    if offset >= end {
+        return None;
+    }
+    let is_at = |offset: u32| shared.key(meta.position(offset)) == key;
+    // Chains go on at their last block, and lose that one first.
+    let last = end - 1 - ((end - 1).wrapping_sub(u32::from(low)) & 0xff);
+    if is_at(last) {
+        return Some(last);
+    }
+    while offset < last {
+        if is_at(offset) {
             return Some(offset);
         }
         offset += 0x100;

@@ -194,8 +194,7 @@ impl BlockIndex {
             return false;
         }
         let (a, b) = (self.runs.head(before.run), self.runs.head(run));
-        let shared = &self.runs.shared;
-        a.segments == 0 && b.segments == 0 && a.full_set(shared) == b.full_set(shared)
+        a.segments == 0 && b.segments == 0 && a.same_full(&b, &self.runs.shared)
     }
 
     /// Appends `run` to the run whose last block is its parent, if that may be.

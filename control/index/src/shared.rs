@@ -83,6 +83,25 @@ impl Shared {
         self.lists.get(at + 1..at + 1 + count).unwrap_or_default()
     }
 
+    /// How many leading blocks of `names` are the keys before `end`, downward. There are that many keys.
+    #[inline]
+    pub(crate) fn equal_downward<N: crate::BlockName>(&self, end: u32, names: &[N]) -> usize {
+        /// Compared at once: a branch for each would cost more than the compare.
+        const STRIDE: usize = 8;
+        let keys = &self.keys[end as usize - names.len()..end as usize];
+        let differs = |name: &N, key: &AtomicU64| name.key() ^ key.load(Ordering::Relaxed);
+        let mut count = 0;
+        for (names, keys) in names.chunks_exact(STRIDE).zip(keys.rchunks_exact(STRIDE)) {
+            let pairs = names.iter().zip(keys.iter().rev());
+            if pairs.fold(0, |sum, (name, key)| sum | differs(name, key)) != 0 {
+                break;
+            }
+            count += STRIDE;
+        }
+        let rest = names[count..].iter().zip(keys[..keys.len() - count].iter().rev());
+        count + rest.take_while(|(name, key)| differs(name, key) == 0).count()
+    }
+
     /// How many leading blocks of `names` are the keys from `start` on; the first is known to be. As keys are
     /// chained, one that is equal proves all before it.
     #[inline]

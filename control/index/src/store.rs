@@ -12,7 +12,7 @@ use crate::sync::{Ordering, fence};
 use crate::{BlockIndex, BlockName, TierSet};
 
 /// A run grows in place while so few workers hold all of it; each of the others costs a segment.
-const GROW_HOLDERS_MAX: u32 = 4;
+pub(crate) const GROW_HOLDERS_MAX: u32 = 4;
 
 /// Events of fewer blocks do not look whether the run can be joined with the one before it.
 const MERGE_FROM_BLOCKS: usize = 8;
@@ -261,10 +261,14 @@ impl BlockIndex {
 
     /// The others hold no more than they did; the one that stores holds all, the new part in its tier.
     fn grow_coverage(&mut self, head: &mut Head, store: Store, run: u32, length: u32) {
+        if store.tier == Tier::Device && self.hold_plainly(head, store.slot, length) {
+            self.runs.meta_mut(run).full = 1;
+            return;
+        }
+        let full = head.full_set(&self.runs.shared);
         let mut list = core::mem::take(&mut self.work.list);
         let mut stretches = core::mem::take(&mut self.work.before);
         self.runs.load_list(head, &mut list);
-        let full = head.full_set(&self.runs.shared);
         for slot in full.slots().filter(|slot| *slot != store.slot) {
             stretches_of(&list, slot, true, length, &mut stretches);
             put_stretches(&mut list, slot, &stretches, head.length);

@@ -15,27 +15,27 @@ const VECTOR_FROM: u32 = 6;
 #[inline(always)]
 pub(crate) fn unpack(base: u32, bits: u64, depth: u32, out: &mut Vec<Overlap>) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    if bits.count_ones() >= VECTOR_FROM && std::is_x86_feature_detected!("avx512f") {
+    if has(bits, VECTOR_FROM) && std::is_x86_feature_detected!("avx512f") {
         // SAFETY: the processor has AVX-512F, and the layout that it writes is that of `Overlap` by `repr(C)`.
         return unsafe { unpack_vector(base, bits, depth, out) };
     }
     unpack_bits(base, bits, depth, out);
 }
 
+/// Whether at least so many bits are set; cheaper than to count them where that is no instruction.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline(always)]
+fn has(bits: u64, count: u32) -> bool {
+    (1..count).fold(bits, |rest, _| rest & rest.wrapping_sub(1)) != 0
+}
+
 #[inline(always)]
 fn unpack_bits(base: u32, bits: u64, depth: u32, out: &mut Vec<Overlap>) {
-    if bits.is_power_of_two() {
-        return out.push(Overlap { worker: WorkerId(base + bits.trailing_zeros()), blocks: depth });
-    }
-    let count = bits.count_ones() as usize;
-    out.reserve(count);
     let mut rest = bits;
-    for place in &mut out.spare_capacity_mut()[..count] {
-        place.write(Overlap { worker: WorkerId(base + rest.trailing_zeros()), blocks: depth });
-        rest &= rest.wrapping_sub(1);
+    while rest != 0 {
+        out.push(Overlap { worker: WorkerId(base + rest.trailing_zeros()), blocks: depth });
+        rest &= rest - 1;
     }
-    // SAFETY: so many were written just now, behind those that were there.
-    unsafe { out.set_len(out.len() + count) };
 }
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]

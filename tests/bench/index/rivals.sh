@@ -118,7 +118,7 @@ options() { # configuration -> options of the harness
   case $corpus in
     weka) echo "--trace weka:$WEKA --cap 16384 --max-requests 14000 --workers $workers --route $route" ;;
     conv) echo "--trace $CONVERSATION --factor 32 --workers $workers --route $route" ;;
-    dyn) echo "--trace $CONVERSATION --factor 4 --dup 10 --preamble 0 --workers $workers --route $route" ;;
+    dyn) echo "--trace $CONVERSATION --factor 4 --dup 20 --preamble 0 --workers $workers --route $route" ;;
   esac
 }
 CONFIGS=()
