@@ -78,6 +78,20 @@ impl ControlPlane {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
+    /// The addresses that it knows: those it was given, and leaders that it was sent to since.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<String> {
+        let members = self.inner.members.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        members.iter().map(|(address, _)| address.clone()).collect()
+    }
+
+    /// A client of one member, over a connection of its own.
+    pub fn member(&self, address: &str) -> Result<ControlClient<Channel>, Status> {
+        Ok(ControlClient::new(channel(address)?)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX))
+    }
+
     /// Turns to the next member.
     pub fn rotate(&self) {
         self.inner.current.fetch_add(1, Ordering::Relaxed);

@@ -4,8 +4,8 @@
 use bytes::Bytes;
 use mainstay_types::command::{Command, FenceCause, ModelSpec, Proposal};
 use mainstay_types::{
-    BlockEvent, Epoch, EventFrame, EventSequence, NamespaceId, PinId, PinRequest, SequenceHash,
-    SessionId, Stamp, TenantId, Tenure, Tier, WorkerId,
+    BlockEvent, CutSource, Epoch, EventFrame, EventSequence, EventView, NamespaceId, PinId,
+    PinRequest, SequenceHash, SessionId, Stamp, StreamMark, TenantId, Tenure, Tier, WorkerId,
 };
 
 use crate::v1;
@@ -77,8 +77,65 @@ pub fn event_from_wire(event: &v1::BlockEvent) -> Result<BlockEvent> {
             blocks: hashes_from_wire(&r.blocks, "blocks")?,
             tier: tier(r.tier)?,
         },
+        Event::Truncated(t) => BlockEvent::Truncated {
+            tail: SequenceHash(u128_from_wire(&t.tail, "tail")?),
+            count: t.count,
+            tier: tier(t.tier)?,
+        },
         Event::Cleared(_) => BlockEvent::Cleared,
     })
+}
+
+/// Looks at a block event without copying its hashes.
+pub fn event_view(event: &v1::BlockEvent) -> Result<EventView<'_>> {
+    use v1::block_event::Event;
+    Ok(match event.event.as_ref().ok_or(ConvertError::Missing("event"))? {
+        Event::Stored(s) => EventView::Stored {
+            namespace: NamespaceId(u128_from_wire(&s.namespace, "namespace")?),
+            parent: SequenceHash(u128_from_wire(&s.parent, "parent")?),
+            blocks: hashes_view(&s.blocks)?,
+            tier: tier(s.tier)?,
+        },
+        Event::Removed(r) => {
+            EventView::Removed { blocks: hashes_view(&r.blocks)?, tier: tier(r.tier)? }
+        }
+        Event::Truncated(t) => EventView::Truncated {
+            tail: SequenceHash(u128_from_wire(&t.tail, "tail")?),
+            count: t.count,
+            tier: tier(t.tier)?,
+        },
+        Event::Cleared(_) => EventView::Cleared,
+    })
+}
+
+fn hashes_view(bytes: &[u8]) -> Result<&[[u8; 16]]> {
+    match bytes.as_chunks::<16>() {
+        (hashes, []) => Ok(hashes),
+        _ => Err(ConvertError::Malformed("blocks")),
+    }
+}
+
+/// Reads where a stream stands.
+pub fn mark_from_wire(mark: Option<&v1::StreamMark>) -> Result<StreamMark> {
+    let mark = mark.ok_or(ConvertError::Missing("mark"))?;
+    let sequence = EventSequence(mark.sequence);
+    Ok(StreamMark { sequence, digest: mark.digest, blocks: mark.blocks })
+}
+
+/// Writes where a stream stands.
+#[must_use]
+pub fn mark_to_wire(mark: StreamMark) -> v1::StreamMark {
+    v1::StreamMark { sequence: mark.sequence.0, digest: mark.digest, blocks: mark.blocks }
+}
+
+fn cut_source_from_wire(source: &v1::CutSource) -> Result<CutSource> {
+    let mark = mark_from_wire(source.mark.as_ref())?;
+    Ok(CutSource { worker: WorkerId(source.worker), epoch: Epoch(source.epoch), mark })
+}
+
+fn cut_source_to_wire(source: &CutSource) -> v1::CutSource {
+    let mark = Some(mark_to_wire(source.mark));
+    v1::CutSource { worker: source.worker.0, epoch: source.epoch.0, mark }
 }
 
 /// Writes one block event.
@@ -95,6 +152,11 @@ pub fn event_to_wire(event: &BlockEvent) -> v1::BlockEvent {
         BlockEvent::Removed { blocks, tier } => {
             Event::Removed(v1::Removed { blocks: hashes_to_wire(blocks), tier: tier.number() })
         }
+        BlockEvent::Truncated { tail, count, tier } => Event::Truncated(v1::Truncated {
+            tail: u128_to_wire(tail.0),
+            count: *count,
+            tier: tier.number(),
+        }),
         BlockEvent::Cleared => Event::Cleared(v1::Cleared {}),
     };
     v1::BlockEvent { event: Some(event) }
@@ -110,7 +172,7 @@ pub fn frame_from_wire(frame: &v1::EventFrame) -> Result<EventFrame> {
     })
 }
 
-/// Writes a frame.
+/// Writes a frame, without the digest that streams add.
 #[must_use]
 pub fn frame_to_wire(frame: &EventFrame) -> v1::EventFrame {
     v1::EventFrame {
@@ -118,6 +180,8 @@ pub fn frame_to_wire(frame: &EventFrame) -> v1::EventFrame {
         epoch: frame.epoch.0,
         sequence: frame.sequence.0,
         events: frame.events.iter().map(event_to_wire).collect(),
+        digest: 0,
+        blocks: 0,
     }
 }
 
@@ -220,6 +284,10 @@ fn command_from_wire(command: &v1::Command) -> Result<Command> {
             },
         },
         Wire::Blocks(frame) => Command::Blocks(frame_from_wire(frame)?),
+        Wire::Cut(cut) => {
+            let sources = cut.sources.iter().map(cut_source_from_wire);
+            Command::Cut(sources.collect::<Result<_>>()?)
+        }
         Wire::PutPin(pin) => Command::PutPin(pin_from_wire(pin)?),
         Wire::ExtendPin(e) => {
             Command::ExtendPin { id: PinId(u128_from_wire(&e.id, "id")?), ttl_ms: e.ttl_ms }
@@ -276,6 +344,9 @@ fn command_to_wire(command: &Command) -> v1::command::Command {
             .into(),
         }),
         Command::Blocks(frame) => Wire::Blocks(frame_to_wire(frame)),
+        Command::Cut(sources) => {
+            Wire::Cut(v1::Cut { sources: sources.iter().map(cut_source_to_wire).collect() })
+        }
         Command::PutPin(pin) => Wire::PutPin(pin_to_wire(pin)),
         Command::ExtendPin { id, ttl_ms } => {
             Wire::ExtendPin(v1::ExtendPin { id: u128_to_wire(id.0), ttl_ms: *ttl_ms })

@@ -4,7 +4,7 @@
 //! for all of them first: a round for the lines of the map, a round for what those name. It changes nothing about
 //! what is applied, or in which order.
 
-use mainstay_types::{BlockEvent, NamespaceId, SequenceHash, Tier, WorkerId};
+use mainstay_types::{BlockEvent, EventView, NamespaceId, SequenceHash, Tier, WorkerId};
 
 use crate::block_index::Applied;
 use crate::runs::AHEAD;
@@ -54,7 +54,20 @@ impl<'a> EventRef<'a, SequenceHash> {
             BlockEvent::Removed { blocks, tier } => {
                 Some(Self::Remove { worker, blocks, tier: *tier })
             }
-            BlockEvent::Cleared => None,
+            BlockEvent::Truncated { .. } | BlockEvent::Cleared => None,
+        }
+    }
+}
+
+impl<'a> EventRef<'a, [u8; 16]> {
+    /// The event of a worker, unless it is a clear or names no blocks.
+    fn of_view(worker: WorkerId, event: EventView<'a>) -> Option<Self> {
+        match event {
+            EventView::Stored { namespace, parent, blocks, tier } => {
+                Some(Self::Store { worker, namespace, parent: parent.key(), blocks, tier })
+            }
+            EventView::Removed { blocks, tier } => Some(Self::Remove { worker, blocks, tier }),
+            EventView::Truncated { .. } | EventView::Cleared => None,
         }
     }
 }
@@ -63,15 +76,49 @@ impl BlockIndex {
     /// Takes in events of one worker, in order.
     pub fn apply_all(&mut self, worker: WorkerId, events: &[BlockEvent]) -> Applied {
         let mut sum = Applied::default();
-        for part in events.split_inclusive(|event| matches!(event, BlockEvent::Cleared)) {
+        let alone =
+            |event: &BlockEvent| matches!(event, BlockEvent::Truncated { .. } | BlockEvent::Cleared);
+        for part in events.split_inclusive(alone) {
             let borrowed: Vec<EventRef<'_, SequenceHash>> =
                 part.iter().filter_map(|event| EventRef::of(worker, event)).collect();
             sum.add(self.apply_batch(&borrowed));
-            if let Some(event @ BlockEvent::Cleared) = part.last() {
+            if let Some(event) = part.last().filter(|event| alone(event)) {
                 sum.add(self.apply(worker, event));
             }
         }
         sum
+    }
+
+    /// The same for events as they lie in a message.
+    pub fn apply_views(&mut self, worker: WorkerId, events: &[EventView<'_>]) -> Applied {
+        let mut sum = Applied::default();
+        let alone =
+            |event: &EventView<'_>| matches!(event, EventView::Truncated { .. } | EventView::Cleared);
+        for part in events.split_inclusive(alone) {
+            let borrowed: Vec<EventRef<'_, [u8; 16]>> =
+                part.iter().filter_map(|event| EventRef::of_view(worker, *event)).collect();
+            sum.add(self.apply_batch(&borrowed));
+            match part.last() {
+                Some(EventView::Truncated { tail, count, tier }) => {
+                    sum.add(self.truncate(worker, *tail, *count, *tier));
+                }
+                Some(EventView::Cleared) => sum.removed += self.remove_worker(worker),
+                _ => {}
+            }
+        }
+        sum
+    }
+
+    /// A run record of one who knows its own chain. What the index lacks, for it was refused or is kept no more, is
+    /// not held either way.
+    pub(crate) fn truncate(
+        &mut self,
+        worker: WorkerId,
+        tail: SequenceHash,
+        count: u32,
+        tier: Tier,
+    ) -> Applied {
+        self.release(worker, tail.key(), count, tier).unwrap_or_default()
     }
 
     /// Applies events in order.

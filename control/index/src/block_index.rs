@@ -121,6 +121,9 @@ impl BlockIndex {
                 self.store(worker, *namespace, parent.key(), blocks, *tier)
             }
             BlockEvent::Removed { blocks, tier } => self.remove(worker, blocks, *tier),
+            BlockEvent::Truncated { tail, count, tier } => {
+                self.truncate(worker, *tail, *count, *tier)
+            }
             BlockEvent::Cleared => {
                 Applied { removed: self.remove_worker(worker), ..Applied::default() }
             }

@@ -29,3 +29,11 @@ impl BlockName for SequenceHash {
         self.0 as u64
     }
 }
+
+/// A sequence hash as it lies in a message: little-endian.
+impl BlockName for [u8; 16] {
+    #[inline(always)]
+    fn key(self) -> u64 {
+        u128::from_le_bytes(self) as u64
+    }
+}

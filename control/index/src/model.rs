@@ -51,6 +51,9 @@ impl ModelIndex {
                 self.store(worker, *namespace, parent.key(), blocks, *tier)
             }
             BlockEvent::Removed { blocks, tier } => self.remove(worker, blocks, *tier),
+            BlockEvent::Truncated { tail, count, tier } => {
+                self.release(worker, tail.key(), *count, *tier).unwrap_or_default()
+            }
             BlockEvent::Cleared => {
                 Applied { removed: self.remove_worker(worker), ..Applied::default() }
             }

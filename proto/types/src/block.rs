@@ -69,6 +69,16 @@ pub enum BlockEvent {
         /// From where.
         tier: Tier,
     },
+    /// `count` blocks that follow each other up to `tail` are held no more in that tier. The worker held all of
+    /// them in some tier, so whoever has its events knows them.
+    Truncated {
+        /// The last of them.
+        tail: SequenceHash,
+        /// How many.
+        count: u32,
+        /// From where.
+        tier: Tier,
+    },
     /// The worker holds nothing from here on.
     Cleared,
 }
@@ -79,9 +89,66 @@ impl BlockEvent {
     pub fn block_count(&self) -> usize {
         match self {
             Self::Stored { blocks, .. } | Self::Removed { blocks, .. } => blocks.len(),
+            Self::Truncated { count, .. } => *count as usize,
             Self::Cleared => 0,
         }
     }
+}
+
+/// A [`BlockEvent`] as it lies in a message: hashes are 16 bytes each, little-endian, and are not copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventView<'a> {
+    /// See [`BlockEvent::Stored`].
+    Stored {
+        /// The namespace of the run.
+        namespace: NamespaceId,
+        /// The block before the first.
+        parent: SequenceHash,
+        /// The run.
+        blocks: &'a [[u8; 16]],
+        /// Where.
+        tier: Tier,
+    },
+    /// See [`BlockEvent::Removed`].
+    Removed {
+        /// Which.
+        blocks: &'a [[u8; 16]],
+        /// From where.
+        tier: Tier,
+    },
+    /// See [`BlockEvent::Truncated`].
+    Truncated {
+        /// The last of them.
+        tail: SequenceHash,
+        /// How many.
+        count: u32,
+        /// From where.
+        tier: Tier,
+    },
+    /// See [`BlockEvent::Cleared`].
+    Cleared,
+}
+
+/// Where a worker's stream of frames stands, and what the worker holds there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamMark {
+    /// The last frame that counts; 0 before the first.
+    pub sequence: EventSequence,
+    /// The sum over all it holds, as the index makes it.
+    pub digest: u64,
+    /// How many blocks it holds, each counted once whatever its tiers.
+    pub blocks: u64,
+}
+
+/// A worker's part of a cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CutSource {
+    /// Who.
+    pub worker: WorkerId,
+    /// Which life of its cache.
+    pub epoch: Epoch,
+    /// Where its stream stood.
+    pub mark: StreamMark,
 }
 
 /// A numbered batch of events. Sequence numbers start at 1 in each epoch and have no holes.

@@ -1,6 +1,6 @@
 //! What the Raft log carries: each entry is one [`Proposal`].
 
-use crate::{Epoch, EventFrame, PinId, PinRequest, Stamp, WorkerId};
+use crate::{CutSource, Epoch, EventFrame, PinId, PinRequest, Stamp, WorkerId};
 
 /// What a worker serves; equal specs may stand in for each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,8 +56,10 @@ pub enum Command {
         /// Why.
         cause: FenceCause,
     },
-    /// A frame of block events.
+    /// A frame of block events, where frames are entries: the plain form of the index.
     Blocks(EventFrame),
+    /// What the index is at this log index: where the streams stand that moved since the last cut.
+    Cut(Vec<CutSource>),
     /// Makes a pin.
     PutPin(PinRequest),
     /// Lets a pin end later; never earlier.

@@ -15,7 +15,7 @@ pub mod id;
 pub mod pin;
 pub mod time;
 
-pub use block::{BlockEvent, EventFrame, Tier};
+pub use block::{BlockEvent, CutSource, EventFrame, EventView, StreamMark, Tier};
 pub use command::{Command, FenceCause, ModelSpec, Proposal};
 pub use error_code::ErrorCode;
 pub use hash::{BlockHashKey, BlockHasher, HashKey, NamespaceId, SequenceHash};
