@@ -18,7 +18,7 @@ use mainstay_proto::client::MESSAGE_BYTES_MAX;
 use mainstay_proto::convert::proposal_to_wire;
 use mainstay_proto::v1::raft_server::RaftServer;
 use mainstay_state::{Machine, Outcome};
-use mainstay_types::{Command, LogIndex, NodeId, Proposal, Stamp, Tenure};
+use mainstay_types::{Command, CutSource, LogIndex, NodeId, Proposal, Stamp, Tenure};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError};
 use openraft::errors::{Fatal, RaftError};
@@ -40,6 +40,7 @@ use crate::network::Network;
 use crate::network::service::Service;
 use crate::snapshot::SnapshotStore;
 use crate::store::{Folder, LogStore};
+use crate::streams::StreamHub;
 use crate::types::{Answer, Body, Raft, TypeConfig};
 
 /// The most members of a group.
@@ -348,6 +349,18 @@ impl Group {
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.inner.leadership.clone()
+    }
+
+    /// The streams of workers, as this member has them.
+    #[must_use]
+    pub fn streams(&self) -> &StreamHub {
+        &self.inner.shared.streams
+    }
+
+    /// What a cut of now would say: the streams that moved since the last.
+    #[must_use]
+    pub fn cut(&self) -> Vec<CutSource> {
+        self.read(|machine| self.inner.shared.streams.look(|streams| streams.cut(machine)))
     }
 
     /// Wakes whenever the applied index moves.

@@ -4,7 +4,7 @@
 //! of the disk ends the [`Group`] with a reason; the process is expected to exit and be started again.
 //!
 //! Layout: [`Group`] is the facade; `store` keeps log and vote, `snapshot` the state's image, `machine` applies
-//! entries, `feed` hands them to watchers, `network` talks to peers, `codec` is the one encoding of all of it.
+//! entries, `feed` hands them to watchers, `streams` has the block index beside the log, `network` talks to peers, `codec` is the one encoding of all of it.
 #![forbid(unsafe_code)]
 
 mod codec;
@@ -15,6 +15,7 @@ mod machine;
 mod network;
 mod snapshot;
 mod store;
+mod streams;
 mod types;
 
 pub use error::{GroupError, MemberError, ProposeError, StoreError};
@@ -24,3 +25,4 @@ pub use group::{
     Role, Settings,
 };
 pub use network::Connector;
+pub use streams::{IndexImage, ItemsRead, StreamHub, StreamItem};

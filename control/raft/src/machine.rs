@@ -12,7 +12,7 @@ use futures::{Stream, StreamExt};
 use mainstay_proto::convert::proposal_from_wire;
 use mainstay_proto::v1;
 use mainstay_state::{Limits, Machine, Outcome};
-use mainstay_types::{LogIndex, Proposal};
+use mainstay_types::{Command, LogIndex, Proposal};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use parking_lot::RwLock;
@@ -21,6 +21,7 @@ use prost::Message;
 use crate::feed::{Applied, Feed};
 use crate::snapshot::SnapshotStore;
 use crate::store::LogStore;
+use crate::streams::StreamHub;
 use crate::types::{Answer, Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 
 /// How many entries are applied under one lock.
@@ -32,13 +33,14 @@ const BUILD_READ_BYTES: usize = 8 << 20;
 pub(crate) struct Shared {
     pub(crate) machine: RwLock<Machine>,
     pub(crate) feed: Feed,
+    pub(crate) streams: StreamHub,
     pub(crate) limits: Limits,
 }
 
 impl Shared {
     pub(crate) fn new(limits: Limits) -> Self {
         let machine = RwLock::new(Machine::new(limits));
-        Self { machine, feed: Feed::new(), limits }
+        Self { machine, feed: Feed::new(), streams: StreamHub::new(&limits), limits }
     }
 }
 
@@ -63,6 +65,7 @@ impl StateMachine {
         }
         let mut answers = Vec::with_capacity(opened.len());
         let mut applied = Vec::with_capacity(opened.len());
+        let (mut cuts, mut epochs) = (Vec::new(), false);
         {
             let mut machine = self.shared.machine.write();
             for (proposal, entry, responder) in opened {
@@ -70,6 +73,10 @@ impl StateMachine {
                 let outcome = proposal.as_ref().map(|p| machine.apply(LogIndex(index), &p.words));
                 note_membership(&mut self.membership, &entry);
                 self.applied = Some(entry.log_id);
+                epochs |= matches!(outcome, Some(Outcome::Registered { .. } | Outcome::Fenced));
+                if let Some(Command::Cut(sources)) = proposal.as_ref().map(|p| &p.words.command) {
+                    cuts.extend_from_slice(sources);
+                }
                 let (proposal, bytes) = proposal.map_or((None, 0), |p| (Some(p.wire), p.bytes));
                 applied.push(Applied { index, proposal, bytes });
                 answers.extend(responder.map(|r| (r, outcome)));
@@ -78,6 +85,14 @@ impl StateMachine {
         metrics::counter!("mainstay_control_entries_applied_total").increment(applied.len() as u64);
         // Watchers first: who has the answer may look for the entry.
         self.shared.feed.push(applied);
+        // After the entries that begin an epoch, so that no watcher sees frames of one that it does not know; before
+        // the answers, so that whoever has an epoch may use it.
+        if epochs {
+            self.shared.streams.follow(&self.shared.machine.read());
+        }
+        if !cuts.is_empty() {
+            self.shared.streams.check_cut(&cuts);
+        }
         for (responder, outcome) in answers {
             responder.send(Answer(outcome));
         }
@@ -156,6 +171,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         })
         .await?;
         *self.shared.machine.write() = machine;
+        self.shared.streams.follow(&self.shared.machine.read());
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.shared.feed.reset(meta.last_log_id.map_or(0, |id| id.index));

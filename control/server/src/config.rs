@@ -43,6 +43,9 @@ pub struct ControlConfig {
     pub limits: Limits,
     /// How long a worker may be silent.
     pub lease_ttl_ms: u64,
+    /// Frames of block events are entries of the log, and the index is inside the machine; equal on all members. It is
+    /// exact and slow: the measure of the streams, and their oracle.
+    pub plain_index: bool,
     /// The pace of the replicated log.
     pub settings: Settings,
     /// How to reach other members: the seam for transport security.
@@ -60,6 +63,7 @@ impl ControlConfig {
             origin: Origin::Single,
             limits: Limits::standard(),
             lease_ttl_ms: LEASE_TTL_MS,
+            plain_index: false,
             settings: Settings::default(),
             connector: Arc::new(mainstay_proto::client::channel),
         }

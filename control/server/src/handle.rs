@@ -20,7 +20,7 @@ use crate::config::{ControlConfig, LEASE_TTL_MS_MIN, Origin};
 use crate::error::ControlError;
 use crate::leases::Leases;
 use crate::service::Service;
-use crate::{duties, founding};
+use crate::{cuts, duties, founding};
 
 /// Streams that do not end by themselves are cut after this when a member stops.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -59,8 +59,13 @@ pub async fn start(config: ControlConfig) -> Result<ControlHandle, ControlError>
     let (closing, closes) = watch::channel(false);
     let (stop, stopped) = oneshot::channel::<()>();
     let leases = Arc::new(Leases::new(Duration::from_millis(config.lease_ttl_ms)));
-    let service =
-        Service::new(group.clone(), Arc::clone(&leases), Arc::clone(&config.connector), closes);
+    let service = Service::new(
+        group.clone(),
+        Arc::clone(&leases),
+        config.plain_index,
+        Arc::clone(&config.connector),
+        closes,
+    );
     let control = ControlServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -79,7 +84,7 @@ pub async fn start(config: ControlConfig) -> Result<ControlHandle, ControlError>
             tracing::error!(%error, "the control plane's listener has ended");
         }
     });
-    let tasks = vec![tokio::spawn(duties::run(group.clone(), leases))];
+    let tasks = vec![tokio::spawn(duties::run(group.clone(), leases)), tokio::spawn(cuts::run(group.clone()))];
     let mut handle =
         ControlHandle { address, advertised, group, stop: Some(stop), closing, server, tasks };
     match handle.found(config).await {

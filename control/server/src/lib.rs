@@ -5,10 +5,11 @@
 //! `Watch` and `Status`; whatever needs the leader is refused elsewhere with the leader's address.
 //!
 //! Layout: [`config`] says how a member is started, `service` answers calls, `watch` feeds replicas, `duties` is
-//! what a leader does unasked, `leases` who was heard when, `founding` how a group comes to be.
+//! what a leader does unasked, `cuts` what it says of the index, `leases` who was heard when, `founding` how a group comes to be.
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod cuts;
 mod duties;
 mod error;
 mod founding;

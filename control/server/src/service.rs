@@ -28,6 +28,7 @@ const WATCHERS_MAX: usize = 1024;
 pub(crate) struct Service {
     group: Group,
     leases: Arc<Leases>,
+    plain_index: bool,
     connector: Connector,
     closes: watch::Receiver<bool>,
     watchers: Arc<Semaphore>,
@@ -37,11 +38,12 @@ impl Service {
     pub(crate) fn new(
         group: Group,
         leases: Arc<Leases>,
+        plain_index: bool,
         connector: Connector,
         closes: watch::Receiver<bool>,
     ) -> Self {
         let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
-        Self { group, leases, connector, closes, watchers }
+        Self { group, leases, plain_index, connector, closes, watchers }
     }
 }
 
@@ -160,6 +162,7 @@ impl Control for Service {
         let watcher = Watcher {
             group: self.group.clone(),
             request: request.into_inner(),
+            plain_index: self.plain_index,
             out,
             closes: self.closes.clone(),
         };

@@ -6,7 +6,7 @@
 //! images are errors; neither can make it panic or grow past its [`Limits`].
 //!
 //! Layout: [`Machine`] takes commands, `workers` and `pins` hold the rules, `image` is the form on disk and on
-//! wires, [`Limits`] says how big everything may get.
+//! wires, [`Streams`] the index as workers' frames and the log's cuts make it, [`Limits`] says how big everything may get.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -15,13 +15,15 @@ mod limits;
 mod machine;
 mod outcome;
 mod pins;
+mod streams;
 #[cfg(test)]
 mod testing;
 mod workers;
 
-pub use image::{IMAGE_VERSION, ImageError};
+pub use image::{IMAGE_VERSION, ImageError, IndexLoader};
 pub use limits::Limits;
 pub use machine::Machine;
 pub use outcome::Outcome;
 pub use pins::{ENDED_BLOCKS_MAX, ENDED_PINS_MAX, OWNER_PINS_MAX, Pin};
+pub use streams::{CutCheck, MARKS_MAX, Position, Streams, Taken};
 pub use workers::{Worker, WorkerState};

@@ -31,6 +31,8 @@ pub enum Outcome {
         /// False for a gap: nothing was applied.
         accepted: bool,
     },
+    /// Streams stand where the cut says.
+    Cut,
     /// Where a pin stands now.
     Pin {
         /// Which.

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use mainstay_types::{Epoch, ErrorCode, EventSequence, FenceCause, LogIndex, ModelSpec, WorkerId};
+use mainstay_types::{
+    CutSource, Epoch, ErrorCode, EventSequence, FenceCause, LogIndex, ModelSpec, StreamMark, WorkerId,
+};
 
 use crate::outcome::Refusal;
 
@@ -54,8 +56,10 @@ pub struct Worker {
     pub blocks_total: u64,
     /// Whether the epoch goes on.
     pub state: WorkerState,
-    /// The next frame that is expected of this epoch.
+    /// The next frame that is expected of this epoch, where frames are entries.
     pub next_sequence: EventSequence,
+    /// Where its stream stood at the last cut that named it.
+    pub cut: Option<StreamMark>,
     /// When it last registered or was fenced.
     pub changed_index: LogIndex,
 }
@@ -219,6 +223,16 @@ impl Workers {
         Ok(ends)
     }
 
+    /// Notes where streams stand. A former epoch, or a leader that was behind the last one, moves nothing back.
+    pub(crate) fn cut(&mut self, sources: &[CutSource]) {
+        for source in sources {
+            let Ok(worker) = self.live(source.worker, source.epoch) else { continue };
+            if worker.cut.is_none_or(|known| known.sequence < source.mark.sequence) {
+                worker.cut = Some(source.mark);
+            }
+        }
+    }
+
     /// The worker, if `epoch` is its living one. All that a former life sends ends here.
     pub(crate) fn live(&mut self, id: WorkerId, epoch: Epoch) -> Result<&mut Worker, Refusal> {
         let refuse = |message| Err(Refusal::new(ErrorCode::FailedPrecondition, message));
@@ -253,6 +267,7 @@ fn new_worker(
         blocks_total: registration.blocks_total,
         state: WorkerState::Live,
         next_sequence: EventSequence(1),
+        cut: None,
         changed_index: index,
     }
 }

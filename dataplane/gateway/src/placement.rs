@@ -82,8 +82,7 @@ impl Placement {
             .filter(|w| w.routable() && !excluded.contains(&w.id))
             .collect();
         let views: Vec<WorkerView> = entries.iter().map(|w| self.view(w)).collect();
-        // The replica is locked for as long as it takes to borrow a reader, and not for the lookup.
-        let reader = self.inner.replica.read(|m| m.index().reader());
+        let reader = self.inner.replica.index_reader();
         let mut overlaps = Vec::new();
         reader.lookup_into(&job.blocks, &mut overlaps);
         let now_ms = self.ms_of(Instant::now());

@@ -51,6 +51,17 @@ struct RunArgs {
     /// Where the log and the state are kept
     #[arg(long)]
     data_dir: Option<PathBuf>,
+    /// How the block index is replicated; the same on all members
+    #[arg(long, value_enum, default_value = "streams")]
+    index: IndexForm,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+enum IndexForm {
+    /// Workers tell every member; the log holds cuts
+    Streams,
+    /// Every frame of block events is an entry of the log: exact and slow, for comparison
+    Plain,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -74,6 +85,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.listen = args.listen;
     config.advertise = args.advertise;
     config.origin = origin;
+    config.plain_index = args.index == IndexForm::Plain;
     let handle = mainstay_control::start(config).await?;
     print(&format!("ready control m{} on {}", args.node_id, handle.address()));
     tokio::select! {

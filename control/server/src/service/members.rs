@@ -25,7 +25,12 @@ impl Service {
         let members = self.describe_members(&status, request.local_only).await;
         let now = Instant::now();
         let leads = status.role == Role::Leader;
+        let plain = self.plain_index;
         self.group.read(|m| {
+            let held = |worker| match plain {
+                true => m.index().worker_block_count(worker),
+                false => self.group.streams().look(|s| s.index().worker_block_count(worker)),
+            };
             let workers = m.workers().map(|w| v1::WorkerStatus {
                 worker: w.id.0,
                 name: w.name.clone(),
@@ -33,7 +38,7 @@ impl Service {
                 epoch: w.epoch.0,
                 state: w.state.name().to_owned(),
                 model: Some(model_to_wire(&w.model)),
-                blocks: m.index().worker_block_count(w.id),
+                blocks: held(w.id),
                 blocks_total: w.blocks_total,
                 // Leases are the leader's; another member does not know them.
                 lease_left_ms: if leads && w.is_live() {
@@ -51,7 +56,11 @@ impl Service {
                 members,
                 workers: workers.collect(),
                 pins_live: m.live_pin_count() as u64,
-                index_blocks: m.index().block_count(),
+                index_blocks: match plain {
+                    true => m.index().block_count(),
+                    false => self.group.streams().look(|s| s.index().block_count()),
+                },
+                index_drift: self.group.streams().look(mainstay_state::Streams::drift),
                 cluster_time: rfc3339(m.time().now_ms),
             }
         })

@@ -1,6 +1,7 @@
 //! What workers ask: to begin a life, to be heard, to say goodbye.
 //!
-//! A heartbeat without events writes nothing: the leader notes it in memory. A leader that a quorum has not
+//! Frames of block events go to every member, each of which takes them into its own index; or, in the plain form of
+//! the index, through the leader into the log. A heartbeat without events writes nothing: the leader notes it in memory. A leader that a quorum has not
 //! heard lately answers no heartbeat, so that a worker never trusts a lease that somebody else may end.
 
 use std::time::Instant;
@@ -8,7 +9,7 @@ use std::time::Instant;
 use mainstay_proto::convert::{frame_from_wire, model_from_wire, u128_from_wire};
 use mainstay_proto::v1;
 use mainstay_raft::ProposeError;
-use mainstay_state::Outcome;
+use mainstay_state::{Outcome, Taken};
 use mainstay_types::{Command, Epoch, EventFrame, EventSequence, FenceCause, PinId, WorkerId};
 use tonic::Status;
 
@@ -63,6 +64,7 @@ impl Service {
             epoch: epoch.0,
             lease_ttl_ms: self.leases.ttl_ms(),
             hash_key: hash_key.0.to_vec().into(),
+            plain_index: self.plain_index,
         })
     }
 
@@ -70,8 +72,16 @@ impl Service {
         &self,
         request: v1::PublishRequest,
     ) -> Result<v1::PublishReply, Status> {
+        check_sizes(&request)?;
+        if !self.plain_index && (!request.frames.is_empty() || request.snapshot.is_some()) {
+            return self.take_stream(request);
+        }
         let (worker, epoch) = (WorkerId(request.worker), Epoch(request.epoch));
-        let frames = check_frames(&request)?;
+        if request.snapshot.is_some() {
+            return Err(Status::invalid_argument("frames are entries here; there are no snapshots"));
+        }
+        let frames: Vec<EventFrame> =
+            request.frames.iter().map(frame_from_wire).collect::<Result<_, _>>()?;
         let reports = check_reports(&request)?;
         if !self.group.leads() {
             let leader = self.group.leader_address().filter(|_| !self.is_leader());
@@ -80,9 +90,49 @@ impl Service {
         let next = self.living(worker, epoch)?;
         // Before the log is asked: the worker was heard now, however long a quorum takes.
         self.leases.renew(worker, epoch, Instant::now());
-        let next_sequence = self.put_frames(frames).await?.unwrap_or(next);
+        let next = self.put_frames(frames).await?.unwrap_or(next);
         self.put_reports(worker, epoch, reports).await?;
-        Ok(v1::PublishReply { next_sequence: next_sequence.0, lease_ttl_ms: self.leases.ttl_ms() })
+        Ok(self.published(next))
+    }
+
+    fn published(&self, next: EventSequence) -> v1::PublishReply {
+        v1::PublishReply {
+            next_sequence: next.0,
+            lease_ttl_ms: self.leases.ttl_ms(),
+            leads: self.group.leads(),
+            members: self.group.status().members.into_iter().map(|m| m.address).collect(),
+        }
+    }
+
+    /// Takes frames or a part of a snapshot into this member's index. Any member does, whoever leads.
+    fn take_stream(&self, request: v1::PublishRequest) -> Result<v1::PublishReply, Status> {
+        let (worker, epoch) = (WorkerId(request.worker), Epoch(request.epoch));
+        if !request.pins.is_empty() || !request.frames.is_empty() && request.snapshot.is_some() {
+            return Err(Status::invalid_argument(
+                "send frames, a part of a snapshot, or reports on pins, one at a time",
+            ));
+        }
+        let streams = self.group.streams();
+        let taken = match request.snapshot {
+            Some(part) => Some(streams.take_snapshot(part)?),
+            None => streams.take_frames(request.frames)?,
+        };
+        match taken {
+            Some(Taken::EpochOver) => Err(over(worker, epoch)),
+            Some(Taken::EpochUnknown) | None => {
+                self.living(worker, epoch)?;
+                Err(Status::unavailable("this member does not know the epoch yet; try again"))
+            }
+            Some(taken) => {
+                if matches!(taken, Taken::Gap { .. } | Taken::SnapshotNeeded) {
+                    metrics::counter!("mainstay_control_frame_gaps_total").increment(1);
+                }
+                if self.group.leads() {
+                    self.leases.renew(worker, epoch, Instant::now());
+                }
+                Ok(self.published(taken.next_sequence().unwrap_or(EventSequence(0))))
+            }
+        }
     }
 
     /// The next frame expected of a life that goes on; an error that says so for any other.
@@ -91,10 +141,15 @@ impl Service {
             .group
             .read(|m| m.worker(worker).map(|w| (w.epoch == epoch && w.is_live(), w.next_sequence)));
         match known {
-            Some((true, next)) => Ok(next),
-            _ => Err(Status::failed_precondition(format!(
-                "epoch {epoch} of worker {worker} is over; register again"
-            ))),
+            Some((true, next)) if self.plain_index => Ok(next),
+            Some((true, _)) => {
+                Ok(self.group.streams().position(worker, epoch).unwrap_or(EventSequence(1)))
+            }
+            // Another member may have applied what this one has yet to hear of.
+            None if !self.group.leads() => {
+                Err(Status::unavailable("this member does not know the worker yet; try again"))
+            }
+            _ => Err(over(worker, epoch)),
         }
     }
 
@@ -162,29 +217,45 @@ impl Service {
     }
 }
 
-fn check_frames(request: &v1::PublishRequest) -> Result<Vec<EventFrame>, Status> {
+fn over(worker: WorkerId, epoch: Epoch) -> Status {
+    Status::failed_precondition(format!(
+        "epoch {epoch} of worker {worker} is over; register again"
+    ))
+}
+
+/// Whose frames they are, and that they are not too many.
+fn check_sizes(request: &v1::PublishRequest) -> Result<(), Status> {
     if request.frames.len() > FRAMES_MAX {
         return Err(Status::invalid_argument(format!("more than {FRAMES_MAX} frames at a time")));
     }
     let mut blocks = 0_usize;
-    let mut frames = Vec::with_capacity(request.frames.len());
-    for frame in &request.frames {
-        if frame.worker != request.worker || frame.epoch != request.epoch {
+    let frames = request.frames.iter().map(|f| (f.worker, f.epoch, &f.events));
+    let parts = request.snapshot.iter().map(|s| (s.worker, s.epoch, &s.events));
+    for (worker, epoch, events) in frames.chain(parts) {
+        if worker != request.worker || epoch != request.epoch {
             return Err(Status::invalid_argument("a frame of another worker or epoch"));
         }
-        if frame.events.len() > EVENTS_MAX {
+        if events.len() > EVENTS_MAX {
             return Err(Status::invalid_argument(format!("more than {EVENTS_MAX} events a frame")));
         }
-        let frame = frame_from_wire(frame)?;
-        blocks += frame.events.iter().map(mainstay_types::BlockEvent::block_count).sum::<usize>();
+        blocks += events.iter().map(named_blocks).sum::<usize>();
         if blocks > BLOCKS_MAX {
             return Err(Status::invalid_argument(format!(
                 "more than {BLOCKS_MAX} blocks at a time; send them in several messages"
             )));
         }
-        frames.push(frame);
     }
-    Ok(frames)
+    Ok(())
+}
+
+/// How many hashes an event brings along.
+fn named_blocks(event: &v1::BlockEvent) -> usize {
+    use v1::block_event::Event;
+    match &event.event {
+        Some(Event::Stored(stored)) => stored.blocks.len() / 16,
+        Some(Event::Removed(removed)) => removed.blocks.len() / 16,
+        Some(Event::Truncated(_) | Event::Cleared(_)) | None => 0,
+    }
 }
 
 fn check_reports(request: &v1::PublishRequest) -> Result<Vec<(PinId, u32)>, Status> {

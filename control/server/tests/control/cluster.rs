@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use mainstay_proto::client::{ControlPlane, LEADER_METADATA};
 
+use super::streams::{Told, chain, mark_at};
 use super::*;
 
 /// Members that were given the same list.
@@ -179,5 +180,66 @@ async fn a_founder_that_lost_its_disk_does_not_found_again() {
         .await
         .unwrap();
     assert_eq!(kept.pins.len(), 1);
+    cluster.end().await;
+}
+
+/// What a worker does for each member: frames, and all of it to one that lacks some.
+async fn feed(handle: &ControlHandle, told: &Told, frame: &v1::EventFrame, all: &[BlockEvent]) {
+    eventually("taking a frame", async || {
+        let mut c = client(handle);
+        match c.publish(told.message(frame.clone())).await {
+            Ok(reply) if reply.get_ref().next_sequence == told.sequence + 1 => Some(()),
+            Ok(_) => {
+                c.publish(told.snapshot(all)).await.unwrap();
+                None
+            }
+            Err(status) if status.code() == Code::Unavailable => None,
+            Err(status) => panic!("{status}"),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_are_equal_on_all_members_whoever_was_away() {
+    let mut cluster = Cluster::three().await;
+    let plane = cluster.plane();
+    let me = plane.call(SOON, async |mut c| c.register(worker("w", 1)).await).await.unwrap();
+    let mut told = Told::new(me);
+    let mut all = Vec::new();
+    for round in 0..6_u128 {
+        // One member after another is away for a frame, the leader too, and comes back with nothing.
+        let away = u64::try_from(round).unwrap() % 3 + 1;
+        if round > 0 {
+            cluster.running.remove(&away).unwrap().shutdown().await;
+        }
+        for at in 0..5 {
+            let event = chain(1_000 * round + 100 * at, 40);
+            let frame = told.frame(&event);
+            all.push(event);
+            for handle in cluster.running.values() {
+                feed(handle, &told, &frame, &all).await;
+            }
+        }
+        if round > 0 {
+            cluster.start(away, Origin::Members(cluster.members.clone())).await;
+        }
+    }
+    let event = chain(50_000, 1);
+    let frame = told.frame(&event);
+    all.push(event);
+    for handle in cluster.running.values() {
+        feed(handle, &told, &frame, &all).await;
+        assert_eq!(mark_at(handle, &told), told.mark());
+        assert_eq!(handle.group().streams().look(mainstay_state::Streams::drift), 0);
+    }
+    let of = |handle: &ControlHandle| {
+        handle.group().read(|m| m.worker(mainstay_types::WorkerId(told.me.worker)).and_then(|w| w.cut))
+    };
+    eventually("a cut on all members", async || {
+        cluster.running.values().all(|h| of(h) == Some(told.mark())).then_some(())
+    })
+    .await;
+    cluster.agree().await;
     cluster.end().await;
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod cluster;
+mod streams;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -40,8 +41,18 @@ fn client(handle: &ControlHandle) -> ControlClient<Channel> {
 }
 
 async fn single(dir: &TempDir, lease_ttl_ms: u64) -> ControlHandle {
+    start_single(dir, lease_ttl_ms, false).await
+}
+
+/// A member whose index is in its machine.
+async fn plain(dir: &TempDir) -> ControlHandle {
+    start_single(dir, 60_000, true).await
+}
+
+async fn start_single(dir: &TempDir, lease_ttl_ms: u64, plain_index: bool) -> ControlHandle {
     let mut config = ControlConfig::single(NodeId(1), dir.path());
     config.lease_ttl_ms = lease_ttl_ms;
+    config.plain_index = plain_index;
     let handle = start(config).await.unwrap();
     eventually("leading", async || handle.group().leads().then_some(())).await;
     handle
@@ -88,6 +99,7 @@ fn stored(registered: &v1::RegisterReply, sequence: u64, blocks: &[u128]) -> v1:
         epoch: registered.epoch,
         sequence,
         events: vec![event_to_wire(&event)],
+        ..v1::EventFrame::default()
     }
 }
 
@@ -96,7 +108,7 @@ fn publish(registered: &v1::RegisterReply, frames: Vec<v1::EventFrame>) -> v1::P
         worker: registered.worker,
         epoch: registered.epoch,
         frames,
-        pins: Vec::new(),
+        ..v1::PublishRequest::default()
     }
 }
 
@@ -120,7 +132,7 @@ async fn worker_state(client: &mut ControlClient<Channel>, id: u32) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_lives_publishes_and_leaves() {
     let dir = tempfile::tempdir().unwrap();
-    let handle = single(&dir, 60_000).await;
+    let handle = plain(&dir).await;
     let mut c = client(&handle);
     let me = register(&mut c, worker("w", 1)).await;
     assert_eq!((me.epoch, me.lease_ttl_ms, me.hash_key.len()), (1, 60_000, 16));
@@ -284,7 +296,11 @@ impl Replica {
         without_blocks: bool,
     ) {
         let from = if self.images == 0 { 0 } else { self.machine.applied().0 + 1 };
-        let request = v1::WatchRequest { from_log_index: from, without_blocks };
+        let request = v1::WatchRequest {
+            from_log_index: from,
+            without_blocks,
+            ..v1::WatchRequest::default()
+        };
         let mut stream = client.watch(request).await.unwrap().into_inner();
         let mut seen = LogIndex(0);
         while seen < at {
@@ -302,6 +318,7 @@ impl Replica {
                     seen = LogIndex(entry.log_index);
                 }
                 Event::Progress(progress) => seen = LogIndex(progress.log_index),
+                Event::Index(_) | Event::Items(_) => {}
             }
         }
     }
@@ -314,7 +331,7 @@ fn state_of(handle: &ControlHandle) -> (LogIndex, u128) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watcher_follows_and_resumes() {
     let dir = tempfile::tempdir().unwrap();
-    let handle = single(&dir, 60_000).await;
+    let handle = plain(&dir).await;
     let mut c = client(&handle);
     let me = register(&mut c, worker("w", 1)).await;
     let mut replica = Replica::new();
@@ -346,7 +363,7 @@ async fn a_watcher_follows_and_resumes() {
     assert!(bare.machine.pin(PinId(1)).is_some());
 
     // A watcher that knows more than this member is sent elsewhere.
-    let ahead = v1::WatchRequest { from_log_index: 1_000_000, without_blocks: false };
+    let ahead = v1::WatchRequest { from_log_index: 1_000_000, ..Default::default() };
     let mut stream = c.watch(ahead).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap_err().code(), Code::Unavailable);
     handle.shutdown().await;

@@ -6,6 +6,7 @@
 //! Reading trusts nothing: counts are held against the limits and against the bytes that are left before
 //! anything is reserved, and what can be derived (a live pin's state, budgets, digests) is derived, not read.
 
+mod parts;
 mod read;
 mod sink;
 mod source;
@@ -18,8 +19,11 @@ use crate::machine::Machine;
 use sink::{Sink, StateHasher, checksum};
 use source::Source;
 
+pub use parts::IndexLoader;
+pub(crate) use parts::encode_parts;
+
 /// The first byte of every image.
-pub const IMAGE_VERSION: u8 = 2;
+pub const IMAGE_VERSION: u8 = 3;
 
 const CHECKSUM_BYTES: usize = 16;
 const WITH_BLOCKS: u8 = 1;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use mainstay_index::{BlockIndex, BlockKey, HeldStretch, RestoreError, RunSnapshot, TierSet};
 use mainstay_types::{
     ClusterTime, Epoch, EventSequence, FenceCause, HashKey, LogIndex, ModelSpec, NamespaceId,
-    PinId, PinRequest, PinState, SequenceHash, SessionId, TenantId, Tenure, WorkerId,
+    PinId, PinRequest, PinState, SequenceHash, SessionId, StreamMark, TenantId, Tenure, WorkerId,
 };
 
 use super::ImageError;
@@ -21,7 +21,7 @@ use crate::workers::{
 
 const REASON_BYTES_MAX: usize = 256;
 /// The least that one element takes, with the shortest texts and lists that are allowed.
-const WORKER_BYTES_MIN: usize = 88;
+const WORKER_BYTES_MIN: usize = 89;
 const PIN_BYTES_MIN: usize = 124;
 const RUN_BYTES_MIN: usize = 69;
 const KEY_BYTES: usize = 8;
@@ -83,6 +83,14 @@ fn read_worker(source: &mut Source<'_>) -> Result<Worker, ImageError> {
         _ => return Err(ImageError::Invalid("worker state")),
     };
     let next_sequence = EventSequence(source.u64()?);
+    let cut = match source.flag("cut")? {
+        true => Some(StreamMark {
+            sequence: EventSequence(source.u64()?),
+            digest: source.u64()?,
+            blocks: source.u64()?,
+        }),
+        false => None,
+    };
     let changed_index = LogIndex(source.u64()?);
     if epoch.0 == 0 || next_sequence.0 == 0 || model.block_tokens == 0 {
         return Err(ImageError::Invalid("worker"));
@@ -97,6 +105,7 @@ fn read_worker(source: &mut Source<'_>) -> Result<Worker, ImageError> {
         blocks_total,
         state,
         next_sequence,
+        cut,
         changed_index,
     })
 }
@@ -266,29 +275,45 @@ fn read_holders(
 
 /// The block index, into the machine whose workers hold the blocks.
 pub(super) fn blocks(source: &mut Source<'_>, machine: &mut Machine) -> Result<(), ImageError> {
-    let limit = machine.limits.index_blocks_max;
+    let limits = machine.limits;
     machine.index.restore_refused(source.u64()?);
-    let count = source.count("runs of blocks", limit, RUN_BYTES_MIN)?;
+    let count = source.count("runs of blocks", limits.index_blocks_max, RUN_BYTES_MIN)?;
     let mut last = None;
     for _ in 0..count {
-        let run = read_run(source, machine)?;
-        let place = run.keys.first().map(|first| (run.namespace, *first));
-        if last >= place {
-            return Err(ImageError::Invalid("order of runs"));
+        let run = read_run(source, &limits)?;
+        let workers = &machine.workers;
+        if !run.holders.iter().all(|(id, _)| workers.get(*id).is_some_and(Worker::is_live)) {
+            return Err(ImageError::Invalid("holder of a run"));
         }
-        last = place;
-        machine.index.restore_run(&run).map_err(|error| match error {
-            RestoreError::Full => ImageError::TooMany {
-                what: "blocks",
-                count: machine.index.held_count().saturating_add(entries_of(&run)),
-                limit,
-            },
-            RestoreError::Twice => ImageError::Invalid("block, it is there twice"),
-            RestoreError::Length => ImageError::Invalid("length of a run"),
-            RestoreError::Holders => ImageError::Invalid("holders of a run"),
-        })?;
+        put_run(&mut machine.index, &run, &mut last)?;
     }
     Ok(())
+}
+
+/// Where a run stands in the order of runs.
+pub(super) type RunPlace = Option<(NamespaceId, BlockKey)>;
+
+/// Puts a run into an index; runs come in order.
+pub(super) fn put_run(
+    index: &mut BlockIndex,
+    run: &RunSnapshot,
+    last: &mut RunPlace,
+) -> Result<(), ImageError> {
+    let place = run.keys.first().map(|first| (run.namespace, *first));
+    if *last >= place {
+        return Err(ImageError::Invalid("order of runs"));
+    }
+    *last = place;
+    index.restore_run(run).map_err(|error| match error {
+        RestoreError::Full => ImageError::TooMany {
+            what: "blocks",
+            count: index.held_count().saturating_add(entries_of(run)),
+            limit: index.limits().entries_max,
+        },
+        RestoreError::Twice => ImageError::Invalid("block, it is there twice"),
+        RestoreError::Length => ImageError::Invalid("length of a run"),
+        RestoreError::Holders => ImageError::Invalid("holders of a run"),
+    })
 }
 
 fn entries_of(run: &RunSnapshot) -> u64 {
@@ -296,22 +321,22 @@ fn entries_of(run: &RunSnapshot) -> u64 {
     held.map(|stretch| u64::from(stretch.to - stretch.from)).sum()
 }
 
-fn read_run(source: &mut Source<'_>, machine: &Machine) -> Result<RunSnapshot, ImageError> {
+pub(super) fn read_run(
+    source: &mut Source<'_>,
+    limits: &Limits,
+) -> Result<RunSnapshot, ImageError> {
     let namespace = NamespaceId(source.u128()?);
     let parent = source.u64()?;
-    let count = source.count("blocks", machine.limits.index_blocks_max, KEY_BYTES)?;
+    let count = source.count("blocks", limits.index_blocks_max, KEY_BYTES)?;
     let mut keys = Vec::with_capacity(count);
     for _ in 0..count {
         keys.push(BlockKey(source.u64()?));
     }
-    let workers = u64::from(machine.limits.workers_max);
+    let workers = u64::from(limits.workers_max);
     let count = source.count("holders of a run", workers, HOLDER_BYTES_MIN)?;
     let mut holders = Vec::with_capacity(count);
     for _ in 0..count {
         let worker = WorkerId(source.u32()?);
-        if !machine.workers.get(worker).is_some_and(Worker::is_live) {
-            return Err(ImageError::Invalid("holder of a run"));
-        }
         let count = source.count("stretches of a run", keys.len() as u64, STRETCH_BYTES)?;
         let mut held = Vec::with_capacity(count);
         for _ in 0..count {

@@ -1,6 +1,6 @@
 //! The writing half of the image: the same order as `read`, field by field.
 
-use mainstay_index::BlockIndex;
+use mainstay_index::{BlockIndex, RunSnapshot};
 use mainstay_types::{FenceCause, PinState};
 
 use super::sink::Sink;
@@ -57,6 +57,12 @@ fn write_worker(sink: &mut impl Sink, worker: &Worker) {
         WorkerState::Fenced(FenceCause::Left) => WORKER_LEFT,
     });
     sink.u64(worker.next_sequence.0);
+    sink.flag(worker.cut.is_some());
+    if let Some(mark) = worker.cut {
+        sink.u64(mark.sequence.0);
+        sink.u64(mark.digest);
+        sink.u64(mark.blocks);
+    }
     sink.u64(worker.changed_index.0);
 }
 
@@ -94,22 +100,26 @@ pub(super) fn blocks(sink: &mut impl Sink, index: &BlockIndex) {
     sink.u64(index.refused_blocks());
     let runs = index.snapshot();
     sink.count(runs.len());
-    for run in runs {
-        sink.u128(run.namespace.0);
-        sink.u64(run.parent);
-        sink.count(run.keys.len());
-        for key in &run.keys {
-            sink.u64(key.0);
-        }
-        sink.count(run.holders.len());
-        for (worker, held) in &run.holders {
-            sink.u32(worker.0);
-            sink.count(held.len());
-            for stretch in held {
-                sink.u32(stretch.from);
-                sink.u32(stretch.to);
-                sink.u8(stretch.tiers.bits());
-            }
+    for run in &runs {
+        write_run(sink, run);
+    }
+}
+
+pub(super) fn write_run(sink: &mut impl Sink, run: &RunSnapshot) {
+    sink.u128(run.namespace.0);
+    sink.u64(run.parent);
+    sink.count(run.keys.len());
+    for key in &run.keys {
+        sink.u64(key.0);
+    }
+    sink.count(run.holders.len());
+    for (worker, held) in &run.holders {
+        sink.u32(worker.0);
+        sink.count(held.len());
+        for stretch in held {
+            sink.u32(stretch.from);
+            sink.u32(stretch.to);
+            sink.u8(stretch.tiers.bits());
         }
     }
 }

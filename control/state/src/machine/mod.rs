@@ -73,6 +73,10 @@ impl Machine {
                 self.fence(index, *worker, *epoch, *cause)
             }
             Command::Blocks(frame) => self.take_frame(frame),
+            Command::Cut(sources) => {
+                self.workers.cut(sources);
+                Ok(Outcome::Cut)
+            }
             Command::PutPin(request) => self.pins.put(index, self.time, &self.limits, request),
             Command::ExtendPin { id, ttl_ms } => {
                 self.pins.extend(index, self.time, &self.limits, *id, *ttl_ms)
@@ -206,7 +210,7 @@ impl Machine {
         self.pins.get(id)
     }
 
-    /// The block index.
+    /// The block index in its plain form: what [`Command::Blocks`] put into it.
     #[must_use]
     pub fn index(&self) -> &BlockIndex {
         &self.index

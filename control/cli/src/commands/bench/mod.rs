@@ -1,10 +1,12 @@
 //! `mainstay bench`: the project's own benchmarks.
 
+mod control;
 mod gateway;
 mod index;
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
@@ -55,6 +57,8 @@ enum BenchCommand {
     },
     /// The block index: events, lookups, memory, growth, churn, and the limit that memory sets
     Index(index::Args),
+    /// The control plane: block operations and pins a second on three members in this process
+    Control(control::Args),
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -67,6 +71,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             show(&gateway::run(&addr, &model, rounds, words).await?, output);
         }
         BenchCommand::Index(args) => index::run(args).await?,
+        BenchCommand::Control(args) => control::run(args).await?,
     }
     Ok(())
 }
@@ -101,4 +106,13 @@ fn show(value: &Value, output: Format) {
             print(&table(&["MEASURE", "VALUE"], &rows));
         }
     }
+}
+
+/// Free ports on loopback; nobody keeps them for the caller.
+pub(crate) fn free_addresses(count: u64) -> anyhow::Result<Vec<std::net::SocketAddr>> {
+    let listeners: Vec<std::net::TcpListener> = (0..count)
+        .map(|_| std::net::TcpListener::bind(("127.0.0.1", 0)))
+        .collect::<Result<_, _>>()
+        .context("finding free ports on loopback")?;
+    listeners.iter().map(|l| l.local_addr().context("reading a port")).collect()
 }

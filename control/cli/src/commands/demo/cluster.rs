@@ -1,6 +1,6 @@
 //! The demo's cluster: control members, one gateway, workers with small caches, all on loopback.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use anyhow::Context;
 use mainstay_control::{ControlConfig, ControlHandle, Origin};
@@ -27,7 +27,8 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) async fn start(args: &Args, setting: Setting) -> anyhow::Result<Self> {
         let files = tempfile::tempdir().context("making a folder for the control members")?;
-        let members = free_addresses(args.members)?;
+        // Members must know each other's addresses before any of them listens.
+        let members = crate::commands::bench::free_addresses(args.members)?;
         let list: Vec<(NodeId, String)> =
             (1..).map(NodeId).zip(members.iter().map(ToString::to_string)).collect();
         let mut starting = Vec::new();
@@ -100,13 +101,4 @@ impl Cluster {
         }
         Ok(())
     }
-}
-
-/// Members must know each other's addresses before any of them listens.
-fn free_addresses(count: u64) -> anyhow::Result<Vec<SocketAddr>> {
-    let listeners: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind(("127.0.0.1", 0)))
-        .collect::<Result<_, _>>()
-        .context("finding free ports on loopback")?;
-    listeners.iter().map(|l| l.local_addr().context("reading a port")).collect()
 }
