@@ -149,7 +149,13 @@ impl FrameLog {
 
     /// Starts over under a new epoch, of which nobody holds anything. What the map holds already is told like
     /// something that was forgotten.
-    pub(crate) fn begin_epoch(&mut self, worker: WorkerId, epoch: Epoch, plain: bool, map: &LocalMap) {
+    pub(crate) fn begin_epoch(
+        &mut self,
+        worker: WorkerId,
+        epoch: Epoch,
+        plain: bool,
+        map: &LocalMap,
+    ) {
         (self.worker, self.epoch, self.plain) = (worker, epoch, plain);
         (self.next, self.told) = (1, Sum::default());
         self.drop_ring();

@@ -74,9 +74,10 @@ impl<'a> Walk<'a> {
             while self.entries.get(at_parent).is_some_and(|(block, _)| *block < parent) {
                 at_parent += 1;
             }
-            let known = self.entries.get(at_parent).is_some_and(|(block, held)| {
-                *block == parent && held.tiers & bit(self.tier) != 0
-            });
+            let known = self
+                .entries
+                .get(at_parent)
+                .is_some_and(|(block, held)| *block == parent && held.tiers & bit(self.tier) != 0);
             if !known || self.entries[child as usize].0 == parent {
                 self.chains_from(at, runs);
             }

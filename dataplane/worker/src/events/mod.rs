@@ -123,9 +123,9 @@ impl Events {
         while let Some(mut event) = events.next() {
             // Engines that name one block at a time give no chain to fold otherwise.
             while let KvEvent::Removed { blocks, tier, .. } = &mut event {
-                let more = events.next_if(|next| {
-                    matches!(next, KvEvent::Removed { tier: other, .. } if other == tier)
-                });
+                let more = events.next_if(
+                    |next| matches!(next, KvEvent::Removed { tier: other, .. } if other == tier),
+                );
                 let Some(KvEvent::Removed { blocks: more, .. }) = more else { break };
                 blocks.extend(more);
             }

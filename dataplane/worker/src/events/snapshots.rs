@@ -49,7 +49,11 @@ impl Events {
         };
         let put_in_order = move || {
             let runs = copy.runs(limits.part_blocks_max);
-            Arc::new(Snapshot { registration, mark, parts: parts(registration, mark, &runs, &limits) })
+            Arc::new(Snapshot {
+                registration,
+                mark,
+                parts: parts(registration, mark, &runs, &limits),
+            })
         };
         let made = tokio::task::spawn_blocking(put_in_order).await.ok()?;
         *latest = Arc::downgrade(&made);

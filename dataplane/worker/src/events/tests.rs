@@ -198,7 +198,7 @@ fn chain(mut block: u8) -> Vec<u8> {
 }
 
 fn name(block: u8) -> u128 {
-    (u128::from(block) + 1) * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835
+    (u128::from(block) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
 }
 
 fn names(blocks: &[u8]) -> Vec<u128> {
@@ -207,7 +207,8 @@ fn names(blocks: &[u8]) -> Vec<u128> {
 
 fn kv_events(step: &Step, chained: bool) -> Vec<KvEvent> {
     let cause = mainstay_engine_abi::sdk::Cause::Capacity;
-    let removed = |blocks: &[u8], tier: u32| KvEvent::Removed { blocks: names(blocks), tier, cause };
+    let removed =
+        |blocks: &[u8], tier: u32| KvEvent::Removed { blocks: names(blocks), tier, cause };
     match step {
         Step::Store(space, parent, blocks, tier) if !chained => {
             let (namespace, parent) = (SPACE + u128::from(*space), name(*parent));

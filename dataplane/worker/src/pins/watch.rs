@@ -63,8 +63,7 @@ async fn follow_one(
     machine: &mut Option<Machine>,
 ) -> Result<(), Status> {
     let from_log_index = machine.as_ref().map_or(0, |m| m.applied().0 + 1);
-    let request =
-        v1::WatchRequest { from_log_index, without_blocks: true, positions: Vec::new() };
+    let request = v1::WatchRequest { from_log_index, without_blocks: true, positions: Vec::new() };
     let mut client = control.current();
     let opened = tokio::time::timeout(SILENCE_MAX, client.watch(request)).await;
     let mut stream = opened.map_err(|_| silent())??.into_inner();

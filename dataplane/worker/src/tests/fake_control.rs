@@ -176,6 +176,11 @@ impl FakeControl {
         held(&self.members[member].streams.lock().index)
     }
 
+    /// How many of these blocks the first member's index says that a worker holds.
+    pub(crate) fn held_of(&self, worker: WorkerId, blocks: &[SequenceHash]) -> u64 {
+        self.members[0].streams.lock().index.held_of(worker, blocks)
+    }
+
     /// What was found to differ so far.
     pub(crate) fn faults(&self) -> Vec<String> {
         self.cluster.faults.lock().clone()
@@ -292,7 +297,8 @@ impl Cluster {
         let mut machine = self.machine.lock();
         let index = machine.applied().next();
         let outcome = machine.apply(index, &proposal);
-        if matches!(proposal.command, Command::FenceWorker { .. } | Command::RegisterWorker { .. }) {
+        if matches!(proposal.command, Command::FenceWorker { .. } | Command::RegisterWorker { .. })
+        {
             for member in &*self.members.lock() {
                 member.streams.lock().follow(&machine);
             }

@@ -25,7 +25,10 @@ fn truncated(tail: u128, count: u32) -> BlockEvent {
 }
 
 fn removed(blocks: &[u128]) -> BlockEvent {
-    BlockEvent::Removed { blocks: blocks.iter().copied().map(SequenceHash).collect(), tier: Tier::Host }
+    BlockEvent::Removed {
+        blocks: blocks.iter().copied().map(SequenceHash).collect(),
+        tier: Tier::Host,
+    }
 }
 
 #[test]
@@ -42,7 +45,8 @@ fn two_neighbours_are_no_record_and_join_what_is_loose() {
 
 #[test]
 fn what_is_loose_before_a_record_is_told_with_the_sum_before_it() {
-    let list = [(40, 1), (50, 1), (13, 12), (12, 11), (11, 10), (60, 1), (23, 22), (22, 21), (21, 20)];
+    let list =
+        [(40, 1), (50, 1), (13, 12), (12, 11), (11, 10), (60, 1), (23, 22), (22, 21), (21, 20)];
     let expected = [
         (removed(&[40, 50]), 2),
         (truncated(13, 3), 5),
@@ -71,8 +75,11 @@ fn a_record_has_a_longest_length() {
     let most = RECORD_BLOCKS_MAX as u128;
     let list: Vec<(u128, u128)> = (10..10 + most + 4).rev().map(|n| (n, n - 1)).collect();
     let told = fold(&list, 8);
-    assert_eq!(told, [
-        (truncated(10 + most + 3, RECORD_BLOCKS_MAX as u32), RECORD_BLOCKS_MAX as u64),
-        (truncated(13, 4), RECORD_BLOCKS_MAX as u64 + 4),
-    ]);
+    assert_eq!(
+        told,
+        [
+            (truncated(10 + most + 3, RECORD_BLOCKS_MAX as u32), RECORD_BLOCKS_MAX as u64),
+            (truncated(13, 4), RECORD_BLOCKS_MAX as u64 + 4),
+        ]
+    );
 }

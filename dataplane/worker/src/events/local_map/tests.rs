@@ -122,10 +122,13 @@ fn a_removal_of_neighbours_is_a_run_record_with_the_sum_after_it() {
     let between = left.sum();
     remove(&mut left, &hs(&[10]), Tier::Device);
     let tier = Tier::Device;
-    assert_eq!(told, [
-        (BlockEvent::Truncated { tail: h(14), count: 3, tier }, between),
-        (BlockEvent::Removed { blocks: hs(&[10]), tier }, left.sum()),
-    ]);
+    assert_eq!(
+        told,
+        [
+            (BlockEvent::Truncated { tail: h(14), count: 3, tier }, between),
+            (BlockEvent::Removed { blocks: hs(&[10]), tier }, left.sum()),
+        ]
+    );
     assert_eq!(map.sum(), left.sum());
 }
 
