@@ -58,7 +58,8 @@ impl Feeders {
     pub(super) fn keep(&mut self, addresses: &[String]) {
         let addresses = &addresses[..addresses.len().min(MEMBERS_MAX)];
         self.tasks.retain(|address, task| {
-            let stays = addresses.contains(address);
+            // One that has ended before its time is begun again below.
+            let stays = addresses.contains(address) && !task.is_finished();
             if !stays {
                 task.abort();
             }

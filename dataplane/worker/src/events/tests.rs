@@ -190,7 +190,7 @@ fn chain(mut block: u8) -> Vec<u8> {
     let mut chain = vec![block];
     while block > 3 {
         // Mostly long chains, and a branch here and there.
-        block -= if block % 5 == 0 { 3 } else { 1 };
+        block -= if block.is_multiple_of(5) { 3 } else { 1 };
         chain.push(block);
     }
     chain.reverse();
@@ -325,4 +325,26 @@ fn what_waits_is_sealed_once_it_has_lingered() {
     assert_eq!(state.seal_due(now + LINGER), None);
     assert_eq!(state.log.next_sequence(), 2);
     assert_eq!(state.seal_due(now + LINGER), None, "nothing waits");
+}
+
+#[tokio::test]
+async fn members_that_need_everything_at_once_share_one_snapshot() {
+    use std::sync::Arc;
+    let events = worker();
+    events.lock().map.set_blocks_max(40);
+    report(&events, false, vec![stored(SPACE, (10..30).collect())]);
+    let first = events.snapshot(registration(1)).await.expect("made");
+    assert_eq!((first.mark.blocks, first.parts.len()), (20, 3));
+    report(&events, false, vec![stored(29, vec![30])]);
+    events.lock().log.seal();
+    let second = events.snapshot(registration(1)).await.expect("known");
+    assert!(Arc::ptr_eq(&first, &second), "frames go on from it");
+    for n in 100..150 {
+        report(&events, false, vec![stored(SPACE, vec![n])]);
+        events.lock().log.seal();
+    }
+    let third = events.snapshot(registration(1)).await.expect("made");
+    assert!(!Arc::ptr_eq(&first, &third), "the ring has let go of what follows the first");
+    assert_eq!(third.mark.blocks, 40, "the map is held to its limit");
+    assert!(events.snapshot(registration(2)).await.is_none(), "another epoch");
 }

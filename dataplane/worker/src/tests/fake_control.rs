@@ -4,31 +4,29 @@
 //! After every frame and every snapshot a member compares its index with what the worker says that it holds; any
 //! difference is a fault, which tests look for at their end.
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::{Stream as AnyStream, StreamExt};
+use futures::{Stream, StreamExt};
 use mainstay_index::BlockIndex;
 use mainstay_proto::client::LEADER_METADATA;
-use mainstay_proto::convert::{
-    event_from_wire, frame_from_wire, mark_from_wire, model_from_wire, proposal_to_wire,
-    u128_from_wire,
-};
+use mainstay_proto::convert::{frame_from_wire, model_from_wire, proposal_to_wire, u128_from_wire};
 use mainstay_proto::v1;
 use mainstay_proto::v1::control_server::{Control, ControlServer};
 use mainstay_state::{Limits, Machine, Outcome};
 use mainstay_types::{
-    BlockEvent, Command, Epoch, ErrorCode, FenceCause, LogIndex, NamespaceId, PinId, PinRequest,
-    PinState, Proposal, SequenceHash, Stamp, StreamMark, TenantId, Tenure, WorkerId,
+    Command, Epoch, ErrorCode, FenceCause, LogIndex, NamespaceId, PinId, PinRequest, PinState,
+    Proposal, SequenceHash, Stamp, TenantId, Tenure, WorkerId,
 };
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 use tonic::{Request, Response, Status};
+
+use super::fake_streams::Streams;
 
 pub(crate) const HASH_KEY: [u8; 16] = [9; 16];
 const LEASE_TTL_MS: u64 = 1_000;
@@ -48,26 +46,6 @@ struct Cluster {
     hash_key: Mutex<[u8; 16]>,
     /// Differences between what a worker says that it holds and what its frames gave.
     faults: Mutex<Vec<String>>,
-}
-
-/// Where a worker's stream stands at a member.
-#[derive(Default)]
-struct Stream {
-    epoch: Epoch,
-    next: u64,
-    parts: Option<Parts>,
-}
-
-/// A snapshot that is coming in.
-struct Parts {
-    mark: StreamMark,
-    next: u32,
-    events: Vec<BlockEvent>,
-}
-
-struct Streams {
-    index: BlockIndex,
-    at: HashMap<WorkerId, Stream>,
 }
 
 struct Member {
@@ -319,71 +297,6 @@ impl Cluster {
     }
 }
 
-impl Streams {
-    fn new() -> Self {
-        Self { index: BlockIndex::new(u64::MAX), at: HashMap::new() }
-    }
-
-    /// Drops what belongs to epochs that are over.
-    fn follow(&mut self, machine: &Machine) {
-        let index = &mut self.index;
-        self.at.retain(|worker, stream| {
-            let known = machine.worker(*worker);
-            let lives = known.is_some_and(|w| w.epoch == stream.epoch && w.is_live());
-            if !lives {
-                index.remove_worker(*worker);
-            }
-            lives
-        });
-    }
-
-    fn differs(&self, worker: WorkerId, digest: u64, blocks: u64) -> Option<String> {
-        let here = (self.index.digest(worker), self.index.worker_block_count(worker));
-        (here != (digest, blocks))
-            .then(|| format!("the index has {here:?}, the worker says {:?}", (digest, blocks)))
-    }
-
-    /// Takes a frame; the answer is what differs then.
-    fn take_frame(&mut self, worker: WorkerId, frame: &v1::EventFrame) -> Option<String> {
-        let stream = self.at.get_mut(&worker).filter(|stream| stream.next == frame.sequence)?;
-        stream.next += 1;
-        let events = frame_from_wire(frame).expect("well formed").events;
-        self.index.apply_all(worker, &events);
-        let differs = self.differs(worker, frame.digest, frame.blocks)?;
-        Some(format!("frame {}: {differs}", frame.sequence))
-    }
-
-    fn take_part(
-        &mut self,
-        worker: WorkerId,
-        part: &v1::StreamSnapshot,
-    ) -> Result<Option<StreamMark>, Status> {
-        let mark = mark_from_wire(part.mark.as_ref())?;
-        let stream = self.at.get_mut(&worker).expect("made by the caller");
-        if part.part == 0 {
-            stream.parts = Some(Parts { mark, next: 0, events: Vec::new() });
-        }
-        let Some(parts) = stream.parts.as_mut().filter(|p| p.mark == mark && p.next == part.part)
-        else {
-            stream.parts = None;
-            stream.next = 0;
-            return Ok(None);
-        };
-        parts.next += 1;
-        for event in &part.events {
-            parts.events.push(event_from_wire(event)?);
-        }
-        if !part.last {
-            return Ok(None);
-        }
-        let events = stream.parts.take().expect("coming in").events;
-        stream.next = mark.sequence.0 + 1;
-        self.index.remove_worker(worker);
-        self.index.apply_all(worker, &events);
-        Ok(Some(mark))
-    }
-}
-
 impl Member {
     fn new(cluster: &Arc<Cluster>, number: usize) -> Self {
         Self {
@@ -463,16 +376,7 @@ impl Member {
         request: &v1::PublishRequest,
     ) -> Result<u64, Status> {
         let mut streams = self.streams.lock();
-        match streams.at.get(&worker).map(|stream| stream.epoch) {
-            Some(known) if known == epoch => {}
-            Some(known) if known > epoch => {
-                return Err(Status::failed_precondition("that epoch is over"));
-            }
-            _ => {
-                streams.index.remove_worker(worker);
-                streams.at.insert(worker, Stream { epoch, next: 1, parts: None });
-            }
-        }
+        streams.enter(worker, epoch)?;
         let mut faults = Vec::new();
         for frame in &request.frames {
             self.frames.lock().push(frame.clone());
@@ -487,7 +391,7 @@ impl Member {
             }
         }
         self.cluster.faults.lock().extend(faults);
-        Ok(streams.at[&worker].next)
+        Ok(streams.next_sequence(worker))
     }
 }
 
@@ -499,7 +403,7 @@ fn countdown(counter: &AtomicU32) -> bool {
     counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| n.checked_sub(1)).is_ok()
 }
 
-type WatchStream = Pin<Box<dyn AnyStream<Item = Result<v1::WatchEvent, Status>> + Send>>;
+type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchEvent, Status>> + Send>>;
 
 #[tonic::async_trait]
 impl Control for Member {

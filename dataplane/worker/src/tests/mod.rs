@@ -5,6 +5,7 @@
 mod events;
 pub(crate) mod fake_control;
 pub(crate) mod fake_engine;
+mod fake_streams;
 mod hosted;
 mod pins;
 mod requests;
