@@ -149,6 +149,7 @@ fn gauges(shared: &Shared) {
     metrics::gauge!("mainstay_worker_pins_in_force").set(state.pins.in_force() as f64);
     metrics::gauge!("mainstay_worker_pins_left_out").set(state.pins.left_out as f64);
     metrics::counter!("mainstay_worker_resyncs_total").absolute(state.log.resyncs);
+    metrics::gauge!("mainstay_worker_ring_frames").set(state.log.ring_frames() as f64);
     drop(state);
     metrics::gauge!("mainstay_worker_requests_in_flight")
         .set(*shared.flights.count().borrow() as f64);

@@ -43,6 +43,8 @@ pub(crate) struct Registration {
     pub(crate) lease_ttl: Duration,
     /// The engine that it stands for.
     pub(crate) life: u64,
+    /// Frames go to the leader alone, who makes each an entry of the log.
+    pub(crate) plain: bool,
 }
 
 /// Everything that more than one task touches.

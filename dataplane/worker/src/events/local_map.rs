@@ -1,39 +1,62 @@
 //! What the engine holds, block by block: the worker's own copy, from which everything can be told again.
 //!
 //! The engine reports changes only; the index needs the whole after a gap, an overflow, a fence or a restart.
+//! Beside the blocks the map keeps their [`Sum`], which every frame of the stream carries, so that whoever follows
+//! the stream notices at once that it holds something else. A block keeps the parent that it was first reported
+//! under for as long as any tier holds it, as the index does, or the two sums would differ.
 //! The copy is bounded: an engine that reports more blocks than it can have is held to the limit, and what is
 //! beyond it is simply not announced, which costs cache hits and nothing else.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
+use mainstay_index::{BlockName as _, entry_digest};
 use mainstay_types::{BlockEvent, NamespaceId, SequenceHash, Tier};
 
-/// The longest run that a snapshot puts into one event.
-const RUN_BLOCKS_MAX: usize = 4_096;
+use super::fold::Fold;
+use super::map_copy::MapCopy;
 
-#[derive(Clone, Copy)]
-struct Held {
-    parent: SequenceHash,
-    namespace: NamespaceId,
+/// A block of the map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) parent: SequenceHash,
+    pub(crate) namespace: NamespaceId,
     /// One bit per tier.
-    tiers: u8,
+    pub(crate) tiers: u8,
 }
 
-const fn bit(tier: Tier) -> u8 {
+pub(crate) const fn bit(tier: Tier) -> u8 {
     1 << tier.number()
+}
+
+/// What a map holds, in two numbers: the index's digest, and how many blocks, each counted once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Sum {
+    pub(crate) digest: u64,
+    pub(crate) blocks: u64,
+}
+
+/// How much of a run was taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// Blocks from the first that are held now; the rest is beyond the limit.
+    pub(crate) count: usize,
+    /// The first and the last that the tier did not hold before.
+    pub(crate) fresh: Option<(usize, usize)>,
 }
 
 /// The blocks that an engine holds, with their parents.
 pub(crate) struct LocalMap {
     blocks: HashMap<SequenceHash, Held>,
     held: [usize; Tier::ALL.len()],
+    digest: u64,
     blocks_max: usize,
 }
 
 impl LocalMap {
     /// An empty map of at most `blocks_max` blocks.
     pub(crate) fn new(blocks_max: usize) -> Self {
-        Self { blocks: HashMap::new(), held: [0; Tier::ALL.len()], blocks_max }
+        Self { blocks: HashMap::new(), held: [0; Tier::ALL.len()], digest: 0, blocks_max }
     }
 
     /// Changes the limit, for a new engine; what is held already stays.
@@ -41,10 +64,9 @@ impl LocalMap {
         self.blocks_max = blocks_max;
     }
 
-    /// How many blocks are held in any tier.
-    #[cfg(test)]
-    pub(crate) fn len(&self) -> usize {
-        self.blocks.len()
+    /// The digest and the number of blocks held in any tier.
+    pub(crate) fn sum(&self) -> Sum {
+        Sum { digest: self.digest, blocks: self.blocks.len() as u64 }
     }
 
     /// How many blocks are held in one tier.
@@ -57,8 +79,7 @@ impl LocalMap {
         self.blocks.get(&block).is_some_and(|held| held.tiers & bit(tier) != 0)
     }
 
-    /// Takes a run in; `fresh` hears of each block that the tier did not hold. Answers with how many of the
-    /// run were taken: the rest is beyond the limit.
+    /// Takes a run in; `fresh` hears of each block that the tier did not hold.
     pub(crate) fn store(
         &mut self,
         namespace: NamespaceId,
@@ -66,130 +87,74 @@ impl LocalMap {
         run: &[SequenceHash],
         tier: Tier,
         mut fresh: impl FnMut(SequenceHash),
-    ) -> usize {
+    ) -> Taken {
+        let mut taken = Taken { count: run.len(), fresh: None };
         let mut parent = parent;
         for (at, &block) in run.iter().enumerate() {
             let full = self.blocks.len() >= self.blocks_max;
-            if full && !self.blocks.contains_key(&block) {
-                return at;
-            }
-            let held = self.blocks.entry(block).or_insert(Held { parent, namespace, tiers: 0 });
-            // The last report wins, so that the copy agrees with an index that is told the same.
-            (held.parent, held.namespace) = (parent, namespace);
+            let held = match self.blocks.entry(block) {
+                Entry::Vacant(_) if full => {
+                    taken.count = at;
+                    break;
+                }
+                Entry::Vacant(place) => place.insert(Held { parent, namespace, tiers: 0 }),
+                Entry::Occupied(known) => known.into_mut(),
+            };
             if held.tiers & bit(tier) == 0 {
                 held.tiers |= bit(tier);
                 self.held[tier.number() as usize] += 1;
+                let share = entry_digest(block.key(), held.parent.key(), tier);
+                self.digest = self.digest.wrapping_add(share);
+                let first = taken.fresh.map_or(at, |(first, _)| first);
+                taken.fresh = Some((first, at));
                 fresh(block);
             }
             parent = block;
         }
-        run.len()
+        taken
     }
 
-    /// Takes blocks out of one tier; `gone` hears of each that the tier did hold.
+    /// Takes blocks out of one tier. `gone` hears of each that the tier did hold; `told` gets the events that say
+    /// the same to others, of `event_blocks_max` blocks at most, each with the sum after it.
     pub(crate) fn remove(
         &mut self,
         blocks: &[SequenceHash],
         tier: Tier,
+        event_blocks_max: usize,
         mut gone: impl FnMut(SequenceHash),
+        told: impl FnMut(BlockEvent, Sum),
     ) {
+        let mut fold = Fold::new(tier, event_blocks_max, told);
         for &block in blocks {
-            let Some(held) = self.blocks.get_mut(&block) else { continue };
+            let before = self.sum();
+            let Entry::Occupied(mut known) = self.blocks.entry(block) else { continue };
+            let held = known.get_mut();
             if held.tiers & bit(tier) == 0 {
                 continue;
             }
+            let parent = held.parent;
             held.tiers &= !bit(tier);
             if held.tiers == 0 {
-                self.blocks.remove(&block);
+                known.remove();
             }
             self.held[tier.number() as usize] -= 1;
+            self.digest = self.digest.wrapping_sub(entry_digest(block.key(), parent.key(), tier));
+            fold.add(block, parent, before);
             gone(block);
         }
+        fold.finish(self.sum());
     }
 
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
         self.blocks.clear();
         self.held = [0; Tier::ALL.len()];
+        self.digest = 0;
     }
 
-    /// The whole content as stored runs, parents before their children. Applied to an empty map, they give
-    /// this map again.
-    pub(crate) fn runs(&self) -> Vec<BlockEvent> {
-        let mut runs = Vec::new();
-        for tier in Tier::ALL {
-            if self.held(tier) > 0 {
-                self.runs_of(tier, &mut runs);
-            }
-        }
-        runs
-    }
-
-    fn runs_of(&self, tier: Tier, runs: &mut Vec<BlockEvent>) {
-        // Sorted by parent, so that the children of a block are a stretch; its position stands for a block.
-        let mut edges: Vec<(SequenceHash, SequenceHash)> = self
-            .blocks
-            .iter()
-            .filter(|(_, held)| held.tiers & bit(tier) != 0)
-            .map(|(&block, held)| (held.parent, block))
-            .collect();
-        edges.sort_unstable();
-        let mut walk = Walk { map: self, tier, visited: vec![false; edges.len()], edges };
-        for at in 0..walk.edges.len() {
-            let (parent, block) = walk.edges[at];
-            if parent == block || !self.holds(parent, tier) {
-                walk.chains_from(at, runs);
-            }
-        }
-        // Parents that form a ring have no root. No real chain does, but an engine may report anything.
-        for at in 0..walk.edges.len() {
-            walk.chains_from(at, runs);
-        }
-    }
-}
-
-struct Walk<'a> {
-    map: &'a LocalMap,
-    tier: Tier,
-    edges: Vec<(SequenceHash, SequenceHash)>,
-    visited: Vec<bool>,
-}
-
-impl Walk<'_> {
-    /// Emits the tree below one block: a run along the first children, then one for each branch.
-    fn chains_from(&mut self, start: usize, runs: &mut Vec<BlockEvent>) {
-        let mut starts = vec![start];
-        while let Some(start) = starts.pop() {
-            let mut next = Some(start);
-            while let Some(from) = next.take().filter(|&at| !self.visited[at]) {
-                let (parent, first) = self.edges[from];
-                let namespace = self.map.blocks[&first].namespace;
-                let mut blocks = Vec::new();
-                let mut along = Some(from);
-                while let Some(at) = along.take() {
-                    self.visited[at] = true;
-                    let block = self.edges[at].1;
-                    blocks.push(block);
-                    let child = self.follow(block, &mut starts);
-                    let fits = blocks.len() < RUN_BLOCKS_MAX;
-                    let same = child.is_some_and(|at| {
-                        self.map.blocks[&self.edges[at].1].namespace == namespace
-                    });
-                    if fits && same { along = child } else { next = child }
-                }
-                runs.push(BlockEvent::Stored { namespace, parent, blocks, tier: self.tier });
-            }
-        }
-    }
-
-    /// The first unvisited child of a block; its siblings are put off.
-    fn follow(&self, block: SequenceHash, starts: &mut Vec<usize>) -> Option<usize> {
-        let from = self.edges.partition_point(|(parent, _)| *parent < block);
-        let children = self.edges[from..].iter().take_while(|(parent, _)| *parent == block).count();
-        let mut children = (from..from + children).filter(|&at| !self.visited[at]);
-        let first = children.next();
-        starts.extend(children);
-        first
+    /// The content of this moment, for whoever has time to put it in order.
+    pub(crate) fn copy(&self) -> MapCopy {
+        MapCopy::new(self.blocks.iter().map(|(block, held)| (*block, *held)).collect())
     }
 }
 

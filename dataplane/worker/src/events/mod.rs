@@ -1,23 +1,33 @@
 //! Block events: from the engine's report to the cluster's index.
 //!
-//! Layout: [`local_map`] is what the engine holds, [`frames`] the numbered stream of its changes, [`publisher`]
-//! the task that brings them to the control plane; here they are kept under one lock together with the pins,
-//! whose held blocks follow from the map. Nothing under the lock waits, so that the engine is never held up by
-//! a control plane that is away.
+//! Layout: [`local_map`] is what the engine holds, `fold` makes run records of removals, [`frames`] is the numbered
+//! stream of changes, `map_copy` and `snapshots` the whole state for who fell behind; [`publisher`] keeps the worker
+//! registered and `feeder` brings the stream to each member. Map and stream are kept under one lock together with
+//! the pins, whose held blocks follow from the map. Nothing under the lock waits, so that the engine is never held
+//! up by a control plane that is away.
 
+mod feeder;
+mod fold;
 pub(crate) mod frames;
 pub(crate) mod local_map;
+mod map_copy;
 pub(crate) mod publisher;
+mod snapshots;
+
+use std::time::Duration;
 
 use mainstay_engine_abi::sdk::{Info, KvEvent, caps};
-use mainstay_types::{BlockEvent, Epoch, NamespaceId, PinId, SequenceHash, Tier, WorkerId};
+use mainstay_types::{BlockEvent, NamespaceId, PinId, SequenceHash, Tier};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::engine::KvBatch;
 use crate::pins::ledger::{PINS_MAX, PinLedger};
+use crate::shared::Registration;
 use frames::{FrameLimits, FrameLog};
 use local_map::LocalMap;
+use snapshots::Snapshots;
 
 /// The least that the local map may hold, for engines with lower tiers.
 const BLOCKS_MIN: u64 = 1 << 20;
@@ -25,14 +35,19 @@ const BLOCKS_MIN: u64 = 1 << 20;
 const BLOCKS_MAX: u64 = 1 << 25;
 /// Blocks in the map for each block of the device tier: the lower tiers are larger.
 const BLOCKS_PER_DEVICE_BLOCK: u64 = 16;
+/// How long the first of many events waits for others to share its frame.
+const LINGER: Duration = Duration::from_millis(2);
 
 /// What a worker knows about blocks and pins.
 pub(crate) struct Events {
     state: Mutex<State>,
     /// Wakes the publisher.
     pub(crate) news: Notify,
+    /// Wakes all feeders.
+    pub(crate) waiting: watch::Sender<()>,
     /// Wakes the pin driver.
     pub(crate) pin_news: Notify,
+    snapshots: Snapshots,
 }
 
 /// The part under the lock.
@@ -42,6 +57,8 @@ pub(crate) struct State {
     pub(crate) pins: PinLedger,
     /// The engine's hashes are ours, so that they mean something to the index.
     announces: bool,
+    /// Since when the first of what waits in the log does.
+    waiting_since: Option<Instant>,
 }
 
 impl Events {
@@ -51,8 +68,15 @@ impl Events {
             log: FrameLog::new(limits),
             pins: PinLedger::new(PINS_MAX),
             announces: false,
+            waiting_since: None,
         };
-        Self { state: Mutex::new(state), news: Notify::new(), pin_news: Notify::new() }
+        Self {
+            state: Mutex::new(state),
+            news: Notify::new(),
+            waiting: watch::Sender::new(()),
+            pin_news: Notify::new(),
+            snapshots: Snapshots::default(),
+        }
     }
 
     /// The state; whoever holds it must not wait for anything.
@@ -80,9 +104,12 @@ impl Events {
     }
 
     /// The worker has a new epoch: everything is told, and reported, again.
-    pub(crate) fn epoch_began(&self, worker: WorkerId, epoch: Epoch) {
+    pub(crate) fn epoch_began(&self, registration: Registration) {
         let mut state = self.state.lock();
-        state.log.begin_epoch(worker, epoch);
+        let state = &mut *state;
+        let Registration { worker, epoch, plain, .. } = registration;
+        state.log.begin_epoch(worker, epoch, plain, &state.map);
+        state.waiting_since = None;
         state.pins.epoch_began();
     }
 
@@ -92,63 +119,113 @@ impl Events {
         if batch.reset {
             state.forget_blocks();
         }
-        for event in batch.events {
+        let mut events = batch.events.into_iter().peekable();
+        while let Some(mut event) = events.next() {
+            // Engines that name one block at a time give no chain to fold otherwise.
+            while let KvEvent::Removed { blocks, tier, .. } = &mut event {
+                let more = events.next_if(
+                    |next| matches!(next, KvEvent::Removed { tier: other, .. } if other == tier),
+                );
+                let Some(KvEvent::Removed { blocks: more, .. }) = more else { break };
+                blocks.extend(more);
+            }
             state.take_one(event, now_ms);
         }
+        if state.log.waits() && state.waiting_since.is_none() {
+            state.waiting_since = Some(Instant::now());
+        }
         drop(state);
+        self.waiting.send_replace(());
         self.news.notify_one();
         self.pin_news.notify_one();
     }
 }
 
 impl State {
+    /// Seals what has waited long enough; otherwise answers when that will be.
+    pub(crate) fn seal_due(&mut self, now: Instant) -> Option<Instant> {
+        if !self.log.waits() {
+            self.waiting_since = None;
+            return None;
+        }
+        let due = *self.waiting_since.get_or_insert(now) + LINGER;
+        if due > now {
+            return Some(due);
+        }
+        self.log.seal();
+        self.waiting_since = None;
+        None
+    }
+
     fn take_one(&mut self, event: KvEvent, now_ms: u64) {
         match event {
             KvEvent::PinExpired { pin_id } => self.pins.lease_ended(PinId(pin_id), now_ms),
             KvEvent::Stored { namespace, parent, blocks, tier, .. } if self.announces => {
                 let Some(tier) = Tier::from_number(tier) else { return };
                 let (namespace, parent) = (NamespaceId(namespace), SequenceHash(parent));
-                let mut blocks = hashes(blocks);
-                let pins = &mut self.pins;
-                let taken = self.map.store(namespace, parent, &blocks, tier, |block| {
-                    // A pin is kept in the engine's own memory; lower tiers are copies.
-                    if tier == Tier::Device {
-                        pins.stored(block);
-                    }
-                });
-                if taken < blocks.len() {
-                    metrics::counter!("mainstay_worker_blocks_refused_total")
-                        .increment((blocks.len() - taken) as u64);
-                    blocks.truncate(taken);
-                }
-                if !blocks.is_empty() {
-                    self.log.push(BlockEvent::Stored { namespace, parent, blocks, tier });
-                }
+                self.store(namespace, parent, &hashes(blocks), tier);
             }
             KvEvent::Removed { blocks, tier, .. } if self.announces => {
                 let Some(tier) = Tier::from_number(tier) else { return };
-                let blocks = hashes(blocks);
-                let pins = &mut self.pins;
-                self.map.remove(&blocks, tier, |block| {
-                    if tier == Tier::Device {
-                        pins.removed(block);
-                    }
-                });
-                if !blocks.is_empty() {
-                    self.log.push(BlockEvent::Removed { blocks, tier });
-                }
+                self.remove(&hashes(blocks), tier);
             }
             KvEvent::Stored { .. } | KvEvent::Removed { .. } => {}
         }
     }
 
+    /// Takes a run into the map and tells what was new of it, a frame's worth at a time.
+    fn store(
+        &mut self,
+        namespace: NamespaceId,
+        mut parent: SequenceHash,
+        run: &[SequenceHash],
+        tier: Tier,
+    ) {
+        let mut left = run.len();
+        for part in run.chunks(self.log.limits().frame_blocks_max) {
+            let pins = &mut self.pins;
+            let taken = self.map.store(namespace, parent, part, tier, |block| {
+                // A pin is kept in the engine's own memory; lower tiers are copies.
+                if tier == Tier::Device {
+                    pins.stored(block);
+                }
+            });
+            if let Some((first, last)) = taken.fresh {
+                let parent = if first == 0 { parent } else { part[first - 1] };
+                let blocks = part[first..=last].to_vec();
+                let stored = BlockEvent::Stored { namespace, parent, blocks, tier };
+                self.log.push(stored, self.map.sum());
+            }
+            left -= taken.count;
+            if taken.count < part.len() {
+                metrics::counter!("mainstay_worker_blocks_refused_total").increment(left as u64);
+                return;
+            }
+            parent = part[part.len() - 1];
+        }
+    }
+
+    fn remove(&mut self, blocks: &[SequenceHash], tier: Tier) {
+        let (pins, log) = (&mut self.pins, &mut self.log);
+        let gone = |block| {
+            if tier == Tier::Device {
+                pins.removed(block);
+            }
+        };
+        let event_blocks_max = log.limits().frame_blocks_max;
+        self.map.remove(blocks, tier, event_blocks_max, gone, |event, sum| log.push(event, sum));
+    }
+
     fn forget_blocks(&mut self) {
         self.map.clear();
         self.pins.cleared();
-        self.log.tell_all_again();
+        self.log.cleared();
     }
 }
 
 fn hashes(blocks: Vec<u128>) -> Vec<SequenceHash> {
     blocks.into_iter().map(SequenceHash).collect()
 }
+
+#[cfg(test)]
+mod tests;

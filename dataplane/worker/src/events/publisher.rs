@@ -1,9 +1,9 @@
-//! The task that speaks to the control plane: it registers, publishes block events and pin reports, renews the
-//! lease, and begins a new epoch when it was fenced.
+//! The task that keeps the worker registered: it renews the lease, reports on pins, has a feeder bring the stream
+//! of block events to each member, and begins a new epoch when the worker was fenced.
 //!
-//! One publish is under way at a time, and each carries whatever has gathered since the last. While the
-//! control plane is away the worker serves on: the task only retries, ever more slowly, and what gathers is
-//! bounded by the frame log.
+//! What it sends itself goes to the leader, one message at a time. In the plain form of the index the frames go
+//! that way too, and there are no feeders. While the control plane is away the worker serves on: the task only
+//! retries, ever more slowly, and what gathers is bounded by the frame log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use mainstay_types::{Epoch, HashKey, PinId, WorkerId};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::frames::Acknowledged;
+use super::feeder::{Feeders, published};
 use crate::backoff::Backoff;
 use crate::lifecycle::model_spec;
 use crate::shared::{Life, Registration, Shared};
 
-/// How long the first of a batch of events waits for others.
+/// How long the first of a batch of reports, or of plain frames, waits for others.
 const LINGER: Duration = Duration::from_millis(5);
 /// Pin reports in one publish: each is an entry of the log.
 const REPORTS_MAX: usize = 512;
@@ -48,6 +48,7 @@ enum End {
 /// Keeps the worker registered and its events published, until it stops.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut patience = Backoff::new(20, 10_000);
+    let mut members = Vec::new();
     loop {
         let Some(life) = next_life(&shared).await else { return };
         let registered = tokio::select! {
@@ -64,7 +65,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         };
         begin_epoch(&shared, registration);
         let began = Instant::now();
-        match publish(&shared, &life, registration).await {
+        match publish(&shared, &life, registration, &mut members).await {
             End::Stopped => return leave(&shared, registration).await,
             End::EngineEnded => leave(&shared, registration).await,
             End::Fenced => {
@@ -129,7 +130,8 @@ async fn register(shared: &Shared, life: &Life) -> Option<Registration> {
                 let worker = WorkerId(reply.worker);
                 let lease_ttl = Duration::from_millis(reply.lease_ttl_ms).max(LEASE_MIN);
                 let epoch = Epoch(reply.epoch);
-                return Some(Registration { worker, epoch, lease_ttl, life: life.number });
+                let (life, plain) = (life.number, reply.plain_index);
+                return Some(Registration { worker, epoch, lease_ttl, life, plain });
             }
             Err(status) => {
                 tracing::warn!(code = ?status.code(), reason = status.message(), "not registered");
@@ -166,7 +168,7 @@ fn begin_epoch(shared: &Shared, registration: Registration) {
     );
     metrics::gauge!("mainstay_worker_epoch").set(registration.epoch.0 as f64);
     metrics::counter!("mainstay_worker_registrations_total").increment(1);
-    shared.events.epoch_began(registration.worker, registration.epoch);
+    shared.events.epoch_began(registration);
     shared.registration.send_replace(Some(registration));
 }
 
@@ -187,51 +189,149 @@ struct Batch {
     reports: Vec<(PinId, u32)>,
 }
 
-fn batch(shared: &Shared, registration: Registration) -> Batch {
-    let mut state = shared.events.lock();
-    let state = &mut *state;
-    let frames = state.log.frames(&state.map);
-    let reports = state.pins.reports(REPORTS_MAX);
-    let wire =
-        |(id, held): &(PinId, u32)| v1::PinReport { id: u128_to_wire(id.0), blocks_held: *held };
-    let pins = reports.iter().map(wire).collect();
-    let (worker, epoch) = (registration.worker.0, registration.epoch.0);
-    Batch { request: v1::PublishRequest { worker, epoch, frames, pins }, reports }
+/// The epoch as the leader knows it.
+struct Tenancy<'a> {
+    shared: &'a Shared,
+    registration: Registration,
+    /// In the plain form, the frame that the leader expects.
+    cursor: u64,
+    lease_ttl: Duration,
+    renew_at: Instant,
 }
 
-async fn publish(shared: &Shared, life: &Life, registration: Registration) -> End {
-    let mut lease_ttl = registration.lease_ttl;
-    let mut renew_at = Instant::now() + lease_ttl / RENEW_PART;
+impl Tenancy<'_> {
+    fn batch(&self) -> Batch {
+        let mut state = self.shared.events.lock();
+        let state = &mut *state;
+        let frames = if self.registration.plain {
+            state.log.plain_frames(self.cursor, &state.map)
+        } else {
+            Vec::new()
+        };
+        let reports = state.pins.reports(REPORTS_MAX);
+        let wire = |(id, held): &(PinId, u32)| v1::PinReport {
+            id: u128_to_wire(id.0),
+            blocks_held: *held,
+        };
+        let request = v1::PublishRequest {
+            worker: self.registration.worker.0,
+            epoch: self.registration.epoch.0,
+            frames: frames.iter().map(|frame| (**frame).clone()).collect(),
+            pins: reports.iter().map(wire).collect(),
+            snapshot: None,
+        };
+        Batch { request, reports }
+    }
+
+    /// Sends a batch to the leader, which may take a while to find.
+    async fn send(&self, request: &v1::PublishRequest) -> Result<v1::PublishReply, Status> {
+        let part = self.lease_ttl / RENEW_PART;
+        let deadline = part.clamp(PUBLISH_DEADLINE_MIN, PUBLISH_DEADLINE_MAX);
+        let call = self.shared.control.call(deadline, |mut client| {
+            let request = request.clone();
+            async move { client.publish(request).await }
+        });
+        let reply = call.await?;
+        if !reply.leads && !self.registration.plain {
+            self.shared.control.rotate();
+            return Err(Status::unavailable("a member that does not lead took it"));
+        }
+        Ok(reply)
+    }
+
+    /// Takes an answer in. True when it moved things on, `None` when the stream is somebody else's.
+    fn take(&mut self, batch: &Batch, reply: &v1::PublishReply, began: Instant) -> Option<bool> {
+        self.lease_ttl = Duration::from_millis(reply.lease_ttl_ms).max(LEASE_MIN);
+        self.renew_at = Instant::now() + self.lease_ttl / RENEW_PART;
+        let mut state = self.shared.events.lock();
+        state.pins.reported(&batch.reports);
+        if !self.registration.plain {
+            return Some(true);
+        }
+        let next_sequence = reply.next_sequence;
+        if next_sequence > state.log.next_sequence() {
+            tracing::error!(next_sequence, "somebody else publishes under this epoch");
+            return None;
+        }
+        drop(state);
+        let frames = &batch.request.frames;
+        let went_on = match frames.first() {
+            Some(first) => next_sequence > first.sequence,
+            None => next_sequence >= self.cursor,
+        };
+        if !went_on {
+            tracing::warn!(next_sequence, expected = self.cursor, "the leader lacks frames");
+            metrics::counter!("mainstay_worker_gaps_total").increment(1);
+        }
+        published(frames.iter().filter(|frame| frame.sequence < next_sequence), began);
+        self.cursor = next_sequence;
+        Some(went_on)
+    }
+
+    /// Returns when there is something to say, or the lease is to be renewed.
+    async fn due(&self) {
+        let events = &self.shared.events;
+        loop {
+            let due = {
+                let state = events.lock();
+                let frames = self.registration.plain && state.log.plain_due(self.cursor);
+                frames || state.pins.report_due()
+            };
+            if due {
+                return tokio::time::sleep(LINGER).await;
+            }
+            if tokio::time::timeout_at(self.renew_at, events.news.notified()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Who is to be fed: the members that the leader named, before that those of the configuration.
+fn feed(feeders: &mut Option<Feeders>, shared: &Shared, members: &[String]) {
+    let Some(feeders) = feeders else { return };
+    if members.is_empty() {
+        feeders.keep(&shared.control.addresses());
+    } else {
+        feeders.keep(members);
+    }
+}
+
+async fn publish(
+    shared: &Arc<Shared>,
+    life: &Life,
+    registration: Registration,
+    members: &mut Vec<String>,
+) -> End {
+    // The first message goes out at once: the answer names the members.
+    let (lease_ttl, renew_at) = (registration.lease_ttl, Instant::now());
+    let mut tenancy = Tenancy { shared, registration, cursor: 1, lease_ttl, renew_at };
+    let mut feeders = (!registration.plain).then(|| Feeders::new(shared, registration));
+    feed(&mut feeders, shared, members);
     let mut backoff = Backoff::new(20, 2_000);
     loop {
         tokio::select! {
             biased;
             end = interrupted(shared, life.number) => return end,
-            () = due(shared, renew_at) => {}
+            () = tenancy.due() => {}
         }
-        let batch = batch(shared, registration);
+        let batch = tenancy.batch();
         let empty = batch.request.frames.is_empty() && batch.request.pins.is_empty();
-        if empty && Instant::now() < renew_at {
+        if empty && Instant::now() < tenancy.renew_at {
             continue;
         }
         let began = Instant::now();
-        let deadline = (lease_ttl / RENEW_PART).clamp(PUBLISH_DEADLINE_MIN, PUBLISH_DEADLINE_MAX);
-        let request = &batch.request;
         let reply = tokio::select! {
             end = interrupted(shared, life.number) => return end,
-            reply = shared.control.call(deadline, |mut client| {
-                let request = request.clone();
-                async move { client.publish(request).await }
-            }) => reply,
+            reply = tenancy.send(&batch.request) => reply,
         };
         let went_on = match reply {
             Ok(reply) => {
-                lease_ttl = Duration::from_millis(reply.lease_ttl_ms).max(LEASE_MIN);
-                renew_at = Instant::now() + lease_ttl / RENEW_PART;
-                let lag = began.elapsed() + if empty { Duration::ZERO } else { LINGER };
-                metrics::histogram!("mainstay_worker_publish_lag_seconds")
-                    .record(lag.as_secs_f64());
-                match acknowledge(shared, &batch, reply.next_sequence) {
+                if !reply.members.is_empty() && *members != reply.members {
+                    members.clone_from(&reply.members);
+                }
+                feed(&mut feeders, shared, members);
+                match tenancy.take(&batch, &reply, began) {
                     Some(went_on) => went_on,
                     None => return End::Fenced,
                 }
@@ -243,6 +343,7 @@ async fn publish(shared: &Shared, life: &Life, registration: Registration) -> En
             Err(status) => {
                 tracing::debug!(code = ?status.code(), reason = status.message(), "not published");
                 metrics::counter!("mainstay_worker_publish_failures_total").increment(1);
+                feed(&mut feeders, shared, members);
                 false
             }
         };
@@ -264,50 +365,4 @@ fn fences(status: &Status) -> bool {
         status.code(),
         Code::FailedPrecondition | Code::NotFound | Code::InvalidArgument | Code::OutOfRange
     )
-}
-
-/// Takes an answer in. True when it moved the stream on, `None` when the stream is somebody else's.
-fn acknowledge(shared: &Shared, batch: &Batch, next_sequence: u64) -> Option<bool> {
-    let mut state = shared.events.lock();
-    let before = batch.request.frames.first().map(|frame| frame.sequence);
-    let acknowledged = state.log.acknowledge(next_sequence);
-    state.pins.reported(&batch.reports);
-    drop(state);
-    match acknowledged {
-        Acknowledged::All => Some(true),
-        Acknowledged::Gap => {
-            metrics::counter!("mainstay_worker_gaps_total").increment(1);
-            Some(before.is_some_and(|first| next_sequence > first))
-        }
-        Acknowledged::Resync => {
-            tracing::warn!(
-                next_sequence,
-                "the control plane asks for frames that are gone; telling all"
-            );
-            Some(false)
-        }
-        Acknowledged::Ahead => {
-            tracing::error!(next_sequence, "somebody else publishes under this epoch");
-            None
-        }
-    }
-}
-
-/// Returns when there is something to publish, or the lease is to be renewed.
-async fn due(shared: &Shared, renew_at: Instant) {
-    loop {
-        let (due, full) = {
-            let state = shared.events.lock();
-            (state.log.due() || state.pins.report_due(), state.log.full())
-        };
-        if due {
-            if !full {
-                tokio::time::sleep(LINGER).await;
-            }
-            return;
-        }
-        if tokio::time::timeout_at(renew_at, shared.events.news.notified()).await.is_err() {
-            return;
-        }
-    }
 }

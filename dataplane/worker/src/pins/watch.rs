@@ -63,7 +63,7 @@ async fn follow_one(
     machine: &mut Option<Machine>,
 ) -> Result<(), Status> {
     let from_log_index = machine.as_ref().map_or(0, |m| m.applied().0 + 1);
-    let request = v1::WatchRequest { from_log_index, without_blocks: true };
+    let request = v1::WatchRequest { from_log_index, without_blocks: true, positions: Vec::new() };
     let mut client = control.current();
     let opened = tokio::time::timeout(SILENCE_MAX, client.watch(request)).await;
     let mut stream = opened.map_err(|_| silent())??.into_inner();
@@ -140,7 +140,8 @@ fn take(machine: &mut Option<Machine>, event: v1::WatchEvent) -> Result<News, St
             );
             Ok(if pins { News::Pins } else { News::Time })
         }
-        Some(Event::Progress(_)) | None => Ok(News::Nothing),
+        // The blocks of others were not asked for.
+        Some(Event::Progress(_) | Event::Index(_) | Event::Items(_)) | None => Ok(News::Nothing),
     }
 }
 

@@ -135,16 +135,14 @@ async fn a_hosted_engine_serves_is_indexed_and_keeps_pins() {
     let namespace = NamespaceId(u128::from_le_bytes([1; 16]));
     let hashes = BlockHasher::hash_prompt(HashKey(HASH_KEY), namespace, BLOCK_TOKENS, &prompt);
     let id = worker.worker_id();
-    eventually("indexed", || {
-        control.look(|machine| machine.index().held_of(id, &hashes)) == hashes.len() as u64
-    })
-    .await;
+    eventually("indexed", || control.held_of(id, &hashes) == hashes.len() as u64).await;
     let blocks: Vec<u128> = hashes.iter().map(|hash| hash.0).collect();
     control.put_pin(3, &blocks, 60_000);
     eventually("active", || control.pin_state(3) == Some(PinState::Active)).await;
     assert_eq!(worker.drain().await, Ok(()));
     assert_eq!(control.leaves(), [1]);
-    assert_eq!(control.look(|machine| machine.index().held_of(id, &hashes)), 0);
+    assert_eq!(control.held_of(id, &hashes), 0);
+    assert!(control.faults().is_empty(), "{:?}", control.faults());
 }
 
 #[tokio::test]

@@ -1,10 +1,11 @@
-//! Tests of the whole worker, between a control plane of one member and an engine on strings.
+//! Tests of the whole worker, between a control plane in memory and an engine on strings.
 //!
 //! The control plane runs the real state machine, so that what it refuses here it refuses there too.
 
 mod events;
 pub(crate) mod fake_control;
 pub(crate) mod fake_engine;
+mod fake_streams;
 mod hosted;
 mod pins;
 mod requests;
@@ -47,7 +48,7 @@ fn settings(control: &FakeControl) -> Settings {
         name: "w1".into(),
         listen: ([127, 0, 0, 1], 0).into(),
         advertise: None,
-        control: vec![control.address.clone()],
+        control: control.addresses(),
         engine_config: serde_json::Map::new(),
         model_name: "toy".into(),
         revision: "r1".into(),
@@ -65,7 +66,19 @@ impl Stage {
     }
 
     async fn set_with(change: impl FnOnce(&mut Settings), limits: FrameLimits) -> Self {
-        let control = FakeControl::start().await;
+        Self::set_before(FakeControl::start().await, change, limits).await
+    }
+
+    /// With `members` members, or in the plain form of the index.
+    async fn set_among(members: usize, plain: bool, limits: FrameLimits) -> Self {
+        Self::set_before(FakeControl::start_with(members, plain).await, |_| {}, limits).await
+    }
+
+    async fn set_before(
+        control: FakeControl,
+        change: impl FnOnce(&mut Settings),
+        limits: FrameLimits,
+    ) -> Self {
         let opener = Arc::new(FakeOpener::default());
         let mut settings = settings(&control);
         change(&mut settings);

@@ -1,7 +1,8 @@
-//! Tests of the local map: its snapshot is the map again, whatever an engine reports.
+//! Tests of the local map: what it holds, its sum, and its copy, which is the map again whatever an engine reports.
 
 use proptest::prelude::*;
 
+use super::super::map_copy::RUN_BLOCKS_MAX;
 use super::*;
 
 const SPACE: NamespaceId = NamespaceId(1);
@@ -25,6 +26,16 @@ fn content(map: &LocalMap) -> Vec<(SequenceHash, SequenceHash, NamespaceId, u8)>
     all
 }
 
+fn runs_of(map: &LocalMap) -> Vec<BlockEvent> {
+    map.copy().runs(RUN_BLOCKS_MAX)
+}
+
+fn remove(map: &mut LocalMap, blocks: &[SequenceHash], tier: Tier) -> Vec<SequenceHash> {
+    let mut gone = Vec::new();
+    map.remove(blocks, tier, 1_024, |block| gone.push(block), |_, _| {});
+    gone
+}
+
 fn replayed(runs: &[BlockEvent]) -> LocalMap {
     let mut map = LocalMap::new(usize::MAX);
     for run in runs {
@@ -41,7 +52,7 @@ fn a_chain_is_one_run_and_a_branch_is_another() {
     let mut map = LocalMap::new(100);
     map.store(SPACE, h(1), &hs(&[10, 11, 12, 13]), Tier::Device, |_| {});
     map.store(SPACE, h(11), &hs(&[22, 23]), Tier::Device, |_| {});
-    let runs = map.runs();
+    let runs = runs_of(&map);
     assert_eq!(runs.len(), 2);
     let BlockEvent::Stored { parent, blocks, .. } = &runs[0] else { panic!("stored") };
     assert_eq!((*parent, blocks), (h(1), &hs(&[10, 11, 12, 13])));
@@ -52,25 +63,73 @@ fn a_chain_is_one_run_and_a_branch_is_another() {
 #[test]
 fn each_tier_is_counted_and_told_apart() {
     let mut map = LocalMap::new(100);
-    let (mut fresh, mut gone) = (Vec::new(), Vec::new());
+    let mut fresh = Vec::new();
     map.store(SPACE, h(1), &hs(&[10, 11]), Tier::Device, |b| fresh.push(b));
     map.store(SPACE, h(1), &hs(&[10, 11]), Tier::Device, |b| fresh.push(b));
     map.store(SPACE, h(1), &hs(&[10]), Tier::Disk, |_| {});
     assert_eq!(fresh, hs(&[10, 11]), "what is held already is not fresh");
-    map.remove(&hs(&[10, 10, 99]), Tier::Device, |b| gone.push(b));
+    let gone = remove(&mut map, &hs(&[10, 10, 99]), Tier::Device);
     assert_eq!(gone, hs(&[10]), "what is not held is not gone");
-    assert_eq!((map.held(Tier::Device), map.held(Tier::Disk), map.len()), (1, 1, 2));
+    assert_eq!((map.held(Tier::Device), map.held(Tier::Disk), map.sum().blocks), (1, 1, 2));
     assert!(map.holds(h(10), Tier::Disk) && !map.holds(h(10), Tier::Device));
     map.clear();
-    assert_eq!((map.len(), map.held(Tier::Disk)), (0, 0));
+    assert_eq!((map.sum(), map.held(Tier::Disk)), (Sum::default(), 0));
 }
 
 #[test]
 fn beyond_the_limit_nothing_new_is_taken() {
     let mut map = LocalMap::new(3);
-    assert_eq!(map.store(SPACE, h(1), &hs(&[10, 11, 12, 13, 14]), Tier::Device, |_| {}), 3);
-    assert_eq!(map.store(SPACE, h(1), &hs(&[10, 11, 12]), Tier::Host, |_| {}), 3, "known ones are");
-    assert_eq!(map.len(), 3);
+    let taken = map.store(SPACE, h(1), &hs(&[10, 11, 12, 13, 14]), Tier::Device, |_| {});
+    assert_eq!(taken, Taken { count: 3, fresh: Some((0, 2)) });
+    let taken = map.store(SPACE, h(1), &hs(&[10, 11, 12]), Tier::Host, |_| {});
+    assert_eq!(taken.count, 3, "known ones are");
+    assert_eq!(map.sum().blocks, 3);
+}
+
+#[test]
+fn what_was_fresh_of_a_run_is_answered() {
+    let mut map = LocalMap::new(100);
+    map.store(SPACE, h(1), &hs(&[10, 11, 13]), Tier::Device, |_| {});
+    let taken = map.store(SPACE, h(1), &hs(&[10, 11, 12, 13, 14, 10]), Tier::Device, |_| {});
+    assert_eq!(taken, Taken { count: 6, fresh: Some((2, 4)) });
+    let taken = map.store(SPACE, h(1), &hs(&[10, 11]), Tier::Device, |_| {});
+    assert_eq!(taken, Taken { count: 2, fresh: None });
+}
+
+#[test]
+fn the_first_parent_stays_while_any_tier_holds_the_block() {
+    let mut map = LocalMap::new(100);
+    map.store(SPACE, h(1), &hs(&[10]), Tier::Device, |_| {});
+    map.store(SPACE, h(5), &hs(&[10]), Tier::Disk, |_| {});
+    remove(&mut map, &hs(&[10]), Tier::Device);
+    let by_hand = Sum { digest: entry_digest(10, 1, Tier::Disk), blocks: 1 };
+    assert_eq!(map.sum(), by_hand);
+    remove(&mut map, &hs(&[10]), Tier::Disk);
+    assert_eq!(map.sum(), Sum::default());
+    map.store(SPACE, h(5), &hs(&[10]), Tier::Disk, |_| {});
+    assert_eq!(map.sum().digest, entry_digest(10, 5, Tier::Disk));
+}
+
+#[test]
+fn a_removal_of_neighbours_is_a_run_record_with_the_sum_after_it() {
+    let mut map = LocalMap::new(100);
+    map.store(SPACE, h(1), &hs(&[10, 11, 12, 13, 14]), Tier::Device, |_| {});
+    let mut told = Vec::new();
+    let tell = |event, sum| told.push((event, sum));
+    map.remove(&hs(&[14, 99, 13, 12, 10]), Tier::Device, 8, |_| {}, tell);
+    let mut left = LocalMap::new(100);
+    left.store(SPACE, h(1), &hs(&[10, 11]), Tier::Device, |_| {});
+    let between = left.sum();
+    remove(&mut left, &hs(&[10]), Tier::Device);
+    let tier = Tier::Device;
+    assert_eq!(
+        told,
+        [
+            (BlockEvent::Truncated { tail: h(14), count: 3, tier }, between),
+            (BlockEvent::Removed { blocks: hs(&[10]), tier }, left.sum()),
+        ]
+    );
+    assert_eq!(map.sum(), left.sum());
 }
 
 #[test]
@@ -78,7 +137,7 @@ fn a_run_longer_than_an_event_is_cut_and_stays_a_chain() {
     let blocks: Vec<_> = (10..10 + 2 * RUN_BLOCKS_MAX as u128 + 5).map(SequenceHash).collect();
     let mut map = LocalMap::new(usize::MAX);
     map.store(SPACE, h(1), &blocks, Tier::Device, |_| {});
-    let runs = map.runs();
+    let runs = runs_of(&map);
     assert_eq!(runs.len(), 3);
     assert_eq!(content(&replayed(&runs)), content(&map));
 }
@@ -88,7 +147,7 @@ fn rings_and_self_parents_end() {
     let mut map = LocalMap::new(100);
     map.store(SPACE, h(12), &hs(&[10, 11, 12]), Tier::Device, |_| {});
     map.store(SPACE, h(20), &hs(&[20]), Tier::Device, |_| {});
-    assert_eq!(content(&replayed(&map.runs())), content(&map));
+    assert_eq!(content(&replayed(&runs_of(&map))), content(&map));
 }
 
 #[derive(Debug, Clone)]
@@ -118,12 +177,23 @@ proptest! {
                     map.store(NamespaceId(n.into()), h(p.into()), &blocks(b), tier, |_| {});
                 }
                 Op::Remove(b, t) => {
-                    map.remove(&blocks(b), Tier::from_number(t).expect("in range"), |_| {});
+                    remove(&mut map, &blocks(b), Tier::from_number(t).expect("in range"));
                 }
             }
         }
-        let again = replayed(&map.runs());
+        let again = replayed(&runs_of(&map));
         prop_assert_eq!(content(&again), content(&map));
+        prop_assert_eq!(again.sum(), map.sum());
+        let pieces = map.copy().runs(3);
+        prop_assert!(pieces.iter().all(|run| run.block_count() <= 3));
+        prop_assert_eq!(content(&replayed(&pieces)), content(&map));
+        let mut digest = 0_u64;
+        for (block, parent, _, tiers) in content(&map) {
+            for tier in Tier::ALL.into_iter().filter(|tier| tiers & bit(*tier) != 0) {
+                digest = digest.wrapping_add(entry_digest(block.key(), parent.key(), tier));
+            }
+        }
+        prop_assert_eq!(map.sum(), Sum { digest, blocks: map.blocks.len() as u64 });
         for tier in Tier::ALL {
             let counted = map.blocks.values().filter(|h| h.tiers & bit(tier) != 0).count();
             prop_assert_eq!(map.held(tier), counted);
@@ -144,7 +214,7 @@ proptest! {
             leaves.insert(block);
         }
         let mut told = std::collections::HashSet::new();
-        let runs = map.runs();
+        let runs = runs_of(&map);
         for run in &runs {
             let BlockEvent::Stored { parent, blocks, .. } = run else { unreachable!() };
             prop_assert!(parent.0 == 1 << 100 || told.contains(parent), "{parent:?} comes later");
