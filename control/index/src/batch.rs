@@ -76,8 +76,9 @@ impl BlockIndex {
     /// Takes in events of one worker, in order.
     pub fn apply_all(&mut self, worker: WorkerId, events: &[BlockEvent]) -> Applied {
         let mut sum = Applied::default();
-        let alone =
-            |event: &BlockEvent| matches!(event, BlockEvent::Truncated { .. } | BlockEvent::Cleared);
+        let alone = |event: &BlockEvent| {
+            matches!(event, BlockEvent::Truncated { .. } | BlockEvent::Cleared)
+        };
         for part in events.split_inclusive(alone) {
             let borrowed: Vec<EventRef<'_, SequenceHash>> =
                 part.iter().filter_map(|event| EventRef::of(worker, event)).collect();
@@ -92,8 +93,9 @@ impl BlockIndex {
     /// The same for events as they lie in a message.
     pub fn apply_views(&mut self, worker: WorkerId, events: &[EventView<'_>]) -> Applied {
         let mut sum = Applied::default();
-        let alone =
-            |event: &EventView<'_>| matches!(event, EventView::Truncated { .. } | EventView::Cleared);
+        let alone = |event: &EventView<'_>| {
+            matches!(event, EventView::Truncated { .. } | EventView::Cleared)
+        };
         for part in events.split_inclusive(alone) {
             let borrowed: Vec<EventRef<'_, [u8; 16]>> =
                 part.iter().filter_map(|event| EventRef::of_view(worker, *event)).collect();

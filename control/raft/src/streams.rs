@@ -228,7 +228,8 @@ impl StreamHub {
         }
         let Some(skip) = from.checked_sub(ring.first()) else { return ItemsRead::Lagged };
         let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        let items: Vec<_> = ring.items.iter().skip(skip).take(max).map(|(i, _)| i.clone()).collect();
+        let items: Vec<_> =
+            ring.items.iter().skip(skip).take(max).map(|(i, _)| i.clone()).collect();
         let next = from + items.len() as u64;
         ItemsRead::Items(items, next)
     }

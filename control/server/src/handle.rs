@@ -84,7 +84,10 @@ pub async fn start(config: ControlConfig) -> Result<ControlHandle, ControlError>
             tracing::error!(%error, "the control plane's listener has ended");
         }
     });
-    let tasks = vec![tokio::spawn(duties::run(group.clone(), leases)), tokio::spawn(cuts::run(group.clone()))];
+    let tasks = vec![
+        tokio::spawn(duties::run(group.clone(), leases)),
+        tokio::spawn(cuts::run(group.clone())),
+    ];
     let mut handle =
         ControlHandle { address, advertised, group, stop: Some(stop), closing, server, tasks };
     match handle.found(config).await {

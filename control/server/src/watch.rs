@@ -113,11 +113,7 @@ impl Watcher {
     }
 
     /// Sends all entries there are; answers whether there were any.
-    async fn send_entries(
-        &self,
-        next: &mut LogIndex,
-        told: &mut Instant,
-    ) -> Result<bool, Status> {
+    async fn send_entries(&self, next: &mut LogIndex, told: &mut Instant) -> Result<bool, Status> {
         let mut any = false;
         loop {
             match self.group.entries(*next, BATCH) {

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 
 use mainstay_types::{
-    CutSource, Epoch, ErrorCode, EventSequence, FenceCause, LogIndex, ModelSpec, StreamMark, WorkerId,
+    CutSource, Epoch, ErrorCode, EventSequence, FenceCause, LogIndex, ModelSpec, StreamMark,
+    WorkerId,
 };
 
 use crate::outcome::Refusal;

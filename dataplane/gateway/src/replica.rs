@@ -15,9 +15,7 @@ use mainstay_proto::convert::{event_view, mark_from_wire, proposal_from_wire};
 use mainstay_proto::v1;
 use mainstay_proto::v1::stream_item::Item;
 use mainstay_proto::v1::watch_event::Event;
-use mainstay_state::{
-    CutCheck, IndexLoader, Limits, Machine, Outcome, Position, Streams, Taken,
-};
+use mainstay_state::{CutCheck, IndexLoader, Limits, Machine, Outcome, Position, Streams, Taken};
 use mainstay_types::{Command, Epoch, EventSequence, LogIndex, StreamMark, WorkerId};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
@@ -127,12 +125,10 @@ impl Replica {
     ) -> Result<(), End> {
         let started = self.inner.heard.read().is_some();
         let from = if started { self.read(|m| m.applied().0 + 1) } else { 0 };
-        let request =
-            v1::WatchRequest { from_log_index: from, without_blocks: false, positions };
+        let request = v1::WatchRequest { from_log_index: from, without_blocks: false, positions };
         let opened = tokio::time::timeout(SILENCE_MAX, control.current().watch(request)).await;
-        let mut stream = opened
-            .map_err(|_| Status::deadline_exceeded("watch did not open"))??
-            .into_inner();
+        let mut stream =
+            opened.map_err(|_| Status::deadline_exceeded("watch did not open"))??.into_inner();
         let mut patience = IMAGE_MAX;
         let mut moved = Instant::now();
         let mut loader = None;
@@ -150,7 +146,8 @@ impl Replica {
             match event {
                 Event::Image(image) => {
                     let replica = self.clone();
-                    let taken = tokio::task::spawn_blocking(move || replica.take_image(&image)).await;
+                    let taken =
+                        tokio::task::spawn_blocking(move || replica.take_image(&image)).await;
                     taken.map_err(|e| Status::internal(e.to_string()))??;
                 }
                 Event::Entry(entry) => self.take_entry(&entry)?,

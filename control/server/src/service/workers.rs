@@ -78,7 +78,9 @@ impl Service {
         }
         let (worker, epoch) = (WorkerId(request.worker), Epoch(request.epoch));
         if request.snapshot.is_some() {
-            return Err(Status::invalid_argument("frames are entries here; there are no snapshots"));
+            return Err(Status::invalid_argument(
+                "frames are entries here; there are no snapshots",
+            ));
         }
         let frames: Vec<EventFrame> =
             request.frames.iter().map(frame_from_wire).collect::<Result<_, _>>()?;
@@ -218,9 +220,7 @@ impl Service {
 }
 
 fn over(worker: WorkerId, epoch: Epoch) -> Status {
-    Status::failed_precondition(format!(
-        "epoch {epoch} of worker {worker} is over; register again"
-    ))
+    Status::failed_precondition(format!("epoch {epoch} of worker {worker} is over; register again"))
 }
 
 /// Whose frames they are, and that they are not too many.

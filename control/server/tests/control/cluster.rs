@@ -234,7 +234,9 @@ async fn streams_are_equal_on_all_members_whoever_was_away() {
         assert_eq!(handle.group().streams().look(mainstay_state::Streams::drift), 0);
     }
     let of = |handle: &ControlHandle| {
-        handle.group().read(|m| m.worker(mainstay_types::WorkerId(told.me.worker)).and_then(|w| w.cut))
+        handle
+            .group()
+            .read(|m| m.worker(mainstay_types::WorkerId(told.me.worker)).and_then(|w| w.cut))
     };
     eventually("a cut on all members", async || {
         cluster.running.values().all(|h| of(h) == Some(told.mark())).then_some(())

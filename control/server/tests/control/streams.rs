@@ -226,7 +226,8 @@ impl Viewer {
 
     fn has(&self, told: &Told) -> bool {
         let worker = WorkerId(told.me.worker);
-        self.streams.position(worker, Epoch(told.me.epoch)) == Some(EventSequence(told.sequence + 1))
+        self.streams.position(worker, Epoch(told.me.epoch))
+            == Some(EventSequence(told.sequence + 1))
             && self.streams.index().digest(worker) == told.mark().digest
     }
 }

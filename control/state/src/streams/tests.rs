@@ -30,7 +30,8 @@ impl Told {
 
     fn say(&mut self, events: Vec<BlockEvent>) {
         self.index.apply_all(self.worker, &events);
-        let mark = StreamMark { sequence: EventSequence(self.frames.len() as u64 + 1), ..self.mark() };
+        let mark =
+            StreamMark { sequence: EventSequence(self.frames.len() as u64 + 1), ..self.mark() };
         self.frames.push((mark, events));
     }
 
@@ -122,12 +123,7 @@ impl Wire {
     }
 }
 
-fn take(
-    streams: &mut Streams,
-    worker: WorkerId,
-    mark: StreamMark,
-    events: &[BlockEvent],
-) -> Taken {
+fn take(streams: &mut Streams, worker: WorkerId, mark: StreamMark, events: &[BlockEvent]) -> Taken {
     let wire: Vec<Wire> = events.iter().map(Wire::of).collect();
     let views: Vec<EventView<'_>> = wire.iter().map(Wire::view).collect();
     streams.take_frame(worker, Epoch(1), mark, &views)
@@ -205,7 +201,8 @@ fn a_stream_that_differs_stands_still_until_a_snapshot() {
 fn parts_out_of_order_ask_for_the_first_again() {
     let (_, mut streams) = cluster();
     let mark = StreamMark { sequence: EventSequence(4), digest: 0, blocks: 0 };
-    let mut part = |part, last| streams.take_snapshot(WorkerId(1), Epoch(1), mark, (part, last), &[]);
+    let mut part =
+        |part, last| streams.take_snapshot(WorkerId(1), Epoch(1), mark, (part, last), &[]);
     assert_eq!(part(1, false), Taken::SnapshotNeeded);
     assert_eq!(part(0, false), Taken::Applied { next: EventSequence(0) });
     assert_eq!(part(2, true), Taken::SnapshotNeeded);

@@ -501,7 +501,7 @@ impl Control for Member {
         let LogIndex(log_index) = machine.applied();
         let state = machine.encode_without_blocks().into();
         let version = u32::from(mainstay_state::IMAGE_VERSION);
-        let image = v1::StateImage { log_index, state, version };
+        let image = v1::StateImage { log_index, state, version, plain_index: false };
         let event = |event| Ok(v1::WatchEvent { event: Some(event) });
         let first =
             futures::stream::once(async move { event(v1::watch_event::Event::Image(image)) });

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use futures::{StreamExt, TryStreamExt};
 use mainstay_control::{ControlConfig, ControlHandle, Origin};
 use mainstay_proto::client::{MESSAGE_BYTES_MAX, channel};
 use mainstay_proto::v1;
@@ -11,6 +12,8 @@ use mainstay_types::NodeId;
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
+/// Registrations under way at a time.
+const REGISTERING: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Leases that outlast any measurement, so that nothing is fenced by a busy machine.
 const LEASE_TTL_MS: u64 = 600_000;
@@ -82,17 +85,12 @@ impl Cluster {
                     model: Some(model),
                     blocks_total: 16_384,
                 };
-                client.register(request).await.map(tonic::Response::into_inner)
+                let reply = client.register(request).await?;
+                anyhow::Ok(reply.into_inner())
             }
         });
-        let mut replies = Vec::new();
-        for batch in registering.collect::<Vec<_>>().chunks_mut(64) {
-            // In the order of the workers, so that the first traffic is the first worker's.
-            for one in batch {
-                replies.push(one.await?);
-            }
-        }
-        Ok(replies)
+        // In the order of the workers, so that the first traffic is the first worker's.
+        futures::stream::iter(registering).buffered(REGISTERING).try_collect().await
     }
 
     pub(super) async fn end(self) {

@@ -73,8 +73,7 @@ async fn streams(setting: Setting) -> anyhow::Result<Value> {
     let rate = flood_ops as f64 / wall_s;
     let mut lags = paced(&cluster, &mut sent, rate / 2.0).await?;
     committed(&cluster, &sent).await?;
-    let drift: u64 =
-        cluster.members.iter().map(|m| m.group().streams().look(|s| s.drift())).sum();
+    let drift: u64 = cluster.members.iter().map(|m| m.group().streams().look(|s| s.drift())).sum();
     equal(&cluster, &sent)?;
     let row = json!({
         "form": "streams and cuts", "members": setting.members, "simulated_workers": setting.workers,
@@ -132,7 +131,7 @@ fn message(frames: &[v1::EventFrame]) -> v1::PublishRequest {
     }
 }
 
-type Client = mainstay_proto::v1::control_client::ControlClient<tonic::transport::Channel>;
+type Client = v1::control_client::ControlClient<tonic::transport::Channel>;
 
 /// One message, until the member has taken all of it.
 async fn put(client: &mut Client, request: v1::PublishRequest) -> anyhow::Result<()> {
@@ -250,9 +249,10 @@ fn equal(cluster: &Cluster, sent: &Sent) -> anyhow::Result<()> {
         for stream in &sent.streams {
             let Some(last) = stream.frames.last() else { continue };
             let worker = WorkerId(last.worker);
-            let (digest, next) = member.group().streams().look(|s| {
-                (s.index().digest(worker), s.position(worker, Epoch(last.epoch)))
-            });
+            let (digest, next) = member
+                .group()
+                .streams()
+                .look(|s| (s.index().digest(worker), s.position(worker, Epoch(last.epoch))));
             ensure!(digest == last.digest, "a member's index differs from worker {worker}");
             ensure!(next.is_some_and(|n| n.0 == last.sequence + 1), "worker {worker} is behind");
         }
