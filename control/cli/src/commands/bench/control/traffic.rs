@@ -34,24 +34,32 @@ fn parent_hash(parent: u64, namespace: u128) -> SequenceHash {
     if parent == namespace as u64 { SequenceHash(namespace) } else { hash(BlockKey(parent)) }
 }
 
-fn event(op: &ChurnOp<'_>) -> (WorkerId, BlockEvent) {
+fn event(op: &ChurnOp<'_>, all_held: impl Fn(&[BlockKey]) -> bool) -> BlockEvent {
     let tier = Tier::Device;
     match *op {
-        ChurnOp::Stored { worker, namespace, parent, blocks } => {
+        ChurnOp::Stored { namespace, parent, blocks, .. } => {
             let parent = parent_hash(parent, namespace.0);
             let blocks = blocks.iter().map(|b| hash(*b)).collect();
-            (worker, BlockEvent::Stored { namespace, parent, blocks, tier })
+            BlockEvent::Stored { namespace, parent, blocks, tier }
         }
-        // The churn names neighbours of one chain, deepest first.
-        ChurnOp::Removed { worker, blocks } if blocks.len() >= RUN_FROM => {
+        // The churn names neighbours of one chain, deepest first, holes that were there before included.
+        ChurnOp::Removed { blocks, .. } if blocks.len() >= RUN_FROM && all_held(blocks) => {
             let count = u32::try_from(blocks.len()).unwrap_or(u32::MAX);
-            (worker, BlockEvent::Truncated { tail: hash(blocks[0]), count, tier })
+            BlockEvent::Truncated { tail: hash(blocks[0]), count, tier }
         }
-        ChurnOp::Removed { worker, blocks } => {
+        ChurnOp::Removed { blocks, .. } => {
             let blocks = blocks.iter().map(|b| hash(*b)).collect();
-            (worker, BlockEvent::Removed { blocks, tier })
+            BlockEvent::Removed { blocks, tier }
         }
-        ChurnOp::Cleared { worker } => (worker, BlockEvent::Cleared),
+        ChurnOp::Cleared { .. } => BlockEvent::Cleared,
+    }
+}
+
+fn worker_of(op: &ChurnOp<'_>) -> WorkerId {
+    match *op {
+        ChurnOp::Stored { worker, .. }
+        | ChurnOp::Removed { worker, .. }
+        | ChurnOp::Cleared { worker } => worker,
     }
 }
 
@@ -73,11 +81,11 @@ pub(super) fn make(
     while made < block_ops {
         let op = churn.next_op();
         let ops = op.block_count();
-        let (from, event) = event(&op);
         let next = slots.len();
-        let slot = *slots.entry(from).or_insert(next);
+        let slot = *slots.entry(worker_of(&op)).or_insert(next);
         anyhow::ensure!(slot < workers.len(), "the churn has more workers than it was asked for");
         let worker = WorkerId(workers[slot].worker);
+        let event = event(&op, |keys| index.held_of(worker, keys) == keys.len() as u64);
         index.apply(worker, &event);
         made += ops;
         let (events, blocks, total) = &mut open[slot];
