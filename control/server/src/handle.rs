@@ -20,7 +20,7 @@ use crate::config::{ControlConfig, LEASE_TTL_MS_MIN, Origin};
 use crate::error::ControlError;
 use crate::leases::Leases;
 use crate::service::Service;
-use crate::{duties, founding};
+use crate::{duties, founding, identities};
 
 /// Streams that do not end by themselves are cut after this when a member stops.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -79,7 +79,10 @@ pub async fn start(config: ControlConfig) -> Result<ControlHandle, ControlError>
             tracing::error!(%error, "the control plane's listener has ended");
         }
     });
-    let tasks = vec![tokio::spawn(duties::run(group.clone(), leases))];
+    let tasks = vec![
+        tokio::spawn(duties::run(group.clone(), leases)),
+        tokio::spawn(identities::run(group.clone(), Arc::clone(&config.connector))),
+    ];
     let mut handle =
         ControlHandle { address, advertised, group, stop: Some(stop), closing, server, tasks };
     match handle.found(config).await {
