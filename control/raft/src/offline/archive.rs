@@ -109,19 +109,15 @@ pub struct Restored {
 /// Copies log and snapshot in `dir` into the new file `file`; changes nothing in `dir`.
 pub fn backup(dir: &Path, file: &Path) -> Result<BackedUp, OfflineError> {
     let (folder, member) = existing(dir)?;
-    refuse_existing(file)?;
     let log = LogFile::open(&folder)?;
-    let temporary = beside(file, "partial");
-    let done = write_archive(&folder, member, &log, &temporary).and_then(|done| {
-        fs::hard_link(&temporary, file).map_err(|e| match e.kind() {
-            std::io::ErrorKind::AlreadyExists => OfflineError::Exists { path: file.to_owned() },
-            _ => OfflineError::io(file, &e),
-        })?;
-        sync_parent(file)?;
-        Ok(done)
-    });
-    // After a success it is a second name of the file, after a failure of no use.
-    let _ = fs::remove_file(&temporary);
+    // Under its own name from the start: a backup that is cut off is noticed by what reads it.
+    let archive = Archive::create(file)?;
+    let done = write_archive(&folder, member, &log, archive)
+        .and_then(|done| sync_parent(file).map(|()| done));
+    if done.is_err() {
+        // The error that is told says more than one of this.
+        let _ = fs::remove_file(file);
+    }
     done
 }
 
@@ -129,13 +125,12 @@ fn write_archive(
     folder: &Folder,
     member: u64,
     log: &LogFile,
-    file: &Path,
+    mut out: Archive,
 ) -> Result<BackedUp, OfflineError> {
     let dir = folder.path();
     let corrupt = |e: std::io::Error| OfflineError::Store(StoreError::corrupt(dir, e.to_string()));
     let vote = log.vote().map_err(corrupt)?;
     let purged = log.purged().map_err(corrupt)?;
-    let mut out = Archive::create(file)?;
     let head = HeadForm {
         member,
         instance: folder.instance(),
@@ -172,11 +167,14 @@ fn write_archive(
     }
     out.record(ENTRIES, &chunk.encode_to_vec())?;
     // After the log: entries go only once a snapshot has them, so that a member that runs leaves no hole.
-    let store = SnapshotStore::new(folder.snapshot());
-    if let Some(snapshot) = store.load().map_err(corrupt)? {
+    let snapshot = SnapshotStore::new(folder.snapshot()).load().map_err(corrupt)?;
+    if purged > snapshot.as_ref().and_then(|s| s.meta.last_log_id) {
+        return Err(StoreError::corrupt(dir, "its snapshot ends before its log begins").into());
+    }
+    if let Some(snapshot) = snapshot {
         last = last.max(snapshot.meta.last_log_id.map_or(0, |id| id.index));
         let whole = snapshot::close(&snapshot.meta, &snapshot.snapshot)
-            .map_err(|e| OfflineError::io(file, &e))?;
+            .map_err(|e| OfflineError::io(&out.path, &e))?;
         out.record(SNAPSHOT, &whole)?;
     }
     let bytes = out.end(entries)?;
@@ -193,7 +191,10 @@ struct Archive {
 
 impl Archive {
     fn create(path: &Path) -> Result<Self, OfflineError> {
-        let file = File::create_new(path).map_err(|e| OfflineError::io(path, &e))?;
+        let file = File::create_new(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::AlreadyExists => OfflineError::Exists { path: path.to_owned() },
+            _ => OfflineError::io(path, &e),
+        })?;
         let (path, sum) = (path.to_owned(), crc32fast::Hasher::new());
         let mut archive = Self { path, out: BufWriter::new(file), sum, bytes: 0 };
         archive.put(&MAGIC)?;
@@ -243,8 +244,7 @@ pub fn restore(file: &Path, dir: &Path, to: &RestoreTo) -> Result<Restored, Offl
     let temporary = beside(dir, "restoring");
     let done = write_folder(&temporary, read, to).and_then(|done| {
         fs::rename(&temporary, dir).map_err(|e| OfflineError::io(dir, &e))?;
-        sync_parent(dir)?;
-        Ok(done)
+        sync_parent(dir).map(|()| done)
     });
     if done.is_err() {
         // What is half made must not be taken for a member's; it is gone already if the last step failed.
@@ -414,14 +414,6 @@ fn write_folder(dir: &Path, read: State, to: &RestoreTo) -> Result<Restored, Off
         .map_err(|e| OfflineError::io(dir, &e))?;
     let pins_live = machine.live_pin_count() as u64;
     Ok(Restored { from_member, last_index, index, instance: folder.instance(), pins_live })
-}
-
-fn refuse_existing(path: &Path) -> Result<(), OfflineError> {
-    match fs::symlink_metadata(path) {
-        Ok(_) => Err(OfflineError::Exists { path: path.to_owned() }),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(OfflineError::io(path, &e)),
-    }
 }
 
 /// A name for what is not finished yet, in the same folder, so that it can be renamed.

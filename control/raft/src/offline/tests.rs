@@ -227,6 +227,9 @@ async fn damage_in_a_directory_is_told_and_not_copied() {
     fs::remove_file(&snapshot).unwrap();
     let seen = inspect(&path, &Limits::standard()).unwrap();
     assert!(seen.problems[0].contains("the snapshot holds nothing"), "{:?}", seen.problems);
+    let refused = backup(&path, &dir.path().join("copy")).unwrap_err();
+    assert!(matches!(refused, OfflineError::Store(StoreError::Corrupt { .. })), "{refused}");
+    assert!(!dir.path().join("copy").exists());
     fs::write(&snapshot, whole).unwrap();
 
     let database = path.join("log");
