@@ -186,7 +186,7 @@ fn over_budget(promises: &[Promise], limits: &Limits) -> bool {
     };
     let session = |of: &PinRequest| {
         let same = |r: &&&PinRequest| r.owner == of.owner && r.namespace == of.namespace;
-        own(of).into_iter().filter(|r| of.owner.is_some() && same(&r)).count()
+        own(of).into_iter().filter(|r| of.owner.is_some() && same(r)).count()
     };
     live.len() > limits.pins_max as usize
         || blocks as u64 > limits.pinned_blocks_max
