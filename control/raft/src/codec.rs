@@ -75,7 +75,7 @@ impl From<&LogId> for LogIdForm {
 }
 
 impl LogIdForm {
-    fn open(&self) -> Result<LogId> {
+    pub(crate) fn open(&self) -> Result<LogId> {
         Ok(LogId::new(LeaderId { term: self.term, node_id: self.node }, self.index))
     }
 }
@@ -105,7 +105,7 @@ impl From<&Vote> for VoteForm {
 }
 
 impl VoteForm {
-    fn open(&self) -> Result<Vote> {
+    pub(crate) fn open(&self) -> Result<Vote> {
         let leader_id = LeaderId { term: self.term, node_id: self.node };
         Ok(Vote { leader_id, committed: self.committed })
     }
@@ -121,6 +121,15 @@ struct PeerForm {
     id: u64,
     #[prost(string, tag = "2")]
     address: String,
+    /// Absent, and so 0, in entries that are older than these numbers.
+    #[prost(fixed64, tag = "3")]
+    instance: u64,
+}
+
+impl From<(&u64, &Peer)> for PeerForm {
+    fn from((id, peer): (&u64, &Peer)) -> Self {
+        Self { id: *id, address: peer.address.clone(), instance: peer.instance }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -143,7 +152,7 @@ impl From<&Membership> for MembershipForm {
         let peers = membership.nodes();
         Self {
             configs: configs.map(|c| VotersForm { ids: c.iter().copied().collect() }).collect(),
-            peers: peers.map(|(id, p)| PeerForm { id: *id, address: p.address.clone() }).collect(),
+            peers: peers.map(PeerForm::from).collect(),
         }
     }
 }
@@ -152,8 +161,8 @@ impl MembershipForm {
     fn open(&self) -> Result<Membership> {
         let configs: Vec<BTreeSet<u64>> =
             self.configs.iter().map(|c| c.ids.iter().copied().collect()).collect();
-        let peers: BTreeMap<u64, Peer> =
-            self.peers.iter().map(|p| (p.id, Peer { address: p.address.clone() })).collect();
+        let peer = |p: &PeerForm| Peer { address: p.address.clone(), instance: p.instance };
+        let peers: BTreeMap<u64, Peer> = self.peers.iter().map(|p| (p.id, peer(p))).collect();
         Membership::new(configs, peers).map_err(|_| CodecError("membership"))
     }
 }

@@ -46,6 +46,12 @@ pub enum StoreError {
         /// Who asked.
         expected: u64,
     },
+    /// It holds nothing, where something was to be read.
+    #[error("{dir} holds no data of a control member; give a member's --data-dir")]
+    Absent {
+        /// The directory.
+        dir: PathBuf,
+    },
     /// Its contents contradict themselves.
     #[error(
         "data directory {dir} is damaged: {detail}; move it away, remove this member with `mainstay control members rm`, and let it join again under a new id"
@@ -86,6 +92,49 @@ impl StoreError {
             }
             _ => Self::Io { dir: dir.to_owned(), detail },
         }
+    }
+}
+
+/// Why a data directory could not be looked at, copied or made from a copy.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OfflineError {
+    /// The data directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Something is there already.
+    #[error("{path} exists already; give a name that is free")]
+    Exists {
+        /// The file or directory.
+        path: PathBuf,
+    },
+    /// The file is no backup, or not all of one.
+    #[error("{file} is not a whole backup: {detail}; take another copy")]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// What was found.
+        detail: String,
+    },
+    /// The request makes no sense.
+    #[error("{0}")]
+    Request(String),
+    /// The disk or the operating system refused.
+    #[error("{path}: {detail}; check free space and permissions")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was refused.
+        detail: String,
+    },
+}
+
+impl OfflineError {
+    pub(crate) fn io(path: &Path, error: &std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), detail: error.to_string() }
+    }
+
+    pub(crate) fn damaged(file: &Path, detail: impl ToString) -> Self {
+        Self::Damaged { file: file.to_owned(), detail: detail.to_string() }
     }
 }
 
@@ -142,6 +191,14 @@ pub enum MemberError {
         id: u64,
         /// Where it is.
         address: String,
+    },
+    /// The id is in use by another data directory.
+    #[error(
+        "member {id} is in the group with another data directory; an empty one has forgotten its votes and can't take its place: run `mainstay control members rm {id}`, then start it with an empty --data-dir, --join and an id that was never used"
+    )]
+    OtherInstance {
+        /// The id.
+        id: u64,
     },
     /// No such member.
     #[error("there is no member {id}; see `mainstay control members`")]

@@ -31,12 +31,14 @@ use tokio::time::Instant;
 
 use config::raft_config;
 pub use config::{GroupConfig, Settings};
+pub use membership::Founder;
 pub use view::{GroupStatus, Leadership, MemberStatus, Role};
 
 use crate::error::{GroupError, ProposeError};
 use crate::feed::Read;
 use crate::machine::{Shared, StateMachine};
 use crate::network::Network;
+use crate::network::identity::{Doorkeeper, Identity, Instances};
 use crate::network::service::Service;
 use crate::snapshot::SnapshotStore;
 use crate::store::{Folder, LogStore};
@@ -65,6 +67,10 @@ pub struct Group {
 
 struct Inner {
     node: u64,
+    /// The number in the data directory.
+    instance: u64,
+    /// Those of all members, for the clients.
+    instances: Arc<Instances>,
     boot: u64,
     started: Instant,
     raft: Raft,
@@ -99,7 +105,13 @@ impl Group {
         let snapshots = Arc::new(SnapshotStore::new(folder.snapshot()));
         let shared = Arc::new(Shared::new(config.limits));
         let machine = StateMachine::new(Arc::clone(&shared), snapshots, store.clone());
-        let network = Network { node, connector: config.connector };
+        let instance = folder.instance();
+        let instances = Arc::new(Instances::default());
+        let network = Network {
+            own: Identity { id: node, instance },
+            instances: Arc::clone(&instances),
+            connector: config.connector,
+        };
         let raft = Raft::new(node, Arc::new(settings), network, store.clone(), machine)
             .await
             .map_err(|e| GroupError::Ended(e.to_string()))?;
@@ -108,6 +120,8 @@ impl Group {
         let (ended_tx, ended) = watch::channel(None);
         let inner = Inner {
             node,
+            instance,
+            instances,
             boot,
             started: Instant::now(),
             raft,
@@ -129,7 +143,8 @@ impl Group {
     #[must_use]
     pub fn service(&self) -> RaftServer<impl mainstay_proto::v1::raft_server::Raft + use<>> {
         let (raft, ended) = (self.inner.raft.clone(), self.ended());
-        RaftServer::new(Service { node: self.inner.node, raft, ended })
+        let door = Doorkeeper::new(Identity { id: self.inner.node, instance: self.instance() });
+        RaftServer::new(Service { door, raft, ended })
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
@@ -138,6 +153,12 @@ impl Group {
     #[must_use]
     pub fn node(&self) -> NodeId {
         NodeId(self.inner.node)
+    }
+
+    /// The random number of this member's data directory: another directory under the same id is not this member.
+    #[must_use]
+    pub fn instance(&self) -> u64 {
+        self.inner.instance
     }
 
     /// Puts a command through the log and answers with its place and outcome.

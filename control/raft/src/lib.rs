@@ -4,7 +4,8 @@
 //! of the disk ends the [`Group`] with a reason; the process is expected to exit and be started again.
 //!
 //! Layout: [`Group`] is the facade; `store` keeps log and vote, `snapshot` the state's image, `machine` applies
-//! entries, `feed` hands them to watchers, `streams` has the block index beside the log, `network` talks to peers, `codec` is the one encoding of all of it.
+//! entries, `feed` hands them to watchers, `streams` has the block index beside the log, `network` talks to peers,
+//! `codec` is the one encoding of all of it, `offline` works on data directories of members that are down.
 #![forbid(unsafe_code)]
 
 mod codec;
@@ -13,16 +14,21 @@ mod feed;
 mod group;
 mod machine;
 mod network;
+mod offline;
 mod snapshot;
 mod store;
 mod streams;
 mod types;
 
-pub use error::{GroupError, MemberError, ProposeError, StoreError};
+pub use error::{GroupError, MemberError, OfflineError, ProposeError, StoreError};
 pub use feed::{Applied, Read};
 pub use group::{
-    Group, GroupConfig, GroupStatus, Leadership, MEMBERS_MAX, MemberStatus, PROPOSAL_BYTES_MAX,
-    Role, Settings,
+    Founder, Group, GroupConfig, GroupStatus, Leadership, MEMBERS_MAX, MemberStatus,
+    PROPOSAL_BYTES_MAX, Role, Settings,
 };
 pub use network::Connector;
+pub use offline::{
+    BackedUp, Inspection, LogSeen, MemberSeen, Position, RestoreTo, Restored, SnapshotSeen,
+    VoteSeen, backup, inspect, restore,
+};
 pub use streams::{IndexImage, ItemsRead, StreamHub, StreamItem};

@@ -101,13 +101,13 @@ impl StateMachine {
 }
 
 /// A proposal in both of its forms.
-struct Opened {
-    wire: Arc<v1::Proposal>,
-    words: Proposal,
+pub(crate) struct Opened {
+    pub(crate) wire: Arc<v1::Proposal>,
+    pub(crate) words: Proposal,
     bytes: usize,
 }
 
-fn open(entry: &Entry) -> io::Result<Option<Opened>> {
+pub(crate) fn open(entry: &Entry) -> io::Result<Option<Opened>> {
     let EntryPayload::Normal(body) = &entry.payload else { return Ok(None) };
     let malformed = |detail: String| {
         let index = entry.log_id.index;
@@ -125,7 +125,7 @@ fn note_membership(current: &mut StoredMembership, entry: &Entry) {
     }
 }
 
-fn decode_image(state: &[u8], limits: &Limits) -> io::Result<Machine> {
+pub(crate) fn decode_image(state: &[u8], limits: &Limits) -> io::Result<Machine> {
     Machine::decode(state, *limits)
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("state image: {e}")))
 }

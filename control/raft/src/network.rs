@@ -1,9 +1,10 @@
 //! The network between members: one gRPC service, one client per peer and purpose.
 //!
-//! Every request names the member it is meant for, so that an address that was given to another member is
-//! noticed. A stream of appends takes its first request before it connects: openraft paces retries inside that
+//! Every request names the member it is meant for and the one it is from, each with its data directory, so that
+//! an address that was given to another member is noticed, and so is a disk. A stream of appends takes its first request before it connects: openraft paces retries inside that
 //! request stream, and a client that failed before asking it would spin on a dead peer.
 
+pub(crate) mod identity;
 pub(crate) mod service;
 
 use std::future::Future;
@@ -35,9 +36,8 @@ use tonic::{Code, Request, Status};
 
 use crate::codec::{Coded, SnapshotHead};
 use crate::types::{Peer, Snapshot, TypeConfig, Vote};
+use identity::{Identity, Instances};
 
-/// The metadata key that names the member a request is meant for.
-pub(crate) const TARGET_METADATA: &str = "mainstay-member";
 /// The bytes of a snapshot in one message.
 const CHUNK_BYTES: usize = 1 << 20;
 /// How many times the answer to an append may take longer than a heartbeat's: it waits for an fsync and may wait
@@ -51,7 +51,8 @@ type RpcError = RPCError<TypeConfig>;
 
 /// Makes a client for each peer.
 pub(crate) struct Network {
-    pub(crate) node: u64,
+    pub(crate) own: Identity,
+    pub(crate) instances: Arc<Instances>,
     pub(crate) connector: Connector,
 }
 
@@ -61,14 +62,17 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     // Called apart for replication, heartbeats and snapshots, so each has a connection of its own and none waits
     // behind another's bytes.
     async fn new_client(&mut self, target: u64, peer: &Peer) -> Client {
+        let target = Identity { id: target, instance: peer.instance };
         let channel = (self.connector)(&peer.address);
-        Client { node: self.node, target, channel }
+        Client { own: self.own, target, instances: Arc::clone(&self.instances), channel }
     }
 }
 
 pub(crate) struct Client {
-    node: u64,
-    target: u64,
+    own: Identity,
+    /// As it was when this client was made.
+    target: Identity,
+    instances: Arc<Instances>,
     channel: Result<Channel, Status>,
 }
 
@@ -83,13 +87,15 @@ impl Client {
     }
 
     fn request<T>(&self, body: T) -> Request<T> {
+        let id = self.target.id;
+        let instance = self.instances.of(id).unwrap_or(self.target.instance);
         let mut request = Request::new(body);
-        request.metadata_mut().insert(TARGET_METADATA, self.target.into());
+        identity::address(&mut request, self.own, Identity { id, instance });
         request
     }
 
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
-        Timeout { action, id: self.node, target: self.target, timeout }
+        Timeout { action, id: self.own.id, target: self.target.id, timeout }
     }
 
     /// Sends one message and waits for its answer, for at most the time openraft allows.

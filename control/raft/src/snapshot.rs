@@ -64,14 +64,8 @@ impl SnapshotStore {
         let temporary = self.file.with_extension("tmp");
         let mut file = fs::File::create(&temporary)?;
         let meta = meta.encode();
-        let meta_bytes = u32::try_from(meta.len()).map_err(io::Error::other)?.to_le_bytes();
-        let mut sum = crc32fast::Hasher::new();
-        for part in [&meta_bytes[..], &meta, state] {
-            sum.update(part);
-        }
-        file.write_all(&MAGIC)?;
-        file.write_all(&sum.finalize().to_le_bytes())?;
-        for part in [&meta_bytes[..], &meta, state] {
+        file.write_all(&head(&meta, state)?)?;
+        for part in [&meta, state] {
             file.write_all(part)?;
         }
         file.sync_all()?;
@@ -80,7 +74,24 @@ impl SnapshotStore {
     }
 }
 
-fn open(bytes: &Bytes) -> Result<(SnapshotMeta, Bytes), CodecError> {
+/// What goes before the meta data and the image.
+fn head(meta: &[u8], state: &[u8]) -> io::Result<Vec<u8>> {
+    let meta_bytes = u32::try_from(meta.len()).map_err(io::Error::other)?.to_le_bytes();
+    let mut sum = crc32fast::Hasher::new();
+    for part in [&meta_bytes[..], meta, state] {
+        sum.update(part);
+    }
+    Ok([&MAGIC[..], &sum.finalize().to_le_bytes(), &meta_bytes].concat())
+}
+
+/// A whole file's bytes.
+pub(crate) fn close(meta: &SnapshotMeta, state: &[u8]) -> io::Result<Vec<u8>> {
+    let meta = meta.encode();
+    Ok([&head(&meta, state)?[..], &meta, state].concat())
+}
+
+/// The opposite of [`close`].
+pub(crate) fn open(bytes: &Bytes) -> Result<(SnapshotMeta, Bytes), CodecError> {
     let head = bytes.get(..HEAD_BYTES).ok_or(CodecError("snapshot: too short"))?;
     let (magic, rest) = head.split_at(MAGIC.len());
     let (sum, length) = rest.split_at(4);

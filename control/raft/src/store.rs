@@ -7,6 +7,7 @@
 
 mod flusher;
 mod folder;
+mod reader;
 
 use std::fmt::Debug;
 use std::io;
@@ -28,7 +29,8 @@ use crate::codec::{CodecError, Coded};
 use crate::error::StoreError;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 use flusher::Flusher;
-pub(crate) use folder::Folder;
+pub(crate) use folder::{FORMAT, Folder};
+pub(crate) use reader::{LogFile, open_record, seed};
 
 const LOG: &str = "log";
 const META: &str = "meta";

@@ -12,10 +12,12 @@ use openraft::impls::{BoxedErrorSource, InlineBatch, ProgressResponder, leader_i
 
 use crate::machine::StateMachine;
 
-/// A member's address, as openraft's membership entries keep it.
+/// Where a member is and which data directory it has, as openraft's membership entries keep it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Peer {
     pub(crate) address: String,
+    /// The number in its data directory; 0 while the group does not know it.
+    pub(crate) instance: u64,
 }
 
 /// An encoded `v1::Proposal`.

@@ -20,7 +20,7 @@ use crate::config::{ControlConfig, LEASE_TTL_MS_MIN, Origin};
 use crate::error::ControlError;
 use crate::leases::Leases;
 use crate::service::Service;
-use crate::{cuts, duties, founding};
+use crate::{cuts, duties, founding, identities};
 
 /// Streams that do not end by themselves are cut after this when a member stops.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -87,6 +87,7 @@ pub async fn start(config: ControlConfig) -> Result<ControlHandle, ControlError>
     let tasks = vec![
         tokio::spawn(duties::run(group.clone(), leases)),
         tokio::spawn(cuts::run(group.clone())),
+        tokio::spawn(identities::run(group.clone(), Arc::clone(&config.connector))),
     ];
     let mut handle =
         ControlHandle { address, advertised, group, stop: Some(stop), closing, server, tasks };

@@ -5,7 +5,8 @@
 //! `Watch` and `Status`; whatever needs the leader is refused elsewhere with the leader's address.
 //!
 //! Layout: [`config`] says how a member is started, `service` answers calls, `watch` feeds replicas, `duties` is
-//! what a leader does unasked, `cuts` what it says of the index, `leases` who was heard when, `founding` how a group comes to be.
+//! what a leader does unasked, `cuts` what it says of the index, `leases` who was heard when, `founding` how a group
+//! comes to be, `identities` which data directories its members have.
 #![forbid(unsafe_code)]
 
 pub mod config;
@@ -14,6 +15,7 @@ mod duties;
 mod error;
 mod founding;
 mod handle;
+mod identities;
 mod leases;
 mod service;
 mod time_text;

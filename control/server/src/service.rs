@@ -67,7 +67,9 @@ fn refuse_member(error: MemberError) -> Status {
     let text = error.to_string();
     match error {
         MemberError::Propose(error) => refuse(error),
-        MemberError::Exists { .. } => Status::already_exists(text),
+        MemberError::Exists { .. } | MemberError::OtherInstance { .. } => {
+            Status::already_exists(text)
+        }
         MemberError::Unknown { .. } => Status::not_found(text),
         MemberError::Full { .. } => Status::resource_exhausted(text),
         MemberError::LastVoter { .. } | MemberError::Refused(_) => {
@@ -192,5 +194,12 @@ impl Control for Service {
         request: Request<v1::RemoveMemberRequest>,
     ) -> Result<Response<v1::MembersReply>, Status> {
         self.take_out(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::MembersReply>, Status> {
+        self.hand_over(request.into_inner()).await.map(Response::new)
     }
 }

@@ -51,6 +51,7 @@ fn answer(request: &Request) -> Result<String, ApiError> {
         model: request.model.clone(),
         created_unix_s: 1_700_000_000,
         thinking_mac: None,
+        pins: Vec::new(),
     };
     let mut parser = OutputParser::new(request.output_options(rendered.thinking_open));
     let mut encoder = StreamEncoder::new(request, meta.clone());

@@ -35,7 +35,7 @@ mod session;
 pub mod template;
 mod ttl;
 
-pub use encode::{Finish, ResponseMeta, StreamEncoder, Transcript, Usage};
+pub use encode::{Finish, PinNote, ResponseMeta, StreamEncoder, Transcript, Usage};
 pub use error::{ApiError, ErrorKind};
 pub use hints::Hints;
 pub use ir::{

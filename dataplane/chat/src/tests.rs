@@ -97,6 +97,7 @@ fn three_apis_one_answer() {
             model: request.model.clone(),
             created_unix_s: 1,
             thinking_mac: None,
+            pins: Vec::new(),
         };
         let mut encoder = StreamEncoder::new(&request, meta.clone());
         let mut stream = encoder.start(&Usage::default());

@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use crate::generate::{self, Event, Generation, Job};
 use crate::http::App;
 use crate::model::{Detokenizer, ModelCard};
+use crate::pins::{self, MadeLater};
 use crate::prompt::{self, Prompt};
 use crate::responses_store::ResponsesStore;
 
@@ -164,13 +165,13 @@ impl App {
             Vec::new()
         };
         // A request that nobody takes pins nothing: it would use the tenant's budget for no blocks.
+        let mut pins = Vec::new();
         let make_pins = || {
-            for wish in wishes {
-                self.pins.make_in_background(wish, turn.request_id.clone());
-            }
+            let make = |wish| self.pins.make_in_background(wish, turn.request_id.clone());
+            pins = wishes.into_iter().map(make).collect();
         };
         let generation = generate::start(self.placement.clone(), turn.job(), make_pins).await?;
-        let writer = Writer::new(turn, &generation, self.stored.clone());
+        let writer = Writer::new(turn, &generation, self.stored.clone(), pins);
         if writer.turn.request.stream {
             return Ok(Answer::Stream(writer.stream(generation, permit)));
         }
@@ -212,6 +213,8 @@ struct Writer {
     usage: Usage,
     thinking: bool,
     stored: ResponsesStore,
+    /// What the request wished to keep.
+    pins: Vec<MadeLater>,
 }
 
 /// What a generation's event comes to.
@@ -221,7 +224,12 @@ enum Step {
 }
 
 impl Writer {
-    fn new(turn: Turn, generation: &Generation, stored: ResponsesStore) -> Self {
+    fn new(
+        turn: Turn,
+        generation: &Generation,
+        stored: ResponsesStore,
+        pins: Vec<MadeLater>,
+    ) -> Self {
         let cached_tokens = u64::from(generation.cached_tokens);
         let usage = Usage {
             prompt_tokens: turn.prompt.tokens.len() as u64,
@@ -235,12 +243,13 @@ impl Writer {
             model: turn.request.model.clone(),
             created_unix_s: unix_s(),
             thinking_mac: None,
+            pins: Vec::new(),
         };
         let parser = OutputParser::new(turn.request.output_options(turn.prompt.thinking_open));
         let detokenizer =
             Detokenizer::new(Arc::clone(&turn.card.tokenizer), turn.card.end_tokens.clone());
         let thinking = turn.prompt.thinking_open;
-        Self { turn, meta, parser, detokenizer, usage, thinking, stored }
+        Self { turn, meta, parser, detokenizer, usage, thinking, stored, pins }
     }
 
     fn take(&mut self, event: Event) -> Step {
@@ -323,6 +332,7 @@ impl Writer {
                 return Err(error);
             }
             self.end(&transcript);
+            self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
             let request = &self.turn.request;
             return Ok(encode::complete(
                 request,
@@ -371,6 +381,7 @@ impl Writer {
                 };
                 text = events.iter().map(|e| encoder.event(e)).collect();
                 if let Some(finish) = finish {
+                    encoder.note_pins(pins::notes(std::mem::take(&mut self.pins)).await);
                     text.push_str(&encoder.finish(&finish, &self.usage, unix_s()));
                     self.end(encoder.transcript());
                     let _ = sender.send_timeout(Ok(Bytes::from(text)), READ_STALL_MAX).await;

@@ -1,10 +1,12 @@
 //! Pins as the gateway makes them: from `cache_control` in requests, and through `/v1/pins`.
 //!
-//! A pin made by a request never delays or fails it: when the control plane is away the request is served and
-//! the missing pin is counted and logged. `/v1/pins` tells its caller instead.
+//! A pin made by a request never fails it, and never delays more than its last bytes: when the control plane is
+//! away or refuses, the request is served, the pin that is not there is counted and logged, and the answer ends
+//! with a word about it. `/v1/pins` tells its caller instead.
 
 use std::time::Duration;
 
+use mainstay_chat::PinNote;
 use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::pin_to_wire;
 use mainstay_proto::v1;
@@ -14,6 +16,8 @@ use crate::replica::Replica;
 
 /// A leader's election fits in it.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
+/// How much later an answer may end so that it can tell what became of its pins.
+const NOTE_WAIT: Duration = Duration::from_millis(50);
 /// Retention of pinned blocks among others, 0 to 100.
 const PIN_PRIORITY: u8 = 90;
 
@@ -92,23 +96,22 @@ impl Pins {
         })
     }
 
-    /// Makes a pin beside a request, without anybody waiting for it.
-    pub(crate) fn make_in_background(&self, wish: Wish, request_id: String) {
-        if wish.blocks.is_empty() {
-            return;
-        }
+    /// Makes a pin beside a request. Whoever wants to know what became of it asks the answer at the end.
+    pub(crate) fn make_in_background(&self, wish: Wish, request_id: String) -> MadeLater {
         let pins = self.clone();
-        tokio::spawn(async move {
-            match pins.make(wish).await {
-                Ok(_) => metrics::counter!("mainstay_gateway_pins_total", "outcome" => "accepted")
-                    .increment(1),
-                Err(status) => {
-                    metrics::counter!("mainstay_gateway_pins_total", "outcome" => "refused")
-                        .increment(1);
-                    tracing::warn!(request = %request_id, code = ?status.code(), reason = status.message(), "no pin for this request");
-                }
-            }
+        let (prefix_tokens, ttl_ms) = (wish.prefix_tokens, wish.ttl_ms);
+        let task = tokio::spawn(async move {
+            let made = pins.make(wish).await;
+            let (outcome, reason) = match &made {
+                Ok(_) => ("accepted", ""),
+                Err(status) => (outcome_of(status), status.message()),
+            };
+            metrics::counter!("mainstay_gateway_pins_total", "outcome" => outcome).increment(1);
+            let Err(status) = &made else { return None };
+            tracing::warn!(request = %request_id, code = ?status.code(), reason, "no pin for this request");
+            Some(PinNote { outcome, reason: reason.to_owned(), prefix_tokens, ttl_ms })
         });
+        MadeLater { task, prefix_tokens, ttl_ms }
     }
 
     /// Lets a pin end later.
@@ -138,6 +141,43 @@ impl Pins {
     }
 }
 
+/// A pin on its way.
+pub(crate) struct MadeLater {
+    task: tokio::task::JoinHandle<Option<PinNote>>,
+    prefix_tokens: u32,
+    ttl_ms: u64,
+}
+
+/// What there is to tell of a request's pins now that its answer ends. Pins that are still on their way are
+/// given a moment, and go on after it.
+pub(crate) async fn notes(pins: Vec<MadeLater>) -> Vec<PinNote> {
+    let until = tokio::time::Instant::now() + NOTE_WAIT;
+    let mut notes = Vec::new();
+    for MadeLater { task, prefix_tokens, ttl_ms } in pins {
+        match tokio::time::timeout_at(until, task).await {
+            Ok(note) => notes.extend(note.ok().flatten()),
+            Err(_) => {
+                let reason = "the control plane has not answered yet".to_owned();
+                notes.push(PinNote { outcome: "deferred", reason, prefix_tokens, ttl_ms });
+            }
+        }
+    }
+    notes
+}
+
+/// The word for a pin that was not made: `rejected` says that asking again in the same way is no use.
+fn outcome_of(status: &tonic::Status) -> &'static str {
+    use tonic::Code;
+    match status.code() {
+        Code::ResourceExhausted
+        | Code::InvalidArgument
+        | Code::FailedPrecondition
+        | Code::PermissionDenied
+        | Code::AlreadyExists => "rejected",
+        _ => "missing",
+    }
+}
+
 fn gone(status: &tonic::Status) -> bool {
     matches!(status.code(), tonic::Code::NotFound | tonic::Code::FailedPrecondition)
 }
@@ -147,4 +187,40 @@ fn random_u128() -> Result<u128, tonic::Status> {
     getrandom::fill(&mut bytes)
         .map_err(|e| tonic::Status::internal(format!("no random numbers: {e}")))?;
     Ok(u128::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn later(note: Option<PinNote>, after: Duration) -> MadeLater {
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            note
+        });
+        MadeLater { task, prefix_tokens: 16, ttl_ms: 1_000 }
+    }
+
+    #[tokio::test]
+    async fn an_answer_tells_what_was_not_pinned_and_waits_for_nothing_long() {
+        let rejected = PinNote {
+            outcome: outcome_of(&tonic::Status::resource_exhausted("eight")),
+            reason: "eight".to_owned(),
+            prefix_tokens: 16,
+            ttl_ms: 1_000,
+        };
+        assert_eq!(rejected.outcome, "rejected");
+        assert_eq!(outcome_of(&tonic::Status::unavailable("gone")), "missing");
+        let begun = std::time::Instant::now();
+        let told = notes(vec![
+            later(None, Duration::ZERO),
+            later(Some(rejected.clone()), Duration::from_millis(1)),
+            later(None, Duration::from_secs(60)),
+        ])
+        .await;
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert_eq!(told[0], rejected);
+        assert_eq!(told.iter().map(|n| n.outcome).collect::<Vec<_>>(), ["rejected", "deferred"]);
+        assert!(notes(Vec::new()).await.is_empty());
+    }
 }

@@ -8,10 +8,9 @@ use clap::Subcommand;
 use mainstay_control::{ControlConfig, Origin};
 use mainstay_types::NodeId;
 
-use crate::commands::{addresses, asked_to_stop};
+use crate::commands::{addresses, asked_to_stop, members, offline};
 use crate::config::default_data_dir;
-use crate::http::Target;
-use crate::output::{Format, print, print_json};
+use crate::output::print;
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
@@ -24,11 +23,14 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum ControlCommand {
-    /// The members: role, log, lag
-    Members {
-        #[command(flatten)]
-        target: Target,
-    },
+    /// The members: list, add, remove, hand over the lead
+    Members(members::Args),
+    /// What a member's data directory holds; changes nothing
+    Inspect(offline::InspectArgs),
+    /// Copy a member's log and snapshot into one file; stop the member first
+    Backup(offline::BackupArgs),
+    /// Make a data directory of a group of one from a backup
+    Restore(offline::RestoreArgs),
 }
 
 #[derive(clap::Args)]
@@ -65,13 +67,12 @@ enum IndexForm {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    if let Some(ControlCommand::Members { target }) = args.command {
-        let status = target.get("/api/v1/status").await?;
-        match target.output {
-            Format::Json => print_json(&status["members"]),
-            Format::Table => print(&super::status::members(&status)),
-        }
-        return Ok(());
+    match args.command {
+        Some(ControlCommand::Members(args)) => return members::run(args).await,
+        Some(ControlCommand::Inspect(args)) => return offline::inspect(&args),
+        Some(ControlCommand::Backup(args)) => return offline::backup(&args),
+        Some(ControlCommand::Restore(args)) => return offline::restore(&args),
+        None => {}
     }
     let args = args.run;
     let origin = match (&args.members, &args.join) {

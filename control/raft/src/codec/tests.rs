@@ -11,9 +11,9 @@ fn id(term: u64, node: u64, index: u64) -> LogId {
 
 fn membership() -> Membership {
     let peers = BTreeMap::from([
-        (1, Peer { address: "a:1".into() }),
-        (2, Peer { address: "b:2".into() }),
-        (3, Peer { address: "c:3".into() }),
+        (1, Peer { address: "a:1".into(), instance: u64::MAX }),
+        (2, Peer { address: "b:2".into(), instance: 7 }),
+        (3, Peer { address: "c:3".into(), instance: 0 }),
     ]);
     Membership::new(vec![BTreeSet::from([1, 2]), BTreeSet::from([2, 3])], peers).unwrap()
 }
@@ -89,6 +89,16 @@ fn a_snapshots_head_round_trips_even_before_any_membership() {
         let head = SnapshotHead { vote, meta, bytes: 77 };
         assert_eq!(there_and_back(&head), head);
     }
+}
+
+#[test]
+fn memberships_from_before_instances_are_read() {
+    // As an earlier version wrote it: one voter, whose peer has an id and an address.
+    let old = Bytes::from_static(b"\x0a\x03\x0a\x01\x05\x12\x07\x08\x05\x12\x03a:1");
+    let read = MembershipForm::decode(old).unwrap().open().unwrap();
+    let peer = Peer { address: "a:1".into(), instance: 0 };
+    assert_eq!(read.nodes().collect::<Vec<_>>(), vec![(&5, &peer)]);
+    assert_eq!(read.voter_ids().collect::<Vec<_>>(), vec![5]);
 }
 
 #[test]

@@ -35,12 +35,14 @@ impl Group {
             }
         });
         let weak = Arc::downgrade(&self.inner);
+        let instances = Arc::clone(&self.inner.instances);
         let mut metrics = self.inner.raft.metrics();
         let follow = tokio::spawn(async move {
             let mut barrier = None;
             loop {
                 let seen = metrics.borrow_and_update().clone();
                 report(&seen);
+                instances.note(seen.membership_config.nodes());
                 if let Err(fatal) = &seen.running_state {
                     leadership.send_replace(Leadership::None);
                     if matches!(fatal, Fatal::Stopped) {

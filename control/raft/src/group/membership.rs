@@ -1,7 +1,8 @@
 //! Who is in the group: the first members, joining, leaving, handing leadership over.
 //!
 //! A new member first learns the log without a vote, so that it never counts for a quorum it can't keep up with.
-//! An id stands for one data directory for ever; giving it to another could split the group.
+//! An id stands for one data directory for ever; giving it to another could split the group. The group therefore
+//! keeps each directory's instance number beside its member's address, and learns those it was not told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 
 use super::{Group, MEMBERS_MAX};
 use crate::error::{MemberError, ProposeError};
+use crate::network::identity::same;
 use crate::types::{Peer, TypeConfig};
 
 /// How many entries a learner may lack when it gets its vote.
@@ -23,6 +25,17 @@ const PAUSE: Duration = Duration::from_millis(20);
 const CHANGE_WAIT: Duration = Duration::from_secs(10);
 /// How long a hand-over may take.
 const TRANSFER_WAIT: Duration = Duration::from_secs(3);
+
+/// One of the first members of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Founder {
+    /// Its id.
+    pub id: NodeId,
+    /// Where others reach it.
+    pub address: String,
+    /// The number of its data directory, 0 if it could not be asked. The founding member knows its own.
+    pub instance: u64,
+}
 
 type WriteError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
 
@@ -34,20 +47,22 @@ impl Group {
 
     /// Makes this member the whole group.
     pub async fn init_single(&self, address: &str) -> Result<bool, MemberError> {
-        self.initialise(&[(self.node(), address.to_owned())]).await
+        let me = Founder { id: self.node(), address: address.to_owned(), instance: 0 };
+        self.initialise(&[me]).await
     }
 
     /// Founds a group of `members`, this one among them. False, and nothing changes, if this member was in a
     /// group before. To be called on one member of an empty group only.
-    pub async fn initialise(&self, members: &[(NodeId, String)]) -> Result<bool, MemberError> {
+    pub async fn initialise(&self, members: &[Founder]) -> Result<bool, MemberError> {
         if members.len() > MEMBERS_MAX {
             return Err(MemberError::Full { max: MEMBERS_MAX });
         }
         if self.is_initialised().await? {
             return Ok(false);
         }
-        let peers: BTreeMap<u64, Peer> =
-            members.iter().map(|(id, a)| (id.0, Peer { address: a.clone() })).collect();
+        let instance = |m: &Founder| if m.id == self.node() { self.instance() } else { m.instance };
+        let peer = |m: &Founder| Peer { address: m.address.clone(), instance: instance(m) };
+        let peers: BTreeMap<u64, Peer> = members.iter().map(|m| (m.id.0, peer(m))).collect();
         match self.inner.raft.initialize(peers).await {
             Ok(()) => {
                 self.elect_alone().await;
@@ -61,13 +76,22 @@ impl Group {
         }
     }
 
-    /// Adds a member that learns the log and has no vote. Adding it again at the same address changes nothing.
-    pub async fn add_learner(&self, id: NodeId, address: &str) -> Result<(), MemberError> {
+    /// Adds a member that learns the log and has no vote. Adding it again at the same address changes nothing;
+    /// a known id with another data directory is refused. `instance` is 0 if the caller does not know it.
+    pub async fn add_learner(
+        &self,
+        id: NodeId,
+        address: &str,
+        instance: u64,
+    ) -> Result<(), MemberError> {
         if self.leading_term().is_none() {
             return Err(self.not_leading().into());
         }
         let members = self.status().members;
         if let Some(known) = members.iter().find(|m| m.id == id) {
+            if !same(known.instance, instance) {
+                return Err(MemberError::OtherInstance { id: id.0 });
+            }
             if known.address == address {
                 return Ok(());
             }
@@ -76,8 +100,28 @@ impl Group {
         if members.len() >= MEMBERS_MAX {
             return Err(MemberError::Full { max: MEMBERS_MAX });
         }
-        let peer = Peer { address: address.to_owned() };
+        let peer = Peer { address: address.to_owned(), instance };
         self.retry(|| self.inner.raft.add_learner(id.0, peer.clone(), false)).await
+    }
+
+    /// Writes down the data directory of a member that joined without naming it. One that is known already never
+    /// changes.
+    pub async fn learn_instance(&self, id: NodeId, instance: u64) -> Result<(), MemberError> {
+        let members = self.status().members;
+        let known = members.iter().find(|m| m.id == id).ok_or(MemberError::Unknown { id: id.0 })?;
+        if !same(known.instance, instance) {
+            return Err(MemberError::OtherInstance { id: id.0 });
+        }
+        if known.instance == instance || instance == 0 {
+            return Ok(());
+        }
+        let peer = Peer { address: known.address.clone(), instance };
+        let nodes = BTreeMap::from([(id.0, peer)]);
+        self.retry(|| {
+            let change = ChangeMembers::SetNodes(nodes.clone());
+            self.inner.raft.change_membership(change, true)
+        })
+        .await
     }
 
     /// Gives a learner its vote, once it has caught up; gives up after `patience`.
@@ -141,11 +185,14 @@ impl Group {
 
     /// Hands leadership to another voter, without an election timeout in between.
     pub async fn transfer_leader(&self, to: NodeId) -> Result<(), MemberError> {
+        if self.leading_term().is_none() {
+            return Err(self.not_leading().into());
+        }
         if !self.status().members.iter().any(|m| m.id == to && m.voter) {
             return Err(MemberError::Unknown { id: to.0 });
         }
-        if self.leading_term().is_none() {
-            return Err(self.not_leading().into());
+        if to == self.node() {
+            return Ok(());
         }
         self.inner.raft.trigger().transfer_leader(to.0).await.map_err(|e| self.fatal(e))?;
         let led = self.inner.raft.wait(Some(TRANSFER_WAIT));

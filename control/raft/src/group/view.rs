@@ -62,6 +62,8 @@ pub struct MemberStatus {
     pub id: NodeId,
     /// Its address.
     pub address: String,
+    /// The number of its data directory; 0 while the group does not know it.
+    pub instance: u64,
     /// Whether it votes.
     pub voter: bool,
     /// The last entry known to be on its disk; only the leader knows.
@@ -111,6 +113,7 @@ impl Group {
         let members = metrics.membership_config.nodes().map(|(id, peer)| MemberStatus {
             id: NodeId(*id),
             address: peer.address.clone(),
+            instance: peer.instance,
             voter: voters.contains(id),
             matched: matched.get(id).map(|at| index(*at)),
         });

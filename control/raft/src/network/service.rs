@@ -1,5 +1,5 @@
 //! The service that members call on each other. What arrives is hostile until it decodes; nothing here panics,
-//! and a message for another member is refused.
+//! and a message for another member, or from or for another data directory, is refused.
 
 use std::pin::Pin;
 
@@ -10,16 +10,15 @@ use mainstay_proto::v1;
 use mainstay_proto::v1::raft_server;
 use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest};
 use tokio::sync::watch;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::TARGET_METADATA;
+use super::identity::Doorkeeper;
 use crate::codec::{CodecError, Coded, SnapshotHead};
 use crate::snapshot::SNAPSHOT_BYTES_MAX;
 use crate::types::{Raft, Snapshot, TypeConfig};
 
 pub(crate) struct Service {
-    pub(crate) node: u64,
+    pub(crate) door: Doorkeeper,
     pub(crate) raft: Raft,
     /// Says why once the group has ended.
     pub(crate) ended: watch::Receiver<Option<String>>,
@@ -40,18 +39,6 @@ fn message(body: &impl Coded) -> v1::RaftMessage {
 }
 
 impl Service {
-    fn check(&self, metadata: &MetadataMap) -> Result<(), Status> {
-        let target = metadata.get(TARGET_METADATA).and_then(|v| v.to_str().ok());
-        if target.and_then(|t| t.parse().ok()) == Some(self.node) {
-            return Ok(());
-        }
-        Err(Status::failed_precondition(format!(
-            "this is member {}, the message is for {}",
-            self.node,
-            target.unwrap_or("nobody")
-        )))
-    }
-
     /// Resolves when the group has ended: an idle stream would else keep its connection open for ever.
     fn end(&self) -> BoxFuture<'static, ()> {
         let mut ended = self.ended.clone();
@@ -62,8 +49,8 @@ impl Service {
         .boxed()
     }
 
-    fn open<T: Coded>(&self, request: Request<v1::RaftMessage>) -> Result<T, Status> {
-        self.check(request.metadata())?;
+    async fn open<T: Coded>(&self, request: Request<v1::RaftMessage>) -> Result<T, Status> {
+        self.door.admit(request.metadata(), &self.raft).await?;
         Ok(T::decode(request.into_inner().body)?)
     }
 }
@@ -74,7 +61,7 @@ impl raft_server::Raft for Service {
         &self,
         request: Request<v1::RaftMessage>,
     ) -> Result<Response<v1::RaftMessage>, Status> {
-        let request: VoteRequest<TypeConfig> = self.open(request)?;
+        let request: VoteRequest<TypeConfig> = self.open(request).await?;
         let reply = self.raft.vote(request).await.map_err(ended)?;
         Ok(Response::new(message(&reply)))
     }
@@ -83,7 +70,7 @@ impl raft_server::Raft for Service {
         &self,
         request: Request<v1::RaftMessage>,
     ) -> Result<Response<v1::RaftMessage>, Status> {
-        let request: VoteRequest<TypeConfig> = self.open(request)?;
+        let request: VoteRequest<TypeConfig> = self.open(request).await?;
         let reply = self.raft.pre_vote(request).await.map_err(ended)?;
         Ok(Response::new(message(&reply)))
     }
@@ -92,7 +79,7 @@ impl raft_server::Raft for Service {
         &self,
         request: Request<v1::RaftMessage>,
     ) -> Result<Response<v1::RaftMessage>, Status> {
-        let request: TransferLeaderRequest<TypeConfig> = self.open(request)?;
+        let request: TransferLeaderRequest<TypeConfig> = self.open(request).await?;
         let reply = self.raft.handle_transfer_leader(request).await.map_err(ended)?;
         Ok(Response::new(message(&reply)))
     }
@@ -103,7 +90,7 @@ impl raft_server::Raft for Service {
         &self,
         request: Request<Streaming<v1::RaftMessage>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        self.check(request.metadata())?;
+        self.door.admit(request.metadata(), &self.raft).await?;
         // A malformed or broken request ends the stream; what came before it is still answered.
         let requests = stream::unfold(request.into_inner(), |mut messages| async move {
             match messages.message().await {
@@ -126,7 +113,7 @@ impl raft_server::Raft for Service {
         &self,
         request: Request<Streaming<v1::SnapshotChunk>>,
     ) -> Result<Response<v1::RaftMessage>, Status> {
-        self.check(request.metadata())?;
+        self.door.admit(request.metadata(), &self.raft).await?;
         let mut chunks = request.into_inner();
         let cut = || Status::invalid_argument("the snapshot is cut off");
         let first = chunks.message().await?.ok_or_else(cut)?;

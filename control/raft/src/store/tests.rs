@@ -207,10 +207,33 @@ async fn another_members_or_versions_folder_is_refused() {
     let marker = dir.path().join("MEMBER");
     fs::write(&marker, "mainstay-control format 9 member 1\n").unwrap();
     assert!(matches!(open(dir.path()), Err(StoreError::Version { .. })));
-    for text in ["", "\u{0}\u{1}", "mainstay-control format 1 member x\n", &"long ".repeat(100)] {
+    for text in [
+        "",
+        "\u{0}\u{1}",
+        "mainstay-control format 1 member x\n",
+        "mainstay-control format 1 member 1 instance x\n",
+        "mainstay-control format 1 member 1 instance 1 more\n",
+        &"long ".repeat(100),
+    ] {
         fs::write(&marker, text).unwrap();
         assert!(matches!(open(dir.path()), Err(StoreError::Corrupt { .. })), "{text:?}");
     }
+}
+
+#[test]
+fn a_folder_keeps_its_instance_and_two_never_share_one() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let instance = |dir: &tempfile::TempDir| Folder::claim(dir.path(), 1).unwrap().instance();
+    let first = instance(&one);
+    assert_ne!(first, 0);
+    assert_eq!(instance(&one), first);
+    assert_ne!(instance(&two), first);
+    // A folder from before these numbers gets one, and keeps it.
+    fs::write(one.path().join("MEMBER"), "mainstay-control format 1 member 1\n").unwrap();
+    let given = instance(&one);
+    assert_ne!(given, 0);
+    assert_eq!(instance(&one), given);
+    assert!(matches!(Folder::claim(one.path(), 2), Err(StoreError::OtherMember { .. })));
 }
 
 #[tokio::test]

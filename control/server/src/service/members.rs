@@ -12,6 +12,7 @@ use mainstay_types::NodeId;
 use tonic::Status;
 
 use super::{Service, refuse_member};
+use crate::founding;
 use crate::time_text::rfc3339;
 
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
@@ -62,6 +63,7 @@ impl Service {
                 },
                 index_drift: self.group.streams().look(mainstay_state::Streams::drift),
                 cluster_time: rfc3339(m.time().now_ms),
+                instance: self.group.instance(),
             }
         })
     }
@@ -75,6 +77,7 @@ impl Service {
             applied_index: status.applied.0,
             lag: 0,
             reachable: true,
+            instance: member.instance,
         };
         let mut members: Vec<v1::Member> = if local_only {
             status.members.iter().filter(|m| m.id == status.node).map(me).collect()
@@ -123,6 +126,7 @@ impl Service {
             applied_index: reply.as_ref().map_or(0, |r| r.applied_index),
             lag: 0,
             reachable: reply.is_some(),
+            instance: member.instance,
         }
     }
 
@@ -138,7 +142,15 @@ impl Service {
         if !(1..=ADDRESS_BYTES_MAX).contains(&address.len()) || (self.connector)(address).is_err() {
             return Err(Status::invalid_argument("address must be HOST:PORT"));
         }
-        self.group.add_learner(id, address).await.map_err(refuse_member)?;
+        let instance = match request.instance {
+            // Whoever adds it may know only where it is. One that does not answer is looked for later.
+            0 => {
+                let answer = founding::ask(&self.connector, address).await;
+                answer.filter(|a| a.node == id.0).map_or(0, |a| a.instance)
+            }
+            told => told,
+        };
+        self.group.add_learner(id, address, instance).await.map_err(refuse_member)?;
         if !request.learner_only {
             self.group.promote(id, PROMOTE_PATIENCE).await.map_err(refuse_member)?;
         }
@@ -153,6 +165,16 @@ impl Service {
         let id = NodeId(request.id);
         self.group.remove(id).await.map_err(refuse_member)?;
         tracing::info!(member = %id, "member removed");
+        Ok(self.members().await)
+    }
+
+    pub(super) async fn hand_over(
+        &self,
+        request: v1::TransferLeaderRequest,
+    ) -> Result<v1::MembersReply, Status> {
+        let to = NodeId(request.id);
+        self.group.transfer_leader(to).await.map_err(refuse_member)?;
+        tracing::info!(member = %to, "the lead was handed over");
         Ok(self.members().await)
     }
 

@@ -245,3 +245,88 @@ async fn streams_are_equal_on_all_members_whoever_was_away() {
     cluster.agree().await;
     cluster.end().await;
 }
+
+async fn members(plane: &ControlPlane) -> Vec<v1::Member> {
+    let status = plane.call(SOON, async |mut c| c.status(v1::StatusRequest::default()).await);
+    status.await.unwrap().members
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_member_is_told_the_cure_and_the_cure_works() {
+    let mut cluster = Cluster::three().await;
+    let plane = cluster.plane();
+    plane.call(SOON, async |mut c| c.create_pin(pin(1, 600_000)).await).await.unwrap();
+    // Every data directory gets known, also those of members that were late when the group was founded.
+    eventually("knowing all directories", async || {
+        let known = members(&plane).await;
+        let own = |id| cluster.running[&id].group().instance();
+        (known.len() == 3 && known.iter().all(|m| m.instance == own(m.id))).then_some(())
+    })
+    .await;
+    let leader = cluster.leader().await;
+    let wiped = (1..=3).find(|id| *id != leader).unwrap();
+    cluster.running.remove(&wiped).unwrap().shutdown().await;
+    std::fs::remove_dir_all(cluster.dir.path().join(wiped.to_string())).unwrap();
+    let addresses: Vec<String> =
+        cluster.members.iter().filter(|(id, _)| id.0 != wiped).map(|(_, a)| a.clone()).collect();
+    cluster.start(wiped, Origin::Join(addresses.clone())).await;
+    let mine = cluster.running[&wiped].group().instance();
+    let request = v1::AddMemberRequest {
+        id: wiped,
+        address: cluster.running[&wiped].advertised().to_owned(),
+        instance: mine,
+        learner_only: false,
+    };
+    // Whether it names its directory or is asked for it.
+    for instance in [mine, 0] {
+        let request = v1::AddMemberRequest { instance, ..request.clone() };
+        let asked = plane.call(SOON, async |mut c| c.add_member(request.clone()).await);
+        let refused = asked.await.unwrap_err();
+        assert_eq!(refused.code(), Code::AlreadyExists);
+        let cure = format!("mainstay control members rm {wiped}");
+        assert!(refused.message().contains(&cure), "{refused}");
+    }
+    let blank = cluster.running[&wiped].group().status();
+    assert_eq!((blank.term, blank.last_log), (0, LogIndex(0)));
+
+    cluster.running.remove(&wiped).unwrap().shutdown().await;
+    let removed = v1::RemoveMemberRequest { id: wiped };
+    plane.call(SOON, async |mut c| c.remove_member(removed).await).await.unwrap();
+    cluster.start(4, Origin::Join(addresses)).await;
+    eventually("joining anew", async || {
+        let status = cluster.running[&4].group().status();
+        status.members.iter().any(|m| m.id.0 == 4 && m.voter).then_some(())
+    })
+    .await;
+    cluster.agree().await;
+    let known = members(&plane).await;
+    let fourth = known.iter().find(|m| m.id == 4).unwrap();
+    assert_eq!(fourth.instance, cluster.running[&4].group().instance());
+    cluster.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lead_is_handed_over_by_request() {
+    let cluster = Cluster::three().await;
+    let plane = cluster.plane();
+    let leader = cluster.leader().await;
+    let to = (1..=3).find(|id| *id != leader).unwrap();
+    let request = v1::TransferLeaderRequest { id: to };
+    let follower = (1..=3).find(|id| *id != leader && *id != to).unwrap();
+    let away = client(&cluster.running[&follower]).transfer_leader(request).await.unwrap_err();
+    assert_eq!(away.code(), Code::Unavailable);
+    assert_eq!(
+        away.metadata().get(LEADER_METADATA).unwrap(),
+        cluster.running[&leader].advertised()
+    );
+    let unknown = v1::TransferLeaderRequest { id: 9 };
+    let refused = client(&cluster.running[&leader]).transfer_leader(unknown).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+    client(&cluster.running[&leader]).transfer_leader(request).await.unwrap();
+    assert_eq!(cluster.leader().await, to);
+    // Asked again, as after a lost answer, it changes nothing.
+    client(&cluster.running[&to]).transfer_leader(request).await.unwrap();
+    assert_eq!(cluster.leader().await, to);
+    plane.call(SOON, async |mut c| c.create_pin(pin(1, 600_000)).await).await.unwrap();
+    cluster.end().await;
+}

@@ -191,7 +191,7 @@ async fn hostile_requests_are_refused_before_they_cost_the_log_anything() {
     refused.push(("model", c.register(unmodelled).await.unwrap_err()));
     let long = v1::RegisterWorker { name: "x".repeat(5000), ..worker("x", 1) };
     refused.push(("name", c.register(long).await.unwrap_err()));
-    let member = v1::AddMemberRequest { id: 0, address: "a:1".into(), learner_only: false };
+    let member = v1::AddMemberRequest { address: "a:1".into(), ..Default::default() };
     refused.push(("member", c.add_member(member).await.unwrap_err()));
     for (what, status) in refused {
         assert_eq!(status.code(), Code::InvalidArgument, "{what}: {status}");

@@ -3,7 +3,7 @@
 //! A pin ends in three ways only: its time is over in cluster time, somebody releases it, or a later pin of its
 //! session takes its place. The last is allowed only to a pin that promises at least as much (the same blocks
 //! and maybe more, as long, on as many workers), so that no promise is ever cut short by accident; branches of a
-//! conversation are kept side by side, up to [`OWNER_PINS_MAX`]. Ended pins are remembered for a while, because a
+//! conversation are kept side by side, up to [`OWNER_PINS_MAX`], and one more is refused. Ended pins are remembered for a while, because a
 //! retry of a finished pin must not begin it anew, and because people ask what became of it.
 
 mod put;
@@ -302,5 +302,7 @@ fn unknown(id: PinId) -> Refusal {
     Refusal::new(ErrorCode::NotFound, format!("no pin {id}; see mainstay pin ls --all"))
 }
 
+#[cfg(test)]
+mod model_tests;
 #[cfg(test)]
 mod tests;

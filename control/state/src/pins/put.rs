@@ -1,7 +1,8 @@
 //! Making a pin: what it may ask for, which earlier pins it takes the place of, and whether the budgets allow it.
 //!
-//! Budgets are counted as if the earlier pins were gone already, and nothing ends before they allow the new one:
-//! a refused pin leaves everything as it was.
+//! Budgets are counted as if the pins whose place it takes were gone already, and nothing ends before they allow
+//! the new one: a refused pin leaves everything as it was. A session that has all its branches pinned is refused
+//! another: ending the oldest instead would break a promise that somebody was given.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,12 +13,6 @@ use crate::limits::Limits;
 use crate::outcome::{Outcome, Refusal};
 
 const PRIORITY_MAX: u8 = 100;
-
-/// An earlier pin that ends because of a later one.
-struct Superseded {
-    id: PinId,
-    reason: String,
-}
 
 impl Pins {
     /// Makes a pin, or answers where the pin of an equal request stands.
@@ -39,9 +34,10 @@ impl Pins {
         }
         check_request(request, limits)?;
         let expires_ms = time.expiry(request.ttl_ms);
-        let superseded = self.superseded_by(request, expires_ms);
+        let superseded = self.superseded_by(request, expires_ms)?;
         self.check_budgets(request, &superseded, limits)?;
-        for Superseded { id, reason } in superseded {
+        for id in superseded {
+            let reason = format!("superseded by {}", request.id);
             self.end(index, id, PinState::Released, reason);
         }
         let pin = Pin {
@@ -60,34 +56,32 @@ impl Pins {
         Ok(outcome)
     }
 
-    /// The earlier pins of the same owner that `request` covers, then the oldest beyond the owner's limit.
-    fn superseded_by(&self, request: &PinRequest, expires_ms: u64) -> Vec<Superseded> {
-        let Some(pins) = owner_key(request).and_then(|key| self.owners.get(&key)) else {
-            return Vec::new();
-        };
+    /// The earlier pins of the same owner that `request` covers; a refusal if too many others would be left.
+    fn superseded_by(&self, request: &PinRequest, expires_ms: u64) -> Result<Vec<PinId>, Refusal> {
+        let Some(key) = owner_key(request) else { return Ok(Vec::new()) };
+        let Some(pins) = self.owners.get(&key) else { return Ok(Vec::new()) };
         let earlier = pins.iter().filter_map(|(_, id)| self.all.get(id));
         let (covered, branches): (Vec<&Pin>, Vec<&Pin>) =
             earlier.partition(|pin| covers(request, expires_ms, pin));
-        let beyond = (branches.len() + 1).saturating_sub(OWNER_PINS_MAX);
-        let by = request.id;
-        let mut superseded: Vec<Superseded> = covered
-            .iter()
-            .map(|pin| Superseded { id: pin.request.id, reason: format!("superseded by {by}") })
-            .collect();
-        superseded.extend(branches.iter().take(beyond).map(|pin| Superseded {
-            id: pin.request.id,
-            reason: format!("superseded by {by}: a session has {OWNER_PINS_MAX} pins at most"),
-        }));
-        superseded
+        if branches.len() >= OWNER_PINS_MAX {
+            let (_, session, _) = key;
+            return Err(Refusal::new(
+                ErrorCode::ResourceExhausted,
+                format!(
+                    "session {session} has {OWNER_PINS_MAX} live pins, the most that one may have; end one with mainstay pin rm, let one expire, or pin what continues one of them for at least as long"
+                ),
+            ));
+        }
+        Ok(covered.iter().map(|pin| pin.request.id).collect())
     }
 
     fn check_budgets(
         &self,
         request: &PinRequest,
-        superseded: &[Superseded],
+        superseded: &[PinId],
         limits: &Limits,
     ) -> Result<(), Refusal> {
-        let going: Vec<&Pin> = superseded.iter().filter_map(|s| self.all.get(&s.id)).collect();
+        let going: Vec<&Pin> = superseded.iter().filter_map(|id| self.all.get(id)).collect();
         let freed_pins = going.len() as u64;
         let freed_blocks: u64 = going.iter().map(|pin| pin.request.blocks.len() as u64).sum();
         let tenant = &request.tenant;

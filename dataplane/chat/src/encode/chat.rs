@@ -8,12 +8,12 @@ use serde_json::{Map, Value, json};
 
 use super::ids::Ids;
 use super::transcript::{Item, Transcript};
-use super::{Finish, Frames, ResponseMeta, Usage};
+use super::{Finish, Frames, ResponseMeta, Usage, note_pins};
 use crate::output::{OutputEvent, TokenLogprob};
 use crate::request::{Endpoint, Request};
 
 pub(super) struct ChatStream {
-    meta: ResponseMeta,
+    pub(super) meta: ResponseMeta,
     ids: Ids,
     include_usage: bool,
     call_index: u32,
@@ -60,7 +60,9 @@ impl ChatStream {
             return;
         }
         let choice = self.choice(json!({}), &[], finish_reason(finish).into());
-        self.chunk(vec![choice], out);
+        let mut chunk = self.chunk_value(vec![choice]);
+        note_pins(&mut chunk, &self.meta.pins);
+        out.data(&chunk);
         if self.include_usage {
             let mut chunk = self.head();
             chunk.insert("choices".to_owned(), json!([]));
@@ -84,12 +86,16 @@ impl ChatStream {
     }
 
     fn chunk(&self, choices: Vec<Value>, out: &mut Frames) {
+        out.data(&self.chunk_value(choices));
+    }
+
+    fn chunk_value(&self, choices: Vec<Value>) -> Value {
         let mut chunk = self.head();
         chunk.insert("choices".to_owned(), choices.into());
         if self.include_usage {
             chunk.insert("usage".to_owned(), Value::Null);
         }
-        out.data(&Value::Object(chunk));
+        Value::Object(chunk)
     }
 
     fn head(&self) -> Map<String, Value> {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::ids::Ids;
 use super::transcript::{Item, Transcript};
-use super::{Finish, Frames, ResponseMeta, Usage};
+use super::{Finish, Frames, ResponseMeta, Usage, note_pins};
 use crate::output::OutputEvent;
 use crate::request::{Endpoint, Request, ThinkingDisplay};
 use crate::seal::seal;
@@ -26,7 +26,7 @@ enum Open {
 }
 
 pub(super) struct MessagesStream {
-    meta: ResponseMeta,
+    pub(super) meta: ResponseMeta,
     ids: Ids,
     display: ThinkingDisplay,
     open: Option<Open>,
@@ -75,11 +75,12 @@ impl MessagesStream {
         }
         self.close(out);
         let (reason, sequence) = stop_reason(finish);
-        let delta = json!({
+        let mut delta = json!({
             "type": "message_delta",
             "delta": {"stop_reason": reason, "stop_sequence": sequence},
             "usage": usage_value(usage),
         });
+        note_pins(&mut delta, &self.meta.pins);
         out.named("message_delta", &delta);
         out.named("message_stop", &json!({"type": "message_stop"}));
     }

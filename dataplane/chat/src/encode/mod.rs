@@ -12,7 +12,7 @@ mod messages;
 mod responses;
 mod transcript;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::ApiError;
 use crate::output::OutputEvent;
@@ -37,6 +37,36 @@ pub struct ResponseMeta {
     pub created_unix_s: u64,
     /// A keyed checksum for thinking signatures, if the caller has one.
     pub thinking_mac: Option<ThinkingMac>,
+    /// What became of the pins that the request asked for, where that is not simply that they were made.
+    pub pins: Vec<PinNote>,
+}
+
+/// What became of a pin that a request asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinNote {
+    /// `rejected`, `deferred` or `missing`.
+    pub outcome: &'static str,
+    /// Why, and what to do about it.
+    pub reason: String,
+    /// The prefix that it was for.
+    pub prefix_tokens: u32,
+    /// For how long.
+    pub ttl_ms: u64,
+}
+
+/// Tells a client what it would else not learn: a member that no vendor's API has, and only when there is
+/// something to tell.
+fn note_pins(body: &mut Value, pins: &[PinNote]) {
+    if pins.is_empty() {
+        return;
+    }
+    let one = |note: &PinNote| {
+        json!({
+            "outcome": note.outcome, "reason": note.reason, "prefix_tokens": note.prefix_tokens,
+            "ttl_ms": note.ttl_ms,
+        })
+    };
+    body["nvext"] = json!({"pins": pins.iter().map(one).collect::<Vec<_>>()});
 }
 
 /// Tokens used.
@@ -136,6 +166,15 @@ impl StreamEncoder {
         out.text
     }
 
+    /// Notes what became of the request's pins, to be told in the last frames.
+    pub fn note_pins(&mut self, pins: Vec<PinNote>) {
+        match &mut self.protocol {
+            Protocol::Chat(stream) => stream.meta.pins = pins,
+            Protocol::Responses(stream) => stream.meta.pins = pins,
+            Protocol::Messages(stream) => stream.meta.pins = pins,
+        }
+    }
+
     /// The last frames. `completed_unix_s` is when the answer ended.
     pub fn finish(&mut self, finish: &Finish, usage: &Usage, completed_unix_s: u64) -> String {
         let finish = finish.with_calls(self.transcript.has_calls());
@@ -171,7 +210,7 @@ pub fn complete(
     if let Finish::Error(error) = &finish {
         return error.body(request.endpoint, &meta.request_id);
     }
-    let body = match request.endpoint {
+    let mut body = match request.endpoint {
         Endpoint::Chat => chat::body(meta, &ids, transcript, &finish, usage),
         Endpoint::Responses => {
             let answer = responses::Answer { finish: &finish, usage, completed_unix_s };
@@ -181,6 +220,7 @@ pub fn complete(
             messages::body(request, meta, &ids, transcript, &finish, usage)
         }
     };
+    note_pins(&mut body, &meta.pins);
     body.to_string()
 }
 

@@ -9,14 +9,14 @@ use serde_json::{Map, Value, json};
 
 use super::ids::Ids;
 use super::transcript::{Item, Transcript};
-use super::{Finish, Frames, ResponseMeta, Usage, chat};
+use super::{Finish, Frames, ResponseMeta, Usage, chat, note_pins};
 use crate::ir::{Tool, ToolChoice};
 use crate::output::{OutputEvent, TokenLogprob};
 use crate::request::{OutputFormat, Request, ResponsesEcho};
 use crate::seal::seal;
 
 pub(super) struct ResponsesStream {
-    meta: ResponseMeta,
+    pub(super) meta: ResponseMeta,
     ids: Ids,
     frame: Echo,
     sequence: u64,
@@ -77,8 +77,9 @@ impl ResponsesStream {
         let status = status(finish);
         self.close(if status == "completed" { "completed" } else { "incomplete" }, out);
         let answer = Answer { finish, usage, completed_unix_s };
-        let response =
+        let mut response =
             self.frame.object(&self.meta, &self.ids, status, &self.output, Some(&answer));
+        note_pins(&mut response, &self.meta.pins);
         let name = match status {
             "completed" => "response.completed",
             "failed" => "response.failed",

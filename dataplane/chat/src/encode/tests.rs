@@ -12,6 +12,7 @@ fn meta() -> ResponseMeta {
         model: "demo".to_owned(),
         created_unix_s: 1_700_000_000,
         thinking_mac: None,
+        pins: Vec::new(),
     }
 }
 
@@ -477,4 +478,38 @@ fn ids_are_safe_and_bounded() {
     assert_eq!(id, format!("resp_a{}", "b".repeat(63)));
     assert_eq!(response_id("req_7"), "resp_7");
     assert_eq!(count_tokens_body(12), r#"{"input_tokens":12}"#);
+}
+
+#[test]
+fn a_refused_pin_is_told_once_at_the_end_in_all_three_shapes() {
+    let note = PinNote {
+        outcome: "rejected",
+        reason: "session s has 8 live pins".to_owned(),
+        prefix_tokens: 128,
+        ttl_ms: 300_000,
+    };
+    let told = r#""nvext":{"pins":[{"outcome":"rejected","reason":"session s has 8 live pins","prefix_tokens":128,"ttl_ms":300000}]}"#;
+    let user = r#"{"model":"demo","max_tokens":9,"stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
+    let responses = r#"{"model":"demo","stream":true,"input":"hi"}"#;
+    let requests = [
+        parse_chat(user.as_bytes()).unwrap(),
+        parse_messages(user.as_bytes()).unwrap(),
+        parse_responses(responses.as_bytes()).unwrap(),
+    ];
+    for request in requests {
+        for pins in [vec![note.clone()], Vec::new()] {
+            let expected = usize::from(!pins.is_empty());
+            let mut encoder = StreamEncoder::new(&request, meta());
+            let mut stream = encoder.start(&USAGE);
+            text_events().iter().for_each(|e| stream.push_str(&encoder.event(e)));
+            encoder.note_pins(pins.clone());
+            stream.push_str(&encoder.finish(&Finish::Stop, &USAGE, 1));
+            assert_eq!(stream.matches(told).count(), expected, "{stream}");
+            assert_eq!(stream.matches("nvext").count(), expected);
+            let meta = ResponseMeta { pins, ..meta() };
+            let said = encoder.transcript();
+            let body = complete(&request, &meta, said, &Finish::Stop, &USAGE, 1);
+            assert_eq!(body.matches(told).count(), expected, "{body}");
+        }
+    }
 }

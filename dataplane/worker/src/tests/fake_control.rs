@@ -564,4 +564,11 @@ impl Control for Member {
     ) -> Result<Response<v1::MembersReply>, Status> {
         Err(Status::unimplemented("not asked by workers"))
     }
+
+    async fn transfer_leader(
+        &self,
+        _: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::MembersReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
 }
