@@ -66,6 +66,7 @@ struct Inner {
     node: u64,
     boot: u64,
     started: Instant,
+    wall_offset_ms: i64,
     raft: Raft,
     shared: Arc<Shared>,
     proposals: Semaphore,
@@ -109,6 +110,7 @@ impl Group {
             node,
             boot,
             started: Instant::now(),
+            wall_offset_ms: config.settings.wall_offset_ms,
             raft,
             shared,
             proposals: Semaphore::new(PROPOSALS_MAX),
@@ -240,7 +242,7 @@ impl Group {
         Stamp {
             tenure,
             mono_ms: milliseconds(self.inner.started.elapsed()),
-            wall_ms: milliseconds(wall),
+            wall_ms: milliseconds(wall).saturating_add_signed(self.inner.wall_offset_ms),
         }
     }
 
