@@ -17,8 +17,10 @@ use tonic::{Code, Status};
 use crate::history::{Answer, Asked, Op, Recorder, Refusal, Spec, Standing, View};
 use crate::rng::Rng;
 
-/// How long one operation may try.
-const DEADLINE: Duration = Duration::from_secs(4);
+/// How long one operation may try: long enough for a failover, or for some so short that its outcome stays unknown.
+const PATIENCE: Duration = Duration::from_secs(4);
+const IMPATIENT_MS: std::ops::Range<u64> = 20..600;
+const IMPATIENT_PERCENT: u64 = 25;
 /// Pins that clients still think of.
 const RECENT_MAX: usize = 400;
 const TENANTS: [&str; 5] = ["acme", "birch", "cedar", "dune", "elm"];
@@ -37,15 +39,9 @@ pub struct Load {
     pub pause_ms: std::ops::Range<u64>,
 }
 
-/// A pin that was asked for lately, and by when it will have ended.
-#[derive(Clone)]
-struct Recent {
-    spec: Arc<Spec>,
-}
-
 struct Shared {
     recorder: Arc<Recorder>,
-    recent: Mutex<VecDeque<Recent>>,
+    recent: Mutex<VecDeque<Arc<Spec>>>,
 }
 
 /// A session whose conversation grows.
@@ -108,19 +104,19 @@ impl Client {
         let recent = self.recent();
         match (dice, recent) {
             (0..20, _) | (_, None) => Asked::Create(self.invent()),
-            (20..27, Some(recent)) => Asked::Create(recent.spec),
+            (20..27, Some(recent)) => Asked::Create(recent),
             (27..42, Some(recent)) => {
                 let ttl_ms = self.rng.pick(self.load.ttl_ms.clone());
-                Asked::Extend { id: recent.spec.id, ttl_ms }
+                Asked::Extend { id: recent.id, ttl_ms }
             }
-            (42..48, Some(recent)) => Asked::Release { id: recent.spec.id },
-            (48..85, Some(recent)) => Asked::Read { id: recent.spec.id },
+            (42..48, Some(recent)) => Asked::Release { id: recent.id },
+            (48..85, Some(recent)) => Asked::Read { id: recent.id },
             _ => Asked::List { tenant: (*self.rng.one_of(&TENANTS)).to_owned() },
         }
     }
 
     /// A pin of the recent ones, the later the likelier.
-    fn recent(&mut self) -> Option<Recent> {
+    fn recent(&mut self) -> Option<Arc<Spec>> {
         let recent = self.shared.recent.lock().expect("no holder panics");
         let count = recent.len() as u64;
         if count == 0 {
@@ -149,7 +145,7 @@ impl Client {
         spec.ttl_ms = self.rng.pick(self.load.ttl_ms.clone());
         let spec = Arc::new(spec);
         let mut recent = self.shared.recent.lock().expect("no holder panics");
-        recent.push_back(Recent { spec: Arc::clone(&spec) });
+        recent.push_back(Arc::clone(&spec));
         if recent.len() > RECENT_MAX {
             recent.pop_front();
         }
@@ -159,7 +155,8 @@ impl Client {
 
     fn begin(&mut self) -> Spec {
         let owned = self.rng.percent(60);
-        let owner = if owned { format!("s{}-{:x}", self.number, self.rng.next()) } else { String::new() };
+        let owner =
+            if owned { format!("s{}-{:x}", self.number, self.rng.next()) } else { String::new() };
         let blocks = self.rng.pick(1..20);
         let spec = Spec {
             id: 0,
@@ -178,7 +175,9 @@ impl Client {
     async fn perform(&mut self, asked: Asked) {
         let mut attempts = 0;
         let invoked_us = self.shared.recorder.now_us();
-        let answer = ask(&self.plane, &asked, &mut attempts).await;
+        let impatient = self.rng.percent(IMPATIENT_PERCENT);
+        let patience = if impatient { self.rng.millis(IMPATIENT_MS) } else { PATIENCE };
+        let answer = ask(&self.plane, &asked, &mut attempts, patience).await;
         let returned_us = self.shared.recorder.now_us();
         let op = Op { client: self.number, asked, invoked_us, returned_us, attempts, answer };
         self.shared.recorder.push(op);
@@ -201,11 +200,16 @@ pub fn on_wire(spec: &Spec) -> v1::PutPin {
     }
 }
 
-async fn ask(plane: &ControlPlane, asked: &Asked, attempts: &mut u32) -> Answer {
+async fn ask(
+    plane: &ControlPlane,
+    asked: &Asked,
+    attempts: &mut u32,
+    patience: Duration,
+) -> Answer {
     let reply = match asked {
         Asked::Create(spec) => {
             let request = on_wire(spec);
-            let call = plane.call(DEADLINE, |mut c| {
+            let call = plane.call(patience, |mut c| {
                 *attempts += 1;
                 let request = request.clone();
                 async move { c.create_pin(request).await }
@@ -214,7 +218,7 @@ async fn ask(plane: &ControlPlane, asked: &Asked, attempts: &mut u32) -> Answer 
         }
         Asked::Extend { id, ttl_ms } => {
             let request = v1::ExtendPin { id: u128_to_wire(*id), ttl_ms: *ttl_ms };
-            let call = plane.call(DEADLINE, |mut c| {
+            let call = plane.call(patience, |mut c| {
                 *attempts += 1;
                 let request = request.clone();
                 async move { c.extend_pin(request).await }
@@ -223,7 +227,7 @@ async fn ask(plane: &ControlPlane, asked: &Asked, attempts: &mut u32) -> Answer 
         }
         Asked::Release { id } => {
             let request = v1::ReleasePin { id: u128_to_wire(*id) };
-            let call = plane.call(DEADLINE, |mut c| {
+            let call = plane.call(patience, |mut c| {
                 *attempts += 1;
                 let request = request.clone();
                 async move { c.release_pin(request).await }
@@ -232,25 +236,32 @@ async fn ask(plane: &ControlPlane, asked: &Asked, attempts: &mut u32) -> Answer 
         }
         Asked::Read { id } => {
             let request = v1::GetPinRequest { id: u128_to_wire(*id), local: false };
-            let call = plane.call(DEADLINE, |mut c| {
+            let call = plane.call(patience, |mut c| {
                 *attempts += 1;
                 let request = request.clone();
                 async move { c.get_pin(request).await }
             });
             call.await
         }
-        Asked::List { tenant } => return list(plane, tenant, attempts).await,
+        Asked::List { tenant } => return list(plane, tenant, attempts, patience).await,
     };
     match reply {
-        Ok(v1::PinReply { pin: Some(pin), log_index }) => Answer::Pin { view: view(&pin), log_index },
+        Ok(v1::PinReply { pin: Some(pin), log_index }) => {
+            Answer::Pin { view: view(&pin), log_index }
+        }
         Ok(_) => Answer::Refused(Refusal::Other("an answer without a pin".into())),
         Err(status) => refusal(asked, &status),
     }
 }
 
-async fn list(plane: &ControlPlane, tenant: &str, attempts: &mut u32) -> Answer {
+async fn list(
+    plane: &ControlPlane,
+    tenant: &str,
+    attempts: &mut u32,
+    patience: Duration,
+) -> Answer {
     let request = v1::ListPinsRequest { tenant: tenant.to_owned(), ..Default::default() };
-    let call = plane.call(DEADLINE, |mut c| {
+    let call = plane.call(patience, |mut c| {
         *attempts += 1;
         let request = request.clone();
         async move { c.list_pins(request).await }

@@ -102,6 +102,7 @@ impl Nemesis {
             }
             let Some(fault) = deck.pop() else { continue };
             self.say(&format!("{fault:?}"));
+            self.slow_all_sometimes();
             if self.inflict(fault)? {
                 *self.tally.faults.entry(fault).or_insert(0) += 1;
             }
@@ -223,17 +224,32 @@ impl Nemesis {
         Ok(true)
     }
 
+    /// A fault is worse on slow links: more is under way when it strikes.
+    fn slow_all_sometimes(&mut self) {
+        if self.rng.percent(25) {
+            let delay = self.rng.millis(5..40);
+            self.say(&format!("  with {delay:?} on all links"));
+            for id in 1..=self.fleet.members.len() as u64 {
+                self.fleet.net.change_around(id, false, |link| link.delay = delay);
+            }
+        }
+    }
+
     fn kill_for_a_while(&mut self, victim: u64, down_ms: std::ops::Range<u64>) -> Result<()> {
         self.say(&format!("  kills member {victim}"));
         self.fleet.kill(victim)?;
-        self.wait(down_ms);
+        // Some come back before anybody missed them, within their term.
+        if self.rng.percent(70) {
+            self.wait(down_ms);
+        }
         self.fleet.restart(victim)
     }
 
     fn cut_one_way(&mut self) {
         let (victim, pass) = (self.somebody(), self.cut());
         let outwards = self.rng.percent(50);
-        let others: Vec<u64> = (1..=self.fleet.members.len() as u64).filter(|m| *m != victim).collect();
+        let others: Vec<u64> =
+            (1..=self.fleet.members.len() as u64).filter(|m| *m != victim).collect();
         // One link, or all of that direction.
         let only = self.rng.percent(40).then(|| *self.rng.one_of(&others));
         self.say(&format!("  {pass:?} of member {victim}, outwards: {outwards}, only: {only:?}"));

@@ -14,9 +14,9 @@ use mainstay_proto::v1::{StatusRequest, control_client::ControlClient};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
+use crate::Process;
 use crate::proxy::Net;
 use crate::rng::Rng;
-use crate::Process;
 
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 /// Attempts to start a member whose files are in order.

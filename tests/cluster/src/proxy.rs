@@ -214,7 +214,8 @@ async fn take(
             lost.store(true, Ordering::Relaxed);
         } else if lost.load(Ordering::Relaxed) {
             return true;
-        } else if queue.send((Instant::now() + now.delay, buffer[..count].to_vec())).await.is_err() {
+        } else if queue.send((Instant::now() + now.delay, buffer[..count].to_vec())).await.is_err()
+        {
             return true;
         }
     }

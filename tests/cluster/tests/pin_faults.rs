@@ -1,6 +1,7 @@
 //! Pins under faults: real members behind proxied links, a nemesis from a seed, and a history that must keep every
-//! promise. A minute by default; with `MAINSTAY_LONG=1` an hour with hundreds of faults. `MAINSTAY_SEED=N` draws
-//! the same faults and requests again, though not the same interleaving.
+//! promise. A minute by default; with `MAINSTAY_LONG=1` an hour with hundreds of faults. `MAINSTAY_SECONDS=N`
+//! ends the hour sooner. `MAINSTAY_SEED=N` draws the same faults and requests again, though not the same
+//! interleaving.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ use tokio::sync::watch;
 /// The member whose disk can be filled.
 const SMALL_DISK: u64 = 2;
 
+const HOUR: u64 = 60 * 60;
+
 struct Plan {
     faults_for: Duration,
     quiet_ms: std::ops::Range<u64>,
@@ -27,12 +30,15 @@ struct Plan {
 fn plan() -> Plan {
     if std::env::var_os("MAINSTAY_LONG").is_some_and(|v| v == "1") {
         let load = Load { clients: 24, ttl_ms: 5_000..40_000, pause_ms: 300..900 };
+        let asked = std::env::var("MAINSTAY_SECONDS").ok();
+        let seconds = asked.map_or(HOUR, |text| text.parse().expect("a number of seconds"));
+        let share = |of_an_hour: u64| usize::try_from(of_an_hour * seconds / HOUR).unwrap();
         return Plan {
-            faults_for: Duration::from_secs(60 * 60),
-            quiet_ms: 4_000..10_000,
+            faults_for: Duration::from_secs(seconds),
+            quiet_ms: 3_000..9_000,
             load,
-            faults_min: 200,
-            acknowledged_min: 5_000,
+            faults_min: share(200),
+            acknowledged_min: share(5_000),
         };
     }
     Plan {

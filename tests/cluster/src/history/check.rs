@@ -129,7 +129,11 @@ impl fmt::Display for Report {
         ] {
             write!(f, " {kind:?} {}", self.count(kind))?;
         }
-        writeln!(f, "; latest {} ms past its time; {} unsearched", self.latest_ms, self.unsearched)?;
+        writeln!(
+            f,
+            "; latest {} ms past its time; {} unsearched",
+            self.latest_ms, self.unsearched
+        )?;
         for violation in &self.violations {
             let pin = violation.pin.map(|id| format!("p-{id:032x}")).unwrap_or_default();
             let at = violation.at_us as f64 / 1e6;

@@ -47,9 +47,7 @@ fn step(state: State, op: &Op) -> Option<State> {
             Some(if state == State::Absent { LIVE } else { state })
         }
         (Asked::Release { .. }, Answer::Pin { view, .. }) => match state {
-            LIVE => {
-                (view.standing == Standing::Released).then_some(State::Is(Standing::Released))
-            }
+            LIVE => (view.standing == Standing::Released).then_some(State::Is(Standing::Released)),
             known => keep(known == State::Is(view.standing)),
         },
         (Asked::Release { .. }, Answer::Unknown) => {

@@ -87,14 +87,13 @@ impl Life<'_> {
         let made = known.map(|op| op.returned_us).min().unwrap_or_else(|| {
             self.creates().map(|op| op.returned_us + stray_us).max().unwrap_or(u64::MAX)
         });
-        let extended = self
-            .extensions()
-            .filter(|(op, _)| op.invoked_us < answered_us)
-            .filter_map(|(op, ttl_us)| match (&op.answer, op.attempts) {
+        let extended = self.extensions().filter(|(op, _)| op.invoked_us < answered_us).filter_map(
+            |(op, ttl_us)| match (&op.answer, op.attempts) {
                 (Answer::Refused(_), 1) => None,
                 (Answer::Pin { .. }, 1) => Some(op.returned_us + ttl_us),
                 _ => Some(op.returned_us + stray_us + ttl_us),
-            });
+            },
+        );
         extended.fold(made.saturating_add(self.ttl_us()), u64::max)
     }
 

@@ -212,11 +212,8 @@ fn a_release_of_unknown_outcome_allows_both_ends_but_not_a_return() {
 #[test]
 fn only_a_pin_that_covers_another_takes_its_place() {
     let mut script = Script::new();
-    let owned = |id, blocks: Vec<u128>, ttl_ms| Spec {
-        owner: "s1".into(),
-        blocks,
-        ..spec(id, ttl_ms)
-    };
+    let owned =
+        |id, blocks: Vec<u128>, ttl_ms| Spec { owner: "s1".into(), blocks, ..spec(id, ttl_ms) };
     script.create(0, owned(1, vec![1, 2], 5_000));
     script.create(1_000, owned(2, vec![1, 2, 3], 9_000));
     let gone = script.read(2_000, 1, Standing::Superseded);
@@ -281,8 +278,7 @@ fn operations_at_once_have_any_order() {
     let mut script = Script::new();
     script.create(0, spec(1, 30_000));
     let release = script.pin(1_000, Asked::Release { id: 1 }, Standing::Released);
-    let extend =
-        script.pin(1_500, Asked::Extend { id: 1, ttl_ms: 9_000 }, Standing::Live);
+    let extend = script.pin(1_500, Asked::Extend { id: 1, ttl_ms: 9_000 }, Standing::Live);
     assert!(!script.kinds().is_empty());
     script.ops[release].returned_us = script.ops[extend].returned_us;
     let Answer::Pin { log_index, .. } = &mut script.ops[release].answer else { panic!("a pin") };
