@@ -156,7 +156,7 @@ impl Client {
     fn begin(&mut self) -> Spec {
         let owned = self.rng.percent(60);
         let owner =
-            if owned { format!("s{}-{:x}", self.number, self.rng.next()) } else { String::new() };
+            if owned { format!("s{}-{:x}", self.number, self.rng.draw()) } else { String::new() };
         let blocks = self.rng.pick(1..20);
         let spec = Spec {
             id: 0,

@@ -281,7 +281,7 @@ impl Fleet {
         }
         // A header of a whole record (checksum, length, kind), and less than it says.
         let length = rng.pick(2..TORN_BYTES_MAX);
-        let mut record = rng.next().to_le_bytes()[..4].to_vec();
+        let mut record = rng.draw().to_le_bytes()[..4].to_vec();
         record.extend(u16::try_from(length)?.to_le_bytes());
         record.push(1);
         record.extend((0..rng.pick(0..length)).map(|n| n.to_le_bytes()[0]));

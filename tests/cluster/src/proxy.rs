@@ -212,10 +212,10 @@ async fn take(
         }
         if now.pass == Pass::Swallow {
             lost.store(true, Ordering::Relaxed);
-        } else if lost.load(Ordering::Relaxed) {
-            return true;
-        } else if queue.send((Instant::now() + now.delay, buffer[..count].to_vec())).await.is_err()
-        {
+            continue;
+        }
+        let chunk = (Instant::now() + now.delay, buffer[..count].to_vec());
+        if lost.load(Ordering::Relaxed) || queue.send(chunk).await.is_err() {
             return true;
         }
     }

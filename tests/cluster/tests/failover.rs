@@ -63,11 +63,11 @@ async fn measure(pace: Pace) -> Result<Vec<Duration>> {
 }
 
 fn print(name: &str, pace: Pace, times: &[Duration]) {
-    let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];
+    let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)].as_millis();
     let (min, max) = pace.election_ms;
     println!(
-        "failover, {name} pace (heartbeat {} ms, election {min}..{max} ms), {} rounds: p50 {:.0?}, p99 {:.0?}, \
-         least {:.0?}",
+        "failover, {name} pace (heartbeat {} ms, election {min}..{max} ms), {} rounds: p50 {} ms, p99 {} ms, \
+         least {} ms",
         pace.heartbeat_ms,
         times.len(),
         at(50),

@@ -32,7 +32,8 @@ fn plan() -> Plan {
         let load = Load { clients: 24, ttl_ms: 5_000..40_000, pause_ms: 300..900 };
         let asked = std::env::var("MAINSTAY_SECONDS").ok();
         let seconds = asked.map_or(HOUR, |text| text.parse().expect("a number of seconds"));
-        let share = |of_an_hour: u64| usize::try_from(of_an_hour * seconds / HOUR).unwrap();
+        let share =
+            |of_an_hour: u64| usize::try_from(of_an_hour * seconds / HOUR).expect("a count");
         return Plan {
             faults_for: Duration::from_secs(seconds),
             quiet_ms: 3_000..9_000,
