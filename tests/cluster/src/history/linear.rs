@@ -74,15 +74,23 @@ fn drift(state: State, owned: bool) -> Vec<State> {
 }
 
 fn optional(op: &Op) -> bool {
-    // A refusal that follows lost attempts says nothing about those.
     op.answer == Answer::Unknown
 }
 
+/// What was sent before an operation's last attempt, each with an outcome of its own that nobody was told: a
+/// creation that took effect at once may be answered, at its last attempt, with what became of the pin since.
+fn lost_attempts(life: &Life<'_>) -> Vec<Op> {
+    let again = life.ops.iter().filter(|op| op.attempts > 1 && !optional(op));
+    let changes = again.filter(|op| matches!(op.asked, Asked::Create(_) | Asked::Release { .. }));
+    changes.map(|op| Op { answer: Answer::Unknown, ..(*op).clone() }).collect()
+}
+
 pub(super) fn explain(life: &Life<'_>) -> Verdict {
-    let changes = |op: &Op| !matches!(op.asked, Asked::Read { .. });
     // An unknown read says nothing.
-    let ops: Vec<&Op> =
-        life.ops.iter().copied().filter(|op| !optional(op) || changes(op)).collect();
+    let told =
+        life.ops.iter().filter(|op| !optional(op) || !matches!(op.asked, Asked::Read { .. }));
+    let lost = lost_attempts(life);
+    let ops: Vec<&Op> = told.copied().chain(&lost).collect();
     if ops.len() > OPS_MAX {
         return Verdict::TooLong;
     }

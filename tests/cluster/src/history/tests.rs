@@ -296,3 +296,18 @@ fn a_creation_of_unknown_outcome_may_appear_late_but_not_for_ever() {
     script.list(40_000, &[1]);
     assert_eq!(script.kinds(), [Kind::Late]);
 }
+
+#[test]
+fn a_creation_may_be_answered_at_its_second_attempt_with_the_end_of_the_pin() {
+    let mut script = Script::new();
+    let create = script.create(0, spec(1, 30_000));
+    script.ops[create].returned_us = 3 * SECOND;
+    script.set_view(create, |view| view.standing = Standing::Released);
+    let release = script.pin(1_000, Asked::Release { id: 1 }, Standing::Released);
+    assert_eq!(script.kinds(), [Kind::Unexplained]);
+    script.ops[create].attempts = 2;
+    assert!(script.kinds().is_empty());
+    script.ops.remove(release);
+    script.read(4_000, 1, Standing::Live);
+    assert!(script.kinds().contains(&Kind::Unexplained));
+}
