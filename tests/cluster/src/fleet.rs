@@ -42,6 +42,17 @@ impl Pace {
     pub const QUICK: Self = Self { heartbeat_ms: 50, election_ms: (150, 300) };
 }
 
+/// How a fleet begins.
+pub struct Setup {
+    pub pace: Pace,
+    /// Whether everybody reaches members through proxies.
+    pub proxied: bool,
+    /// The member that gets a small filesystem of its own where that is allowed.
+    pub small_disk: Option<u64>,
+    /// How far each member's wall clock is off; as many members as numbers.
+    pub clock_offsets_ms: Vec<i64>,
+}
+
 /// One member.
 pub struct Member {
     pub id: u64,
@@ -85,31 +96,24 @@ fn quiet_port(rng: &mut Rng) -> Result<SocketAddr> {
 }
 
 impl Fleet {
-    /// Starts `count` members, behind proxies if `proxied`; member `small_disk` gets a small filesystem of its own
-    /// where that is allowed.
-    pub async fn start(
-        count: u64,
-        pace: Pace,
-        proxied: bool,
-        small_disk: Option<u64>,
-    ) -> Result<Self> {
+    /// Starts all members and waits until one of them leads. Runs on a runtime of several threads.
+    pub async fn start(setup: Setup) -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let net = Net::new(count);
+        let net = Net::new(setup.clock_offsets_ms.len() as u64);
         let mut rng = Rng::new(u64::from(std::process::id()) ^ Rng::seed_of_run());
         let mut members = Vec::new();
-        for id in 1..=count {
+        for (id, clock_offset_ms) in (1..).zip(setup.clock_offsets_ms) {
             let listen = quiet_port(&mut rng)?;
-            let address = if proxied { net.proxy(id, listen).await? } else { listen };
+            let address = if setup.proxied { net.proxy(id, listen).await? } else { listen };
             let data = dir.path().join(format!("m{id}"));
-            let advertised = address.to_string();
-            let (process, clock_offset_ms) = (None, 0);
+            let (advertised, process) = (address.to_string(), None);
             members.push(Member { id, listen, advertised, data, process, clock_offset_ms });
         }
-        let disk = match small_disk {
+        let disk = match setup.small_disk {
             Some(id) => SmallDisk::mount(id, &dir.path().join(format!("m{id}")))?,
             None => None,
         };
-        let runtime = Handle::current();
+        let (pace, runtime) = (setup.pace, Handle::current());
         let mut fleet = Self { net, members, pace, runtime, disk, _dir: dir };
         tokio::task::block_in_place(|| {
             fleet.start_all()?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use mainstay_cluster_tests::clients::on_wire;
-use mainstay_cluster_tests::fleet::{Fleet, Pace};
+use mainstay_cluster_tests::fleet::{Fleet, Pace, Setup};
 use mainstay_cluster_tests::history::Spec;
 use mainstay_cluster_tests::rng::Rng;
 use mainstay_proto::client::ControlPlane;
@@ -42,7 +42,8 @@ async fn pin(plane: &ControlPlane, rng: &mut Rng) -> Result<()> {
 /// The time of each round, sorted.
 async fn measure(pace: Pace) -> Result<Vec<Duration>> {
     let mut rng = Rng::new(Rng::seed_of_run());
-    let mut fleet = Fleet::start(3, pace, false, None).await?;
+    let setup = Setup { pace, proxied: false, small_disk: None, clock_offsets_ms: vec![0; 3] };
+    let mut fleet = Fleet::start(setup).await?;
     let mut times = Vec::new();
     for _ in 0..rounds() {
         let plane = ControlPlane::new(&fleet.addresses())?;
