@@ -10,7 +10,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use mainstay_proto::v1::{StatusRequest, control_client::ControlClient};
+use mainstay_proto::client::MESSAGE_BYTES_MAX;
+use mainstay_proto::v1::{ListPinsRequest, StatusRequest, control_client::ControlClient};
 use tempfile::TempDir;
 use tokio::runtime::Handle;
 
@@ -253,6 +254,33 @@ impl Fleet {
         });
         let leads = self.runtime.block_on(futures::future::join_all(asked));
         leads.into_iter().flatten().max_by_key(|lead| lead.term)
+    }
+
+    /// Waits until all members show their pins at one log index, and answers with it and how many there are. What
+    /// they show there must be equal to the last field.
+    pub fn agree(&self, limit: Duration) -> Result<(u64, usize)> {
+        let started = Instant::now();
+        loop {
+            let shown = self.members.iter().map(async |member| {
+                let channel = mainstay_proto::client::channel(&member.listen.to_string())?;
+                let mut client =
+                    ControlClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+                let all = ListPinsRequest { all_states: true, local: true, ..Default::default() };
+                Ok::<_, tonic::Status>(client.list_pins(all).await?.into_inner())
+            });
+            let shown = futures::future::try_join_all(shown);
+            let shown =
+                self.runtime.block_on(async { tokio::time::timeout(ASK_TIMEOUT, shown).await });
+            if let Ok(Ok(shown)) = shown
+                && shown.iter().all(|list| list.log_index == shown[0].log_index)
+            {
+                let same = shown.iter().all(|list| *list == shown[0]);
+                ensure!(same, "members differ at one log index: {shown:#?}");
+                return Ok((shown[0].log_index, shown[0].pins.len()));
+            }
+            ensure!(started.elapsed() < limit, "members are at no common index after {limit:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Waits until somebody leads.

@@ -20,6 +20,8 @@ const SMALL_DISK: u64 = 2;
 /// Cluster time never goes back, so that a leader whose clock is ahead makes it jump once: the spread that pins have
 /// to live through is there from the start.
 const CLOCK_OFFSETS_MS: [i64; 3] = [-230, 0, 230];
+/// How long members may take to show one log index while time still moves.
+const AGREEMENT: Duration = Duration::from_secs(30);
 const HOUR: u64 = 60 * 60;
 
 struct Plan {
@@ -85,13 +87,15 @@ async fn no_fault_breaks_a_promise() -> Result<()> {
     let report = check(&recorder.history(), Bounds::default());
     print!("seed {seed}: {report}");
     let ended = ended.map_err(|_| anyhow::anyhow!("the nemesis panicked"))?;
-    let (_fleet, tally) = ended.context("the fleet did not come back")?;
+    let (fleet, tally) = ended.context("the fleet did not come back")?;
     println!(
         "{} faults: {:?}; the longest wait for a leader {:?}",
         tally.total(),
         tally.faults,
         tally.longest_recovery
     );
+    let (log_index, pins) = tokio::task::block_in_place(|| fleet.agree(AGREEMENT))?;
+    println!("at log index {log_index} all members show the same {pins} pins");
     ensure!(tally.deaths.is_empty(), "members ended by themselves: {:#?}", tally.deaths);
     ensure!(report.is_clean(), "promises were broken; draw them again with MAINSTAY_SEED={seed}");
     ensure!(tally.total() >= plan.faults_min, "only {} faults", tally.total());
