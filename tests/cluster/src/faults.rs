@@ -66,6 +66,8 @@ pub struct Tally {
     pub deaths: Vec<String>,
     /// The longest time without a leader after a fault was undone.
     pub longest_recovery: Duration,
+    /// The last leader's term: how many elections there were at most.
+    pub term: u64,
 }
 
 impl Tally {
@@ -112,6 +114,7 @@ impl Nemesis {
             let healed = Instant::now();
             let lead = self.fleet.wait_leader(RECOVERY)?;
             self.tally.longest_recovery = self.tally.longest_recovery.max(healed.elapsed());
+            self.tally.term = lead.term;
             self.say(&format!("member {} leads in term {}", lead.member, lead.term));
         }
         Ok((self.fleet, self.tally))

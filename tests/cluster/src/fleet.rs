@@ -41,6 +41,12 @@ impl Pace {
     pub const USUAL: Self = Self { heartbeat_ms: 100, election_ms: (500, 1_000) };
     /// What a quiet network in one room allows.
     pub const QUICK: Self = Self { heartbeat_ms: 50, election_ms: (150, 300) };
+
+    /// The quick one with `MAINSTAY_PACE=quick`, else the usual one.
+    pub fn of_run() -> Self {
+        let quick = std::env::var_os("MAINSTAY_PACE").is_some_and(|pace| pace == "quick");
+        if quick { Self::QUICK } else { Self::USUAL }
+    }
 }
 
 /// How a fleet begins.

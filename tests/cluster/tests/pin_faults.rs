@@ -1,7 +1,7 @@
 //! Pins under faults: real members behind proxied links, a nemesis from a seed, and a history that must keep every
 //! promise. A minute by default; with `MAINSTAY_LONG=1` an hour with hundreds of faults. `MAINSTAY_SECONDS=N`
 //! ends the hour sooner. `MAINSTAY_SEED=N` draws the same faults and requests again, though not the same
-//! interleaving.
+//! interleaving, and `MAINSTAY_PACE=quick` has short election timeouts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,8 +64,12 @@ async fn no_fault_breaks_a_promise() -> Result<()> {
     let mut rng = Rng::new(seed);
     let mut clock_offsets_ms = CLOCK_OFFSETS_MS.to_vec();
     clock_offsets_ms.rotate_left(usize::try_from(rng.pick(0..3))?);
-    let setup =
-        Setup { pace: Pace::USUAL, proxied: true, small_disk: Some(SMALL_DISK), clock_offsets_ms };
+    let setup = Setup {
+        pace: Pace::of_run(),
+        proxied: true,
+        small_disk: Some(SMALL_DISK),
+        clock_offsets_ms,
+    };
     let fleet = Fleet::start(setup).await?;
     let addresses = fleet.addresses();
     let recorder = Arc::new(Recorder::default());
@@ -89,10 +93,11 @@ async fn no_fault_breaks_a_promise() -> Result<()> {
     let ended = ended.map_err(|_| anyhow::anyhow!("the nemesis panicked"))?;
     let (fleet, tally) = ended.context("the fleet did not come back")?;
     println!(
-        "{} faults: {:?}; the longest wait for a leader {:?}",
+        "{} faults: {:?}; the longest wait for a leader {:?}; {} terms",
         tally.total(),
         tally.faults,
-        tally.longest_recovery
+        tally.longest_recovery,
+        tally.term
     );
     let (log_index, pins) = tokio::task::block_in_place(|| fleet.agree(AGREEMENT))?;
     println!("at log index {log_index} all members show the same {pins} pins");
