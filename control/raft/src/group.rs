@@ -73,6 +73,7 @@ struct Inner {
     instances: Arc<Instances>,
     boot: u64,
     started: Instant,
+    wall_offset_ms: i64,
     raft: Raft,
     shared: Arc<Shared>,
     proposals: Semaphore,
@@ -124,6 +125,7 @@ impl Group {
             instances,
             boot,
             started: Instant::now(),
+            wall_offset_ms: config.settings.wall_offset_ms,
             raft,
             shared,
             proposals: Semaphore::new(PROPOSALS_MAX),
@@ -262,7 +264,7 @@ impl Group {
         Stamp {
             tenure,
             mono_ms: milliseconds(self.inner.started.elapsed()),
-            wall_ms: milliseconds(wall),
+            wall_ms: milliseconds(wall).saturating_add_signed(self.inner.wall_offset_ms),
         }
     }
 

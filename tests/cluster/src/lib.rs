@@ -1,10 +1,19 @@
 //! Real processes on loopback: starts roles of the built binary, speaks HTTP to them, kills them.
 //!
+//! For the promises under faults: [`fleet`] runs members behind [`proxy`] links, [`faults`] does them harm from a
+//! seed, [`clients`] make a [`history`], and its checker says whether every promise was kept.
+//!
 //! The binary is the one of this build, two folders above the test's own file; `MAINSTAY_BIN` names another.
 #![forbid(unsafe_code)]
 
 mod client;
+pub mod clients;
+pub mod faults;
+pub mod fleet;
+pub mod history;
 mod process;
+pub mod proxy;
+pub mod rng;
 
 pub use client::{Client, Reply, Streamed};
 pub use process::{Cluster, Process, Shape, binary, free_port, library, run_cli};

@@ -114,12 +114,27 @@ impl Process {
         Ok(())
     }
 
-    /// SIGTERM, through the shell's own `kill`: a small system has no other.
+    /// SIGTERM.
     pub fn terminate(&self) -> Result<()> {
-        let status =
-            Command::new("bash").args(["-c", &format!("kill {}", self.child.id())]).status()?;
-        ensure!(status.success(), "kill failed");
+        self.signal("TERM")
+    }
+
+    /// A signal by its name, such as `STOP`, through the shell's own `kill`: a small system has no other.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let kill = format!("kill -{name} {}", self.child.id());
+        let status = Command::new("bash").args(["-c", &kill]).status()?;
+        ensure!(status.success(), "{kill} failed");
         Ok(())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its exit code if it has ended; -1 for a signal.
+    pub fn ended(&mut self) -> Result<Option<i32>> {
+        Ok(self.child.try_wait()?.map(|status| status.code().unwrap_or(-1)))
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
-use mainstay_control::{ControlConfig, Origin};
+use mainstay_control::{ControlConfig, Origin, Settings};
 use mainstay_types::NodeId;
 
 use crate::commands::{addresses, asked_to_stop, members, offline};
@@ -56,6 +56,8 @@ struct RunArgs {
     /// How the block index is replicated; the same on all members
     #[arg(long, value_enum, default_value = "streams")]
     index: IndexForm,
+    #[command(flatten)]
+    pace: PaceArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -64,6 +66,28 @@ enum IndexForm {
     Streams,
     /// Every frame of block events is an entry of the log: exact and slow, for comparison
     Plain,
+}
+
+/// How quickly the loss of a leader is noticed; equal on all members.
+#[derive(clap::Args)]
+struct PaceArgs {
+    /// Milliseconds between two heartbeats of the leader
+    #[arg(long, default_value_t = Settings::default().heartbeat_ms)]
+    heartbeat_ms: u64,
+    /// Milliseconds of silence after which a follower asks for an election, as MIN..MAX
+    #[arg(long, value_parser = parse_range, default_value = "500..1000")]
+    election_ms: (u64, u64),
+    /// For tests: added to the wall clock in this member's stamps
+    #[arg(long, hide = true, allow_hyphen_values = true, default_value_t = 0)]
+    clock_offset_ms: i64,
+}
+
+impl PaceArgs {
+    fn apply(&self, settings: &mut Settings) {
+        settings.heartbeat_ms = self.heartbeat_ms;
+        (settings.election_ms_min, settings.election_ms_max) = self.election_ms;
+        settings.wall_offset_ms = self.clock_offset_ms;
+    }
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -87,6 +111,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.advertise = args.advertise;
     config.origin = origin;
     config.plain_index = args.index == IndexForm::Plain;
+    args.pace.apply(&mut config.settings);
     let handle = mainstay_control::start(config).await?;
     print(&format!("ready control m{} on {}", args.node_id, handle.address()));
     tokio::select! {
@@ -95,6 +120,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
     handle.shutdown().await;
     Ok(())
+}
+
+fn parse_range(text: &str) -> Result<(u64, u64), String> {
+    let read = |part: &str| part.trim().parse::<u64>().ok();
+    let range = text.split_once("..").and_then(|(min, max)| Some((read(min)?, read(max)?)));
+    range.ok_or_else(|| format!("{text:?} is not MIN..MAX, such as 500..1000"))
 }
 
 fn parse_members(list: &str) -> anyhow::Result<Vec<(NodeId, String)>> {

@@ -26,6 +26,9 @@ pub struct Settings {
     pub snapshot_entries: u64,
     /// Entries kept before a snapshot, for members that are a little behind.
     pub kept_entries: u64,
+    /// Added to the wall clock in this member's stamps. Zero but in tests, where members' clocks must disagree
+    /// while they share a machine's.
+    pub wall_offset_ms: i64,
 }
 
 impl Default for Settings {
@@ -36,6 +39,7 @@ impl Default for Settings {
             election_ms_max: 1_000,
             snapshot_entries: 20_000,
             kept_entries: 5_000,
+            wall_offset_ms: 0,
         }
     }
 }

@@ -143,7 +143,7 @@ fn stored(of: u128, length: usize, tier: Tier) -> BlockEvent {
 
 /// A machine with two live workers, and streams that follow it.
 fn cluster() -> (Log, Streams) {
-    let mut log = Log::new(crate::Limits { index_blocks_max: 1 << 16, ..small_limits() });
+    let mut log = Log::new(Limits { index_blocks_max: 1 << 16, ..small_limits() });
     log.apply(register("a", 1));
     log.apply(register("b", 1));
     let mut streams = Streams::new(log.machine.limits());
