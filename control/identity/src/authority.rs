@@ -25,7 +25,7 @@ pub const DAYS_USUAL: u32 = 365;
 pub const DAYS_MAX: u32 = 3_650;
 /// How many host names and addresses one certificate may have.
 pub const HOSTS_MAX: usize = 64;
-const AUTHORITY_DAYS: u32 = 3_650;
+const AUTHORITY_DAYS: u32 = DAYS_MAX + 1;
 /// Clocks differ: a certificate is valid a little before it was made.
 const BACKDATED: Duration = Duration::from_secs(300);
 const DAY: Duration = Duration::from_secs(86_400);

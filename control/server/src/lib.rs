@@ -8,6 +8,7 @@
 //! what a leader does unasked, `leases` who was heard when, `founding` how a group comes to be.
 #![forbid(unsafe_code)]
 
+mod access;
 pub mod config;
 mod duties;
 mod error;

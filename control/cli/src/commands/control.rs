@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use mainstay_control::{ControlConfig, Origin};
+use mainstay_identity::Role;
 use mainstay_types::NodeId;
 
+use crate::commands::identity::{self, CertArgs, InitArgs, ListenerArgs};
 use crate::commands::{addresses, asked_to_stop};
 use crate::config::default_data_dir;
 use crate::http::Target;
@@ -24,6 +26,10 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum ControlCommand {
+    /// Make the authority that signs the certificates of a cluster
+    Init(InitArgs),
+    /// Issue a certificate to a node
+    Cert(CertArgs),
     /// The members: role, log, lag
     Members {
         #[command(flatten)]
@@ -51,16 +57,23 @@ struct RunArgs {
     /// Where the log and the state are kept
     #[arg(long)]
     data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    security: ListenerArgs,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
-    if let Some(ControlCommand::Members { target }) = args.command {
-        let status = target.get("/api/v1/status").await?;
-        match target.output {
-            Format::Json => print_json(&status["members"]),
-            Format::Table => print(&super::status::members(&status)),
+    match args.command {
+        Some(ControlCommand::Init(args)) => return identity::init(&args),
+        Some(ControlCommand::Cert(args)) => return identity::cert(args),
+        Some(ControlCommand::Members { target }) => {
+            let status = target.get("/api/v1/status").await?;
+            match target.output {
+                Format::Json => print_json(&status["members"]),
+                Format::Table => print(&super::status::members(&status)),
+            }
+            return Ok(());
         }
-        return Ok(());
+        None => {}
     }
     let args = args.run;
     let origin = match (&args.members, &args.join) {
@@ -74,6 +87,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.listen = args.listen;
     config.advertise = args.advertise;
     config.origin = origin;
+    config.identity = args.security.client.load(Role::Control)?;
+    config.insecure = args.security.insecure;
     let handle = mainstay_control::start(config).await?;
     print(&format!("ready control m{} on {}", args.node_id, handle.address()));
     tokio::select! {
