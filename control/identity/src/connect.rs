@@ -38,7 +38,7 @@ impl Identity {
         }))
     }
 
-    async fn dial(&self, uri: &Uri, expected: Role) -> Result<Opened, IdentityError> {
+    pub(crate) async fn dial(&self, uri: &Uri, expected: Role) -> Result<Opened, IdentityError> {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let port = uri.port_u16().unwrap_or(PORT_USUAL);
         let failed = |detail: String| IdentityError::Connection {
@@ -115,7 +115,7 @@ fn refusal(alert: AlertDescription) -> String {
 }
 
 /// A connection whose first bytes were read ahead.
-struct Opened {
+pub(crate) struct Opened {
     first: Vec<u8>,
     taken: usize,
     tls: TlsStream<TcpStream>,

@@ -4,7 +4,7 @@
 //! and the cure. No text contains a key.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why an identity can't be made, read or used.
 #[derive(Debug, thiserror::Error)]
@@ -12,7 +12,7 @@ pub enum IdentityError {
     /// A file of the identity is not there.
     #[error(
         "{} is missing; issue a certificate into that folder with `mainstay control cert --ca DIR --role ROLE \
-         --name NAME --out {}`", path.display(), path.parent().unwrap_or(path).display()
+         --name NAME --out {}`", .path.display(), .path.parent().unwrap_or(Path::new(".")).display()
     )]
     Missing {
         /// Which.
@@ -21,20 +21,20 @@ pub enum IdentityError {
     /// A file of the authority is not there.
     #[error(
         "{} is missing; make an authority with `mainstay control init --out {}`",
-        path.display(), path.parent().unwrap_or(path).display()
+        .path.display(), .path.parent().unwrap_or(Path::new(".")).display()
     )]
     NoAuthority {
         /// Which.
         path: PathBuf,
     },
     /// An authority would be overwritten, and with it the trust of every node.
-    #[error("{} exists already; choose another folder with --out, or remove it first", path.display())]
+    #[error("{} exists already; choose another folder with --out, or remove it first", .path.display())]
     AuthorityExists {
         /// Which.
         path: PathBuf,
     },
     /// The system refused to read or write.
-    #[error("{}: {detail}", path.display())]
+    #[error("{}: {detail}", .path.display())]
     File {
         /// Which.
         path: PathBuf,
@@ -42,7 +42,7 @@ pub enum IdentityError {
         detail: String,
     },
     /// A file holds something else than it should.
-    #[error("{} holds no usable {what}: {detail}; issue it again with `mainstay control cert`", path.display())]
+    #[error("{} holds no usable {what}: {detail}; issue it again with `mainstay control cert`", .path.display())]
     Malformed {
         /// Which.
         path: PathBuf,
@@ -54,14 +54,14 @@ pub enum IdentityError {
     /// The certificate's time is over.
     #[error(
         "the certificate in {} has expired; issue another with `mainstay control cert` and the same --out",
-        path.display()
+        .path.display()
     )]
     Expired {
         /// Which.
         path: PathBuf,
     },
     /// The certificate's time has not come.
-    #[error("the certificate in {} is not valid yet; set this machine's clock", path.display())]
+    #[error("the certificate in {} is not valid yet; set this machine's clock", .path.display())]
     NotYetValid {
         /// Which.
         path: PathBuf,
@@ -70,7 +70,7 @@ pub enum IdentityError {
     #[error(
         "the certificate in {} was not signed by the authority in the ca.pem beside it; \
          issue it again with `mainstay control cert --ca` and that authority's folder",
-        path.display()
+        .path.display()
     )]
     WrongAuthority {
         /// Which.
@@ -80,14 +80,14 @@ pub enum IdentityError {
     #[error(
         "the key in {} does not match the certificate beside it; take both from the same \
          `mainstay control cert`",
-        path.display()
+        .path.display()
     )]
     KeyMismatch {
         /// Which.
         path: PathBuf,
     },
     /// The certificate names no role.
-    #[error("the certificate in {} names no role: {detail}; issue it with `mainstay control cert`", path.display())]
+    #[error("the certificate in {} names no role: {detail}; issue it with `mainstay control cert`", .path.display())]
     NoRole {
         /// Which.
         path: PathBuf,
@@ -95,7 +95,7 @@ pub enum IdentityError {
         detail: String,
     },
     /// New files would make this process somebody else.
-    #[error("the files in {} now name {found}, but this process is {own}; restart it to become another", path.display())]
+    #[error("the files in {} now name {found}, but this process is {own}; restart it to become another", .path.display())]
     Changed {
         /// Where.
         path: PathBuf,
@@ -124,7 +124,7 @@ pub enum IdentityError {
     #[error("certificates: {0}")]
     Library(String),
     /// The process has another role than the command needs.
-    #[error("the identity in {} is a {own}'s, and this is a {needed}; issue one with --role {needed}", path.display())]
+    #[error("the identity in {} is a {own}'s, and this is a {needed}; issue one with --role {needed}", .path.display())]
     OtherRole {
         /// Where.
         path: PathBuf,
