@@ -15,9 +15,9 @@ use rcgen::{
 use time::OffsetDateTime;
 use tokio_rustls::rustls::pki_types::ServerName;
 
+use crate::IdentityError;
 use crate::files::{self, CA, CA_KEY, CERT, KEY};
 use crate::name::{self, Peer, Role};
-use crate::IdentityError;
 
 /// How long a node's certificate lasts unless asked otherwise.
 pub const DAYS_USUAL: u32 = 365;
@@ -155,13 +155,12 @@ impl Authority {
         let key = String::from_utf8_lossy(&key);
         let key = KeyPair::from_pem(&key)
             .map_err(|e| malformed(&key_path, "key of an authority", e.to_string()))?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
-            .map_err(|e| bad(e.to_string()))?;
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(certificate).map_err(|e| bad(e.to_string()))?;
         if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
             return Err(IdentityError::KeyMismatch { path: key_path });
         }
-        let issuer =
-            Issuer::from_ca_cert_der(certificate, key).map_err(|e| bad(e.to_string()))?;
+        let issuer = Issuer::from_ca_cert_der(certificate, key).map_err(|e| bad(e.to_string()))?;
         Ok(Self { cluster, issuer, pem: String::from_utf8_lossy(&pem).into_owned(), end })
     }
 

@@ -85,8 +85,7 @@ fn explain(error: &io::Error) -> String {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 "its certificate has expired; issue it another with `mainstay control cert`".into()
             }
-            CertificateError::NotValidForName
-            | CertificateError::NotValidForNameContext { .. } => {
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 "its certificate is not for that host; issue it with `mainstay control cert --host`"
                     .into()
             }
@@ -105,7 +104,8 @@ fn refusal(alert: AlertDescription) -> String {
             "its certificate has expired; issue another with `mainstay control cert`".into()
         }
         AlertDescription::UnknownCA | AlertDescription::DecryptError => {
-            "its certificate is of another authority; issue one with that cluster's authority".into()
+            "its certificate is of another authority; issue one with that cluster's authority"
+                .into()
         }
         AlertDescription::CertificateRequired => {
             "it shows no certificate; pass --identity DIR".into()

@@ -20,9 +20,9 @@ use tokio_rustls::rustls::{
     CertificateError, ClientConfig, Error as TlsError, RootCertStore, ServerConfig,
 };
 
+use crate::IdentityError;
 use crate::files::{self, CA, CERT, KEY};
 use crate::name::{self, Peer, Role};
-use crate::IdentityError;
 
 /// How often the files are looked at.
 pub const RELOAD_EVERY: Duration = Duration::from_secs(60);
@@ -183,10 +183,8 @@ impl Material {
         let (cert_path, key_path) = (dir.join(CERT), dir.join(KEY));
         let authorities = files::certificates(&dir.join(CA), &files[0])?;
         let chain = files::certificates(&cert_path, &files[1])?;
-        let key = PrivateKeyDer::from_pem_slice(&files[2]).map_err(|e| IdentityError::Malformed {
-            path: key_path.clone(),
-            what: "key",
-            detail: e.to_string(),
+        let key = PrivateKeyDer::from_pem_slice(&files[2]).map_err(|e| {
+            IdentityError::Malformed { path: key_path.clone(), what: "key", detail: e.to_string() }
         })?;
         let unnamed = |detail| IdentityError::NoRole { path: cert_path.clone(), detail };
         let peer = Peer::of(&chain[0]).map_err(unnamed)?;
@@ -238,11 +236,9 @@ fn check_own(
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                 IdentityError::WrongAuthority { path }
             }
-            other => IdentityError::Malformed {
-                path,
-                what: "certificate",
-                detail: format!("{other:?}"),
-            },
+            other => {
+                IdentityError::Malformed { path, what: "certificate", detail: format!("{other:?}") }
+            }
         },
         other => library(other),
     })

@@ -106,7 +106,8 @@ pub(crate) fn authority_uri(cluster: &str) -> String {
 }
 
 fn spiffe_uri(certificate: &CertificateDer<'_>) -> Result<String, String> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|e| e.to_string())?;
+    let (_, parsed) =
+        x509_parser::parse_x509_certificate(certificate).map_err(|e| e.to_string())?;
     let names = parsed.subject_alternative_name().map_err(|e| e.to_string())?;
     let names = names.ok_or("it has no alternative names")?;
     let mut uris = names.value.general_names.iter().filter_map(|name| match name {
@@ -122,7 +123,8 @@ fn spiffe_uri(certificate: &CertificateDer<'_>) -> Result<String, String> {
 
 /// When a certificate ends, in seconds since 1970.
 pub(crate) fn end_of(certificate: &CertificateDer<'_>) -> Result<i64, String> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|e| e.to_string())?;
+    let (_, parsed) =
+        x509_parser::parse_x509_certificate(certificate).map_err(|e| e.to_string())?;
     Ok(parsed.validity().not_after.timestamp())
 }
 

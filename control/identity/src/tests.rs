@@ -59,7 +59,8 @@ fn load_error(dir: &Path) -> String {
 fn an_authority_is_stored_for_its_owner_only_and_never_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     Authority::create("home").unwrap().save(dir.path()).unwrap();
-    let mode = |name| std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o777;
+    let mode =
+        |name| std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("ca.pem"), mode("ca-key.pem")), (0o644, 0o600));
     let again = Authority::create("home").unwrap().save(dir.path()).unwrap_err();
     assert!(matches!(again, IdentityError::AuthorityExists { .. }), "{again}");

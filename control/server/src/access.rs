@@ -61,8 +61,10 @@ mod tests {
     /// Every method of the service definitions, so that none is closed by oversight.
     #[test]
     fn every_method_is_open_to_somebody_and_raft_to_members_only() {
-        let text =
-            [include_str!("../../../proto/mainstay/v1/control.proto"), include_str!("../../../proto/mainstay/v1/raft.proto")];
+        let text = [
+            include_str!("../../../proto/mainstay/v1/control.proto"),
+            include_str!("../../../proto/mainstay/v1/raft.proto"),
+        ];
         for (service, text) in ["Control", "Raft"].into_iter().zip(text) {
             let methods: Vec<&str> = text
                 .lines()

@@ -60,7 +60,12 @@ async fn ask(connector: &Connector, address: &str) -> Option<v1::StatusReply> {
 }
 
 /// Asks the group behind `members` to take this member in, until it does.
-pub(crate) async fn join(group: Group, advertised: String, members: Vec<String>, connector: Connector) {
+pub(crate) async fn join(
+    group: Group,
+    advertised: String,
+    members: Vec<String>,
+    connector: Connector,
+) {
     let plane = match ControlPlane::with_connector(&members, connector) {
         Ok(plane) => plane,
         Err(error) => {

@@ -131,7 +131,8 @@ impl ControlHandle {
                 self.tasks.push(tokio::spawn(task));
             }
             Origin::Join(members) => {
-                let task = founding::join(group, self.advertised.clone(), members, config.connector);
+                let task =
+                    founding::join(group, self.advertised.clone(), members, config.connector);
                 self.tasks.push(tokio::spawn(task));
             }
             Origin::Wait => {}

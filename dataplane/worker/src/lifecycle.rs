@@ -68,7 +68,8 @@ pub(crate) async fn start_with(
     settings.check()?;
     let (listener, address) = listen(settings.listen).await?;
     let control = |addresses: &[String]| {
-        ControlPlane::with_connector(addresses, connect(&settings)).map_err(|s| WorkerError::Config(s.message().to_owned()))
+        ControlPlane::with_connector(addresses, connect(&settings))
+            .map_err(|s| WorkerError::Config(s.message().to_owned()))
     };
     let (writer, follower) = (control(&settings.control)?, control(&settings.control)?);
     let advertised = settings.advertise.clone().unwrap_or_else(|| address.to_string());
@@ -126,13 +127,10 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, closed: oneshot::Rece
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
         .layer(Guard::new(identity.is_some(), allowed))
         .add_service(service)
-        .serve_with_incoming_shutdown(
-            incoming(listener, identity),
-            async move {
-                // A sender that is gone means the same.
-                let _ = closed.await;
-            },
-        )
+        .serve_with_incoming_shutdown(incoming(listener, identity), async move {
+            // A sender that is gone means the same.
+            let _ = closed.await;
+        })
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "the gRPC service ended");

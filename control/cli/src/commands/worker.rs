@@ -39,8 +39,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
     let identity = args.security.client.load(Role::Worker)?;
     let certified = identity.as_ref().map(|identity| identity.peer().node.clone());
-    let name =
-        args.name.or(certified).unwrap_or_else(|| format!("w-{}", std::process::id()));
+    let name = args.name.or(certified).unwrap_or_else(|| format!("w-{}", std::process::id()));
     let mut config = worker_config(&args.engine, &file, name.clone(), addresses(&args.control))?;
     config.listen = args.listen;
     config.advertise = args.advertise;

@@ -155,7 +155,10 @@ async fn strangers_are_refused_and_new_certificates_need_no_restart() {
     let short = Order { from, lifetime: Duration::from_secs(66), ..Order::new(Role::Worker, "w1") };
     let folder = cluster.issue(&short);
     let identity = Identity::load(&folder).unwrap();
-    assert!(status(&cluster.plane(identity.clone())).await.unwrap_err().code() == Code::PermissionDenied);
+    assert!(
+        status(&cluster.plane(identity.clone())).await.unwrap_err().code()
+            == Code::PermissionDenied
+    );
     tokio::time::sleep(identity.remaining() + Duration::from_millis(1_100)).await;
     let error = status(&cluster.plane(identity.clone())).await.unwrap_err();
     assert!(error.message().contains("has expired; issue another"), "{error:?}");
