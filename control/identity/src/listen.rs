@@ -5,6 +5,7 @@
 //! in HTTP/2's own words, because a broken connection would leave them guessing.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,8 +14,8 @@ use std::time::Duration;
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
@@ -26,8 +27,6 @@ use crate::name::Peer;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes under way at one time; more wait in the listener's queue.
 pub const HANDSHAKES_MAX: usize = 512;
-/// Connections that have shaken hands and wait to be served.
-const READY_MAX: usize = 64;
 /// When the system has no room for another connection, one ends soon.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The first byte of HTTP/2 in plain text ("PRI * HTTP/2.0"); a TLS handshake begins otherwise.
@@ -123,67 +122,79 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// Connections as tonic takes them. Dropping it ends the listener.
+/// Connections as tonic takes them. The port is free once this is dropped, and handshakes under way have ended.
 #[derive(Debug)]
 pub struct Incoming {
-    ready: mpsc::Receiver<Connection>,
+    listener: TcpListener,
+    identity: Option<Identity>,
+    handshakes: JoinSet<Option<Connection>>,
+    /// Until when no connection is accepted, because the system refused the last.
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Incoming {
+    /// The next connection that is ready as it is; handshakes begin on the way.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Connection> {
+        while self.handshakes.len() < HANDSHAKES_MAX {
+            if let Some(pause) = &mut self.pause {
+                std::task::ready!(pause.as_mut().poll(cx));
+                self.pause = None;
+            }
+            let (stream, from) = match std::task::ready!(self.listener.poll_accept(cx)) {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::debug!(%error, "a connection could not be accepted");
+                    self.pause = Some(Box::pin(tokio::time::sleep(ACCEPT_PAUSE)));
+                    continue;
+                }
+            };
+            // Small messages must not wait for one another.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(%from, %error, "a connection ended as it began");
+                continue;
+            }
+            match self.identity.clone() {
+                None => return Poll::Ready(Connection::Plain(stream)),
+                Some(identity) => drop(self.handshakes.spawn(shake(stream, from, identity))),
+            }
+        }
+        Poll::Pending
+    }
 }
 
 impl Stream for Incoming {
     type Item = io::Result<Connection>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.ready.poll_recv(cx).map(|connection| connection.map(Ok))
+        loop {
+            if let Poll::Ready(connection) = self.poll_accept(cx) {
+                return Poll::Ready(Some(Ok(connection)));
+            }
+            // One that ended makes room for another, so the listener is asked again.
+            match self.handshakes.poll_join_next(cx) {
+                Poll::Ready(Some(Ok(Some(connection)))) => {
+                    return Poll::Ready(Some(Ok(connection)));
+                }
+                Poll::Ready(Some(_)) => {}
+                Poll::Ready(None) | Poll::Pending => return Poll::Pending,
+            }
+        }
     }
 }
 
 /// Accepts from `listener`: TLS with both sides checked if there is an identity, plain text otherwise.
 #[must_use]
 pub fn incoming(listener: TcpListener, identity: Option<Identity>) -> Incoming {
-    let (out, ready) = mpsc::channel(READY_MAX);
-    tokio::spawn(accept(listener, identity, out));
-    Incoming { ready }
+    Incoming { listener, identity, handshakes: JoinSet::new(), pause: None }
 }
 
-async fn accept(listener: TcpListener, identity: Option<Identity>, out: mpsc::Sender<Connection>) {
-    let mut handshakes = JoinSet::new();
-    loop {
-        while handshakes.try_join_next().is_some() {}
-        let accepted = tokio::select! {
-            () = out.closed() => return,
-            Some(_) = handshakes.join_next(), if handshakes.len() >= HANDSHAKES_MAX => continue,
-            accepted = listener.accept(), if handshakes.len() < HANDSHAKES_MAX => accepted,
-        };
-        let (stream, from) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::debug!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        // Small messages must not wait for one another.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%from, %error, "a connection ended as it began");
-            continue;
-        }
-        let Some(identity) = identity.clone() else {
-            if out.send(Connection::Plain(stream)).await.is_err() {
-                return;
-            }
-            continue;
-        };
-        let out = out.clone();
-        handshakes.spawn(async move {
-            let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, secure(stream, &identity)).await;
-            match shaken {
-                // Nobody takes it when the server has ended.
-                Ok(Ok(connection)) => drop(out.send(connection).await),
-                Ok(Err(error)) => tracing::debug!(%from, %error, "a handshake failed"),
-                Err(_) => tracing::debug!(%from, "a handshake took too long"),
-            }
-        });
+async fn shake(stream: TcpStream, from: SocketAddr, identity: Identity) -> Option<Connection> {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, secure(stream, &identity)).await {
+        Ok(Ok(connection)) => return Some(connection),
+        Ok(Err(error)) => tracing::debug!(%from, %error, "a handshake failed"),
+        Err(_) => tracing::debug!(%from, "a handshake took too long"),
     }
+    None
 }
 
 async fn secure(mut stream: TcpStream, identity: &Identity) -> io::Result<Connection> {
