@@ -31,13 +31,26 @@ pub struct ControlPlane {
     inner: Arc<Inner>,
 }
 
+/// Opens a lazy channel to `host:port`. The seam for transport security: whoever starts a role decides.
+pub type Connector = Arc<dyn Fn(&str) -> Result<Channel, Status> + Send + Sync>;
+
 struct Inner {
+    connector: Connector,
     members: std::sync::RwLock<Vec<(String, Channel)>>,
     current: AtomicUsize,
 }
 
-/// Opens a lazy channel to `host:port`.
+/// Opens a lazy channel to `host:port` in plain text.
 pub fn channel(address: &str) -> Result<Channel, Status> {
+    Ok(endpoint(address)?.connect_lazy())
+}
+
+/// A [`Connector`] from whatever makes a channel of an endpoint that has this module's times and keepalives.
+pub fn connector(open: impl Fn(&Endpoint) -> Channel + Send + Sync + 'static) -> Connector {
+    Arc::new(move |address| Ok(open(&endpoint(address)?)))
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|e| Status::invalid_argument(format!("address {address:?}: {e}")))?
         .connect_timeout(CONNECT_TIMEOUT)
@@ -45,12 +58,18 @@ pub fn channel(address: &str) -> Result<Channel, Status> {
         .http2_keep_alive_interval(Duration::from_secs(2))
         .keep_alive_timeout(Duration::from_secs(2))
         .keep_alive_while_idle(true);
-    Ok(endpoint.connect_lazy())
+    Ok(endpoint)
 }
 
 impl ControlPlane {
-    /// Takes the members' addresses (`host:port`); at least one, [`MEMBERS_MAX`] at most.
+    /// Takes the members' addresses (`host:port`); at least one, [`MEMBERS_MAX`] at most. They are called in plain
+    /// text.
     pub fn new(addresses: &[String]) -> Result<Self, Status> {
+        Self::with_connector(addresses, Arc::new(channel))
+    }
+
+    /// [`ControlPlane::new`] over channels of the caller's making.
+    pub fn with_connector(addresses: &[String], connector: Connector) -> Result<Self, Status> {
         if addresses.is_empty() || addresses.len() > MEMBERS_MAX {
             return Err(Status::invalid_argument(format!(
                 "give between 1 and {MEMBERS_MAX} control addresses, as HOST:PORT,HOST:PORT"
@@ -58,10 +77,11 @@ impl ControlPlane {
         }
         let members = addresses
             .iter()
-            .map(|a| Ok((a.clone(), channel(a)?)))
+            .map(|a| Ok((a.clone(), connector(a)?)))
             .collect::<Result<Vec<_>, Status>>()?;
         Ok(Self {
             inner: Arc::new(Inner {
+                connector,
                 members: std::sync::RwLock::new(members),
                 current: AtomicUsize::new(0),
             }),
@@ -107,7 +127,7 @@ impl ControlPlane {
             self.inner.members.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let at = members.iter().position(|(a, _)| a == leader).or_else(|| {
             let fresh = members.len() < MEMBERS_MAX;
-            let opened = fresh.then(|| channel(leader).ok()).flatten()?;
+            let opened = fresh.then(|| (self.inner.connector)(leader).ok()).flatten()?;
             members.push((leader.to_owned(), opened));
             Some(members.len() - 1)
         });

@@ -44,8 +44,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// for one that compacts. Leadership hangs on heartbeats, which have a connection of their own.
 const APPEND_PATIENCE: u32 = 10;
 
-/// Opens a lazy channel to `host:port`. The seam for transport security: whoever starts the group decides.
-pub type Connector = Arc<dyn Fn(&str) -> Result<Channel, Status> + Send + Sync>;
+pub use mainstay_proto::client::Connector;
 
 type RpcError = RPCError<TypeConfig>;
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use mainstay_identity::Identity;
 use mainstay_raft::{Connector, Settings};
 use mainstay_state::Limits;
 use mainstay_types::NodeId;
@@ -48,8 +49,12 @@ pub struct ControlConfig {
     pub plain_index: bool,
     /// The pace of the replicated log.
     pub settings: Settings,
-    /// How to reach other members: the seam for transport security.
+    /// How to reach other members; not asked where there is an identity.
     pub connector: Connector,
+    /// Who this member is. With it all its connections are TLS and roles are checked.
+    pub identity: Option<Identity>,
+    /// Whether it may listen beyond loopback without an identity.
+    pub insecure: bool,
 }
 
 impl ControlConfig {
@@ -66,6 +71,8 @@ impl ControlConfig {
             plain_index: false,
             settings: Settings::default(),
             connector: Arc::new(mainstay_proto::client::channel),
+            identity: None,
+            insecure: false,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use mainstay_identity::IdentityError;
 use mainstay_raft::{GroupError, MemberError};
 
 /// Why a member did not start.
@@ -21,6 +22,9 @@ pub enum ControlError {
     /// Its log or data directory.
     #[error(transparent)]
     Group(#[from] GroupError),
+    /// Its certificate, or the want of one.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// Its group could not be founded.
     #[error("the group could not be founded: {0}")]
     Founding(#[from] MemberError),

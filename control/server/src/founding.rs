@@ -74,8 +74,13 @@ pub(crate) async fn ask(connector: &Connector, address: &str) -> Option<v1::Stat
 }
 
 /// Asks the group behind `members` to take this member in, until it does.
-pub(crate) async fn join(group: Group, advertised: String, members: Vec<String>) {
-    let plane = match ControlPlane::new(&members) {
+pub(crate) async fn join(
+    group: Group,
+    advertised: String,
+    members: Vec<String>,
+    connector: Connector,
+) {
+    let plane = match ControlPlane::with_connector(&members, connector) {
         Ok(plane) => plane,
         Err(error) => {
             tracing::error!(reason = error.message(), "joining is not possible");

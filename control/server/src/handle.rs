@@ -7,15 +7,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_proto::client::MESSAGE_BYTES_MAX;
+use mainstay_identity::{Guard, Role, check_listener, incoming};
+use mainstay_proto::client::{MESSAGE_BYTES_MAX, connector};
 use mainstay_proto::v1::control_server::ControlServer;
 use mainstay_raft::{Group, GroupConfig};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
+use crate::access;
 use crate::config::{ControlConfig, LEASE_TTL_MS_MIN, Origin};
 use crate::error::ControlError;
 use crate::leases::Leases;
@@ -40,15 +41,16 @@ pub struct ControlHandle {
 }
 
 /// Starts a member. It answers when this returns; it may not have a leader yet.
-pub async fn start(config: ControlConfig) -> Result<ControlHandle, ControlError> {
+pub async fn start(mut config: ControlConfig) -> Result<ControlHandle, ControlError> {
     check(&config)?;
+    check_listener(config.listen, config.identity.as_ref(), config.insecure)?;
+    if let Some(identity) = config.identity.clone() {
+        config.connector = connector(move |to| identity.channel(to, Role::Control));
+    }
     let listen_error =
         |e: std::io::Error| ControlError::Listen { address: config.listen, detail: e.to_string() };
     let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
-    if !address.ip().is_loopback() {
-        tracing::warn!(%address, "the control plane listens beyond this machine without transport security");
-    }
     let advertised = config.advertise.clone().unwrap_or_else(|| address.to_string());
     let mut group_config = GroupConfig::new(config.node_id, config.data_dir.clone());
     group_config.limits = config.limits;
@@ -72,9 +74,10 @@ pub async fn start(config: ControlConfig) -> Result<ControlHandle, ControlError>
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS_MAX)
+        .layer(Guard::new(config.identity.is_some(), access::allowed))
         .add_service(control)
         .add_service(group.service());
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming(listener, config.identity.clone());
     let server = tokio::spawn(async move {
         let until = async {
             // The sender's end is an end, too.
@@ -137,7 +140,8 @@ impl ControlHandle {
                 self.tasks.push(tokio::spawn(task));
             }
             Origin::Join(members) => {
-                let task = founding::join(group, self.advertised.clone(), members);
+                let task =
+                    founding::join(group, self.advertised.clone(), members, config.connector);
                 self.tasks.push(tokio::spawn(task));
             }
             Origin::Wait => {}

@@ -9,6 +9,7 @@
 //! comes to be, `identities` which data directories its members have.
 #![forbid(unsafe_code)]
 
+mod access;
 pub mod config;
 mod cuts;
 mod duties;

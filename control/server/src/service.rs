@@ -9,16 +9,18 @@ mod workers;
 
 use std::sync::Arc;
 
+use mainstay_identity::caller;
 use mainstay_proto::client::LEADER_METADATA;
 use mainstay_proto::v1;
 use mainstay_proto::v1::control_server::Control;
 use mainstay_raft::{Connector, Group, MemberError, ProposeError};
 use mainstay_state::Outcome;
-use mainstay_types::ErrorCode;
+use mainstay_types::{ErrorCode, WorkerId};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
+use crate::access;
 use crate::leases::Leases;
 use crate::watch::{Item, QUEUE, Watcher};
 
@@ -97,6 +99,7 @@ impl Control for Service {
         &self,
         request: Request<v1::RegisterWorker>,
     ) -> Result<Response<v1::RegisterReply>, Status> {
+        access::own_name(caller(&request).as_deref(), &request.get_ref().name)?;
         self.register_worker(request.into_inner()).await.map(Response::new)
     }
 
@@ -104,6 +107,8 @@ impl Control for Service {
         &self,
         request: Request<v1::PublishRequest>,
     ) -> Result<Response<v1::PublishReply>, Status> {
+        let worker = WorkerId(request.get_ref().worker);
+        access::own_worker(caller(&request).as_deref(), &self.group, worker)?;
         self.publish_events(request.into_inner()).await.map(Response::new)
     }
 
@@ -111,6 +116,8 @@ impl Control for Service {
         &self,
         request: Request<v1::LeaveRequest>,
     ) -> Result<Response<v1::LeaveReply>, Status> {
+        let worker = WorkerId(request.get_ref().worker);
+        access::own_worker(caller(&request).as_deref(), &self.group, worker)?;
         self.leave_cluster(request.into_inner()).await.map(Response::new)
     }
 

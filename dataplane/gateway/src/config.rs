@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use mainstay_identity::Identity;
 use mainstay_route::Policy;
 use metrics_exporter_prometheus::PrometheusHandle;
 
@@ -23,6 +24,8 @@ pub struct GatewayConfig {
     pub pins: bool,
     /// Requests in progress at most; beyond it clients are told to retry.
     pub requests_max: usize,
+    /// Who it is towards members and workers; without it, it calls them in plain text.
+    pub identity: Option<Identity>,
     /// Renders `/metrics`, where the process records any.
     pub metrics: Option<PrometheusHandle>,
 }
@@ -38,6 +41,7 @@ impl GatewayConfig {
             policy: Policy::Kv,
             pins: true,
             requests_max: REQUESTS_MAX,
+            identity: None,
             metrics: None,
         }
     }

@@ -20,9 +20,11 @@ mod tenant;
 mod workers;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_proto::client::ControlPlane;
+use mainstay_identity::{Identity, Role};
+use mainstay_proto::client::{Connector, ControlPlane, channel, connector};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -60,10 +62,10 @@ pub struct GatewayHandle {
 
 /// Starts listening at once; requests are refused with a reason until a worker is routable.
 pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError> {
-    let control = ControlPlane::new(&config.control)
+    let control = ControlPlane::with_connector(&config.control, connect(&config, Role::Control))
         .map_err(|s| GatewayError::Config(s.message().to_owned()))?;
     // The watch stays on its member while writes follow the leader.
-    let watching = ControlPlane::new(&config.control)
+    let watching = ControlPlane::with_connector(&config.control, connect(&config, Role::Control))
         .map_err(|s| GatewayError::Config(s.message().to_owned()))?;
     let tenants = tenant::Tenants::new(&config.keys).map_err(GatewayError::Config)?;
     let listener = TcpListener::bind(config.listen)
@@ -73,7 +75,7 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
         .local_addr()
         .map_err(|source| GatewayError::Listen { address: config.listen, source })?;
     let replica = replica::Replica::new();
-    let workers = workers::Workers::new(replica.clone());
+    let workers = workers::Workers::new(replica.clone(), connect(&config, Role::Worker));
     let followers = vec![
         tokio::spawn(replica.clone().follow(watching)),
         tokio::spawn(workers.clone().follow()),
@@ -82,6 +84,12 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
     let (stop, stopped) = watch::channel(false);
     let server = tokio::spawn(http::serve(listener, app.clone(), stopped));
     Ok(GatewayHandle { address, app, stop, server, followers })
+}
+
+/// Opens channels to nodes of that role: secured ones where there is an identity.
+fn connect(config: &GatewayConfig, role: Role) -> Connector {
+    let secured = |identity: Identity| connector(move |to| identity.channel(to, role));
+    config.identity.clone().map_or_else(|| Arc::new(channel) as Connector, secured)
 }
 
 impl GatewayHandle {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mainstay_proto::client::channel;
+use mainstay_proto::client::Connector;
 use mainstay_proto::v1;
 use mainstay_proto::v1::worker_client::WorkerClient;
 use mainstay_types::{Epoch, WorkerId};
@@ -77,6 +77,7 @@ pub(crate) struct Workers {
 
 struct Inner {
     replica: Replica,
+    connector: Connector,
     slots: RwLock<HashMap<WorkerId, Slot>>,
     models: RwLock<HashMap<String, Arc<ModelCard>>>,
     /// Why a live worker is not in the table, for `/readyz`.
@@ -85,9 +86,10 @@ struct Inner {
 
 impl Workers {
     /// An empty table, which [`Workers::follow`] fills.
-    pub(crate) fn new(replica: Replica) -> Self {
+    pub(crate) fn new(replica: Replica, connector: Connector) -> Self {
         let inner = Inner {
             replica,
+            connector,
             slots: RwLock::default(),
             models: RwLock::default(),
             troubles: RwLock::default(),
@@ -161,7 +163,7 @@ impl Workers {
             if slots.contains_key(&id) {
                 continue;
             }
-            let Ok(channel) = channel(&address) else {
+            let Ok(channel) = (self.inner.connector)(&address) else {
                 let trouble = format!("worker {name} has the bad address {address:?}");
                 self.inner.troubles.write().insert(id, trouble);
                 continue;

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use mainstay_engine_host::Source;
+use mainstay_identity::{Identity, check_listener};
 
 use crate::error::WorkerError;
 
@@ -27,6 +28,10 @@ pub struct WorkerConfig {
     pub advertise: Option<String>,
     /// The control members, as `host:port`.
     pub control: Vec<String>,
+    /// Who it is. With it all its connections are TLS and roles are checked.
+    pub identity: Option<Identity>,
+    /// Whether it may listen beyond loopback without an identity.
+    pub insecure: bool,
     /// The engine to host.
     pub engine: Source,
     /// The engine's own configuration, a JSON object; the worker adds `hash_key`.
@@ -56,6 +61,8 @@ impl WorkerConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             advertise: None,
             control,
+            identity: None,
+            insecure: false,
             engine,
             engine_config: serde_json::Value::Object(serde_json::Map::new()),
             model_name: String::new(),
@@ -80,6 +87,8 @@ impl WorkerConfig {
             listen: self.listen,
             advertise: self.advertise,
             control: self.control,
+            identity: self.identity,
+            insecure: self.insecure,
             engine_config,
             model_name: self.model_name,
             revision: self.revision,
@@ -100,6 +109,8 @@ pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) advertise: Option<String>,
     pub(crate) control: Vec<String>,
+    pub(crate) identity: Option<Identity>,
+    pub(crate) insecure: bool,
     pub(crate) engine_config: serde_json::Map<String, serde_json::Value>,
     pub(crate) model_name: String,
     pub(crate) revision: String,
@@ -122,6 +133,17 @@ impl Settings {
         }
         if self.control.is_empty() {
             return refuse("no control member is given; set --control HOST:PORT,…".into());
+        }
+        check_listener(self.listen, self.identity.as_ref(), self.insecure)
+            .map_err(|e| WorkerError::Config(e.to_string()))?;
+        if let Some(identity) = &self.identity
+            && identity.peer().node != self.name
+        {
+            return refuse(format!(
+                "the worker's name is {:?}, but its certificate says {:?}; set --name to that, or leave it out",
+                self.name,
+                identity.peer().node
+            ));
         }
         if self.advertise.is_none() && self.listen.ip().is_unspecified() {
             return refuse(format!(

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_engine_abi::sdk::Info;
-use mainstay_proto::client::ControlPlane;
+use mainstay_identity::{Guard, Role, incoming};
+use mainstay_proto::client::{Connector, ControlPlane, channel, connector};
 use mainstay_proto::v1::worker_server::WorkerServer;
 use mainstay_types::{Epoch, ModelSpec, WorkerId};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tonic::transport::server::TcpIncoming;
 
 use crate::MESSAGE_BYTES_MAX;
 use crate::config::{Settings, WorkerConfig};
@@ -25,7 +25,7 @@ use crate::error::WorkerError;
 use crate::events::frames::FrameLimits;
 use crate::events::publisher;
 use crate::flights::Failure;
-use crate::server::Server;
+use crate::server::{Server, allowed};
 use crate::shared::Shared;
 use crate::supervisor::{Opened, open, supervise};
 
@@ -68,7 +68,8 @@ pub(crate) async fn start_with(
     settings.check()?;
     let (listener, address) = listen(settings.listen).await?;
     let control = |addresses: &[String]| {
-        ControlPlane::new(addresses).map_err(|s| WorkerError::Config(s.message().to_owned()))
+        ControlPlane::with_connector(addresses, connect(&settings))
+            .map_err(|s| WorkerError::Config(s.message().to_owned()))
     };
     let (writer, follower) = (control(&settings.control)?, control(&settings.control)?);
     let advertised = settings.advertise.clone().unwrap_or_else(|| address.to_string());
@@ -94,6 +95,14 @@ pub(crate) async fn start_with(
     Ok(handle)
 }
 
+/// Opens channels to members: secured ones where there is an identity.
+fn connect(settings: &Settings) -> Connector {
+    match settings.identity.clone() {
+        Some(identity) => connector(move |to| identity.channel(to, Role::Control)),
+        None => Arc::new(channel),
+    }
+}
+
 async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), WorkerError> {
     let refused = |error: std::io::Error| WorkerError::Listen {
         address: address.to_string(),
@@ -109,20 +118,19 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, closed: oneshot::Rece
     let service = WorkerServer::new(Server::new(Arc::clone(&shared)))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let identity = shared.settings.identity.clone();
     let served = tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(requests_max.saturating_add(STREAMS_SPARE))
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+        .layer(Guard::new(identity.is_some(), allowed))
         .add_service(service)
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            async move {
-                // A sender that is gone means the same.
-                let _ = closed.await;
-            },
-        )
+        .serve_with_incoming_shutdown(incoming(listener, identity), async move {
+            // A sender that is gone means the same.
+            let _ = closed.await;
+        })
         .await;
     if let Err(error) = served {
         tracing::error!(%error, "the gRPC service ended");

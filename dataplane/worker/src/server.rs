@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::{Stream, StreamExt};
+use mainstay_identity::Role;
 use mainstay_proto::v1;
 use mainstay_proto::v1::worker_server::Worker;
 use tokio_stream::wrappers::WatchStream;
@@ -18,6 +19,15 @@ use crate::shared::Shared;
 
 /// Load streams at one time; each gateway opens one.
 const LOAD_STREAMS_MAX: usize = 1_024;
+
+/// Who may call a secured worker: requests come through gateways, so that they are accounted for.
+pub(crate) fn allowed(path: &str) -> &'static [Role] {
+    match path.strip_prefix("/mainstay.v1.Worker/").unwrap_or_default() {
+        "Generate" => &[Role::Gateway],
+        "Describe" | "WatchLoad" => &[Role::Gateway, Role::Admin],
+        _ => &[],
+    }
+}
 
 /// The service.
 pub(crate) struct Server {

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use mainstay_control::{ControlConfig, Origin, Settings};
+use mainstay_identity::Role;
 use mainstay_types::NodeId;
 
+use crate::commands::identity::{self, CertArgs, InitArgs, ListenerArgs};
 use crate::commands::{addresses, asked_to_stop, members, offline};
 use crate::config::default_data_dir;
 use crate::output::print;
@@ -23,6 +25,10 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum ControlCommand {
+    /// Make the authority that signs the certificates of a cluster
+    Init(InitArgs),
+    /// Issue a certificate to a node
+    Cert(CertArgs),
     /// The members: list, add, remove, hand over the lead
     Members(members::Args),
     /// What a member's data directory holds; changes nothing
@@ -58,6 +64,8 @@ struct RunArgs {
     index: IndexForm,
     #[command(flatten)]
     pace: PaceArgs,
+    #[command(flatten)]
+    security: ListenerArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
@@ -92,6 +100,8 @@ impl PaceArgs {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
+        Some(ControlCommand::Init(args)) => return identity::init(&args),
+        Some(ControlCommand::Cert(args)) => return identity::cert(args),
         Some(ControlCommand::Members(args)) => return members::run(args).await,
         Some(ControlCommand::Inspect(args)) => return offline::inspect(&args),
         Some(ControlCommand::Backup(args)) => return offline::backup(&args),
@@ -112,6 +122,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.origin = origin;
     config.plain_index = args.index == IndexForm::Plain;
     args.pace.apply(&mut config.settings);
+    config.identity = args.security.client.load(Role::Control)?;
+    config.insecure = args.security.insecure;
     let handle = mainstay_control::start(config).await?;
     print(&format!("ready control m{} on {}", args.node_id, handle.address()));
     tokio::select! {

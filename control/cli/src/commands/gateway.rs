@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use mainstay_gateway::{GatewayConfig, Policy};
+use mainstay_identity::Role;
 
+use crate::commands::identity::IdentityArgs;
 use crate::commands::{addresses, asked_to_stop};
 use crate::config::FileConfig;
 use crate::output::print;
@@ -20,6 +22,8 @@ pub(crate) struct Args {
     /// How requests are placed
     #[arg(long, value_parser = parse_policy, default_value = "kv")]
     policy: Policy,
+    #[command(flatten)]
+    security: IdentityArgs,
     /// A TOML file with keys and tenants
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -36,6 +40,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
     let mut config = GatewayConfig::new(args.listen, addresses(&args.control));
     config.keys = file.api_keys();
+    config.identity = args.security.load(Role::Gateway)?;
     config.policy = args.policy;
     config.metrics = Some(super::metrics_recorder()?);
     let handle = mainstay_gateway::start(config).await?;

@@ -5,6 +5,7 @@ pub(crate) mod control;
 pub(crate) mod demo;
 pub(crate) mod engine;
 pub(crate) mod gateway;
+pub(crate) mod identity;
 pub(crate) mod members;
 pub(crate) mod offline;
 pub(crate) mod pin;

@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use mainstay_identity::Role;
 use mainstay_worker::WorkerConfig;
 
 use super::engine::EngineArgs;
+use crate::commands::identity::ListenerArgs;
 use crate::commands::{addresses, asked_to_stop};
 use crate::config::{FileConfig, model_files};
 use crate::output::print;
@@ -17,7 +19,7 @@ pub(crate) struct Args {
     /// The control members, as HOST:PORT,…
     #[arg(long, required = true)]
     control: String,
-    /// Unique in the cluster; the same name is the same worker [default: w-PID]
+    /// Unique in the cluster; the same name is the same worker [default: the certificate's, or w-PID]
     #[arg(long)]
     name: Option<String>,
     /// Where to listen; port 0 takes a free one
@@ -26,6 +28,8 @@ pub(crate) struct Args {
     /// Where gateways reach it, as HOST:PORT [default: the listening address]
     #[arg(long)]
     advertise: Option<String>,
+    #[command(flatten)]
+    security: ListenerArgs,
     /// A TOML file with an [engine] table
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -33,10 +37,14 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
-    let name = args.name.unwrap_or_else(|| format!("w-{}", std::process::id()));
+    let identity = args.security.client.load(Role::Worker)?;
+    let certified = identity.as_ref().map(|identity| identity.peer().node.clone());
+    let name = args.name.or(certified).unwrap_or_else(|| format!("w-{}", std::process::id()));
     let mut config = worker_config(&args.engine, &file, name.clone(), addresses(&args.control))?;
     config.listen = args.listen;
     config.advertise = args.advertise;
+    config.identity = identity;
+    config.insecure = args.security.insecure;
     let handle = mainstay_worker::start(config).await?;
     print(&format!("ready worker {name} on {}", handle.address()));
     tokio::select! {

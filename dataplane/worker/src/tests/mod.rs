@@ -49,6 +49,8 @@ fn settings(control: &FakeControl) -> Settings {
         listen: ([127, 0, 0, 1], 0).into(),
         advertise: None,
         control: control.addresses(),
+        identity: None,
+        insecure: false,
         engine_config: serde_json::Map::new(),
         model_name: "toy".into(),
         revision: "r1".into(),

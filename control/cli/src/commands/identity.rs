@@ -1,0 +1,108 @@
+//! Certificates on the command line: an authority, a node's certificate, and the flags that use one.
+//!
+//! `--identity` names a folder; it is looked at again each minute and at SIGHUP, so that a certificate is renewed
+//! by writing another into the folder.
+
+use std::path::{Path, PathBuf};
+
+use mainstay_identity::{Authority, DAYS_USUAL, Identity, Order, Role};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::addresses;
+use crate::output::print;
+
+/// Flags of roles that have a gRPC listener.
+#[derive(clap::Args)]
+pub(crate) struct ListenerArgs {
+    #[command(flatten)]
+    pub(crate) client: IdentityArgs,
+    /// Listen beyond this machine in plain text, without an identity
+    #[arg(long, conflicts_with = "identity")]
+    pub(crate) insecure: bool,
+}
+
+/// Flags of roles that call others.
+#[derive(clap::Args)]
+pub(crate) struct IdentityArgs {
+    /// A folder with ca.pem, cert.pem and key.pem, made by `mainstay control cert`; plain text without
+    #[arg(long, value_name = "DIR")]
+    identity: Option<PathBuf>,
+}
+
+impl IdentityArgs {
+    /// Reads the folder, if one is named, and goes on looking at it.
+    pub(crate) fn load(&self, role: Role) -> anyhow::Result<Option<Identity>> {
+        let Some(dir) = &self.identity else { return Ok(None) };
+        let identity = Identity::load_as(dir, role)?;
+        tokio::spawn(identity.clone().keep_fresh());
+        let mut hangups = signal(SignalKind::hangup())?;
+        let asked = identity.clone();
+        tokio::spawn(async move {
+            while hangups.recv().await.is_some() {
+                asked.reload_and_log();
+            }
+        });
+        Ok(Some(identity))
+    }
+}
+
+#[derive(clap::Args)]
+pub(crate) struct InitArgs {
+    /// Where to keep the authority; its key signs every node, so keep it off the nodes
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The cluster's name in all certificates
+    #[arg(long, default_value = "mainstay")]
+    cluster: String,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct CertArgs {
+    /// The authority's folder, made by `mainstay control init`
+    #[arg(long, value_name = "DIR")]
+    ca: PathBuf,
+    /// What its holder is for: control, gateway, worker or admin
+    #[arg(long)]
+    role: Role,
+    /// Its holder's name; a worker registers under it
+    #[arg(long)]
+    name: String,
+    /// Names and addresses under which others reach its holder, as HOST,… [default: this machine's loopback]
+    #[arg(long)]
+    host: Option<String>,
+    /// How many days it lasts
+    #[arg(long, default_value_t = DAYS_USUAL)]
+    days: u32,
+    /// Where to write ca.pem, cert.pem and key.pem, replacing what is there
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+pub(crate) fn init(args: &InitArgs) -> anyhow::Result<()> {
+    let authority = Authority::create(&args.cluster)?;
+    authority.save(&args.out)?;
+    let dir = args.out.display();
+    print(&format!("authority of {} in {dir}; keep {dir}/ca-key.pem off the nodes", args.cluster));
+    print(&format!(
+        "next: mainstay control cert --ca {dir} --role control --name m1 --host HOST --out m1"
+    ));
+    Ok(())
+}
+
+pub(crate) fn cert(args: CertArgs) -> anyhow::Result<()> {
+    let authority = Authority::load(&args.ca)?;
+    let mut order = Order::new(args.role, args.name).days(args.days)?;
+    if let Some(hosts) = &args.host {
+        order.hosts = addresses(hosts);
+    }
+    authority.issue(&order)?.save(&args.out)?;
+    print(&issued(&args.out)?);
+    Ok(())
+}
+
+/// Reads back what was written: whom it names, where it may be served, for how long.
+fn issued(dir: &Path) -> anyhow::Result<String> {
+    let identity = Identity::load(dir)?;
+    let days = (identity.remaining().as_secs() + 43_200) / 86_400;
+    Ok(format!("{} in {}, for {days} days", identity.peer(), dir.display()))
+}
