@@ -96,14 +96,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         }
         Some(MembersCommand::Rm { id, members }) => {
             let request = v1::RemoveMemberRequest { id };
-            let change =
-                async |mut c: ControlClient<Channel>| c.remove_member(request).await;
+            let change = async |mut c: ControlClient<Channel>| c.remove_member(request).await;
             members.change(change).await
         }
         Some(MembersCommand::Transfer { id, members }) => {
             let request = v1::TransferLeaderRequest { id };
-            let change =
-                async |mut c: ControlClient<Channel>| c.transfer_leader(request).await;
+            let change = async |mut c: ControlClient<Channel>| c.transfer_leader(request).await;
             members.change(change).await
         }
     }
@@ -126,7 +124,9 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 impl Members {
     async fn change(
         &self,
-        change: impl AsyncFn(ControlClient<Channel>) -> Result<tonic::Response<v1::MembersReply>, Status>,
+        change: impl AsyncFn(
+            ControlClient<Channel>,
+        ) -> Result<tonic::Response<v1::MembersReply>, Status>,
     ) -> anyhow::Result<()> {
         let reply = ask_any(&self.control, change).await?;
         show(&json_of(&reply.members), self.output);
