@@ -3,6 +3,7 @@
 //! ends the hour sooner. `MAINSTAY_SEED=N` draws the same faults and requests again, though not the same
 //! interleaving, and `MAINSTAY_PACE=quick` has short election timeouts.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use mainstay_cluster_tests::clients::{self, Load};
 use mainstay_cluster_tests::faults::Nemesis;
 use mainstay_cluster_tests::fleet::{Fleet, Pace, Setup};
+use mainstay_cluster_tests::history::check::show;
 use mainstay_cluster_tests::history::{Bounds, Recorder, check};
 use mainstay_cluster_tests::rng::Rng;
 use tokio::sync::watch;
@@ -90,6 +92,12 @@ async fn no_fault_breaks_a_promise() -> Result<()> {
     clients.await??;
     let report = check(&recorder.history(), Bounds::default());
     print!("seed {seed}: {report}");
+    let broken: HashSet<_> = report.violations.iter().filter_map(|v| v.pin).collect();
+    for op in
+        recorder.history().iter().filter(|op| op.asked.pin().is_some_and(|p| broken.contains(&p)))
+    {
+        println!("  p-{:032x} {}", op.asked.pin().unwrap_or_default(), show(op));
+    }
     let ended = ended.map_err(|_| anyhow::anyhow!("the nemesis panicked"))?;
     let (fleet, tally) = ended.context("the fleet did not come back")?;
     println!(

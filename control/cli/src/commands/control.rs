@@ -14,6 +14,9 @@ use crate::commands::{addresses, asked_to_stop, members, offline};
 use crate::config::default_data_dir;
 use crate::output::print;
 
+/// As in [`Settings`]'s default.
+const ELECTION_MS: &str = "500..1000";
+
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Args {
@@ -83,7 +86,7 @@ struct PaceArgs {
     #[arg(long, default_value_t = Settings::default().heartbeat_ms)]
     heartbeat_ms: u64,
     /// Milliseconds of silence after which a follower asks for an election, as MIN..MAX
-    #[arg(long, value_parser = parse_range, default_value = "500..1000")]
+    #[arg(long, value_parser = parse_range, default_value = ELECTION_MS)]
     election_ms: (u64, u64),
     /// For tests: added to the wall clock in this member's stamps
     #[arg(long, hide = true, allow_hyphen_values = true, default_value_t = 0)]
@@ -148,4 +151,18 @@ fn parse_members(list: &str) -> anyhow::Result<Vec<(NodeId, String)>> {
         Ok((NodeId(id), address.to_owned()))
     };
     addresses(list).into_iter().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ELECTION_MS, Settings, parse_range};
+
+    #[test]
+    fn the_usual_pace_is_the_same_in_text() {
+        let usual = Settings::default();
+        assert_eq!(parse_range(ELECTION_MS), Ok((usual.election_ms_min, usual.election_ms_max)));
+        for wrong in ["", "5", "a..b", "1..2..3", "-1..5", "5.."] {
+            assert!(parse_range(wrong).is_err(), "{wrong}");
+        }
+    }
 }

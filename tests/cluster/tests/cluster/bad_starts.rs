@@ -143,3 +143,20 @@ fn usage_errors_are_two_and_no_gateway_is_four() -> Result<()> {
     assert!(code == 4 && err.contains("mainstay serve"), "{code} {err}");
     Ok(())
 }
+
+#[test]
+fn a_pace_of_elections_that_makes_no_sense() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let data = dir.path().to_string_lossy().into_owned();
+    let run = |extra: &[&str]| {
+        let args = ["control", "--listen", "127.0.0.1:0", "--data-dir", &data];
+        run_cli(&[&args, extra].concat())
+    };
+    let (code, _, err) = run(&["--election-ms", "5"])?;
+    assert!(code == 2 && err.contains("MIN..MAX"), "{code} {err}");
+    for extra in [["--election-ms", "900..300"], ["--heartbeat-ms", "900"]] {
+        let (code, _, err) = run(&extra)?;
+        assert!(code == 1 && err.contains("settings: election"), "{code} {err}");
+    }
+    Ok(())
+}
