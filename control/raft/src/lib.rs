@@ -13,6 +13,8 @@ mod feed;
 mod group;
 mod machine;
 mod network;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod snapshot;
 mod store;
 mod types;
@@ -21,6 +23,6 @@ pub use error::{GroupError, MemberError, ProposeError, StoreError};
 pub use feed::{Applied, Read};
 pub use group::{
     Group, GroupConfig, GroupStatus, Leadership, MEMBERS_MAX, MemberStatus, PROPOSAL_BYTES_MAX,
-    Role, Settings,
+    Role, Settings, WallClock,
 };
 pub use network::Connector;

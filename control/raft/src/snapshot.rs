@@ -21,27 +21,40 @@ const HEAD_BYTES: usize = 8 + 4 + 4;
 pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
 
 pub(crate) struct SnapshotStore {
-    file: PathBuf,
+    place: Place,
     /// Held while the file is replaced.
     writing: Mutex<()>,
 }
 
+enum Place {
+    File(PathBuf),
+    #[cfg(feature = "simulation")]
+    Memory(crate::simulation::Disk),
+}
+
 impl SnapshotStore {
     pub(crate) fn new(file: PathBuf) -> Self {
-        Self { file, writing: Mutex::new(()) }
+        Self { place: Place::File(file), writing: Mutex::new(()) }
+    }
+
+    #[cfg(feature = "simulation")]
+    pub(crate) fn in_memory(disk: crate::simulation::Disk) -> Self {
+        Self { place: Place::Memory(disk), writing: Mutex::new(()) }
+    }
+
+    /// Whether nothing here waits for a disk.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        !matches!(self.place, Place::File(_))
     }
 
     /// The current image; `None` before the first.
     pub(crate) fn load(&self) -> io::Result<Option<Snapshot>> {
-        let length = match fs::metadata(&self.file) {
-            Ok(data) => data.len(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
+        let bytes = match &self.place {
+            Place::File(file) => read_file(file)?,
+            #[cfg(feature = "simulation")]
+            Place::Memory(disk) => disk.image(),
         };
-        if length > SNAPSHOT_BYTES_MAX {
-            return Err(CodecError("snapshot: too large").into());
-        }
-        let bytes = Bytes::from(fs::read(&self.file)?);
+        let Some(bytes) = bytes else { return Ok(None) };
         let (meta, snapshot) = open(&bytes)?;
         Ok(Some(Snapshot { meta, snapshot }))
     }
@@ -61,23 +74,46 @@ impl SnapshotStore {
         {
             return Ok(());
         }
-        let temporary = self.file.with_extension("tmp");
-        let mut file = fs::File::create(&temporary)?;
         let meta = meta.encode();
         let meta_bytes = u32::try_from(meta.len()).map_err(io::Error::other)?.to_le_bytes();
         let mut sum = crc32fast::Hasher::new();
         for part in [&meta_bytes[..], &meta, state] {
             sum.update(part);
         }
-        file.write_all(&MAGIC)?;
-        file.write_all(&sum.finalize().to_le_bytes())?;
-        for part in [&meta_bytes[..], &meta, state] {
-            file.write_all(part)?;
+        let sum = sum.finalize().to_le_bytes();
+        let parts = [&MAGIC[..], &sum, &meta_bytes, &meta, state];
+        match &self.place {
+            Place::File(file) => replace_file(file, &parts),
+            #[cfg(feature = "simulation")]
+            Place::Memory(disk) => {
+                disk.save_image(parts.concat().into());
+                Ok(())
+            }
         }
-        file.sync_all()?;
-        fs::rename(&temporary, &self.file)?;
-        fs::File::open(self.file.parent().unwrap_or(Path::new(".")))?.sync_all()
     }
+}
+
+fn read_file(path: &Path) -> io::Result<Option<Bytes>> {
+    let length = match fs::metadata(path) {
+        Ok(data) => data.len(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    if length > SNAPSHOT_BYTES_MAX {
+        return Err(CodecError("snapshot: too large").into());
+    }
+    Ok(Some(Bytes::from(fs::read(path)?)))
+}
+
+fn replace_file(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = fs::File::create(&temporary)?;
+    for part in parts {
+        file.write_all(part)?;
+    }
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn open(bytes: &Bytes) -> Result<(SnapshotMeta, Bytes), CodecError> {

@@ -7,6 +7,9 @@
 
 mod flusher;
 mod folder;
+mod log;
+#[cfg(feature = "simulation")]
+mod memory;
 
 use std::fmt::Debug;
 use std::io;
@@ -29,6 +32,7 @@ use crate::error::StoreError;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 use flusher::Flusher;
 pub(crate) use folder::Folder;
+pub(crate) use log::Log;
 
 const LOG: &str = "log";
 const META: &str = "meta";

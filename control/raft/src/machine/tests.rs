@@ -8,28 +8,28 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::Folder;
+use crate::store::{Folder, LogStore};
 use crate::types::{Body, LeaderId};
 
 struct Stores;
 
-fn build() -> (TempDir, LogStore, StateMachine) {
+fn build() -> (TempDir, Log, StateMachine) {
     let dir = tempfile::tempdir().unwrap();
     let folder = Folder::claim(dir.path(), 1).unwrap();
-    let log = LogStore::open(&folder).unwrap();
+    let log = Log::Rocks(LogStore::open(&folder).unwrap());
     let snapshots = Arc::new(SnapshotStore::new(folder.snapshot()));
     let shared = Arc::new(Shared::new(Limits::standard()));
     let machine = StateMachine::new(shared, snapshots, log.clone());
     (dir, log, machine)
 }
 
-impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Stores {
-    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
+impl StoreBuilder<TypeConfig, Log, StateMachine, TempDir> for Stores {
+    async fn build(&self) -> Result<(TempDir, Log, StateMachine), StorageError<TypeConfig>> {
         Ok(build())
     }
 }
 
-type Conformance = Suite<TypeConfig, LogStore, StateMachine, Stores, TempDir>;
+type Conformance = Suite<TypeConfig, Log, StateMachine, Stores, TempDir>;
 
 /// Runs cases of openraft's suite, each on stores of its own.
 macro_rules! conform {
@@ -105,7 +105,7 @@ fn pin(index: u64) -> Entry {
     Entry { log_id, payload: EntryPayload::Normal(Body(wire.encode_to_vec().into())) }
 }
 
-async fn put(log: &mut LogStore, machine: &mut StateMachine, range: std::ops::RangeInclusive<u64>) {
+async fn put(log: &mut Log, machine: &mut StateMachine, range: std::ops::RangeInclusive<u64>) {
     let entries: Vec<Entry> = range.map(pin).collect();
     log.blocking_append(entries.clone()).await.unwrap();
     let items = entries.into_iter().map(|e| Ok((e, None)));
