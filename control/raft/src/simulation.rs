@@ -29,12 +29,12 @@ pub enum Safeguard {
     AppendSync,
     /// A leader commits an entry of its own before it serves reads.
     Barrier,
-    /// A tenure tells one life of a process from another.
-    BootNonce,
+    /// A leader that restarts stands for election again, rather than to lead on in its term.
+    FreshTerm,
     /// A pin lasts longer than asked by what two clocks may differ.
     ClockPad,
-    /// Time never runs by the wall clock alone: the skew comes off it.
-    WallMargin,
+    /// Both allowances for clocks that differ: time is the leader's wall clock, a pin lasts as long as asked.
+    ClockAllowances,
     /// Time catches up with the wall clock at a new leader.
     WallClock,
 }
@@ -69,10 +69,7 @@ pub(crate) fn lacks(safeguard: Safeguard) -> bool {
 
 /// A stamp as a leader would make it that lacks what this thread lacks.
 pub(crate) fn stamp(mut stamp: Stamp) -> Stamp {
-    if lacks(Safeguard::BootNonce) {
-        stamp.tenure.boot = 0;
-    }
-    if lacks(Safeguard::WallMargin) {
+    if lacks(Safeguard::ClockAllowances) {
         // What the machine takes off is put on before.
         stamp.wall_ms = stamp.wall_ms.saturating_add(ClusterTime::SKEW_MS_MAX);
     }
@@ -84,7 +81,7 @@ pub(crate) fn stamp(mut stamp: Stamp) -> Stamp {
 
 /// A command as a machine would take it that lacks what this thread lacks.
 pub(crate) fn command(mut command: Command) -> Command {
-    if lacks(Safeguard::ClockPad) {
+    if lacks(Safeguard::ClockPad) || lacks(Safeguard::ClockAllowances) {
         let unpadded = |ttl_ms: u64| ttl_ms.saturating_sub(2 * ClusterTime::SKEW_MS_MAX).max(1);
         match &mut command {
             Command::PutPin(request) => request.ttl_ms = unpadded(request.ttl_ms),

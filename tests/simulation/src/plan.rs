@@ -51,6 +51,9 @@ pub enum Fault {
     },
     /// Members up to this one do not reach the others.
     Split(u64),
+    /// This member reaches everybody, those before it don't reach those after it in the round. Where the two
+    /// sides are in touch with it alone, everything hangs on what it remembers.
+    Between(u64),
     /// All ways are open again.
     Heal,
     /// Messages between two members take this long.
@@ -109,14 +112,38 @@ impl Plan {
             faults: Vec::new(),
         };
         // Some schedules know one kind of trouble only, which goes deeper than a bit of everything.
-        let theme = dice.within(0, 6);
+        let theme = dice.within(0, 7);
         let mut at_ms = START_MS + dice.within(0, 1_000);
+        if theme == 7 {
+            plan.hang_on_one(dice, at_ms);
+            return plan;
+        }
         while at_ms < FAULTS_UNTIL_MS {
             let fault = plan.fault(dice, theme);
             plan.faults.push((at_ms, fault));
             at_ms += dice.within(50, if theme == 2 { 600 } else { 1_600 });
         }
         plan
+    }
+
+    /// Faults around one member in the middle, which is down for a moment again and again, best right after it
+    /// has voted.
+    fn hang_on_one(&mut self, dice: &mut Dice, from_ms: u64) {
+        let mut at_ms = from_ms;
+        while at_ms < FAULTS_UNTIL_MS {
+            let middle = dice.within(1, self.members);
+            self.faults.push((at_ms, Fault::Between(middle)));
+            for _ in 0..dice.within(1, 3) {
+                at_ms += dice.within(50, 900);
+                self.faults.push((at_ms, Fault::CrashVoter { down_ms: dice.within(1, 20) }));
+                let who = Who::Member(middle);
+                let (kept_percent, down_ms) = (100, dice.within(1, 300));
+                self.faults.push((at_ms, Fault::Crash { who, kept_percent, down_ms }));
+            }
+            at_ms += dice.within(100, 1_500);
+            self.faults.push((at_ms, Fault::Heal));
+            at_ms += dice.within(10, 700);
+        }
     }
 
     fn fault(&self, dice: &mut Dice, theme: u64) -> Fault {

@@ -248,6 +248,16 @@ impl World {
                     }
                 }
             }
+            Fault::Between(middle) => {
+                let members = self.seats.len() as u64;
+                let round = |steps: u64| network::host((middle - 1 + steps) % members + 1);
+                let half = members.div_ceil(2);
+                for a in 1..half {
+                    for b in half..members {
+                        self.sim.partition(round(a), round(b));
+                    }
+                }
+            }
             Fault::Heal => self.repair(),
             Fault::Slow { a, b, ms } => {
                 let latency = Duration::from_millis(ms);

@@ -100,5 +100,12 @@ pub(super) fn raft_config(settings: &Settings) -> Result<openraft::Config, Group
         enable_leader_restore: Some(false),
         ..openraft::Config::default()
     };
+    #[cfg(feature = "simulation")]
+    let config = openraft::Config {
+        enable_leader_restore: Some(crate::simulation::lacks(
+            crate::simulation::Safeguard::FreshTerm,
+        )),
+        ..config
+    };
     config.validate().map_err(|e| GroupError::Settings(e.to_string()))
 }
