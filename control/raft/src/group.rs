@@ -411,8 +411,7 @@ fn boot_nonce() -> Result<u64, GroupError> {
     if let Some(nonce) = crate::simulation::random() {
         return Ok(nonce);
     }
-    getrandom::u64()
-        .map_err(|e| GroupError::Settings(format!("the system has no randomness: {e}")))
+    getrandom::u64().map_err(|e| GroupError::Settings(format!("the system has no randomness: {e}")))
 }
 
 /// Opens the log and the images.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use mainstay_raft::simulation::{self, Disk, Safeguard};
 use mainstay_raft::Read;
+use mainstay_raft::simulation::{self, Disk, Safeguard};
 use mainstay_types::{LogIndex, NodeId};
 use turmoil::Sim;
 
@@ -79,14 +79,21 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Runs a plan, without one safeguard if one is named.
+/// Runs a plan, without one safeguard if one is named. Each run has a thread of its own, so that nothing that
+/// libraries keep for a thread goes from one run to the next.
 #[must_use]
 pub fn run(plan: &Plan, lacking: Option<Safeguard>) -> Report {
+    std::thread::scope(|threads| {
+        let thread = threads.spawn(|| play(plan, lacking));
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn play(plan: &Plan, lacking: Option<Safeguard>) -> Report {
     simulation::seed(plan.seed);
     simulation::take_away(lacking);
     let mut world = World::new(plan);
     let failed = world.play(plan).err();
-    simulation::take_away(None);
     let World { history, mut trace, sim, .. } = world;
     // The members' tasks end with it, while the seed is still in force.
     drop(sim);
@@ -209,7 +216,8 @@ impl World {
         match who {
             Who::Member(id) => Some(id),
             Who::Leader => {
-                let leads = |s: &&Rc<Seat>| s.live.borrow().as_ref().is_some_and(|l| l.group.leads());
+                let leads =
+                    |s: &&Rc<Seat>| s.live.borrow().as_ref().is_some_and(|l| l.group.leads());
                 self.seats.iter().find(leads).map(|s| s.id)
             }
         }
@@ -301,7 +309,11 @@ impl World {
         for seat in &self.seats {
             for other in self.others(seat.id).into_iter().filter(|other| *other > seat.id) {
                 let (a, b) = (network::host(seat.id), network::host(other));
-                self.sim.set_link_max_message_latency(a.clone(), b.clone(), Duration::from_millis(5));
+                self.sim.set_link_max_message_latency(
+                    a.clone(),
+                    b.clone(),
+                    Duration::from_millis(5),
+                );
                 self.sim.set_link_fail_rate(a, b, 0.0);
             }
         }
@@ -338,7 +350,10 @@ impl World {
         let now_ms = self.now_ms();
         for seat in self.seats.clone() {
             if let Some(reason) = seat.ended.take() {
-                self.history.borrow_mut().ends.push(format!("{now_ms}: member {}: {reason}", seat.id));
+                self.history
+                    .borrow_mut()
+                    .ends
+                    .push(format!("{now_ms}: member {}: {reason}", seat.id));
                 self.down.insert(seat.id, now_ms + RESTART_MS);
             }
         }
@@ -375,7 +390,8 @@ impl World {
                 Read::Entries(entries) => {
                     for entry in entries {
                         *next = entry.index + 1;
-                        let first = history.log.entry(entry.index).or_insert(entry.proposal.clone());
+                        let first =
+                            history.log.entry(entry.index).or_insert(entry.proposal.clone());
                         if *first != entry.proposal {
                             history.contradictions.push(format!(
                                 "{at_ms}: member {id} applied another entry {}: {first:?} and {:?}",

@@ -11,7 +11,30 @@ use super::*;
 use crate::store::{Folder, LogStore};
 use crate::types::{Body, LeaderId};
 
-struct Stores;
+/// Kinds of stores that keep the same promises.
+#[derive(Clone, Copy)]
+enum Stores {
+    Rocks,
+    #[cfg(feature = "simulation")]
+    Memory,
+}
+
+const KINDS: &[Stores] = &[
+    Stores::Rocks,
+    #[cfg(feature = "simulation")]
+    Stores::Memory,
+];
+
+#[cfg(feature = "simulation")]
+fn build_in_memory() -> (TempDir, Log, StateMachine) {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = crate::simulation::Disk::new(0);
+    let log = Log::in_memory(&disk).unwrap();
+    let snapshots = Arc::new(SnapshotStore::in_memory(disk));
+    let shared = Arc::new(Shared::new(Limits::standard()));
+    let machine = StateMachine::new(shared, snapshots, log.clone());
+    (dir, log, machine)
+}
 
 fn build() -> (TempDir, Log, StateMachine) {
     let dir = tempfile::tempdir().unwrap();
@@ -25,18 +48,24 @@ fn build() -> (TempDir, Log, StateMachine) {
 
 impl StoreBuilder<TypeConfig, Log, StateMachine, TempDir> for Stores {
     async fn build(&self) -> Result<(TempDir, Log, StateMachine), StorageError<TypeConfig>> {
-        Ok(build())
+        Ok(match self {
+            Self::Rocks => build(),
+            #[cfg(feature = "simulation")]
+            Self::Memory => build_in_memory(),
+        })
     }
 }
 
 type Conformance = Suite<TypeConfig, Log, StateMachine, Stores, TempDir>;
 
-/// Runs cases of openraft's suite, each on stores of its own.
+/// Runs cases of openraft's suite, each on stores of its own of every kind.
 macro_rules! conform {
     ($($case:ident)*) => {
         $(
-            let (_dir, log, machine) = Stores.build().await.unwrap();
-            Conformance::$case(log, machine).await.expect(stringify!($case));
+            for stores in KINDS {
+                let (_dir, log, machine) = stores.build().await.unwrap();
+                Conformance::$case(log, machine).await.expect(stringify!($case));
+            }
         )*
     };
 }

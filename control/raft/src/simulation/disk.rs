@@ -147,3 +147,45 @@ impl Disk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(index: u64) -> Edit {
+        Edit::Append(vec![(index, Bytes::from_static(b"entry"))])
+    }
+
+    fn indexes(disk: &Disk) -> Vec<u64> {
+        disk.look(|c| c.log.keys().copied().collect())
+    }
+
+    #[test]
+    fn a_crash_keeps_what_was_synced_and_a_first_part_of_the_rest() {
+        let disk = Disk::new(0);
+        (1..=2).for_each(|index| disk.write(entry(index)));
+        disk.sync(2);
+        disk.write(Edit::Truncate(2));
+        (2..=4).for_each(|index| disk.write(entry(index)));
+        assert_eq!(indexes(&disk), [1, 2, 3, 4]);
+        disk.crash(2);
+        assert_eq!(indexes(&disk), [1, 2]);
+        disk.write(Edit::Purge(1, Bytes::from_static(b"one")));
+        assert_eq!(indexes(&disk), [2]);
+        disk.crash(0);
+        assert_eq!(indexes(&disk), [1, 2], "an unsynced purge is undone");
+        assert_eq!(disk.unsynced(), 0);
+    }
+
+    #[test]
+    fn a_sync_covers_only_what_was_written_before_it_began() {
+        let disk = Disk::new(0);
+        disk.write(Edit::Vote(Bytes::from_static(b"first")));
+        let written = disk.unsynced();
+        disk.write(Edit::Vote(Bytes::from_static(b"second")));
+        disk.sync(written);
+        assert_eq!(disk.look(|c| c.vote.clone()), Some(Bytes::from_static(b"second")));
+        disk.crash(0);
+        assert_eq!(disk.look(|c| c.vote.clone()), Some(Bytes::from_static(b"first")));
+    }
+}

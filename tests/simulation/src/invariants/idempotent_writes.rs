@@ -16,7 +16,8 @@ pub(crate) fn check(history: &History) -> Vec<String> {
             if second.expires_ms < first.expires_ms
                 || (second.expires_ms > first.expires_ms && !extended)
             {
-                found.push(format!("pin {id} ended at another time when asked for again: {pair:?}"));
+                found
+                    .push(format!("pin {id} ended at another time when asked for again: {pair:?}"));
             }
         }
     }

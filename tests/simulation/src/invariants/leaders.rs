@@ -14,7 +14,9 @@ pub(crate) fn check(history: &History) -> Vec<String> {
     let mut lives: BTreeMap<(u64, u64), u64> = BTreeMap::new();
     let mut last = (0, 0);
     for (index, entry) in &history.log {
-        let Some(proposal) = entry.as_ref().and_then(|e| proposal_from_wire(e).ok()) else { continue };
+        let Some(proposal) = entry.as_ref().and_then(|e| proposal_from_wire(e).ok()) else {
+            continue;
+        };
         let tenure = proposal.stamp.tenure;
         let leader = (tenure.term, tenure.node);
         if leader < last {

@@ -7,6 +7,7 @@ mod log_replay;
 mod monotonic_reads;
 mod never_early;
 mod not_late;
+mod progress;
 mod released_and_extended;
 mod served_by_its_leader;
 
@@ -39,6 +40,7 @@ pub fn check(history: &History) -> (Vec<String>, Counts) {
         ("released and extended (P6)", released_and_extended::check(history)),
         ("monotonic reads (P8)", monotonic_reads::check(history)),
         ("served by its leader", served_by_its_leader::check(history)),
+        ("progress", progress::check(history)),
         ("members that ended", history.ends.clone()),
     ] {
         let more = found.len().saturating_sub(TOLD_MAX);

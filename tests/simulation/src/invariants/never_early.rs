@@ -21,7 +21,8 @@ pub(crate) fn check(history: &History) -> Vec<String> {
             let since_ms = story.unknown_grants_ms.first().copied().unwrap_or(u64::MAX);
             let first = story.grants.iter().filter(|g| g.makes).map(|g| g.index).min();
             for grant in story.grants.iter().filter(|g| !g.makes || Some(g.index) == first) {
-                let from_ms = if grant.makes { grant.asked_ms.min(since_ms) } else { grant.asked_ms };
+                let from_ms =
+                    if grant.makes { grant.asked_ms.min(since_ms) } else { grant.asked_ms };
                 let promised = attempt.asked_ms >= grant.acked_ms + STEP_MS
                     && over_ms + STEP_MS < from_ms + grant.ttl_ms;
                 if promised {

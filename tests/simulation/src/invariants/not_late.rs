@@ -28,7 +28,9 @@ pub(crate) fn check(history: &History) -> Vec<String> {
                 continue;
             }
             // A pin that nobody was told of yet may be seen already.
-            let open = |g: &super::Grant| g.asked_ms <= over_ms && g.acked_ms + STEP_MS >= attempt.asked_ms;
+            let open = |g: &super::Grant| {
+                g.asked_ms <= over_ms && g.acked_ms + STEP_MS >= attempt.asked_ms
+            };
             if story.grants.is_empty() || story.grants.iter().any(open) {
                 continue;
             }

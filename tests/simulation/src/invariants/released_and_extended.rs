@@ -30,7 +30,9 @@ pub(crate) fn check(history: &History) -> Vec<String> {
         }
         for (_, released) in &story.releases_acked {
             if let Some(grant) = grants.iter().find(|g| g.index > *released) {
-                found.push(format!("pin {id} was released at entry {released} and then granted: {grant:?}"));
+                found.push(format!(
+                    "pin {id} was released at entry {released} and then granted: {grant:?}"
+                ));
             }
         }
     }
