@@ -5,8 +5,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use mainstay_raft::Read;
@@ -28,6 +28,10 @@ const LOOK_MS: u64 = 20;
 const DRAIN_MS: u64 = 10_000;
 /// A member that ended by itself is started again after this, as a supervisor does.
 const RESTART_MS: u64 = 100;
+/// More than the shards that tokio keeps the tasks of one thread in.
+const TASK_NUMBERS_ROUND: u64 = 64;
+/// Held by the one run of this process, so that its tasks are numbered without gaps.
+static RUNNING: Mutex<()> = Mutex::new(());
 const ENTRIES_PER_LOOK: usize = 4_096;
 
 /// How a run went.
@@ -83,10 +87,24 @@ impl fmt::Display for Counts {
 /// libraries keep for a thread goes from one run to the next.
 #[must_use]
 pub fn run(plan: &Plan, lacking: Option<Safeguard>) -> Report {
+    let _alone = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
     std::thread::scope(|threads| {
-        let thread = threads.spawn(|| play(plan, lacking));
+        let thread = threads.spawn(|| {
+            begin_at_a_round_task();
+            play(plan, lacking)
+        });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// tokio numbers the tasks of a whole process, and drops those of a crashed member in an order that hangs on the
+/// last bits of their numbers.
+fn begin_at_a_round_task() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.expect("a runtime without drivers needs nothing").block_on(async {
+        let number = || tokio::spawn(async {}).id().to_string().parse::<u64>();
+        while !number().expect("a task's id is a number").is_multiple_of(TASK_NUMBERS_ROUND) {}
+    });
 }
 
 fn play(plan: &Plan, lacking: Option<Safeguard>) -> Report {
@@ -190,7 +208,7 @@ impl World {
             self.bring_back();
             let finished = self.sim.step()?;
             self.crash_a_voter();
-            if now_ms % LOOK_MS == 0 {
+            if now_ms.is_multiple_of(LOOK_MS) {
                 (1..=plan.members).for_each(|id| self.look(id));
             }
             if finished || now_ms > END_MS + DRAIN_MS {
