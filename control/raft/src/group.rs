@@ -10,7 +10,7 @@ mod membership;
 mod view;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
@@ -30,7 +30,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use config::raft_config;
-pub use config::{GroupConfig, Settings};
+pub use config::{GroupConfig, Settings, WallClock};
 pub use membership::Founder;
 pub use view::{GroupStatus, Leadership, MemberStatus, Role};
 
@@ -41,7 +41,7 @@ use crate::network::Network;
 use crate::network::identity::{Doorkeeper, Identity, Instances};
 use crate::network::service::Service;
 use crate::snapshot::SnapshotStore;
-use crate::store::{Folder, LogStore};
+use crate::store::{Folder, Log, LogStore};
 use crate::streams::StreamHub;
 use crate::types::{Answer, Body, Raft, TypeConfig};
 
@@ -81,7 +81,8 @@ struct Inner {
     recovered: watch::Receiver<bool>,
     ended: watch::Receiver<Option<String>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
-    store: Mutex<Option<LogStore>>,
+    wall_clock: WallClock,
+    store: Mutex<Option<Log>>,
 }
 
 impl Group {
@@ -93,20 +94,11 @@ impl Group {
         if node == 0 {
             return Err(GroupError::Settings("a member's id must not be 0".into()));
         }
-        let boot = getrandom::u64()
-            .map_err(|e| GroupError::Settings(format!("the system has no randomness: {e}")))?;
-        let dir = config.data_dir.clone();
-        let (folder, store) = tokio::task::spawn_blocking(move || {
-            let folder = Folder::claim(&dir, node)?;
-            let store = LogStore::open(&folder)?;
-            Ok::<_, GroupError>((folder, store))
-        })
-        .await
-        .map_err(|e| GroupError::Ended(e.to_string()))??;
-        let snapshots = Arc::new(SnapshotStore::new(folder.snapshot()));
+        let boot = boot_nonce()?;
+        let (store, snapshots, instance) = open(&config).await?;
+        let snapshots = Arc::new(snapshots);
         let shared = Arc::new(Shared::new(config.limits));
         let machine = StateMachine::new(Arc::clone(&shared), snapshots, store.clone());
-        let instance = folder.instance();
         let instances = Arc::new(Instances::default());
         let network = Network {
             own: Identity { id: node, instance },
@@ -132,6 +124,7 @@ impl Group {
             leadership,
             recovered,
             ended,
+            wall_clock: config.wall_clock,
             tasks: Mutex::default(),
             store: Mutex::new(Some(store)),
         };
@@ -161,6 +154,13 @@ impl Group {
     #[must_use]
     pub fn instance(&self) -> u64 {
         self.inner.instance
+    }
+
+    /// Tells this life of the member from others, in its stamps.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn boot(&self) -> u64 {
+        self.inner.boot
     }
 
     /// Puts a command through the log and answers with its place and outcome.
@@ -259,13 +259,16 @@ impl Group {
     /// The clocks of this member, under its tenure of `term`.
     fn stamp(&self, term: u64) -> Stamp {
         let tenure = Tenure { term, node: self.inner.node, boot: self.inner.boot };
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = (self.inner.wall_clock)();
         let milliseconds = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-        Stamp {
+        let stamp = Stamp {
             tenure,
             mono_ms: milliseconds(self.inner.started.elapsed()),
             wall_ms: milliseconds(wall).saturating_add_signed(self.inner.wall_offset_ms),
-        }
+        };
+        #[cfg(feature = "simulation")]
+        let stamp = crate::simulation::stamp(stamp);
+        stamp
     }
 
     /// The term in which this member leads.
@@ -437,6 +440,32 @@ impl Group {
     }
 }
 
+/// Tells this life of the process from others.
+fn boot_nonce() -> Result<u64, GroupError> {
+    #[cfg(feature = "simulation")]
+    if let Some(nonce) = crate::simulation::random() {
+        return Ok(nonce);
+    }
+    getrandom::u64().map_err(|e| GroupError::Settings(format!("the system has no randomness: {e}")))
+}
+
+/// Opens the log and the images; answers whose directory it is, too.
+async fn open(config: &GroupConfig) -> Result<(Log, SnapshotStore, u64), GroupError> {
+    #[cfg(feature = "simulation")]
+    if let Some(disk) = &config.disk {
+        // A simulated disk is never given to another member.
+        return Ok((Log::in_memory(disk)?, SnapshotStore::in_memory(disk.clone()), config.node.0));
+    }
+    let (dir, node) = (config.data_dir.clone(), config.node.0);
+    tokio::task::spawn_blocking(move || {
+        let folder = Folder::claim(&dir, node)?;
+        let store = LogStore::open(&folder)?;
+        Ok((Log::Rocks(store), SnapshotStore::new(folder.snapshot()), folder.instance()))
+    })
+    .await
+    .map_err(|e| GroupError::Ended(e.to_string()))?
+}
+
 /// Why a batch was not written: not yet, or not at all.
 enum Refused {
     Lease,
@@ -444,7 +473,10 @@ enum Refused {
 }
 
 fn encode(stamp: Stamp, command: &Command) -> Result<Body, ProposeError> {
-    let proposal = proposal_to_wire(&Proposal { stamp, command: command.clone() });
+    let command = command.clone();
+    #[cfg(feature = "simulation")]
+    let command = crate::simulation::command(command);
+    let proposal = proposal_to_wire(&Proposal { stamp, command });
     let bytes = proposal.encoded_len();
     if bytes > PROPOSAL_BYTES_MAX {
         return Err(ProposeError::TooLarge { bytes, max: PROPOSAL_BYTES_MAX });

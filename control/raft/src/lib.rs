@@ -15,6 +15,8 @@ mod group;
 mod machine;
 mod network;
 mod offline;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod snapshot;
 mod store;
 mod streams;
@@ -24,7 +26,7 @@ pub use error::{GroupError, MemberError, OfflineError, ProposeError, StoreError}
 pub use feed::{Applied, Read};
 pub use group::{
     Founder, Group, GroupConfig, GroupStatus, Leadership, MEMBERS_MAX, MemberStatus,
-    PROPOSAL_BYTES_MAX, Role, Settings,
+    PROPOSAL_BYTES_MAX, Role, Settings, WallClock,
 };
 pub use network::Connector;
 pub use offline::{

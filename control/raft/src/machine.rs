@@ -20,7 +20,7 @@ use prost::Message;
 
 use crate::feed::{Applied, Feed};
 use crate::snapshot::SnapshotStore;
-use crate::store::LogStore;
+use crate::store::Log;
 use crate::streams::StreamHub;
 use crate::types::{Answer, Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 
@@ -47,13 +47,13 @@ impl Shared {
 pub(crate) struct StateMachine {
     shared: Arc<Shared>,
     snapshots: Arc<SnapshotStore>,
-    log: LogStore,
+    log: Log,
     applied: Option<LogId>,
     membership: StoredMembership,
 }
 
 impl StateMachine {
-    pub(crate) fn new(shared: Arc<Shared>, snapshots: Arc<SnapshotStore>, log: LogStore) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, snapshots: Arc<SnapshotStore>, log: Log) -> Self {
         let membership = StoredMembership::default();
         Self { shared, snapshots, log, applied: None, membership }
     }
@@ -163,7 +163,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let snapshots = Arc::clone(&self.snapshots);
         let limits = self.shared.limits;
         let saved = meta.clone();
-        let machine = blocking(move || {
+        let machine = blocking(&self.snapshots, move || {
             // Decoded first, so that an image that can't be read never replaces one that can.
             let machine = decode_image(&state, &limits)?;
             snapshots.save(&saved, &state)?;
@@ -181,7 +181,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         let snapshots = Arc::clone(&self.snapshots);
-        blocking(move || snapshots.load()).await
+        blocking(&self.snapshots, move || snapshots.load()).await
     }
 }
 
@@ -189,7 +189,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 #[derive(Clone)]
 pub(crate) struct Builder {
     snapshots: Arc<SnapshotStore>,
-    log: LogStore,
+    log: Log,
     limits: Limits,
     /// Where the live machine stood when the build was asked for, and its digest there.
     target: Option<LogId>,
@@ -201,7 +201,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let work = self.clone();
-        blocking(move || work.run()).await
+        blocking(&self.snapshots, move || work.run()).await
     }
 }
 
@@ -269,9 +269,14 @@ impl Builder {
     }
 }
 
+/// Does what waits for a disk where it holds nobody up; at once if there is no disk to wait for.
 async fn blocking<T: Send + 'static>(
+    snapshots: &SnapshotStore,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
+    if snapshots.is_in_memory() {
+        return work();
+    }
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 

@@ -21,27 +21,40 @@ const HEAD_BYTES: usize = 8 + 4 + 4;
 pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
 
 pub(crate) struct SnapshotStore {
-    file: PathBuf,
+    place: Place,
     /// Held while the file is replaced.
     writing: Mutex<()>,
 }
 
+enum Place {
+    File(PathBuf),
+    #[cfg(feature = "simulation")]
+    Memory(crate::simulation::Disk),
+}
+
 impl SnapshotStore {
     pub(crate) fn new(file: PathBuf) -> Self {
-        Self { file, writing: Mutex::new(()) }
+        Self { place: Place::File(file), writing: Mutex::new(()) }
+    }
+
+    #[cfg(feature = "simulation")]
+    pub(crate) fn in_memory(disk: crate::simulation::Disk) -> Self {
+        Self { place: Place::Memory(disk), writing: Mutex::new(()) }
+    }
+
+    /// Whether nothing here waits for a disk.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        !matches!(self.place, Place::File(_))
     }
 
     /// The current image; `None` before the first.
     pub(crate) fn load(&self) -> io::Result<Option<Snapshot>> {
-        let length = match fs::metadata(&self.file) {
-            Ok(data) => data.len(),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
+        let bytes = match &self.place {
+            Place::File(file) => read_file(file)?,
+            #[cfg(feature = "simulation")]
+            Place::Memory(disk) => disk.image(),
         };
-        if length > SNAPSHOT_BYTES_MAX {
-            return Err(CodecError("snapshot: too large").into());
-        }
-        let bytes = Bytes::from(fs::read(&self.file)?);
+        let Some(bytes) = bytes else { return Ok(None) };
         let (meta, snapshot) = open(&bytes)?;
         Ok(Some(Snapshot { meta, snapshot }))
     }
@@ -61,17 +74,41 @@ impl SnapshotStore {
         {
             return Ok(());
         }
-        let temporary = self.file.with_extension("tmp");
-        let mut file = fs::File::create(&temporary)?;
         let meta = meta.encode();
-        file.write_all(&head(&meta, state)?)?;
-        for part in [&meta, state] {
-            file.write_all(part)?;
+        let head = head(&meta, state)?;
+        let parts = [&head[..], &meta, state];
+        match &self.place {
+            Place::File(file) => replace_file(file, &parts),
+            #[cfg(feature = "simulation")]
+            Place::Memory(disk) => {
+                disk.save_image(parts.concat().into());
+                Ok(())
+            }
         }
-        file.sync_all()?;
-        fs::rename(&temporary, &self.file)?;
-        fs::File::open(self.file.parent().unwrap_or(Path::new(".")))?.sync_all()
     }
+}
+
+fn read_file(path: &Path) -> io::Result<Option<Bytes>> {
+    let length = match fs::metadata(path) {
+        Ok(data) => data.len(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    if length > SNAPSHOT_BYTES_MAX {
+        return Err(CodecError("snapshot: too large").into());
+    }
+    Ok(Some(Bytes::from(fs::read(path)?)))
+}
+
+fn replace_file(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    let mut file = fs::File::create(&temporary)?;
+    for part in parts {
+        file.write_all(part)?;
+    }
+    file.sync_all()?;
+    fs::rename(&temporary, path)?;
+    fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// What goes before the meta data and the image.

@@ -7,6 +7,9 @@
 
 mod flusher;
 mod folder;
+mod log;
+#[cfg(feature = "simulation")]
+mod memory;
 mod reader;
 
 use std::fmt::Debug;
@@ -30,6 +33,7 @@ use crate::error::StoreError;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 use flusher::Flusher;
 pub(crate) use folder::{FORMAT, Folder};
+pub(crate) use log::Log;
 pub(crate) use reader::{LogFile, open_record, seed};
 
 const LOG: &str = "log";

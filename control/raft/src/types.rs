@@ -55,7 +55,10 @@ impl openraft::RaftTypeConfig for TypeConfig {
     type Vote = openraft::Vote<LeaderId>;
     type Payload = openraft::EntryPayload<Body, u64, Peer>;
     type Entry = openraft::Entry<LeaderId, Self::Payload>;
+    #[cfg(not(feature = "simulation"))]
     type AsyncRuntime = openraft::impls::TokioRuntime;
+    #[cfg(feature = "simulation")]
+    type AsyncRuntime = crate::simulation::Runtime;
     type Responder<T>
         = ProgressResponder<Self, T>
     where

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mainstay_state::Limits;
 use mainstay_types::NodeId;
@@ -44,6 +45,9 @@ impl Default for Settings {
     }
 }
 
+/// The time since 1970, as a member's machine has it.
+pub type WallClock = Arc<dyn Fn() -> Duration + Send + Sync>;
+
 /// How to start a member.
 #[derive(Clone)]
 pub struct GroupConfig {
@@ -57,6 +61,11 @@ pub struct GroupConfig {
     pub settings: Settings,
     /// How to reach a member.
     pub connector: Connector,
+    /// What its stamps take for the time of day.
+    pub wall_clock: WallClock,
+    /// Where its log lies instead of `data_dir`, in a simulation.
+    #[cfg(feature = "simulation")]
+    pub disk: Option<crate::simulation::Disk>,
 }
 
 impl GroupConfig {
@@ -68,6 +77,11 @@ impl GroupConfig {
             limits: Limits::standard(),
             settings: Settings::default(),
             connector: Arc::new(mainstay_proto::client::channel),
+            wall_clock: Arc::new(|| {
+                SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+            }),
+            #[cfg(feature = "simulation")]
+            disk: None,
         }
     }
 }
@@ -89,6 +103,13 @@ pub(super) fn raft_config(settings: &Settings) -> Result<openraft::Config, Group
         // A leader that restarts within its term would answer reads from before the restart.
         enable_leader_restore: Some(false),
         ..openraft::Config::default()
+    };
+    #[cfg(feature = "simulation")]
+    let config = openraft::Config {
+        enable_leader_restore: Some(crate::simulation::lacks(
+            crate::simulation::Safeguard::FreshTerm,
+        )),
+        ..config
     };
     config.validate().map_err(|e| GroupError::Settings(e.to_string()))
 }

@@ -8,35 +8,64 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::Folder;
+use crate::store::{Folder, LogStore};
 use crate::types::{Body, LeaderId};
 
-struct Stores;
+/// Kinds of stores that keep the same promises.
+#[derive(Clone, Copy)]
+enum Stores {
+    Rocks,
+    #[cfg(feature = "simulation")]
+    Memory,
+}
 
-fn build() -> (TempDir, LogStore, StateMachine) {
+const KINDS: &[Stores] = &[
+    Stores::Rocks,
+    #[cfg(feature = "simulation")]
+    Stores::Memory,
+];
+
+#[cfg(feature = "simulation")]
+fn build_in_memory() -> (TempDir, Log, StateMachine) {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = crate::simulation::Disk::new(0);
+    let log = Log::in_memory(&disk).unwrap();
+    let snapshots = Arc::new(SnapshotStore::in_memory(disk));
+    let shared = Arc::new(Shared::new(Limits::standard()));
+    let machine = StateMachine::new(shared, snapshots, log.clone());
+    (dir, log, machine)
+}
+
+fn build() -> (TempDir, Log, StateMachine) {
     let dir = tempfile::tempdir().unwrap();
     let folder = Folder::claim(dir.path(), 1).unwrap();
-    let log = LogStore::open(&folder).unwrap();
+    let log = Log::Rocks(LogStore::open(&folder).unwrap());
     let snapshots = Arc::new(SnapshotStore::new(folder.snapshot()));
     let shared = Arc::new(Shared::new(Limits::standard()));
     let machine = StateMachine::new(shared, snapshots, log.clone());
     (dir, log, machine)
 }
 
-impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Stores {
-    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
-        Ok(build())
+impl StoreBuilder<TypeConfig, Log, StateMachine, TempDir> for Stores {
+    async fn build(&self) -> Result<(TempDir, Log, StateMachine), StorageError<TypeConfig>> {
+        Ok(match self {
+            Self::Rocks => build(),
+            #[cfg(feature = "simulation")]
+            Self::Memory => build_in_memory(),
+        })
     }
 }
 
-type Conformance = Suite<TypeConfig, LogStore, StateMachine, Stores, TempDir>;
+type Conformance = Suite<TypeConfig, Log, StateMachine, Stores, TempDir>;
 
-/// Runs cases of openraft's suite, each on stores of its own.
+/// Runs cases of openraft's suite, each on stores of its own of every kind.
 macro_rules! conform {
     ($($case:ident)*) => {
         $(
-            let (_dir, log, machine) = Stores.build().await.unwrap();
-            Conformance::$case(log, machine).await.expect(stringify!($case));
+            for stores in KINDS {
+                let (_dir, log, machine) = stores.build().await.unwrap();
+                Conformance::$case(log, machine).await.expect(stringify!($case));
+            }
         )*
     };
 }
@@ -105,7 +134,7 @@ fn pin(index: u64) -> Entry {
     Entry { log_id, payload: EntryPayload::Normal(Body(wire.encode_to_vec().into())) }
 }
 
-async fn put(log: &mut LogStore, machine: &mut StateMachine, range: std::ops::RangeInclusive<u64>) {
+async fn put(log: &mut Log, machine: &mut StateMachine, range: std::ops::RangeInclusive<u64>) {
     let entries: Vec<Entry> = range.map(pin).collect();
     log.blocking_append(entries.clone()).await.unwrap();
     let items = entries.into_iter().map(|e| Ok((e, None)));
