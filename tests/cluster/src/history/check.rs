@@ -3,8 +3,9 @@
 //! - An acknowledged pin is in every linearizable read asked after the acknowledgement and answered before its
 //!   invocation + TTL, unless its release was asked for or a pin that covers it may have taken its place:
 //!   else `Lost`, or `Early` where the answer says that its time ended.
-//! - It is in no read asked later than its acknowledgement + TTL + `late_ms`: else `Late`. Leaderless time is not
-//!   added: while nobody leads no read is answered, and a new leader moves time before it serves.
+//! - It is in no read asked later than its acknowledgement + TTL + `late_ms`: else `Late`. Leaderless time is
+//!   not added here: a new leader moves time before it serves. A caller whose faults hold a leader from its quorum
+//!   for a while adds that while to `late_ms`.
 //! - Once it has ended it stays gone: else `Revived`. It is made once: else `Twice`.
 //! - A read sees everything acknowledged before it was asked, by log index: else `Stale`.
 //! - Each pin's own operations have an order that explains all answers: else `Unexplained`.
