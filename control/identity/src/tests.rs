@@ -1,5 +1,4 @@
 //! Authorities, certificates, and both ends of connections, with files as nodes have them.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -271,6 +271,17 @@ impl Group {
         stamp
     }
 
+    /// How long ago this leader last moved cluster time; `None` if its tenure has yet to. What ends by cluster time
+    /// may have ended since.
+    #[must_use]
+    pub fn stamp_age(&self) -> Option<Duration> {
+        let time = self.read(Machine::time);
+        let own = (self.inner.node, self.inner.boot) == (time.tenure.node, time.tenure.boot);
+        own.then(|| {
+            self.inner.started.elapsed().saturating_sub(Duration::from_millis(time.mono_ms))
+        })
+    }
+
     /// The term in which this member leads.
     fn leading_term(&self) -> Option<u64> {
         let metrics = self.inner.raft.metrics();

@@ -21,7 +21,7 @@ pub(crate) fn allowed(path: &str) -> &'static [Role] {
         "GetPin" => &[Gateway, Worker, Admin],
         "CreatePin" | "ExtendPin" | "ReleasePin" | "ListPins" => &[Gateway, Admin],
         "Status" => &[Gateway, Control, Admin],
-        "AddMember" | "RemoveMember" => &[Control, Admin],
+        "AddMember" | "RemoveMember" | "TransferLeader" => &[Control, Admin],
         _ => &[],
     }
 }

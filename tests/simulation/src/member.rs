@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use mainstay_proto::client::MESSAGE_BYTES_MAX;
 use mainstay_raft::simulation::Disk;
-use mainstay_raft::{Group, GroupConfig, Leadership, ProposeError, Settings};
+use mainstay_raft::{Founder, Group, GroupConfig, Leadership, ProposeError, Settings};
 use mainstay_state::Limits;
 use mainstay_types::{Command, NodeId};
 use tokio::sync::{mpsc, oneshot};
@@ -85,6 +85,7 @@ fn config(seat: &Seat) -> GroupConfig {
         election_ms_max: 400,
         snapshot_entries: 100,
         kept_entries: 30,
+        ..Settings::default()
     };
     let offset_ms = Arc::clone(&seat.offset_ms);
     config.wall_clock = Arc::new(move || {
@@ -109,7 +110,13 @@ pub(crate) async fn run(seat: Rc<Seat>) -> turmoil::Result {
     tokio::spawn(server);
     if seat.id == 1 {
         // On later lives it says that there is a group already.
-        group.initialise(&seat.members).await?;
+        let founder = |(id, address): &(NodeId, String)| Founder {
+            id: *id,
+            address: address.clone(),
+            instance: id.0,
+        };
+        let founders: Vec<Founder> = seat.members.iter().map(founder).collect();
+        group.initialise(&founders).await?;
     }
     let (requests, mut inbox) = mpsc::channel(REQUESTS_MAX);
     tokio::spawn(tick(group.clone()));

@@ -1,6 +1,8 @@
 //! What owners of pins ask. Writes answer with the pin as it stands once the log has it; reads go through the
 //! leader, which answers for everything acknowledged before, unless the caller settles for one member's view.
 
+use std::time::Duration;
+
 use mainstay_proto::convert::{pin_from_wire, pin_to_wire, u128_from_wire};
 use mainstay_proto::v1;
 use mainstay_state::{Machine, Outcome, Pin};
@@ -9,6 +11,8 @@ use tonic::Status;
 
 use super::{Service, refuse, unexpected};
 
+/// Cluster time that was not moved for longer says too little about pins; three ticks of a leader.
+const STAMP_AGE_MAX: Duration = Duration::from_millis(300);
 /// Pins in one answer.
 const LIST_MAX: usize = 1000;
 
@@ -97,7 +101,14 @@ impl Service {
         if local {
             return Ok(self.group.read(look));
         }
-        self.group.read_linearizable(look).await.map_err(refuse)
+        self.group.read_linearizable(|_| ()).await.map_err(refuse)?;
+        // A quorum that was out of reach for a while answers the read before it takes another tick: pins that ended
+        // meanwhile would be shown as live.
+        let stale = self.group.stamp_age().is_none_or(|age| age > STAMP_AGE_MAX);
+        if stale && self.group.read(Machine::live_pin_count) > 0 {
+            self.group.propose(Command::Tick).await.map_err(refuse)?;
+        }
+        Ok(self.group.read(look))
     }
 }
 
