@@ -107,7 +107,7 @@ impl ControlPlane {
 
     /// A client of one member, over a connection of its own.
     pub fn member(&self, address: &str) -> Result<ControlClient<Channel>, Status> {
-        Ok(ControlClient::new(channel(address)?)
+        Ok(ControlClient::new((self.inner.connector)(address)?)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX))
     }

@@ -4,10 +4,12 @@
 //! member can't make because another one leads is sent on to that one; whatever else goes wrong is told at once,
 //! since sending a change twice may answer something else the second time.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Subcommand;
-use mainstay_proto::client::ControlPlane;
+use mainstay_identity::Role;
+use mainstay_proto::client::{Connector, ControlPlane, channel, connector};
 use mainstay_proto::v1;
 use mainstay_proto::v1::control_client::ControlClient;
 use serde_json::{Value, json};
@@ -15,6 +17,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::commands::addresses;
+use crate::commands::identity::IdentityArgs;
 use crate::http::Target;
 use crate::output::{Failure, Format, print, print_json};
 
@@ -69,6 +72,8 @@ struct ListArgs {
     #[arg(long, env = "MAINSTAY_CONTROL")]
     control: Option<String>,
     #[command(flatten)]
+    identity: IdentityArgs,
+    #[command(flatten)]
     target: Target,
 }
 
@@ -77,6 +82,8 @@ struct Members {
     /// Members of the group, as HOST:PORT,…
     #[arg(long, env = "MAINSTAY_CONTROL", default_value = "127.0.0.1:7400")]
     control: String,
+    #[command(flatten)]
+    identity: IdentityArgs,
     /// How to print
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
@@ -113,7 +120,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
             let ask = async |mut c: ControlClient<Channel>| {
                 c.status(v1::StatusRequest { local_only: false }).await
             };
-            json_of(&ask_any(&control, ask).await?.members)
+            json_of(&ask_any(&control, &args.identity, ask).await?.members)
         }
         None => args.target.get("/api/v1/status").await?["members"].clone(),
     };
@@ -128,7 +135,7 @@ impl Members {
             ControlClient<Channel>,
         ) -> Result<tonic::Response<v1::MembersReply>, Status>,
     ) -> anyhow::Result<()> {
-        let reply = ask_any(&self.control, change).await?;
+        let reply = ask_any(&self.control, &self.identity, change).await?;
         show(&json_of(&reply.members), self.output);
         Ok(())
     }
@@ -155,9 +162,14 @@ fn json_of(members: &[v1::Member]) -> Value {
 /// Asks one member after another until one can answer: the leader, for what only it can do.
 async fn ask_any<T>(
     control: &str,
+    identity: &IdentityArgs,
     ask: impl AsyncFn(ControlClient<Channel>) -> Result<tonic::Response<T>, Status>,
 ) -> anyhow::Result<T> {
-    let plane = ControlPlane::new(&addresses(control)).map_err(|s| failure(&s))?;
+    let open: Connector = match identity.load(Role::Admin)? {
+        Some(identity) => connector(move |to| identity.channel(to, Role::Control)),
+        None => Arc::new(channel),
+    };
+    let plane = ControlPlane::with_connector(&addresses(control), open).map_err(|s| failure(&s))?;
     let until = tokio::time::Instant::now() + PATIENCE;
     loop {
         let status = match tokio::time::timeout(ATTEMPT_MAX, ask(plane.current())).await {
