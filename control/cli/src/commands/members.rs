@@ -118,7 +118,12 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     let members = match args.control {
         Some(control) => {
             let ask = async |mut c: ControlClient<Channel>| {
-                c.status(v1::StatusRequest { local_only: false }).await
+                let reply = c.status(v1::StatusRequest { local_only: false }).await?;
+                // A member without its disk, or a new one, knows nobody; another may.
+                if reply.get_ref().members.is_empty() {
+                    return Err(Status::unavailable("this member is in no group yet"));
+                }
+                Ok(reply)
             };
             json_of(&ask_any(&control, &args.identity, ask).await?.members)
         }

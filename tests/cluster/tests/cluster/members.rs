@@ -117,7 +117,9 @@ fn json_of(args: &[&str]) -> Result<Value> {
 fn a_restored_directory_has_the_pins_of_the_old_one() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
-    let (old, copy, new) = (path("old"), path("copy"), path("new"));
+    let (copy, new_home) = (path("copy"), path("new"));
+    // `serve` keeps its member in a folder of its own.
+    let (old, new) = (path("old/control"), path("new/control"));
     let listen = format!("127.0.0.1:{}", free_port());
     let url = format!("http://{listen}");
     let serve = |data: &str| -> Result<Process> {
@@ -126,7 +128,7 @@ fn a_restored_directory_has_the_pins_of_the_old_one() -> Result<()> {
         process.wait_ready()?;
         Ok(process)
     };
-    let mut process = serve(&old)?;
+    let mut process = serve(&path("old"))?;
     let prefix = crate::filler(5, 20);
     let pin =
         json_of(&["pin", "add", "--system", &prefix, "--ttl", "1h", "--addr", &url, "-o", "json"])?;
@@ -155,7 +157,7 @@ fn a_restored_directory_has_the_pins_of_the_old_one() -> Result<()> {
     let (code, _, err) = run_cli(&["control", "inspect", &path("no")])?;
     assert!(code == 1 && err.contains("no data of a control member"), "{code} {err}");
 
-    let _restored = serve(&new)?;
+    let _restored = serve(&new_home)?;
     let list = json_of(&["pin", "ls", "--addr", &url, "-o", "json"])?;
     assert_eq!(list["data"][0]["id"], pin["id"], "{list}");
     assert!(list["data"][0]["ttl_left_ms"].as_u64().is_some_and(|left| left > 3_000_000), "{list}");
