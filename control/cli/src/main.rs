@@ -9,6 +9,11 @@ mod output;
 
 use clap::{Parser, Subcommand};
 
+/// Frames of blocks are large buffers that live for a millisecond; the system's allocator returns each to the kernel
+/// and faults it in again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Serves LLM inference to agents: KV-aware routing and cache pins that the cluster keeps.
 #[derive(Parser)]
 #[command(name = "mainstay", version, max_term_width = 100, after_help = EXAMPLES)]

@@ -13,6 +13,7 @@ use crate::marks::Marks;
 use crate::reader::IndexReader;
 use crate::runs::Runs;
 use crate::segments::{Edit, Segment, Stretch, stretches_of};
+use crate::shared::own_number_bit;
 use crate::sync::Ordering;
 use crate::workers::{Claim, Workers};
 use crate::{BlockName, Holder, Overlap, TierSet};
@@ -150,7 +151,7 @@ impl BlockIndex {
             shared.words.store(words, Ordering::Relaxed);
         }
         if slot != worker.0 {
-            let word = 1 << (slot / 64);
+            let word = 1 << own_number_bit(slot as usize / 64);
             let own = shared.own_numbers.load(Ordering::Relaxed);
             shared.own_numbers.store(own & !word, Ordering::Relaxed);
         }
@@ -240,21 +241,27 @@ impl BlockIndex {
     pub fn remove_worker(&mut self, worker: WorkerId) -> u64 {
         let Some(slot) = self.workers.slot_of(worker) else { return 0 };
         let count = self.workers.state(slot).held;
-        let mut run = 1;
-        // Runs that are made meanwhile come from cutting what is being cleared, and hold nothing of this worker
-        // unless their number is yet to come.
-        while (run as usize) < self.runs.metas.len() {
-            if self.workers.state(slot).held == 0 {
+        let mut left = count;
+        while left > 0 {
+            self.clear_runs(slot);
+            let now = self.workers.state(slot).held;
+            if now == left {
                 break;
             }
+            left = now;
+        }
+        self.give_memory_back();
+        count - left
+    }
+
+    /// Goes once through all runs. Those that are made meanwhile come from cutting what is being cleared; one that
+    /// took a number which was passed already is for the next time.
+    fn clear_runs(&mut self, slot: u32) {
+        let mut run = 1;
+        while (run as usize) < self.runs.metas.len() && self.workers.state(slot).held > 0 {
             self.clear_run(run, slot);
             run += 1;
         }
-        if self.workers.state(slot).held > 0 {
-            return count - self.workers.state(slot).held + self.remove_worker(worker);
-        }
-        self.give_memory_back();
-        count
     }
 
     /// A worker holds nothing of a run any more.

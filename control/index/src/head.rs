@@ -9,8 +9,8 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Words of worker bits inside a line: 256 workers.
 pub(crate) const WORDS: usize = 4;
-/// Words of worker bits at most: 4,096 workers.
-pub(crate) const WORDS_MAX: usize = 64;
+/// Words of worker bits at most: 8,192 workers.
+pub(crate) const WORDS_MAX: usize = 128;
 /// Blocks of a run at most.
 pub(crate) const RUN_BLOCKS_MAX: u32 = 32_768;
 

@@ -1,7 +1,7 @@
 //! The set of workers that hold all of a run.
 //!
 //! Up to 256 workers the four words of a head are the set. Beyond, a head may turn wide: its first word then names
-//! up to three words by tags, or a spilled set of 64 words in the arena of lists. Most runs are held by few
+//! up to three words by tags, or a spilled set of 128 words in the arena of lists. Most runs are held by few
 //! workers, so most heads of a big fleet stay within their line.
 
 use crate::head::{Head, WORDS, WORDS_MAX};

@@ -6,7 +6,7 @@ use mainstay_types::WorkerId;
 
 use crate::BlockName;
 use crate::lookup::{Sink, walk_any, walk_burst, walk_tiers};
-use crate::shared::Shared;
+use crate::shared::{Shared, own_number_bit};
 use crate::sync::Ordering;
 use crate::unpack::unpack;
 
@@ -101,7 +101,7 @@ impl Sink for Named<'_> {
 
     #[inline(always)]
     fn take_one(&mut self, slot: u32, depth: u32) {
-        let worker = if self.own_numbers >> (slot / 64) & 1 == 1 {
+        let worker = if self.own_numbers >> own_number_bit(slot as usize / 64) & 1 == 1 {
             WorkerId(slot)
         } else {
             let id = self.shared.worker_ids[slot as usize].load(Ordering::Relaxed);
@@ -112,7 +112,7 @@ impl Sink for Named<'_> {
 
     #[inline(always)]
     fn take(&mut self, word: usize, bits: u64, depth: u32) {
-        if self.own_numbers >> (word % 64) & 1 == 1 {
+        if self.own_numbers >> own_number_bit(word) & 1 == 1 {
             return unpack(word as u32 * 64, bits, depth, self.out);
         }
         let ids = &self.shared.worker_ids[word * 64..word * 64 + 64];

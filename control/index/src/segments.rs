@@ -23,26 +23,26 @@ pub(crate) struct Stretch {
 impl Segment {
     pub(crate) fn new(slot: u32, stretch: Stretch) -> Self {
         Self(
-            u64::from(slot) << 52
-                | u64::from(stretch.from) << 36
-                | u64::from(stretch.to) << 20
+            u64::from(slot) << 48
+                | u64::from(stretch.from) << 32
+                | u64::from(stretch.to) << 16
                 | u64::from(stretch.tiers.bits()),
         )
     }
 
     #[inline(always)]
     pub(crate) fn slot(self) -> u32 {
-        (self.0 >> 52) as u32
+        (self.0 >> 48) as u32
     }
 
     #[inline(always)]
     pub(crate) fn from(self) -> u32 {
-        (self.0 >> 36) as u32 & 0xffff
+        (self.0 >> 32) as u32 & 0xffff
     }
 
     #[inline(always)]
     pub(crate) fn to(self) -> u32 {
-        (self.0 >> 20) as u32 & 0xffff
+        (self.0 >> 16) as u32 & 0xffff
     }
 
     #[inline(always)]

@@ -96,7 +96,7 @@ impl ShardedReader {
         }
     }
 
-    /// See [`IndexReader::groups_into`]. Slots of shard `n` start at `4096 * n`.
+    /// See [`IndexReader::groups_into`]. Slots of shard `n` start at `8192 * n`.
     pub fn groups_into<N: BlockName>(&self, prefix: &[N], out: &mut Vec<Group>) {
         out.clear();
         for (shard, reader) in self.readers.iter().enumerate() {

@@ -45,10 +45,16 @@ pub(crate) struct Shared {
     pub(crate) table: HeadTable,
     /// Words of worker bits in use.
     pub(crate) words: AtomicU32,
-    /// Words of slots whose workers have the slot's own number, as bits.
+    /// Words of slots whose workers have the slot's own number, as bits: see [`own_number_bit`].
     pub(crate) own_numbers: AtomicU64,
     /// Worker id plus one per slot, 0 for none.
     pub(crate) worker_ids: Region<AtomicU64>,
+}
+
+/// The bit of [`Shared::own_numbers`] that speaks for a word of slots. The last speaks for all words beyond it.
+#[inline(always)]
+pub(crate) fn own_number_bit(word: usize) -> u32 {
+    word.min(u64::BITS as usize - 1) as u32
 }
 
 impl Shared {

@@ -38,7 +38,7 @@ pub(crate) enum Claim {
     Known(u32),
     /// A slot that may have belonged to another worker before.
     New(u32),
-    /// 4,096 workers hold blocks already.
+    /// 8,192 workers hold blocks already.
     Full,
 }
 

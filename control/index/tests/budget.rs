@@ -115,13 +115,33 @@ fn memory_goes_back_when_workers_leave() {
 fn one_worker_too_many_is_refused() {
     let mut index = BlockIndex::new(u64::MAX);
     let blocks = chain(1, 3);
-    for worker in 0..4_096 {
+    for worker in 0..8_192 {
         assert_eq!(store(&mut index, worker * 7, &blocks), 0);
     }
     assert_eq!(store(&mut index, 1, &blocks), 3);
-    assert_eq!(index.lookup(&blocks).len(), 4_096);
+    assert_eq!(index.lookup(&blocks).len(), 8_192);
     index.remove_worker(WorkerId(7));
     assert_eq!(store(&mut index, 1, &blocks), 0);
     assert_eq!(depth(&index, 1, &blocks), 3);
     assert_eq!(depth(&index, 7, &blocks), 0);
+}
+
+#[test]
+fn workers_of_high_slots_hold_parts_of_runs() {
+    let mut index = BlockIndex::new(u64::MAX);
+    let blocks = chain(1, 8);
+    for worker in 0..8_192 {
+        let held = if worker % 2 == 0 { 8 } else { 3 };
+        assert_eq!(store(&mut index, worker, &blocks[..held]), 0);
+    }
+    for worker in [63, 64, 4_095, 4_096, 4_097, 8_190, 8_191] {
+        let held = if worker % 2 == 0 { 8 } else { 3 };
+        assert_eq!(depth(&index, worker, &blocks), held, "worker {worker}");
+    }
+    for worker in 0..8_191 {
+        let held = if worker % 2 == 0 { 8 } else { 3 };
+        assert_eq!(index.remove_worker(WorkerId(worker)), held);
+    }
+    assert_eq!(depth(&index, 8_191, &blocks), 3);
+    assert_eq!(index.held_count(), 3);
 }

@@ -27,12 +27,12 @@ pub struct Limits {
 impl Limits {
     /// Limits for a cluster of ordinary size: pins and index stay within a few gigabytes when all are reached.
     ///
-    /// 4,096 workers; 65,536 pins, 16,384 a tenant; 131,072 blocks a pin (two million tokens at 16 a block);
+    /// 8,192 workers; 65,536 pins, 16,384 a tenant; 131,072 blocks a pin (two million tokens at 16 a block);
     /// 8,388,608 pinned blocks, 1,048,576 a tenant; a TTL of a day; 16,777,216 blocks in the index.
     #[must_use]
     pub const fn standard() -> Self {
         Self {
-            workers_max: 4_096,
+            workers_max: 8_192,
             pins_max: 65_536,
             pins_per_tenant_max: 16_384,
             pin_blocks_max: 131_072,

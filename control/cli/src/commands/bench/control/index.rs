@@ -13,6 +13,7 @@ use mainstay_control::ControlHandle;
 use mainstay_proto::v1;
 use mainstay_types::{Epoch, WorkerId};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::cluster::Cluster;
@@ -20,6 +21,9 @@ use super::traffic::{Stream, Traffic, make};
 
 /// Frames in a message, as a worker that has much to say sends them.
 const MESSAGE_FRAMES: usize = 32;
+/// Messages under way to one member at a time: what flow control lets through, without thousands of workers' messages
+/// lying in this one process.
+const UNDER_WAY: usize = 64;
 /// The part of the traffic that is sent as fast as it goes; the rest is paced.
 const FLOOD_PART: f64 = 0.6;
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -103,16 +107,11 @@ async fn flood_all(cluster: &Cluster, sent: &mut Sent, upto: &[usize]) -> anyhow
     let mut feeding = JoinSet::new();
     for member in &cluster.members {
         let client = Cluster::client(member)?;
+        let under_way = Arc::new(Semaphore::new(UNDER_WAY));
         for (stream, to) in sent.streams.iter().zip(upto) {
-            let messages: Vec<v1::PublishRequest> =
-                stream.frames[..*to].chunks(MESSAGE_FRAMES).map(message).collect();
-            let mut client = client.clone();
-            feeding.spawn(async move {
-                for request in messages {
-                    put(&mut client, request).await?;
-                }
-                anyhow::Ok(())
-            });
+            let (frames, to) = (Arc::clone(&stream.frames), *to);
+            let (mut client, under_way) = (client.clone(), Arc::clone(&under_way));
+            feeding.spawn(async move { put_all(&mut client, &frames[..to], &under_way).await });
         }
     }
     while let Some(fed) = feeding.join_next().await {
@@ -133,12 +132,25 @@ fn message(frames: &[v1::EventFrame]) -> v1::PublishRequest {
 
 type Client = v1::control_client::ControlClient<tonic::transport::Channel>;
 
+/// Frames in messages, one after another.
+async fn put_all(
+    client: &mut Client,
+    frames: &[v1::EventFrame],
+    under_way: &Semaphore,
+) -> anyhow::Result<()> {
+    for frames in frames.chunks(MESSAGE_FRAMES) {
+        let _one = under_way.acquire().await?;
+        put(client, frames).await?;
+    }
+    Ok(())
+}
+
 /// One message, until the member has taken all of it.
-async fn put(client: &mut Client, request: v1::PublishRequest) -> anyhow::Result<()> {
-    let next = request.frames.last().map_or(0, |f| f.sequence + 1);
+async fn put(client: &mut Client, frames: &[v1::EventFrame]) -> anyhow::Result<()> {
+    let next = frames.last().map_or(0, |f| f.sequence + 1);
     let until = Instant::now() + PATIENCE;
     loop {
-        match client.publish(request.clone()).await {
+        match client.publish(message(frames)).await {
             Ok(reply) if reply.get_ref().next_sequence == next => return Ok(()),
             Ok(reply) => bail!(
                 "a member expects frame {} after frame {}",
@@ -164,14 +176,15 @@ async fn paced(cluster: &Cluster, sent: &mut Sent, ops_per_s: f64) -> anyhow::Re
         .zip(&sent.at)
         .filter_map(|(s, at)| Some(s.ops.last()? - at.checked_sub(1).map_or(0, |l| s.ops[l])))
         .sum();
-    let seconds = left as f64 / ops_per_s;
+    let (seconds, workers) = (left as f64 / ops_per_s, sent.streams.len());
     let began = Instant::now();
     let mut feeding = JoinSet::new();
-    for (stream, at) in sent.streams.iter().zip(&sent.at) {
-        let frames: Vec<v1::EventFrame> = stream.frames[*at..].to_vec();
-        let clients = clients.clone();
-        let step = seconds / frames.len().max(1) as f64;
-        feeding.spawn(async move { pace_one(frames, clients, began, step).await });
+    for (number, (stream, at)) in sent.streams.iter().zip(&sent.at).enumerate() {
+        let (frames, first, clients) = (Arc::clone(&stream.frames), *at, clients.clone());
+        let step = seconds / (frames.len() - first).max(1) as f64;
+        // Workers do not seal their frames in step with each other.
+        let began = began + Duration::from_secs_f64(step * number as f64 / workers as f64);
+        feeding.spawn(async move { pace_one(frames, first, clients, began, step).await });
     }
     let mut lags = Vec::new();
     while let Some(fed) = feeding.join_next().await {
@@ -185,15 +198,15 @@ async fn paced(cluster: &Cluster, sent: &mut Sent, ops_per_s: f64) -> anyhow::Re
 
 /// One worker: each frame is due at its time, and goes to each member with whatever is due by then.
 async fn pace_one(
-    frames: Vec<v1::EventFrame>,
+    frames: Arc<Vec<v1::EventFrame>>,
+    first: usize,
     clients: Vec<Client>,
     began: Instant,
     step_s: f64,
 ) -> anyhow::Result<Vec<u64>> {
-    let count = frames.len();
+    let count = frames.len() - first;
     let due = move |at: usize| began + Duration::from_secs_f64(step_s * at as f64);
     let latest: Arc<Vec<AtomicU64>> = Arc::new((0..count).map(|_| AtomicU64::new(0)).collect());
-    let frames = Arc::new(frames);
     let mut feeding = JoinSet::new();
     for mut client in clients {
         let (frames, latest) = (Arc::clone(&frames), Arc::clone(&latest));
@@ -206,7 +219,7 @@ async fn pace_one(
                 while end < count && end - at < MESSAGE_FRAMES && due(end) <= now {
                     end += 1;
                 }
-                put(&mut client, message(&frames[at..end])).await?;
+                put(&mut client, &frames[first + at..first + end]).await?;
                 for frame in at..end {
                     let lag = u64::try_from(due(frame).elapsed().as_micros()).unwrap_or(u64::MAX);
                     latest[frame].fetch_max(lag, Ordering::Relaxed);
@@ -269,15 +282,11 @@ async fn plain(setting: Setting) -> anyhow::Result<Value> {
     let client = Cluster::client(cluster.leader().await?)?;
     let (began, cpu) = (Instant::now(), cpu_s());
     let mut feeding = JoinSet::new();
+    let under_way = Arc::new(Semaphore::new(UNDER_WAY));
     for stream in &streams {
-        let messages: Vec<_> = stream.frames.chunks(MESSAGE_FRAMES).map(message).collect();
-        let mut client = client.clone();
-        feeding.spawn(async move {
-            for request in messages {
-                put(&mut client, request).await?;
-            }
-            anyhow::Ok(())
-        });
+        let (frames, mut client) = (Arc::clone(&stream.frames), client.clone());
+        let under_way = Arc::clone(&under_way);
+        feeding.spawn(async move { put_all(&mut client, &frames, &under_way).await });
     }
     while let Some(fed) = feeding.join_next().await {
         fed??;

@@ -1,6 +1,7 @@
 //! Frames made beforehand: the churn of agents, folded into numbered frames as a worker would.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use mainstay_index::churn::{Churn, ChurnConfig, ChurnOp};
 use mainstay_index::{BlockIndex, BlockKey};
@@ -13,7 +14,7 @@ const RUN_FROM: usize = 3;
 
 /// The stream of one worker.
 pub(super) struct Stream {
-    pub(super) frames: Vec<v1::EventFrame>,
+    pub(super) frames: Arc<Vec<v1::EventFrame>>,
     /// Block operations up to and with each frame.
     pub(super) ops: Vec<u64>,
 }
@@ -74,7 +75,7 @@ pub(super) fn make(
     let mut churn = Churn::new(config);
     let mut index = BlockIndex::new(u64::MAX);
     let mut slots: HashMap<WorkerId, usize> = HashMap::new();
-    let empty = || Stream { frames: Vec::new(), ops: Vec::new() };
+    let empty = || Stream { frames: Arc::default(), ops: Vec::new() };
     let mut streams: Vec<Stream> = workers.iter().map(|_| empty()).collect();
     let mut open: Vec<(Vec<v1::BlockEvent>, usize, u64)> = vec![Default::default(); workers.len()];
     let (mut made, mut wire_bytes) = (0, 0);
@@ -105,7 +106,7 @@ pub(super) fn make(
             blocks: index.worker_block_count(worker),
         };
         wire_bytes += prost_bytes(&frame);
-        stream.frames.push(frame);
+        Arc::make_mut(&mut stream.frames).push(frame);
         stream.ops.push(*total);
         *blocks = 0;
     }

@@ -23,7 +23,7 @@ use super::rng::Rng;
 /// Workers of the parts that do not vary them.
 const WORKERS: u32 = 64;
 const DEPTHS: [u32; 10] = [16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096, 8_192];
-const WORKER_COUNTS: [u32; 7] = [8, 16, 64, 256, 1_024, 2_048, 4_096];
+const WORKER_COUNTS: [u32; 8] = [8, 16, 64, 256, 1_024, 2_048, 4_096, 8_192];
 /// Chains of the part that varies workers, and their length.
 const PREFIXES: u64 = 64;
 const PREFIX_BLOCKS: u32 = 1_024;
