@@ -8,8 +8,9 @@
 
 mod put;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
+use foldhash::fast::RandomState;
 use mainstay_types::{
     ClusterTime, ErrorCode, LogIndex, NamespaceId, PinId, PinRequest, PinState, SequenceHash,
     SessionId, TenantId, WorkerId,
@@ -93,8 +94,11 @@ fn owner_key(request: &PinRequest) -> Option<OwnerKey> {
 struct TenantUse {
     pins: u32,
     /// How many live pins name each block. Only counts are read, so its order is nowhere to be seen.
-    blocks: HashMap<SequenceHash, u32>,
+    blocks: HashMap<SequenceHash, u32, RandomState>,
 }
+
+/// A set of blocks, which are hashes under a key that no tenant knows: a quick hasher is enough.
+type BlockSet = HashSet<SequenceHash, RandomState>;
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pins {
@@ -141,7 +145,7 @@ impl Pins {
         while let Some(&(expires_ms, id)) = self.expiries.first()
             && expires_ms <= now_ms
         {
-            self.end(index, id, PinState::Expired, "its time ended".to_owned());
+            self.end(index, id, PinState::Expired, "its time ended".to_owned(), 0);
         }
     }
 
@@ -179,7 +183,7 @@ impl Pins {
             return Ok(pin.outcome());
         }
         let expires_ms = pin.expires_ms;
-        self.end(index, id, PinState::Released, "released by its owner".to_owned());
+        self.end(index, id, PinState::Released, "released by its owner".to_owned(), 0);
         Ok(Outcome::Pin { id, state: PinState::Released, expires_ms })
     }
 
@@ -221,8 +225,9 @@ impl Pins {
         }
     }
 
-    /// Puts a live pin in and books what it uses.
-    fn insert_live(&mut self, pin: Pin) {
+    /// Puts a live pin in and books what it uses: its first `inherited` blocks are booked already, by a pin that
+    /// passes them on.
+    fn insert_live(&mut self, pin: Pin, inherited: usize) {
         let id = pin.request.id;
         self.expiries.insert((pin.expires_ms, id));
         if let Some(key) = pin.owner_key() {
@@ -230,15 +235,23 @@ impl Pins {
         }
         let usage = self.tenants.entry(pin.request.tenant.clone()).or_default();
         usage.pins += 1;
-        for hash in &pin.request.blocks {
+        for hash in pin.request.blocks.iter().skip(inherited) {
             *usage.blocks.entry(*hash).or_insert(0) += 1;
         }
         self.live_blocks += pin.request.blocks.len() as u64;
         self.all.insert(id, pin);
     }
 
-    /// Ends a live pin, gives back what it used, and forgets the oldest ended ones beyond the limits.
-    fn end(&mut self, index: LogIndex, id: PinId, state: PinState, reason: String) {
+    /// Ends a live pin, gives back what it used but for the first blocks, which it passes on, and forgets the oldest
+    /// ended ones beyond the limits.
+    fn end(
+        &mut self,
+        index: LogIndex,
+        id: PinId,
+        state: PinState,
+        reason: String,
+        passed_on: usize,
+    ) {
         let Some(pin) = self.all.get_mut(&id) else { return };
         pin.state = state;
         pin.reason = reason;
@@ -255,7 +268,7 @@ impl Pins {
         }
         if let Some(usage) = self.tenants.get_mut(&pin.request.tenant) {
             usage.pins -= 1;
-            for hash in &pin.request.blocks {
+            for hash in pin.request.blocks.iter().skip(passed_on) {
                 if let Some(count) = usage.blocks.get_mut(hash) {
                     *count -= 1;
                     if *count == 0 {
@@ -287,7 +300,7 @@ impl Pins {
     pub(crate) fn restore(live: Vec<Pin>, ended: Vec<Pin>) -> Self {
         let mut pins = Self::default();
         for pin in live {
-            pins.insert_live(pin);
+            pins.insert_live(pin, 0);
         }
         for pin in ended {
             pins.ended.push_back(pin.request.id);

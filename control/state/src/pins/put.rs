@@ -4,11 +4,9 @@
 //! the new one: a refused pin leaves everything as it was. A session that has all its branches pinned is refused
 //! another: ending the oldest instead would break a promise that somebody was given.
 
-use std::collections::{HashMap, HashSet};
-
 use mainstay_types::{ClusterTime, ErrorCode, LogIndex, PinId, PinRequest, PinState, SequenceHash};
 
-use super::{OWNER_PINS_MAX, Pin, Pins, TenantUse, owner_key};
+use super::{BlockSet, OWNER_PINS_MAX, Pin, Pins, TenantUse, owner_key};
 use crate::limits::Limits;
 use crate::outcome::{Outcome, Refusal};
 
@@ -36,10 +34,6 @@ impl Pins {
         let expires_ms = time.expiry(request.ttl_ms);
         let superseded = self.superseded_by(request, expires_ms)?;
         self.check_budgets(request, &superseded, limits)?;
-        for id in superseded {
-            let reason = format!("superseded by {}", request.id);
-            self.end(index, id, PinState::Released, reason);
-        }
         let pin = Pin {
             request: request.clone(),
             state: PinState::Pending,
@@ -52,12 +46,24 @@ impl Pins {
             reason: String::new(),
         };
         let outcome = pin.outcome();
-        self.insert_live(pin);
+        // A turn's prefix is its predecessor's and some more: the predecessor's blocks change hands, uncounted.
+        let inherited = superseded.last().map_or(0, |(_, blocks)| *blocks);
+        self.insert_live(pin, inherited);
+        let last = superseded.len().saturating_sub(1);
+        for (at, (id, blocks)) in superseded.into_iter().enumerate() {
+            let reason = format!("superseded by {}", request.id);
+            self.end(index, id, PinState::Released, reason, if at == last { blocks } else { 0 });
+        }
         Ok(outcome)
     }
 
-    /// The earlier pins of the same owner that `request` covers; a refusal if too many others would be left.
-    fn superseded_by(&self, request: &PinRequest, expires_ms: u64) -> Result<Vec<PinId>, Refusal> {
+    /// The earlier pins of the same owner that `request` covers, and how many blocks each has, the longest last; a
+    /// refusal if too many others would be left.
+    fn superseded_by(
+        &self,
+        request: &PinRequest,
+        expires_ms: u64,
+    ) -> Result<Vec<(PinId, usize)>, Refusal> {
         let Some(key) = owner_key(request) else { return Ok(Vec::new()) };
         let Some(pins) = self.owners.get(&key) else { return Ok(Vec::new()) };
         let earlier = pins.iter().filter_map(|(_, id)| self.all.get(id));
@@ -72,22 +78,26 @@ impl Pins {
                 ),
             ));
         }
-        Ok(covered.iter().map(|pin| pin.request.id).collect())
+        let mut covered: Vec<(PinId, usize)> =
+            covered.iter().map(|pin| (pin.request.id, pin.request.blocks.len())).collect();
+        covered.sort_by_key(|(_, blocks)| *blocks);
+        Ok(covered)
     }
 
     fn check_budgets(
         &self,
         request: &PinRequest,
-        superseded: &[PinId],
+        superseded: &[(PinId, usize)],
         limits: &Limits,
     ) -> Result<(), Refusal> {
-        let going: Vec<&Pin> = superseded.iter().filter_map(|id| self.all.get(id)).collect();
-        let freed_pins = going.len() as u64;
-        let freed_blocks: u64 = going.iter().map(|pin| pin.request.blocks.len() as u64).sum();
+        let freed_pins = superseded.len() as u64;
+        let freed_blocks: u64 = superseded.iter().map(|(_, blocks)| *blocks as u64).sum();
+        let inherited = superseded.last().map_or(0, |(_, blocks)| *blocks);
         let tenant = &request.tenant;
         let unused = TenantUse::default();
         let usage = self.tenants.get(tenant).unwrap_or(&unused);
-        let (kept, new) = tenant_blocks_after(usage, &going, &request.blocks);
+        let held = usage.blocks.len() as u64;
+        let new = new_blocks(usage, &request.blocks[inherited..]);
         let wanted = request.blocks.len() as u64;
         for (what, used, more, max) in [
             (
@@ -108,7 +118,7 @@ impl Pins {
                 1,
                 u64::from(limits.pins_per_tenant_max),
             ),
-            ("pinned blocks of the tenant", kept, new, limits.pinned_blocks_per_tenant_max),
+            ("pinned blocks of the tenant", held, new, limits.pinned_blocks_per_tenant_max),
         ] {
             if used + more > max {
                 let left = max.saturating_sub(used);
@@ -124,20 +134,12 @@ impl Pins {
     }
 }
 
-/// How many different blocks the tenant's pins name without those that go, and how many `blocks` add to that.
-fn tenant_blocks_after(usage: &TenantUse, going: &[&Pin], blocks: &[SequenceHash]) -> (u64, u64) {
-    let mut freed: HashMap<SequenceHash, u32> = HashMap::new();
-    for hash in going.iter().flat_map(|pin| &pin.request.blocks) {
-        *freed.entry(*hash).or_insert(0) += 1;
-    }
-    let left = |hash: &SequenceHash| {
-        let count = usage.blocks.get(hash).copied().unwrap_or(0);
-        count.saturating_sub(freed.get(hash).copied().unwrap_or(0))
-    };
-    let gone = freed.keys().filter(|hash| left(hash) == 0).count();
-    let mut seen = HashSet::new();
-    let new = blocks.iter().filter(|hash| left(hash) == 0 && seen.insert(**hash)).count();
-    ((usage.blocks.len() - gone) as u64, new as u64)
+/// How many different blocks these add to what the tenant's pins name. Pins whose place is taken free none: the new
+/// pin names all that they did.
+fn new_blocks(usage: &TenantUse, blocks: &[SequenceHash]) -> u64 {
+    let mut seen = BlockSet::default();
+    let is_new = |hash: &&SequenceHash| !usage.blocks.contains_key(*hash) && seen.insert(**hash);
+    blocks.iter().filter(is_new).count() as u64
 }
 
 /// Whether the new pin promises all that the earlier one does.

@@ -6,6 +6,7 @@
 //! every frame is an entry of the log, is what the streams are to be judged by.
 
 mod cluster;
+mod etcd;
 mod index;
 mod pins;
 mod traffic;
@@ -47,9 +48,18 @@ pub(crate) struct Args {
     /// Clients that make pins at a time
     #[arg(long, default_value_t = 64)]
     clients: usize,
-    /// Pins made in all
+    /// Pins made in a round
     #[arg(long, default_value_t = 20_000)]
     pins: usize,
+    /// Rounds of pins, in turns with etcd's
+    #[arg(long, default_value_t = 1)]
+    rounds: usize,
+    /// Make the pins on members that run already in plain text, HOST:PORT,…, rather than on ones in this process
+    #[arg(long, value_delimiter = ',')]
+    control: Vec<String>,
+    /// Measure puts of as many bytes beside, on an etcd that runs already: its client addresses, HOST:PORT,…
+    #[arg(long, value_delimiter = ',')]
+    etcd: Vec<String>,
     /// How to print
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
@@ -72,8 +82,15 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         report.insert("index".into(), Value::Array(rows));
     }
     if wants(Part::Pins) {
-        let row = pins::run(args.members, args.clients, args.pins).await?;
-        report.insert("pins".into(), Value::Array(vec![row]));
+        let setting = pins::Setting {
+            members: args.members,
+            control: args.control,
+            etcd: args.etcd,
+            clients: args.clients.max(1),
+            pins: args.pins,
+            rounds: args.rounds,
+        };
+        report.insert("pins".into(), Value::Array(pins::run(setting).await?));
     }
     match args.output {
         Format::Json => print_json(&json!(report)),
