@@ -10,6 +10,7 @@ mod membership;
 mod view;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,6 +54,8 @@ pub const PROPOSAL_BYTES_MAX: usize = 8 << 20;
 const PROPOSALS_MAX: usize = 4096;
 /// How long a proposal or a linearizable read is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of proposals after which a snapshot is built, however few they are.
+const SNAPSHOT_BYTES: u64 = 256 << 20;
 /// How long a new leader's first quorum contact is waited for, and how often it is looked at.
 const LEASE_WAIT: Duration = Duration::from_secs(2);
 const LEASE_PAUSE: Duration = Duration::from_millis(10);
@@ -426,6 +429,14 @@ impl Group {
         let metrics = metrics.borrow_watched();
         let leader = metrics.current_leader?;
         metrics.membership_config.get_node(&leader).map(|peer| peer.address.clone())
+    }
+
+    /// Builds a snapshot if the entries since the last are few but large. To be called now and then.
+    pub async fn snapshot_if_large(&self) -> Result<(), ProposeError> {
+        if self.inner.shared.bytes_since_image.load(Ordering::Relaxed) < SNAPSHOT_BYTES {
+            return Ok(());
+        }
+        self.snapshot().await
     }
 
     /// Builds a snapshot now rather than when enough entries have come.

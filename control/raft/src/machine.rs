@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -35,12 +36,15 @@ pub(crate) struct Shared {
     pub(crate) feed: Feed,
     pub(crate) streams: StreamHub,
     pub(crate) limits: Limits,
+    /// Bytes of proposals that were applied since an image was last asked for.
+    pub(crate) bytes_since_image: AtomicU64,
 }
 
 impl Shared {
     pub(crate) fn new(limits: Limits) -> Self {
         let machine = RwLock::new(Machine::new(limits));
-        Self { machine, feed: Feed::new(), streams: StreamHub::new(&limits), limits }
+        let (feed, streams) = (Feed::new(), StreamHub::new(&limits));
+        Self { machine, feed, streams, limits, bytes_since_image: AtomicU64::new(0) }
     }
 }
 
@@ -82,6 +86,8 @@ impl StateMachine {
                 answers.extend(responder.map(|r| (r, outcome)));
             }
         }
+        let bytes: u64 = applied.iter().map(|a| a.bytes as u64).sum();
+        self.shared.bytes_since_image.fetch_add(bytes, Ordering::Relaxed);
         metrics::counter!("mainstay_control_entries_applied_total").increment(applied.len() as u64);
         // Watchers first: who has the answer may look for the entry.
         self.shared.feed.push(applied);
@@ -150,6 +156,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
+        self.shared.bytes_since_image.store(0, Ordering::Relaxed);
         Builder {
             snapshots: Arc::clone(&self.snapshots),
             log: self.log.clone(),

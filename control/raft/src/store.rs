@@ -11,6 +11,7 @@ mod log;
 #[cfg(feature = "simulation")]
 mod memory;
 mod reader;
+mod tail;
 
 use std::fmt::Debug;
 use std::io;
@@ -35,6 +36,7 @@ use flusher::Flusher;
 pub(crate) use folder::{FORMAT, Folder};
 pub(crate) use log::Log;
 pub(crate) use reader::{LogFile, open_record, seed};
+use tail::Tail;
 
 const LOG: &str = "log";
 const META: &str = "meta";
@@ -62,6 +64,7 @@ struct Inner {
     /// What is on disk, read for every batch that is replicated.
     vote: RwLock<Option<Vote>>,
     purged: Mutex<Option<LogId>>,
+    tail: Mutex<Tail>,
 }
 
 impl LogStore {
@@ -74,7 +77,8 @@ impl LogStore {
             meta::<LogId>(&db, PURGED).map_err(|e| StoreError::corrupt(dir, e.to_string()))?;
         let db = Arc::new(db);
         let flusher = Flusher::start(Arc::clone(&db)).map_err(|e| StoreError::io(dir, &e))?;
-        let inner = Inner { db, flusher, vote: RwLock::new(vote), purged: Mutex::new(purged) };
+        let (vote, purged, tail) = (RwLock::new(vote), Mutex::new(purged), Mutex::default());
+        let inner = Inner { db, flusher, vote, purged, tail };
         let store = Self { inner: Arc::new(inner) };
         store.check().map_err(|e| StoreError::corrupt(dir, e.to_string()))?;
         Ok(store)
@@ -119,6 +123,9 @@ impl LogStore {
 
     /// Entries from `start` up to and without `end`, at least one if there is one, at most `bytes_max`.
     pub(crate) fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        if let Some(entries) = self.inner.tail.lock().read(start, end, bytes_max) {
+            return Ok(entries);
+        }
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(end.to_be_bytes());
         let from = start.to_be_bytes();
@@ -303,11 +310,21 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut batch = WriteBatch::default();
+        let mut added = Vec::new();
         for entry in entries {
             let key = entry.log_id.index.to_be_bytes();
             batch.put_cf(self.cf(LOG), key, seal(&key, &entry.encode()));
+            added.push(entry);
         }
-        self.write(batch)?;
+        let written = self.write(batch);
+        let mut tail = self.inner.tail.lock();
+        match &written {
+            Ok(()) => added.into_iter().for_each(|entry| tail.push(entry)),
+            // Who knows what of it is there.
+            Err(_) => tail.clear(),
+        }
+        drop(tail);
+        written?;
         self.inner.flusher.append(callback)
     }
 
@@ -321,6 +338,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 batch.delete_cf(self.cf(LOG), index.to_be_bytes());
             }
         }
+        self.inner.tail.lock().clear();
         self.write(batch)
     }
 
@@ -329,6 +347,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         batch.put_cf(self.cf(META), PURGED, seal(PURGED, &upto.encode()));
         let end = upto.index.saturating_add(1).to_be_bytes();
         batch.delete_range_cf(self.cf(LOG), 0_u64.to_be_bytes(), end);
+        self.inner.tail.lock().purge(upto.index.saturating_add(1));
         self.write(batch)?;
         *self.inner.purged.lock() = Some(upto);
         Ok(())

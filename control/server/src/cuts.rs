@@ -3,6 +3,7 @@
 //! A cut is what makes the index part of the log: at its index the global index is exactly that, and every member
 //! checks itself there. It says what this leader has applied and verified, so a leader that was cut off from some
 //! workers says nothing of them rather than something old. While nothing moves, nothing is written.
+//! Whoever leads, the same task looks whether few but large entries ask for a snapshot.
 
 use std::time::Duration;
 
@@ -17,6 +18,9 @@ pub(crate) async fn run(group: Group) {
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         pace.tick().await;
+        if group.snapshot_if_large().await.is_err() {
+            return;
+        }
         if !group.leads() {
             continue;
         }

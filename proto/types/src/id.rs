@@ -1,6 +1,7 @@
 //! Ids and counters as distinct types, so that an epoch can never be passed where a term is meant.
 
 use core::fmt;
+use std::sync::Arc;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident, $inner:ty) => {
@@ -60,7 +61,7 @@ macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $max:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The longest that is accepted, in bytes.
@@ -70,7 +71,7 @@ macro_rules! name {
             #[must_use]
             pub fn new(text: &str) -> Option<Self> {
                 let fits = (1..=Self::BYTES_MAX).contains(&text.len());
-                (fits && !text.chars().any(char::is_control)).then(|| Self(text.to_owned()))
+                (fits && !text.chars().any(char::is_control)).then(|| Self(Arc::from(text)))
             }
 
             /// The text.

@@ -38,8 +38,8 @@ impl Default for Settings {
             heartbeat_ms: 100,
             election_ms_min: 500,
             election_ms_max: 1_000,
-            snapshot_entries: 20_000,
-            kept_entries: 5_000,
+            snapshot_entries: 65_536,
+            kept_entries: 8_192,
             wall_offset_ms: 0,
         }
     }
