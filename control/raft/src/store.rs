@@ -1,9 +1,9 @@
 //! The log, the vote and the committed position on disk, in RocksDB.
 //!
-//! Writes are readable at once; one thread of its own makes them durable, many appends with one write and one
-//! fsync. An entry carries a checksum over its index and body, so that neither a flipped bit nor an entry at the
-//! wrong place is ever applied. Recovery drops a torn tail, which nobody was told about, and refuses damage anywhere
-//! else.
+//! Writes go to RocksDB's write-ahead log at once and are readable at once; one thread of its own makes them
+//! durable, many appends with one fsync. An entry carries a checksum over its index and body, so that neither a
+//! flipped bit nor an entry at the wrong place is ever applied. Recovery drops a torn tail, which nobody was
+//! told about, and refuses damage anywhere else.
 
 mod flusher;
 mod folder;
@@ -169,8 +169,6 @@ fn open_db(dir: &Path, database: &Path) -> Result<DB, StoreError> {
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_max_total_wal_size(WAL_BYTES_MAX);
     options.set_keep_log_file_num(4);
-    // Written to the file together with the fsync that makes it durable: until then nobody was told of it.
-    options.set_manual_wal_flush(true);
     let column = || {
         let mut column = Options::default();
         column.set_write_buffer_size(WRITE_BUFFER_BYTES);
@@ -285,8 +283,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
-    /// Durable after [`flusher::SYNC_LATEST`]: what is lost before is made good by the barrier write that every
-    /// leadership makes before it serves reads.
+    /// Survives the process at once and a power cut after [`flusher::SYNC_LATEST`]: what a power cut takes is
+    /// made good by the barrier write that every leadership makes before it serves reads.
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let mut batch = WriteBatch::default();
         match committed {

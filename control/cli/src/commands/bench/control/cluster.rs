@@ -1,5 +1,6 @@
 //! A control plane inside this process: members on loopback, their logs in a folder that goes with it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -20,7 +21,8 @@ const LEASE_TTL_MS: u64 = 600_000;
 
 pub(super) struct Cluster {
     pub(super) members: Vec<ControlHandle>,
-    _files: TempDir,
+    plain_index: bool,
+    files: TempDir,
 }
 
 impl Cluster {
@@ -29,19 +31,44 @@ impl Cluster {
         let addresses = super::super::free_addresses(count)?;
         let list: Vec<(NodeId, String)> =
             (1..).map(NodeId).zip(addresses.iter().map(ToString::to_string)).collect();
+        let mut cluster = Self { members: Vec::new(), plain_index, files };
         let mut starting = Vec::new();
-        for (id, address) in (1..).zip(&addresses) {
-            let mut config = ControlConfig::single(NodeId(id), files.path().join(id.to_string()));
-            config.listen = *address;
-            config.origin = Origin::Members(list.clone());
-            config.lease_ttl_ms = LEASE_TTL_MS;
-            config.plain_index = plain_index;
+        for (id, address) in (1..).map(NodeId).zip(addresses) {
+            let config = cluster.config(id, address, Origin::Members(list.clone()));
             starting.push(mainstay_control::start(config));
         }
-        let members = futures::future::try_join_all(starting).await?;
-        let cluster = Self { members, _files: files };
+        cluster.members = futures::future::try_join_all(starting).await?;
         cluster.leader().await?;
         Ok(cluster)
+    }
+
+    fn config(&self, id: NodeId, address: SocketAddr, origin: Origin) -> ControlConfig {
+        let mut config = ControlConfig::single(id, self.files.path().join(id.to_string()));
+        config.listen = address;
+        config.origin = origin;
+        config.lease_ttl_ms = LEASE_TTL_MS;
+        config.plain_index = self.plain_index;
+        config
+    }
+
+    /// Starts one more member, which asks to be taken in.
+    pub(super) async fn start_joining(&mut self, address: SocketAddr) -> anyhow::Result<()> {
+        let id = NodeId(self.members.len() as u64 + 1);
+        let known = self.members.iter().map(|m| m.address().to_string()).collect();
+        let config = self.config(id, address, Origin::Join(known));
+        self.members.push(mainstay_control::start(config).await?);
+        Ok(())
+    }
+
+    /// Ends a member and starts it again over its data directory.
+    pub(super) async fn restart(&mut self, at: usize) -> anyhow::Result<Duration> {
+        let member = self.members.remove(at);
+        let (id, address) = (member.group().node(), member.address());
+        member.shutdown().await;
+        let began = std::time::Instant::now();
+        let config = self.config(id, address, Origin::Wait);
+        self.members.insert(at, mainstay_control::start(config).await?);
+        Ok(began.elapsed())
     }
 
     pub(super) async fn leader(&self) -> anyhow::Result<&ControlHandle> {

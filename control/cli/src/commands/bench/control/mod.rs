@@ -8,6 +8,7 @@
 mod cluster;
 mod etcd;
 mod index;
+mod join;
 mod pins;
 mod traffic;
 
@@ -23,6 +24,8 @@ enum Part {
     Index,
     /// Pins a second.
     Pins,
+    /// How long a new member, and one that starts again, takes to have a large index.
+    Join,
 }
 
 #[derive(clap::Args)]
@@ -33,6 +36,9 @@ pub(crate) struct Args {
     /// Members of the group
     #[arg(long, default_value_t = 3)]
     members: u64,
+    /// Blocks in the index that a member joins, in millions
+    #[arg(long, default_value_t = 10.0)]
+    mblocks: f64,
     /// Simulated workers; several counts are measured one after another
     #[arg(long, value_delimiter = ',', default_value = "64")]
     workers: Vec<u32>,
@@ -91,6 +97,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             rounds: args.rounds,
         };
         report.insert("pins".into(), Value::Array(pins::run(setting).await?));
+    }
+    if wants(Part::Join) {
+        let workers = args.workers.first().copied().unwrap_or(1).max(1);
+        let row = join::run(args.members, workers, (args.mblocks * 1e6) as u64).await?;
+        report.insert("join".into(), Value::Array(vec![row]));
     }
     match args.output {
         Format::Json => print_json(&json!(report)),

@@ -171,7 +171,7 @@ fn row(setting: &Setting, side: &str, round: usize, took: &Took) -> Value {
 }
 
 /// The pin of one turn of one client's session.
-fn request(round: u64, client: u64, turn: u64) -> PinRequest {
+pub(super) fn request(round: u64, client: u64, turn: u64) -> PinRequest {
     let (session, turn) = (turn / SESSION_TURNS, turn % SESSION_TURNS);
     let own = u128::from(round) << 24 | u128::from(client);
     let first = own << 64 | u128::from(session) << 32 | 1;
