@@ -55,12 +55,18 @@ pub struct Process {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
     name: String,
+    args: Vec<String>,
 }
 
 impl Process {
     /// Starts the binary and keeps what it prints.
     pub fn start(name: &str, args: &[String]) -> Result<Self> {
-        let mut child = Command::new(binary())
+        Self::start_as(&binary(), name, args)
+    }
+
+    /// [`Process::start`] of a binary that may be another version.
+    pub fn start_as(binary: &Path, name: &str, args: &[String]) -> Result<Self> {
+        let mut child = Command::new(binary)
             .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -72,7 +78,7 @@ impl Process {
         let stderr = child.stderr.take().context("stderr is piped")?;
         keep(stdout, Arc::clone(&lines), "");
         keep(stderr, Arc::clone(&lines), "! ");
-        Ok(Self { child, lines, name: name.to_owned() })
+        Ok(Self { child, lines, name: name.to_owned(), args: args.to_vec() })
     }
 
     /// What it has printed; lines of standard error begin with `! `.
@@ -117,6 +123,17 @@ impl Process {
     /// SIGTERM.
     pub fn terminate(&self) -> Result<()> {
         self.signal("TERM")
+    }
+
+    /// Asks it to end, waits until it has, and starts the binary under test in its place; returns once that is
+    /// ready.
+    pub fn replace(&mut self, limit: Duration) -> Result<()> {
+        self.terminate()?;
+        let code = self.wait_exit(limit)?;
+        ensure!(code == 0, "{} ended with {code}:\n{}", self.name, self.output());
+        *self = Self::start(&self.name, &self.args)?;
+        self.wait_ready()?;
+        Ok(())
     }
 
     /// A signal by its name, such as `STOP`, through the shell's own `kill`: a small system has no other.
@@ -180,6 +197,11 @@ pub struct Cluster {
 impl Cluster {
     /// Starts all roles and waits until every gateway can serve.
     pub fn start(shape: &Shape) -> Result<Self> {
+        Self::start_as(&binary(), shape)
+    }
+
+    /// [`Cluster::start`] of a binary that may be another version.
+    pub fn start_as(binary: &Path, shape: &Shape) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let config = dir.path().join("mainstay.toml");
         std::fs::write(
@@ -205,7 +227,7 @@ impl Cluster {
                 "--data-dir",
                 &data.to_string_lossy(),
             ]);
-            members.push(Process::start(&format!("m{id}"), &args)?);
+            members.push(Process::start_as(binary, &format!("m{id}"), &args)?);
         }
         let control = member_addresses.join(",");
         let mut workers = Vec::new();
@@ -219,13 +241,13 @@ impl Cluster {
                 "--config",
                 &config.to_string_lossy(),
             ]);
-            workers.push(Process::start(&format!("w{n}"), &args)?);
+            workers.push(Process::start_as(binary, &format!("w{n}"), &args)?);
         }
         let (mut gateways, mut gateway_urls) = (Vec::new(), Vec::new());
         for n in 1..=shape.gateways {
             let listen = format!("127.0.0.1:{}", free_port());
             let args = strings(&["gateway", "--control", &control, "--listen", &listen]);
-            gateways.push(Process::start(&format!("g{n}"), &args)?);
+            gateways.push(Process::start_as(binary, &format!("g{n}"), &args)?);
             gateway_urls.push(format!("http://{listen}"));
         }
         let mut cluster =

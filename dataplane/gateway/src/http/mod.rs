@@ -3,6 +3,7 @@
 mod admin;
 mod health;
 mod pin_create;
+mod starting;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
 use mainstay_chat::{ApiError, Endpoint, ErrorKind};
@@ -28,6 +30,7 @@ use crate::replica::Replica;
 use crate::responses_store::ResponsesStore;
 use crate::tenant::Tenants;
 use crate::workers::Workers;
+use starting::Starting;
 
 /// The largest request body, in bytes: what Anthropic's API accepts.
 const BODY_BYTES_MAX: usize = 32 << 20;
@@ -97,6 +100,7 @@ pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::R
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::extract::DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(Starting::new(app.clone()), starting::hold))
         .with_state(app);
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
         if let Err(error) = stream.set_nodelay(true) {

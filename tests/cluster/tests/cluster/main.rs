@@ -6,6 +6,7 @@ mod failover;
 mod members;
 mod pins;
 mod readme;
+mod rolling;
 mod serve;
 
 use serde_json::{Value, json};
