@@ -85,6 +85,7 @@ fn pin(id: u128, ttl_ms: u64) -> v1::PutPin {
         ttl_ms,
         priority: 50,
         copies_min: 1,
+        tokens: None,
     })
 }
 

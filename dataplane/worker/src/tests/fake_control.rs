@@ -249,6 +249,7 @@ impl FakeControl {
             ttl_ms,
             priority: 50,
             copies_min: 1,
+            tokens: None,
         }));
         assert!(matches!(outcome, Outcome::Pin { .. }), "{outcome:?}");
     }

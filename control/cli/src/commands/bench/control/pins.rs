@@ -74,5 +74,6 @@ fn request(client: u64, turn: u64) -> PinRequest {
         ttl_ms: TTL_MS,
         priority: 50,
         copies_min: 1,
+        tokens: None,
     }
 }
