@@ -11,9 +11,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use mainstay_types::{
-    Epoch, KeptTokens, NamespaceId, PinId, PinState, SequenceHash, WorkerId,
-};
+use mainstay_types::{Epoch, KeptTokens, PinId, PinState, SequenceHash, WorkerId};
 
 use crate::machine::Machine;
 use crate::pins::{ORDER_MS, Pin};
@@ -59,7 +57,7 @@ impl Site<'_> {
 pub fn decide(
     machine: &Machine,
     now_ms: u64,
-    coverage: impl Fn(NamespaceId, &[SequenceHash]) -> Vec<(WorkerId, u32)>,
+    coverage: impl Fn(&[SequenceHash]) -> Vec<(WorkerId, u32)>,
 ) -> Vec<KeeperOrder> {
     let mut short: Vec<&Pin> = machine.short_pins().filter(|pin| due(pin, now_ms)).collect();
     if short.is_empty() {
@@ -163,10 +161,10 @@ fn serves(worker: &Worker, pin: &Pin, tokens: &KeptTokens) -> bool {
 /// How much of a pin each worker holds, kept or not.
 fn held(
     pin: &Pin,
-    coverage: &impl Fn(NamespaceId, &[SequenceHash]) -> Vec<(WorkerId, u32)>,
+    coverage: &impl Fn(&[SequenceHash]) -> Vec<(WorkerId, u32)>,
 ) -> BTreeMap<WorkerId, u32> {
     let mut held = pin.holders.clone();
-    for (worker, blocks) in coverage(pin.request.namespace, &pin.request.blocks) {
+    for (worker, blocks) in coverage(&pin.request.blocks) {
         let most = held.entry(worker).or_insert(0);
         *most = (*most).max(blocks);
     }

@@ -7,7 +7,7 @@ use super::*;
 use crate::testing::{Log, fence, pin, prefix, register, report, small_limits};
 use crate::{Limits, Outcome};
 
-const NOBODY: fn(NamespaceId, &[SequenceHash]) -> Vec<(WorkerId, u32)> = |_, _| Vec::new();
+const NOBODY: fn(&[SequenceHash]) -> Vec<(WorkerId, u32)> = |_| Vec::new();
 
 fn limits() -> Limits {
     Limits {
@@ -74,7 +74,7 @@ fn a_lost_pin_goes_at_once_to_whoever_holds_most_of_it() {
     log.apply(report(3, 1, 7, 2));
     log.apply(fence(1, 1));
     assert_eq!(look(&log), [(7, 3)]);
-    let index = |_: NamespaceId, _: &[SequenceHash]| vec![(WorkerId(2), 4), (WorkerId(9), 6)];
+    let index = |_: &[SequenceHash]| vec![(WorkerId(2), 4), (WorkerId(9), 6)];
     let now_ms = log.machine.time().now_ms;
     let order = KeeperOrder { id: PinId(7), worker: WorkerId(2), epoch: Epoch(1) };
     assert_eq!(decide(&log.machine, now_ms, index), [order], "the index knows of a longer part");
