@@ -108,3 +108,22 @@ impl core::fmt::Debug for ApiKey {
         f.debug_struct("ApiKey").field("tenant", &self.tenant).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Recompute;
+
+    #[test]
+    fn the_requests_word_counts_before_the_configuration() {
+        for (choice, explicit, beside) in
+            [(Recompute::Explicit, true, false), (Recompute::All, true, true), (Recompute::Off, false, false)]
+        {
+            assert_eq!((choice.applies(None, true), choice.applies(None, false)), (explicit, beside));
+            for asked in [true, false] {
+                assert!([true, false].map(|by| choice.applies(Some(asked), by)) == [asked; 2]);
+            }
+            assert_eq!(Recompute::from_name(choice.name()), Some(choice));
+        }
+        assert_eq!(Recompute::from_name("yes"), None);
+    }
+}
