@@ -33,7 +33,7 @@ async fn a_pin_whose_worker_is_killed_is_whole_elsewhere_and_the_next_turn_hits(
     let mut cluster = Cluster::start(&SHAPE)?;
     let url = cluster.gateway_urls[0].clone();
     let client = Client::new(&url);
-    let mut messages = vec![user(&filler(4_242, 110))];
+    let mut messages = vec![user(&filler(4_242, 400))];
     let body = json!({
         "model": "demo", "max_tokens": 8, "temperature": 0, "messages": messages,
         "nvext": {"cache_control": {"type": "ephemeral", "ttl": "10m", "recompute": true}},
@@ -48,7 +48,8 @@ async fn a_pin_whose_worker_is_killed_is_whole_elsewhere_and_the_next_turn_hits(
     let path = format!("/v1/pins/{id}");
     let dead = holders(&pin).pop().context("a holder")?;
 
-    cluster.workers[cluster.worker_at(&dead)?].kill()?;
+    let at = cluster.worker_at(&dead)?;
+    cluster.workers[at].kill()?;
     let killed = Instant::now();
     let (mut degraded, mut ordered) = (None, None);
     let again = loop {
@@ -97,7 +98,8 @@ async fn copies_are_made_without_any_request_and_made_again() -> Result<()> {
     let whole = active(&client, &path).await?;
     let kept = holders(&whole);
     assert_eq!(kept.len(), 2, "{whole}");
-    cluster.workers[cluster.worker_at(&kept[0])?].kill()?;
+    let at = cluster.worker_at(&kept[0])?;
+    cluster.workers[at].kill()?;
     let killed = Instant::now();
     let third = client
         .wait_for(&path, Duration::from_secs(30), |pin| {
