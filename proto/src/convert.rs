@@ -5,7 +5,8 @@ use bytes::Bytes;
 use mainstay_types::command::{Command, FenceCause, ModelSpec, Proposal};
 use mainstay_types::{
     BlockEvent, CutSource, Epoch, EventFrame, EventSequence, EventView, KeptTokens, NamespaceId,
-    PinId, PinRequest, SequenceHash, SessionId, Stamp, StreamMark, TenantId, Tenure, Tier, WorkerId,
+    PinId, PinRequest, SequenceHash, SessionId, Stamp, StreamMark, TenantId, Tenure, Tier,
+    WorkerId,
 };
 
 use crate::v1;

@@ -59,16 +59,20 @@ impl Keeper {
     fn see(&self, machine: &Machine, group: &Group) -> Look {
         let now_ms = machine.time().now_ms;
         let orders = decide(machine, now_ms, |blocks| coverage(machine, group, blocks));
-        let order = |o: mainstay_state::KeeperOrder| {
-            Command::OrderPin { id: o.id, worker: o.worker, epoch: o.epoch }
+        let order = |o: mainstay_state::KeeperOrder| Command::OrderPin {
+            id: o.id,
+            worker: o.worker,
+            epoch: o.epoch,
         };
-        let ends = self.orders.iter().filter_map(|(key, epoch)| {
-            Some((*key, end_of(machine, now_ms, *key, *epoch)?))
-        });
+        let ends = self
+            .orders
+            .iter()
+            .filter_map(|(key, epoch)| Some((*key, end_of(machine, now_ms, *key, *epoch)?)));
         let is_degraded = |pin: &&Pin| pin.state == PinState::Degraded;
-        let recovered = self.degraded.keys().filter(|id| {
-            machine.pin(**id).is_none_or(|pin| pin.state != PinState::Degraded)
-        });
+        let recovered = self
+            .degraded
+            .keys()
+            .filter(|id| machine.pin(**id).is_none_or(|pin| pin.state != PinState::Degraded));
         Look {
             orders: orders.into_iter().map(order).collect(),
             ends: ends.collect(),
@@ -126,11 +130,7 @@ fn end_of(
 }
 
 /// Who holds how many leading blocks, by whichever form of the index this cluster has.
-fn coverage(
-    machine: &Machine,
-    group: &Group,
-    blocks: &[SequenceHash],
-) -> Vec<(WorkerId, u32)> {
+fn coverage(machine: &Machine, group: &Group, blocks: &[SequenceHash]) -> Vec<(WorkerId, u32)> {
     let mut found = machine.index().lookup(blocks);
     if found.is_empty() {
         group.streams().reader().lookup_into(blocks, &mut found);

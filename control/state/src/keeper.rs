@@ -111,9 +111,8 @@ fn waits(
     now_ms: u64,
 ) -> bool {
     let able = sites.values().filter(|site| serves(site.worker, pin, tokens));
-    let asked = |site: &Site<'_>| {
-        pin.keeping.orders.get(&site.worker.id).map_or(0, |order| order.attempts)
-    };
+    let asked =
+        |site: &Site<'_>| pin.keeping.orders.get(&site.worker.id).map_or(0, |order| order.attempts);
     let rounds = able.map(asked).min().unwrap_or(0);
     if rounds == 0 {
         return false;

@@ -2,9 +2,9 @@
 //! sessions and prefixes meet often.
 
 use mainstay_types::{
-    BlockEvent, Command, Epoch, EventFrame, EventSequence, FenceCause, KeptTokens, LogIndex, ModelSpec,
-    NamespaceId, PinId, PinRequest, Proposal, SequenceHash, SessionId, Stamp, TenantId, Tenure,
-    Tier, WorkerId,
+    BlockEvent, Command, Epoch, EventFrame, EventSequence, FenceCause, KeptTokens, LogIndex,
+    ModelSpec, NamespaceId, PinId, PinRequest, Proposal, SequenceHash, SessionId, Stamp, TenantId,
+    Tenure, Tier, WorkerId,
 };
 use proptest::prelude::*;
 

@@ -115,10 +115,15 @@ mod tests {
 
     #[test]
     fn the_requests_word_counts_before_the_configuration() {
-        for (choice, explicit, beside) in
-            [(Recompute::Explicit, true, false), (Recompute::All, true, true), (Recompute::Off, false, false)]
-        {
-            assert_eq!((choice.applies(None, true), choice.applies(None, false)), (explicit, beside));
+        for (choice, explicit, beside) in [
+            (Recompute::Explicit, true, false),
+            (Recompute::All, true, true),
+            (Recompute::Off, false, false),
+        ] {
+            assert_eq!(
+                (choice.applies(None, true), choice.applies(None, false)),
+                (explicit, beside)
+            );
             for asked in [true, false] {
                 assert!([true, false].map(|by| choice.applies(Some(asked), by)) == [asked; 2]);
             }

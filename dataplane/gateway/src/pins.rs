@@ -10,7 +10,9 @@ use mainstay_chat::PinNote;
 use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::pin_to_wire;
 use mainstay_proto::v1;
-use mainstay_types::{KeptTokens, NamespaceId, PinId, PinRequest, SequenceHash, SessionId, TenantId};
+use mainstay_types::{
+    KeptTokens, NamespaceId, PinId, PinRequest, SequenceHash, SessionId, TenantId,
+};
 
 use crate::replica::Replica;
 

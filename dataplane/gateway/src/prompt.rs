@@ -3,7 +3,9 @@
 use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{ApiError, Request};
 use mainstay_proto::v1;
-use mainstay_types::{BlockHashKey, HashKey, KeptTokens, NamespaceId, SequenceHash, SessionId, TenantId};
+use mainstay_types::{
+    BlockHashKey, HashKey, KeptTokens, NamespaceId, SequenceHash, SessionId, TenantId,
+};
 
 use crate::config::Recompute;
 use crate::model::{ModelCard, ModelError};

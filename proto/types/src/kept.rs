@@ -62,13 +62,7 @@ impl KeptTokens {
 
     /// What tokens amount to that somebody else keeps.
     #[must_use]
-    pub fn withheld(
-        model: &str,
-        revision: &str,
-        count: u32,
-        packed_bytes: u32,
-        sum: u128,
-    ) -> Self {
+    pub fn withheld(model: &str, revision: &str, count: u32, packed_bytes: u32, sum: u128) -> Self {
         let (model, revision) = (model.to_owned(), revision.to_owned());
         Self { model, revision, count, packed_bytes, sum, packed: None }
     }

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use mainstay_proto::convert::{pin_from_wire, pin_to_wire, u128_from_wire, u128_to_wire, withhold_tokens};
+use mainstay_proto::convert::{
+    pin_from_wire, pin_to_wire, u128_from_wire, u128_to_wire, withhold_tokens,
+};
 use mainstay_proto::v1;
 use mainstay_state::{Machine, Outcome, Pin};
 use mainstay_types::{

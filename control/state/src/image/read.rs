@@ -9,8 +9,8 @@ use mainstay_types::{
     PinId, PinRequest, PinState, SequenceHash, SessionId, StreamMark, TenantId, Tenure, WorkerId,
 };
 
-use super::kept::{read_keeping, read_mark};
 use super::ImageError;
+use super::kept::{read_keeping, read_mark};
 use super::source::Source;
 use super::write::{WORKER_LEASE_EXPIRED, WORKER_LEFT, WORKER_LIVE};
 use crate::limits::Limits;

@@ -19,8 +19,8 @@ use mainstay_types::{
 use crate::limits::Limits;
 use crate::outcome::{Outcome, Refusal};
 
-pub(crate) use put::token_bytes;
 pub use orders::{Keeping, ORDER_MS, Order, PIN_ORDERS_MAX};
+pub(crate) use put::token_bytes;
 
 /// Live pins that one session may have in one namespace: branches of its conversation.
 pub const OWNER_PINS_MAX: usize = 8;
