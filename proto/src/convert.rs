@@ -224,7 +224,7 @@ pub fn pin_from_wire(pin: &v1::PutPin) -> Result<PinRequest> {
         ttl_ms: pin.ttl_ms,
         priority: u8::try_from(pin.priority).map_err(|_| ConvertError::Malformed("priority"))?,
         copies_min: pin.copies_min,
-        tokens: pin.tokens.as_ref().map(kept_from_wire).transpose()?,
+        tokens: pin.tokens.as_deref().map(kept_from_wire).transpose()?,
     })
 }
 
@@ -272,7 +272,7 @@ pub fn pin_to_wire(pin: &PinRequest) -> v1::PutPin {
         ttl_ms: pin.ttl_ms,
         priority: u32::from(pin.priority),
         copies_min: pin.copies_min,
-        tokens: pin.tokens.as_ref().map(kept_to_wire),
+        tokens: pin.tokens.as_ref().map(|tokens| Box::new(kept_to_wire(tokens))),
     }
 }
 

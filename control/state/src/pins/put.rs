@@ -219,7 +219,7 @@ fn check_tokens(request: &PinRequest, limits: &Limits) -> Result<(), Refusal> {
     let Some(tokens) = &request.tokens else { return Ok(()) };
     let invalid = |message| Err(Refusal::new(ErrorCode::InvalidArgument, message));
     let (count, blocks) = (tokens.count(), request.blocks.len());
-    if count == 0 || count as usize % blocks != 0 || count != request.prefix_tokens {
+    if count == 0 || !(count as usize).is_multiple_of(blocks) || count != request.prefix_tokens {
         let named = request.prefix_tokens;
         return invalid(format!(
             "recompute: {count} tokens are not {blocks} whole blocks of {named} tokens"
