@@ -4,8 +4,9 @@
 use bytes::Bytes;
 use mainstay_types::command::{Command, FenceCause, ModelSpec, Proposal};
 use mainstay_types::{
-    BlockEvent, CutSource, Epoch, EventFrame, EventSequence, EventView, NamespaceId, PinId,
-    PinRequest, SequenceHash, SessionId, Stamp, StreamMark, TenantId, Tenure, Tier, WorkerId,
+    BlockEvent, CutSource, Epoch, EventFrame, EventSequence, EventView, KeptTokens, NamespaceId,
+    PinId, PinRequest, SequenceHash, SessionId, Stamp, StreamMark, TenantId, Tenure, Tier,
+    WorkerId,
 };
 
 use crate::v1;
@@ -223,7 +224,39 @@ pub fn pin_from_wire(pin: &v1::PutPin) -> Result<PinRequest> {
         ttl_ms: pin.ttl_ms,
         priority: u8::try_from(pin.priority).map_err(|_| ConvertError::Malformed("priority"))?,
         copies_min: pin.copies_min,
+        tokens: pin.tokens.as_deref().map(kept_from_wire).transpose()?,
     })
+}
+
+/// Reads kept tokens, or what they amount to.
+pub fn kept_from_wire(kept: &v1::KeptTokens) -> Result<KeptTokens> {
+    if kept.packed.is_empty() {
+        let sum = u128_from_wire(&kept.sum, "sum of tokens")?;
+        let (count, bytes) = (kept.count, kept.packed_bytes);
+        return Ok(KeptTokens::withheld(&kept.model, &kept.revision, count, bytes, sum));
+    }
+    KeptTokens::from_packed(&kept.model, &kept.revision, &kept.packed)
+        .ok_or(ConvertError::Malformed("tokens"))
+}
+
+/// Writes kept tokens, or what they amount to where they are withheld.
+#[must_use]
+pub fn kept_to_wire(kept: &KeptTokens) -> v1::KeptTokens {
+    v1::KeptTokens {
+        model: kept.model().to_owned(),
+        revision: kept.revision().to_owned(),
+        packed: kept.packed().map(Bytes::copy_from_slice).unwrap_or_default(),
+        count: kept.count(),
+        packed_bytes: kept.packed_bytes(),
+        sum: u128_to_wire(kept.sum()),
+    }
+}
+
+/// Takes the tokens themselves out of a pin request of ours that goes to somebody who keeps none.
+pub fn withhold_tokens(pin: &mut v1::PutPin) {
+    if let Some(kept) = &mut pin.tokens {
+        kept.packed = Bytes::new();
+    }
 }
 
 /// Writes a pin request.
@@ -239,6 +272,7 @@ pub fn pin_to_wire(pin: &PinRequest) -> v1::PutPin {
         ttl_ms: pin.ttl_ms,
         priority: u32::from(pin.priority),
         copies_min: pin.copies_min,
+        tokens: pin.tokens.as_ref().map(|tokens| Box::new(kept_to_wire(tokens))),
     }
 }
 
@@ -299,6 +333,7 @@ fn command_from_wire(command: &v1::Command) -> Result<Command> {
             id: PinId(u128_from_wire(&r.id, "id")?),
             blocks_held: r.blocks_held,
         },
+        Wire::OrderPin(o) => order_from_wire(o)?,
     })
 }
 
@@ -358,5 +393,18 @@ fn command_to_wire(command: &Command) -> v1::command::Command {
             id: u128_to_wire(id.0),
             blocks_held: *blocks_held,
         }),
+        Command::OrderPin { id, worker, epoch } => Wire::OrderPin(v1::OrderPin {
+            id: u128_to_wire(id.0),
+            worker: worker.0,
+            epoch: epoch.0,
+        }),
     }
+}
+
+fn order_from_wire(order: &v1::OrderPin) -> Result<Command> {
+    Ok(Command::OrderPin {
+        id: PinId(u128_from_wire(&order.id, "id")?),
+        worker: WorkerId(order.worker),
+        epoch: Epoch(order.epoch),
+    })
 }

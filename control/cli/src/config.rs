@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use mainstay_gateway::ApiKey;
+use mainstay_gateway::{ApiKey, Recompute};
 use serde::Deserialize;
 
 /// `--config FILE`, TOML. Flags win over it.
@@ -12,8 +12,18 @@ use serde::Deserialize;
 pub(crate) struct FileConfig {
     /// API keys and their tenants. Without any, no key is asked for.
     pub(crate) keys: Vec<KeyConfig>,
+    /// What gateways do about pins.
+    pub(crate) pins: PinsConfig,
     /// Passed to the engine as it is, beside what flags set.
     pub(crate) engine: toml::Table,
+}
+
+/// `[pins]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct PinsConfig {
+    /// Which pins keep their tokens where a request does not say: `explicit`, `all` or `off`.
+    recompute: Option<String>,
 }
 
 /// One API key.
@@ -43,6 +53,15 @@ impl FileConfig {
     pub(crate) fn api_keys(&self) -> Vec<ApiKey> {
         let key = |k: &KeyConfig| ApiKey { key: k.key.clone(), tenant: k.tenant.clone() };
         self.keys.iter().map(key).collect()
+    }
+
+    /// Which pins keep their tokens.
+    pub(crate) fn recompute(&self) -> anyhow::Result<Recompute> {
+        let Some(name) = &self.pins.recompute else { return Ok(Recompute::default()) };
+        Recompute::from_name(name).with_context(|| {
+            let names: Vec<&str> = Recompute::ALL.iter().map(|choice| choice.name()).collect();
+            format!("pins.recompute is {name:?}; write one of {}", names.join(", "))
+        })
     }
 
     /// The engine's table as JSON.

@@ -16,7 +16,7 @@ pub(crate) fn allowed(path: &str) -> &'static [Role] {
         return &[Control];
     }
     match path.strip_prefix("/mainstay.v1.Control/").unwrap_or_default() {
-        "Register" | "Publish" | "Leave" => &[Worker],
+        "Register" | "Publish" | "Leave" | "PinTokens" => &[Worker],
         "Watch" => &[Gateway, Worker, Control, Admin],
         "GetPin" => &[Gateway, Worker, Admin],
         "CreatePin" | "ExtendPin" | "ReleasePin" | "ListPins" => &[Gateway, Admin],

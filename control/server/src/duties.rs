@@ -1,4 +1,5 @@
-//! What a leader does unasked: gives the cluster its key, moves time on, ends the epochs of silent workers.
+//! What a leader does unasked: gives the cluster its key, moves time on, ends the epochs of silent workers, keeps
+//! pins.
 //!
 //! All of it goes through the log. A member that stops leading stops at once; proposals that it still makes are
 //! refused. While nothing depends on time, time is moved seldom, so that an idle cluster writes next to nothing.
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use mainstay_raft::{Group, Leadership, ProposeError};
 use mainstay_types::{Command, Epoch, FenceCause, WorkerId};
 
+use crate::keeper::Keeper;
 use crate::leases::Leases;
 
 /// Between two looks at leases, and between two ticks while pins or workers live.
@@ -41,6 +43,7 @@ pub(crate) async fn run(group: Group, leases: Arc<Leases>) {
 async fn lead(group: &Group, leases: &Leases) {
     let mut ticked = Instant::now();
     let mut looked = Instant::now();
+    let mut keeper = Keeper::default();
     let mut pace = tokio::time::interval(PACE);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -64,6 +67,7 @@ async fn lead(group: &Group, leases: &Leases) {
                 ticked = Instant::now();
                 group.propose(Command::Tick).await?;
             }
+            keeper.look(group).await?;
             Ok(())
         };
         match result.await {

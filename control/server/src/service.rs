@@ -156,6 +156,15 @@ impl Control for Service {
         self.read_pins(request.into_inner()).await.map(Response::new)
     }
 
+    async fn pin_tokens(
+        &self,
+        request: Request<v1::PinTokensRequest>,
+    ) -> Result<Response<v1::PinTokensReply>, Status> {
+        let worker = WorkerId(request.get_ref().worker);
+        access::own_worker(caller(&request).as_deref(), &self.group, worker)?;
+        self.tokens_of_order(&request.into_inner()).map(Response::new)
+    }
+
     type WatchStream = ReceiverStream<Item>;
 
     async fn watch(

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use mainstay_proto::convert::withhold_tokens;
 use mainstay_proto::v1;
 use mainstay_proto::v1::command::Command;
 use mainstay_proto::v1::watch_event::Event;
@@ -208,7 +209,11 @@ impl Watcher {
         let bare = self.request.without_blocks;
         // Encoding a big state takes a while; it is not for the async threads.
         let (at, state) = tokio::task::spawn_blocking(move || {
-            group.read(|m| (m.applied(), if bare { m.encode_without_blocks() } else { m.encode() }))
+            group.read(|m| {
+                let image =
+                    if bare { m.encode_without_blocks() } else { m.encode_without_tokens() };
+                (m.applied(), image)
+            })
         })
         .await
         .map_err(|e| Status::internal(e.to_string()))?;
@@ -233,8 +238,14 @@ impl Watcher {
         if self.request.without_blocks && of_blocks {
             return None;
         }
-        let proposal = Some(v1::Proposal::clone(&proposal));
-        Some(Event::Entry(v1::Entry { log_index: entry.index, proposal }))
+        let mut proposal = v1::Proposal::clone(&proposal);
+        if let Some(Command::PutPin(pin)) =
+            proposal.command.as_mut().and_then(|c| c.command.as_mut())
+        {
+            // Somebody's prompt, which no watcher needs.
+            withhold_tokens(pin);
+        }
+        Some(Event::Entry(v1::Entry { log_index: entry.index, proposal: Some(proposal) }))
     }
 
     async fn send(&self, event: Event) -> Result<(), Status> {

@@ -5,12 +5,13 @@
 //! table reaches an outcome, a digest or an image. Hostile commands are refused with an error code; hostile
 //! images are errors; neither can make it panic or grow past its [`Limits`].
 //!
-//! Layout: [`Machine`] takes commands, `workers` and `pins` hold the rules, `image` is the form on disk and on
+//! Layout: [`Machine`] takes commands, `workers` and `pins` hold the rules, `keeper` decides what makes pins whole again, `image` is the form on disk and on
 //! wires, [`Streams`] the index as workers' frames and the log's cuts make it, [`Limits`] says how big everything may get.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 mod image;
+mod keeper;
 mod limits;
 mod machine;
 mod outcome;
@@ -21,9 +22,12 @@ mod testing;
 mod workers;
 
 pub use image::{IMAGE_VERSION, ImageError, IndexLoader};
+pub use keeper::{KeeperOrder, LOOK_ORDERS_MAX, SETTLE_MS, WORKER_ORDERS_MAX, decide};
 pub use limits::Limits;
 pub use machine::Machine;
 pub use outcome::Outcome;
-pub use pins::{ENDED_BLOCKS_MAX, ENDED_PINS_MAX, OWNER_PINS_MAX, Pin};
+pub use pins::{
+    ENDED_BLOCKS_MAX, ENDED_PINS_MAX, Keeping, ORDER_MS, OWNER_PINS_MAX, Order, PIN_ORDERS_MAX, Pin,
+};
 pub use streams::{CutCheck, MARKS_MAX, Position, Streams, Taken};
 pub use workers::{Worker, WorkerState};

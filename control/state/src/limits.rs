@@ -18,6 +18,12 @@ pub struct Limits {
     pub pinned_blocks_max: u64,
     /// Different blocks that one tenant's live pins name; a block in several pins counts once.
     pub pinned_blocks_per_tenant_max: u64,
+    /// What the tokens that one pin keeps may take, packed.
+    pub pin_token_bytes_max: u32,
+    /// What the tokens that all live pins keep may take.
+    pub kept_token_bytes_max: u64,
+    /// What the tokens that one tenant's live pins keep may take.
+    pub kept_token_bytes_per_tenant_max: u64,
     /// The longest TTL of a pin.
     pub ttl_ms_max: u64,
     /// Blocks in the index, each counted once per worker that holds it.
@@ -28,7 +34,8 @@ impl Limits {
     /// Limits for a cluster of ordinary size: pins and index stay within a few gigabytes when all are reached.
     ///
     /// 8,192 workers; 65,536 pins, 16,384 a tenant; 131,072 blocks a pin (two million tokens at 16 a block);
-    /// 8,388,608 pinned blocks, 1,048,576 a tenant; a TTL of a day; 16,777,216 blocks in the index.
+    /// 8,388,608 pinned blocks, 1,048,576 a tenant; kept tokens of 2 MiB a pin, 64 MiB, 16 MiB a tenant (two or
+    /// three bytes a token); a TTL of a day; 16,777,216 blocks in the index.
     #[must_use]
     pub const fn standard() -> Self {
         Self {
@@ -38,6 +45,9 @@ impl Limits {
             pin_blocks_max: 131_072,
             pinned_blocks_max: 8_388_608,
             pinned_blocks_per_tenant_max: 1_048_576,
+            pin_token_bytes_max: 2 << 20,
+            kept_token_bytes_max: 64 << 20,
+            kept_token_bytes_per_tenant_max: 16 << 20,
             ttl_ms_max: 24 * 60 * 60 * 1_000,
             index_blocks_max: 16_777_216,
         }

@@ -44,6 +44,8 @@ pub enum Outcome {
     },
     /// A worker's report on a pin was noted.
     Reported,
+    /// An order to compute a pin was noted, or was there already.
+    Ordered,
     /// Nothing was done.
     Refused {
         /// Why, for programs.

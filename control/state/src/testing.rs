@@ -2,9 +2,9 @@
 //! sessions and prefixes meet often.
 
 use mainstay_types::{
-    BlockEvent, Command, Epoch, EventFrame, EventSequence, FenceCause, LogIndex, ModelSpec,
-    NamespaceId, PinId, PinRequest, Proposal, SequenceHash, SessionId, Stamp, TenantId, Tenure,
-    Tier, WorkerId,
+    BlockEvent, Command, Epoch, EventFrame, EventSequence, FenceCause, KeptTokens, LogIndex,
+    ModelSpec, NamespaceId, PinId, PinRequest, Proposal, SequenceHash, SessionId, Stamp, TenantId,
+    Tenure, Tier, WorkerId,
 };
 use proptest::prelude::*;
 
@@ -19,6 +19,9 @@ pub(crate) fn small_limits() -> Limits {
         pin_blocks_max: 12,
         pinned_blocks_max: 60,
         pinned_blocks_per_tenant_max: 24,
+        pin_token_bytes_max: 250,
+        kept_token_bytes_max: 900,
+        kept_token_bytes_per_tenant_max: 600,
         ttl_ms_max: 10_000,
         index_blocks_max: 40,
     }
@@ -107,19 +110,30 @@ pub(crate) fn pin(id: u128, blocks: Vec<SequenceHash>) -> PinRequest {
         ttl_ms: 1_000,
         priority: 50,
         copies_min: 1,
+        tokens: None,
     }
 }
 
+/// Tokens of so many blocks.
+pub(crate) fn tokens(blocks: usize) -> KeptTokens {
+    KeptTokens::new("tiny", "1", &(0..blocks as u32 * 16).collect::<Vec<u32>>())
+}
+
+pub(crate) fn order(id: u128, worker: u32, epoch: u64) -> Command {
+    Command::OrderPin { id: PinId(id), worker: WorkerId(worker), epoch: Epoch(epoch) }
+}
+
 fn request() -> impl Strategy<Value = PinRequest> {
-    let world = (0_u128..14, 0_u128..3, 1_usize..14, 0_usize..2, 0_usize..3);
+    let world = (0_u128..14, 0_u128..3, 1_usize..14, 0_usize..2, 0_usize..3, any::<bool>());
     let promise = (0_u64..4_000, 1_u32..3, prop_oneof![9 => Just(50_u8), 1 => 0_u8..110]);
     (world, promise).prop_map(
-        |((id, branch, length, tenant, owner), (ttl_ms, copies_min, priority))| PinRequest {
+        |((id, branch, length, tenant, owner, kept), (ttl_ms, copies_min, priority))| PinRequest {
             tenant: TenantId::new(["acme", "zeta"][tenant]).expect("a name"),
             owner: [None, SessionId::new("s"), SessionId::new("t")][owner].clone(),
             ttl_ms,
             priority,
             copies_min,
+            tokens: kept.then(|| tokens(length)),
             ..pin(id, prefix(branch, length))
         },
     )
@@ -154,6 +168,8 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         2 => pin_id().prop_map(|id| Command::ReleasePin { id }),
         8 => (1_u32..7, 1_u64..3, 0_u128..14, 0_u32..13)
             .prop_map(|(worker, epoch, id, held)| report(worker, epoch, id, held)),
+        4 => (0_u128..14, 1_u32..7, 1_u64..3)
+            .prop_map(|(id, worker, epoch)| order(id, worker, epoch)),
     ]
 }
 

@@ -34,6 +34,8 @@ pub struct Hints {
     pub iat_ms: Option<u32>,
     /// Keep the whole prompt: `nvext.cache_control`, or `cache_control` beside `messages`.
     pub cache_control: Option<CacheControl>,
+    /// `recompute` in that `cache_control`: keep the tokens with the pin, so that it can be computed again.
+    pub recompute: Option<bool>,
     /// `nvext.cache_salt` or `cache_salt`: keeps this cache apart from others of the tenant.
     pub cache_salt: Option<String>,
     /// `nvext.router.ttft_target` in milliseconds.
@@ -109,6 +111,7 @@ pub(crate) fn parse_body_hints(body: &Map<String, Value>, request: &mut Request)
     let mut hints = Hints::default();
     if let Some(control) = body.get("cache_control") {
         hints.cache_control = parse_cache_control(control, "cache_control", warnings);
+        hints.recompute = control.get("recompute").and_then(Value::as_bool);
     }
     let mut top = Members { members: body, path: String::new(), warnings };
     hints.cache_salt = top.text("cache_salt");
@@ -138,6 +141,8 @@ fn parse_nvext(nvext: &Map<String, Value>, request: &mut Request) {
             "cache_control" => {
                 let control = parse_cache_control(value, "nvext.cache_control", members.warnings);
                 hints.cache_control = control.or(hints.cache_control);
+                let recompute = value.get("recompute").and_then(Value::as_bool);
+                hints.recompute = recompute.or(hints.recompute);
             }
             "cache_salt" => hints.cache_salt = members.text("cache_salt"),
             "router" => parse_router(value, hints, members.warnings),

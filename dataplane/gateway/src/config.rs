@@ -22,6 +22,8 @@ pub struct GatewayConfig {
     pub policy: Policy,
     /// Whether `cache_control` makes pins.
     pub pins: bool,
+    /// Which pins keep their tokens, unless the request says.
+    pub recompute: Recompute,
     /// Requests in progress at most; beyond it clients are told to retry.
     pub requests_max: usize,
     /// Who it is towards members and workers; without it, it calls them in plain text.
@@ -40,10 +42,55 @@ impl GatewayConfig {
             keys: Vec::new(),
             policy: Policy::Kv,
             pins: true,
+            recompute: Recompute::Explicit,
             requests_max: REQUESTS_MAX,
             identity: None,
             metrics: None,
         }
+    }
+}
+
+/// Which pins keep their tokens, so that the cluster can compute their blocks again when all holders are lost, where
+/// a request does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Recompute {
+    /// Those made by `/v1/pins`: whoever asks for a pin by itself wants it whatever happens.
+    #[default]
+    Explicit,
+    /// All, also those of `cache_control`.
+    All,
+    /// None.
+    Off,
+}
+
+impl Recompute {
+    /// All choices.
+    pub const ALL: [Self; 3] = [Self::Explicit, Self::All, Self::Off];
+
+    /// The name in configurations.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Explicit => "explicit",
+            Self::All => "all",
+            Self::Off => "off",
+        }
+    }
+
+    /// The reverse of [`Recompute::name`].
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|choice| choice.name() == name)
+    }
+
+    /// Whether a pin keeps its tokens; `asked` is the request's word, `explicit` says that it came by `/v1/pins`.
+    #[must_use]
+    pub fn applies(self, asked: Option<bool>, explicit: bool) -> bool {
+        asked.unwrap_or(match self {
+            Self::Explicit => explicit,
+            Self::All => true,
+            Self::Off => false,
+        })
     }
 }
 
@@ -59,5 +106,29 @@ pub struct ApiKey {
 impl core::fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("ApiKey").field("tenant", &self.tenant).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Recompute;
+
+    #[test]
+    fn the_requests_word_counts_before_the_configuration() {
+        for (choice, explicit, beside) in [
+            (Recompute::Explicit, true, false),
+            (Recompute::All, true, true),
+            (Recompute::Off, false, false),
+        ] {
+            assert_eq!(
+                (choice.applies(None, true), choice.applies(None, false)),
+                (explicit, beside)
+            );
+            for asked in [true, false] {
+                assert!([true, false].map(|by| choice.applies(Some(asked), by)) == [asked; 2]);
+            }
+            assert_eq!(Recompute::from_name(choice.name()), Some(choice));
+        }
+        assert_eq!(Recompute::from_name("yes"), None);
     }
 }

@@ -29,7 +29,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-pub use config::{ApiKey, GatewayConfig};
+pub use config::{ApiKey, GatewayConfig, Recompute};
 pub use mainstay_route::Policy;
 
 /// How long open streams may go on after a shutdown was asked for.

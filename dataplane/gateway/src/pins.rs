@@ -10,7 +10,9 @@ use mainstay_chat::PinNote;
 use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::pin_to_wire;
 use mainstay_proto::v1;
-use mainstay_types::{NamespaceId, PinId, PinRequest, SequenceHash, SessionId, TenantId};
+use mainstay_types::{
+    KeptTokens, NamespaceId, PinId, PinRequest, SequenceHash, SessionId, TenantId,
+};
 
 use crate::replica::Replica;
 
@@ -31,6 +33,8 @@ pub(crate) struct Wish {
     pub(crate) prefix_tokens: u32,
     pub(crate) ttl_ms: u64,
     pub(crate) copies_min: u32,
+    /// All tokens of the prefix, where it shall be computed again if its holders are lost.
+    pub(crate) tokens: Option<KeptTokens>,
 }
 
 /// Makes and ends pins.
@@ -73,6 +77,7 @@ impl Pins {
             ttl_ms: wish.ttl_ms,
             priority: PIN_PRIORITY,
             copies_min: wish.copies_min.max(1),
+            tokens: wish.tokens,
         });
         self.control
             .call(CALL_DEADLINE, |mut c| {
@@ -90,6 +95,7 @@ impl Pins {
                     && p.request.namespace == wish.namespace
                     && p.request.owner == wish.owner
                     && p.request.copies_min >= wish.copies_min
+                    && (p.request.tokens.is_some() || wish.tokens.is_none())
                     && p.request.blocks == wish.blocks
             })
             .map(|p| p.request.id)

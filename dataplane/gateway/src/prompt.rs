@@ -3,8 +3,11 @@
 use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{ApiError, Request};
 use mainstay_proto::v1;
-use mainstay_types::{BlockHashKey, HashKey, NamespaceId, SequenceHash, SessionId, TenantId};
+use mainstay_types::{
+    BlockHashKey, HashKey, KeptTokens, NamespaceId, SequenceHash, SessionId, TenantId,
+};
 
+use crate::config::Recompute;
 use crate::model::{ModelCard, ModelError};
 use crate::pins::Wish;
 
@@ -81,19 +84,32 @@ impl Prompt {
         &self,
         request: &Request,
         tenant: &TenantId,
-        block_tokens: u32,
+        card: &ModelCard,
+        recompute: Recompute,
     ) -> Vec<Wish> {
+        let keeps = recompute.applies(request.hints.recompute, false);
         let owner = request.session.key().and_then(SessionId::new);
         let wish = |(blocks, ttl_ms): &(usize, u64)| Wish {
             tenant: tenant.clone(),
             namespace: self.namespace,
             owner: owner.clone(),
             blocks: self.blocks[..*blocks].to_vec(),
-            prefix_tokens: u32::try_from(*blocks).unwrap_or(u32::MAX).saturating_mul(block_tokens),
+            prefix_tokens: self.prefix_tokens(*blocks, card),
             ttl_ms: *ttl_ms,
             copies_min: 1,
+            tokens: keeps.then(|| self.kept_tokens(*blocks, card)),
         };
         self.kept.iter().map(wish).collect()
+    }
+
+    fn prefix_tokens(&self, blocks: usize, card: &ModelCard) -> u32 {
+        u32::try_from(blocks).unwrap_or(u32::MAX).saturating_mul(card.block_tokens)
+    }
+
+    /// The tokens of the first `blocks`, to be kept with a pin.
+    pub(crate) fn kept_tokens(&self, blocks: usize, card: &ModelCard) -> KeptTokens {
+        let count = (blocks * card.block_tokens as usize).min(self.tokens.len());
+        KeptTokens::new(&card.name, &card.revision, &self.tokens[..count])
     }
 
     /// Prompt tokens that the request newly asks to keep, beyond those found in the cache.

@@ -14,6 +14,7 @@ use mainstay_proto::convert::u128_from_wire;
 use mainstay_proto::v1;
 use tonic::{Code, Status};
 
+use crate::config::REQUESTS_MAX;
 use crate::flights::{Failure, Flight, Full, error_code};
 use crate::shared::{Life, Shared};
 
@@ -73,6 +74,35 @@ pub(crate) async fn generate(
         };
         Some((Ok(event), guard))
     }))
+}
+
+/// Runs a request whose output nobody reads; answers with how many tokens of its prompt were cached. Whoever drops
+/// this cancels it.
+pub(crate) async fn run_unread(
+    shared: &Arc<Shared>,
+    life: &Arc<Life>,
+    request: Request,
+) -> Result<u32, Status> {
+    let prompt_tokens = request.tokens.len() as u32;
+    // Not among the requests of clients, which may be as many as the settings say.
+    let admitted = shared.flights.admit(life.number, prompt_tokens, REQUESTS_MAX);
+    let flight = admitted.map_err(|_| exhausted("too much in flight on this worker"))?;
+    let guard = Guard { flight: Arc::clone(&flight), life: Arc::downgrade(life) };
+    let submitted = tokio::spawn(submit(Arc::clone(shared), Arc::clone(life), flight, request));
+    submitted.await.map_err(|error| Status::internal(error.to_string()))??;
+    let mut cached_tokens = 0;
+    while let Some(event) = guard.flight.next().await {
+        cached_tokens = cached_tokens.max(event.cached_tokens);
+        if event.finish == v1::Finish::Error as i32 {
+            return Err(Status::new(Code::from_i32(event.error_code), event.error));
+        }
+    }
+    Ok(cached_tokens)
+}
+
+/// A priority for an engine that may have none.
+pub(crate) const fn priority(cap: u64, priority: i32) -> i32 {
+    if cap != 0 { priority } else { 0 }
 }
 
 async fn submit(
@@ -165,7 +195,7 @@ fn request_from_wire(request: v1::GenerateRequest, life: &Life) -> Result<Reques
         namespace,
         tokens: request.tokens,
         sampled_before: request.sampled_before,
-        priority: if can(caps::PRIORITY) { request.priority } else { 0 },
+        priority: priority(life.caps & caps::PRIORITY, request.priority),
         sampling,
         ranges,
         expected_output_tokens: request.expected_output_tokens,

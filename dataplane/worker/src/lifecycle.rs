@@ -84,6 +84,7 @@ pub(crate) async fn start_with(
     let opened = first_engine(&shared, &opener).await;
     let opened = opened.inspect_err(|_| server.abort())?;
     tasks.spawn(crate::load::sample(Arc::clone(&shared)));
+    tasks.spawn(crate::pins::recompute::obey(Arc::clone(&shared)));
     let publisher = tokio::spawn(publisher::run(Arc::clone(&shared)));
     let supervisor = tokio::spawn(supervise(Arc::clone(&shared), opener, opened));
     let (ended, end) = watch::channel(None);

@@ -21,6 +21,7 @@ use crate::events::Events;
 use crate::events::frames::FrameLimits;
 use crate::flights::{Failure, Flights};
 use crate::load::Meter;
+use crate::pins::recompute::Ordered;
 
 /// One engine, from its opening to its end.
 pub(crate) struct Life {
@@ -61,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) trouble: Mutex<String>,
     pub(crate) flights: Flights,
     pub(crate) events: Events,
+    /// What the keeper asks of this worker.
+    pub(crate) orders: watch::Sender<Vec<Ordered>>,
     pub(crate) meter: Meter,
     /// The engine's figures of the last sample.
     pub(crate) stats: Mutex<Stats>,
@@ -88,6 +91,7 @@ impl Shared {
             trouble: Mutex::default(),
             flights: Flights::new(),
             events: Events::new(limits),
+            orders: watch::Sender::new(Vec::new()),
             meter: Meter::default(),
             stats: Mutex::default(),
             load: watch::Sender::new(mainstay_proto::v1::Load::default()),

@@ -85,6 +85,15 @@ pub enum Command {
         /// How many of the pin's blocks are held and protected.
         blocks_held: u32,
     },
+    /// The keeper has a worker compute what a pin lacks.
+    OrderPin {
+        /// Which pin.
+        id: PinId,
+        /// Who.
+        worker: WorkerId,
+        /// Which life of it.
+        epoch: Epoch,
+    },
 }
 
 /// A log entry: a command and the clocks of the leader that proposed it.

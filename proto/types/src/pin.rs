@@ -1,6 +1,6 @@
 //! A pin: a lease on a prefix that the cluster keeps until its TTL ends.
 
-use crate::{NamespaceId, PinId, SequenceHash, SessionId, TenantId};
+use crate::{KeptTokens, NamespaceId, PinId, SequenceHash, SessionId, TenantId};
 
 /// What somebody asks to have pinned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct PinRequest {
     pub priority: u8,
     /// How many workers should hold it.
     pub copies_min: u32,
+    /// All tokens that `blocks` cover, where the pin shall be computed again if its holders are lost.
+    pub tokens: Option<KeptTokens>,
 }
 
 /// Where a pin stands.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
+use mainstay_control::config::LEASE_TTL_MS;
 use mainstay_control::{ControlConfig, Origin, Settings};
 use mainstay_identity::Role;
 use mainstay_types::NodeId;
@@ -88,6 +89,9 @@ struct PaceArgs {
     /// Milliseconds of silence after which a follower asks for an election, as MIN..MAX
     #[arg(long, value_parser = parse_range, default_value = ELECTION_MS)]
     election_ms: (u64, u64),
+    /// Milliseconds that a worker may be silent before its epoch ends
+    #[arg(long, default_value_t = LEASE_TTL_MS)]
+    lease_ttl_ms: u64,
     /// For tests: added to the wall clock in this member's stamps
     #[arg(long, hide = true, allow_hyphen_values = true, default_value_t = 0)]
     clock_offset_ms: i64,
@@ -125,6 +129,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.origin = origin;
     config.plain_index = args.index == IndexForm::Plain;
     args.pace.apply(&mut config.settings);
+    config.lease_ttl_ms = args.pace.lease_ttl_ms;
     config.identity = args.security.client.load(Role::Control)?;
     config.insecure = args.security.insecure;
     let handle = mainstay_control::start(config).await?;

@@ -40,6 +40,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
     let mut config = GatewayConfig::new(args.listen, addresses(&args.control));
     config.keys = file.api_keys();
+    config.recompute = file.recompute()?;
     config.identity = args.security.load(Role::Gateway)?;
     config.policy = args.policy;
     config.metrics = Some(super::metrics_recorder()?);

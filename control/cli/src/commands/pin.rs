@@ -35,6 +35,10 @@ enum PinCommand {
         /// The session that owns it
         #[arg(long)]
         session: Option<String>,
+        /// Whether the cluster keeps its tokens, to compute it again when all holders are lost [default: the
+        /// gateway's]
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+        recompute: Option<bool>,
         #[command(flatten)]
         target: Target,
     },
@@ -71,7 +75,7 @@ enum PinCommand {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
-        PinCommand::Add { model, system, body, ttl, copies, session, target } => {
+        PinCommand::Add { model, system, body, ttl, copies, session, recompute, target } => {
             let mut request = match body {
                 Some(path) if path.as_os_str() == "-" => {
                     serde_json::from_str(&std::io::read_to_string(std::io::stdin())?)?
@@ -89,6 +93,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             request["ttl"] = json!(ttl);
             request["copies_min"] = json!(copies);
             request["session"] = json!(session);
+            if let Some(recompute) = recompute {
+                request["recompute"] = json!(recompute);
+            }
             let pin = target.ask(Method::POST, "/v1/pins", Some(&request)).await?;
             show(&pin, target.output);
         }
@@ -137,12 +144,14 @@ fn pins_table(pins: &[Value]) -> String {
             cell(pin, "tenant"),
             cell(pin, "prefix_tokens"),
             cell(pin, "blocks"),
+            format!("{}/{}", cell(pin, "copies"), cell(pin, "copies_min")),
             if workers.is_empty() { "-".to_owned() } else { workers.join(",") },
             duration(pin["ttl_left_ms"].as_u64().unwrap_or_default()),
             Some(cell(pin, "owner")).filter(|o| !o.is_empty()).unwrap_or_else(|| "-".to_owned()),
         ]
     };
     let rows: Vec<Vec<String>> = pins.iter().map(row).collect();
-    let headers = ["PIN", "STATE", "TENANT", "TOKENS", "BLOCKS", "WORKERS", "TTL LEFT", "OWNER"];
+    let headers =
+        ["PIN", "STATE", "TENANT", "TOKENS", "BLOCKS", "COPIES", "WORKERS", "TTL LEFT", "OWNER"];
     table(&headers, &rows)
 }

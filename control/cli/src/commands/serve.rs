@@ -43,6 +43,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     drop(probe);
     let mut config = GatewayConfig::new(listen, members.clone());
     config.keys = file.api_keys();
+    config.recompute = file.recompute()?;
     config.metrics = Some(super::metrics_recorder()?);
     let gateway = mainstay_gateway::start(config).await?;
     let worker = worker_config(&args.engine, &file, "w1".to_owned(), members)?;

@@ -128,6 +128,7 @@ fn pin(index: u64) -> Entry {
         ttl_ms: 60_000,
         priority: 1,
         copies_min: 1,
+        tokens: None,
     });
     let wire = mainstay_proto::convert::proposal_to_wire(&Proposal { stamp, command });
     let log_id = LogId::new(LeaderId { term: 1, node_id: 1 }, index);

@@ -245,6 +245,7 @@ fn kind_of(proposal: &v1::Proposal) -> &'static str {
         Some(Command::ExtendPin(_)) => "extend_pin",
         Some(Command::ReleasePin(_)) => "release_pin",
         Some(Command::ReportPin(_)) => "report_pin",
+        Some(Command::OrderPin(_)) => "order_pin",
         None => "malformed",
     }
 }

@@ -28,6 +28,7 @@ fn pin(id: u128) -> Command {
         ttl_ms: 3_600_000,
         priority: 50,
         copies_min: 1,
+        tokens: None,
     })
 }
 

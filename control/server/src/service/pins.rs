@@ -3,10 +3,14 @@
 
 use std::time::Duration;
 
-use mainstay_proto::convert::{pin_from_wire, pin_to_wire, u128_from_wire};
+use mainstay_proto::convert::{
+    pin_from_wire, pin_to_wire, u128_from_wire, u128_to_wire, withhold_tokens,
+};
 use mainstay_proto::v1;
 use mainstay_state::{Machine, Outcome, Pin};
-use mainstay_types::{Command, LogIndex, PinId, TenantId};
+use mainstay_types::{
+    BlockHasher, Command, Epoch, HashKey, LogIndex, PinId, PinRequest, TenantId, WorkerId,
+};
 use tonic::Status;
 
 use super::{Service, refuse, unexpected};
@@ -26,8 +30,60 @@ impl Service {
                 request.blocks.len()
             )));
         }
+        self.check_tokens(&request)?;
         let id = request.id;
         self.change(id, Command::PutPin(request)).await
+    }
+
+    /// Kept tokens must be there, and be those of the blocks: others would be computed in vain for ever.
+    fn check_tokens(&self, request: &PinRequest) -> Result<(), Status> {
+        let Some(kept) = &request.tokens else { return Ok(()) };
+        let invalid = |text: String| Err(Status::invalid_argument(text));
+        let most = self.group.read(|m| m.limits().pin_token_bytes_max);
+        if kept.packed_bytes() > most {
+            let bytes = kept.packed_bytes();
+            return invalid(format!(
+                "recompute: the tokens take {bytes} bytes, at most {most} are kept of one pin; pin it without recompute"
+            ));
+        }
+        let Some(tokens) = kept.tokens() else {
+            return invalid("recompute: the tokens are withheld; send them all".into());
+        };
+        let key = self.group.read(Machine::hash_key);
+        let key = key.ok_or_else(|| Status::unavailable("the cluster has no hash key yet"))?;
+        if !are_of(key, request, &tokens) {
+            return invalid(format!(
+                "recompute: these {} tokens are not those of the pin's blocks",
+                tokens.len()
+            ));
+        }
+        Ok(())
+    }
+
+    /// The tokens of a pin, for the one worker that has been ordered to compute it.
+    pub(super) fn tokens_of_order(
+        &self,
+        request: &v1::PinTokensRequest,
+    ) -> Result<v1::PinTokensReply, Status> {
+        let id = PinId(u128_from_wire(&request.id, "id")?);
+        let (worker, epoch) = (WorkerId(request.worker), Epoch(request.epoch));
+        let tokens = self.group.read(|m| {
+            let pin = m.pin(id)?;
+            let order = pin.keeping.orders.get(&worker)?;
+            let kept = pin.request.tokens.as_ref().filter(|_| order.epoch == epoch)?;
+            Some((pin.request.namespace, kept.packed()?.to_vec()))
+        });
+        match tokens {
+            Some((namespace, packed)) => Ok(v1::PinTokensReply {
+                namespace: u128_to_wire(namespace.0),
+                packed: packed.into(),
+            }),
+            // The leader has applied every order that anybody can have seen.
+            None if self.group.leads() => {
+                Err(Status::not_found(format!("worker {worker} has no order for pin {id}")))
+            }
+            None => Err(Status::unavailable("this member knows of no such order; ask another")),
+        }
     }
 
     pub(super) async fn prolong_pin(&self, request: v1::ExtendPin) -> Result<v1::PinReply, Status> {
@@ -112,6 +168,14 @@ impl Service {
     }
 }
 
+/// Whether the blocks of a pin are those of its tokens.
+fn are_of(key: HashKey, request: &PinRequest, tokens: &[u32]) -> bool {
+    let blocks = &request.blocks;
+    let Some(block_tokens) = tokens.len().checked_div(blocks.len()) else { return false };
+    let Ok(block_tokens @ 1..) = u32::try_from(block_tokens) else { return false };
+    BlockHasher::hash_prompt(key, request.namespace, block_tokens, tokens) == *blocks
+}
+
 fn left_ms(machine: &Machine, live: bool, expires_ms: u64) -> u64 {
     if live { expires_ms.saturating_sub(machine.time().now_ms) } else { 0 }
 }
@@ -122,12 +186,25 @@ fn pin_on_wire(machine: &Machine, pin: &Pin) -> v1::Pin {
         name: machine.worker(*worker).map(|w| w.name.clone()).unwrap_or_default(),
         blocks_held: *blocks_held,
     });
+    // Tokens are a prompt; who asks how a pin is does not ask for that.
+    let mut request = pin_to_wire(&pin.request);
+    withhold_tokens(&mut request);
+    let now_ms = machine.time().now_ms;
+    let orders = pin.keeping.orders.iter().map(|(worker, order)| v1::PinOrder {
+        worker: worker.0,
+        name: machine.worker(*worker).map(|w| w.name.clone()).unwrap_or_default(),
+        epoch: order.epoch.0,
+        age_ms: now_ms.saturating_sub(order.since_ms),
+        attempts: order.attempts,
+    });
     v1::Pin {
-        request: Some(pin_to_wire(&pin.request)),
+        request: Some(request),
         state: pin.state.name().to_owned(),
         ttl_left_ms: left_ms(machine, pin.is_live(), pin.expires_ms),
         holders: holders.collect(),
         created_index: pin.created_index.0,
         reason: pin.reason.clone(),
+        orders: orders.collect(),
+        order_attempts: pin.keeping.attempts,
     }
 }

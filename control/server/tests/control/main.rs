@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod cluster;
+mod keeper;
 mod security;
 mod streams;
 
@@ -85,6 +86,7 @@ fn pin(id: u128, ttl_ms: u64) -> v1::PutPin {
         ttl_ms,
         priority: 50,
         copies_min: 1,
+        tokens: None,
     })
 }
 

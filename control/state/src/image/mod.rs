@@ -6,6 +6,7 @@
 //! Reading trusts nothing: counts are held against the limits and against the bytes that are left before
 //! anything is reserved, and what can be derived (a live pin's state, budgets, digests) is derived, not read.
 
+mod kept;
 mod parts;
 mod read;
 mod sink;
@@ -23,11 +24,18 @@ pub use parts::IndexLoader;
 pub(crate) use parts::encode_parts;
 
 /// The first byte of every image.
-pub const IMAGE_VERSION: u8 = 3;
+pub const IMAGE_VERSION: u8 = 4;
 
 const CHECKSUM_BYTES: usize = 16;
 const WITH_BLOCKS: u8 = 1;
-const WITHOUT_BLOCKS: u8 = 0;
+const WITH_TOKENS: u8 = 2;
+
+/// What of the state goes into an image, beside what always does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parts {
+    pub(crate) blocks: bool,
+    pub(crate) tokens: bool,
+}
 
 /// Why bytes are not an image of a state.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -58,12 +66,16 @@ pub enum ImageError {
     Invalid(&'static str),
 }
 
-pub(crate) fn encode(machine: &Machine, with_blocks: bool) -> Vec<u8> {
+pub(crate) fn encode(machine: &Machine, parts: Parts) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.u8(IMAGE_VERSION);
-    bytes.u8(if with_blocks { WITH_BLOCKS } else { WITHOUT_BLOCKS });
+    let part = |with: bool, kind: u8| if with { kind } else { 0 };
+    bytes.u8(part(parts.blocks, WITH_BLOCKS) | part(parts.tokens, WITH_TOKENS));
     write::state(&mut bytes, machine);
-    if with_blocks {
+    if parts.tokens {
+        kept::write_tokens(&mut bytes, machine);
+    }
+    if parts.blocks {
         write::blocks(&mut bytes, &machine.index);
     }
     let sum = checksum(&bytes);
@@ -90,13 +102,15 @@ pub(crate) fn decode(bytes: &[u8], limits: Limits) -> Result<Machine, ImageError
     }
     let mut source = Source::new(body);
     source.u8()?;
-    let with_blocks = match source.u8()? {
-        WITH_BLOCKS => true,
-        WITHOUT_BLOCKS => false,
-        _ => return Err(ImageError::Invalid("kind")),
-    };
+    let kind = source.u8()?;
+    if kind & !(WITH_BLOCKS | WITH_TOKENS) != 0 {
+        return Err(ImageError::Invalid("kind"));
+    }
     let mut machine = read::state(&mut source, limits)?;
-    if with_blocks {
+    if kind & WITH_TOKENS != 0 {
+        kept::read_tokens(&mut source, &mut machine)?;
+    }
+    if kind & WITH_BLOCKS != 0 {
         read::blocks(&mut source, &mut machine)?;
     }
     source.end()?;

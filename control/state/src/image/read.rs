@@ -10,11 +10,12 @@ use mainstay_types::{
 };
 
 use super::ImageError;
+use super::kept::{read_keeping, read_mark};
 use super::source::Source;
 use super::write::{WORKER_LEASE_EXPIRED, WORKER_LEFT, WORKER_LIVE};
 use crate::limits::Limits;
 use crate::machine::Machine;
-use crate::pins::{ENDED_BLOCKS_MAX, ENDED_PINS_MAX, Pin, Pins};
+use crate::pins::{ENDED_BLOCKS_MAX, ENDED_PINS_MAX, Keeping, Pin, Pins, token_bytes};
 use crate::workers::{
     ADDRESS_BYTES_MAX, MODEL_BYTES_MAX, NAME_BYTES_MAX, Worker, WorkerState, Workers, text_is_fine,
 };
@@ -22,7 +23,7 @@ use crate::workers::{
 const REASON_BYTES_MAX: usize = 256;
 /// The least that one element takes, with the shortest texts and lists that are allowed.
 const WORKER_BYTES_MIN: usize = 89;
-const PIN_BYTES_MIN: usize = 124;
+const PIN_BYTES_MIN: usize = 153;
 const RUN_BYTES_MIN: usize = 69;
 const KEY_BYTES: usize = 8;
 const HOLDER_BYTES_MIN: usize = 21;
@@ -110,7 +111,7 @@ fn read_worker(source: &mut Source<'_>) -> Result<Worker, ImageError> {
     })
 }
 
-fn read_text(
+pub(super) fn read_text(
     source: &mut Source<'_>,
     what: &'static str,
     bytes_min: usize,
@@ -147,10 +148,13 @@ fn read_pins(
     let mut live: Vec<Pin> = Vec::with_capacity(count);
     for _ in 0..count {
         let mut pin = read_pin(source, limits, applied)?;
-        let keepers = pin.holders.keys().all(|id| live_workers.contains(id));
-        let was_active = pin.ever_active;
+        let keepers = pin.holders.keys().all(|id| live_workers.contains(id))
+            && pin.keeping.orders.keys().all(|id| live_workers.contains(id));
+        let was = (pin.ever_active, pin.keeping.clone());
         pin.derive_state();
-        let known = pin.ever_active == was_active && pin.expires_ms > time.now_ms;
+        let known = (pin.ever_active, &pin.keeping) == (was.0, &was.1)
+            && pin.expires_ms > time.now_ms
+            && pin.keeping.moved_ms <= time.now_ms;
         if !keepers || !known {
             return Err(ImageError::Invalid("live pin"));
         }
@@ -166,7 +170,7 @@ fn read_pins(
         let released = source.flag("pin state")?;
         pin.state = if released { PinState::Released } else { PinState::Expired };
         pin.reason = read_text(source, "reason", 1, REASON_BYTES_MAX)?;
-        if !pin.holders.is_empty() {
+        if !pin.holders.is_empty() || pin.keeping != Keeping::default() {
             return Err(ImageError::Invalid("ended pin"));
         }
         ended.push(pin);
@@ -181,9 +185,11 @@ fn check_pins(live: &[Pin], ended: &[Pin], limits: &Limits) -> Result<(), ImageE
         return Err(ImageError::Invalid("pin, it is there twice"));
     }
     let blocks = |pins: &[Pin]| pins.iter().map(|pin| pin.request.blocks.len() as u64).sum::<u64>();
+    let tokens = live.iter().map(|pin| token_bytes(&pin.request)).sum();
     for (what, count, limit) in [
         ("pinned blocks", blocks(live), limits.pinned_blocks_max),
         ("blocks of ended pins", blocks(ended), ENDED_BLOCKS_MAX),
+        ("bytes of kept tokens", tokens, limits.kept_token_bytes_max),
     ] {
         if count > limit {
             return Err(ImageError::TooMany { what, count, limit });
@@ -197,11 +203,13 @@ fn read_pin(
     limits: &Limits,
     applied: LogIndex,
 ) -> Result<Pin, ImageError> {
-    let request = read_request(source, limits)?;
+    let mut request = read_request(source, limits)?;
     let (created_ms, expires_ms) = (source.u64()?, source.u64()?);
     let (created_index, changed_index) = (LogIndex(source.u64()?), LogIndex(source.u64()?));
     let ever_active = source.flag("pin")?;
     let holders = read_holders(source, limits, request.blocks.len())?;
+    request.tokens = read_mark(source)?;
+    let keeping = read_keeping(source)?;
     if created_index > changed_index || changed_index > applied || created_ms > expires_ms {
         return Err(ImageError::Invalid("pin"));
     }
@@ -214,6 +222,7 @@ fn read_pin(
         changed_index,
         holders,
         ever_active,
+        keeping,
         reason: String::new(),
     })
 }
@@ -252,6 +261,7 @@ fn read_request(source: &mut Source<'_>, limits: &Limits) -> Result<PinRequest, 
         ttl_ms,
         priority,
         copies_min,
+        tokens: None,
     })
 }
 

@@ -73,8 +73,16 @@ impl<'a> Source<'a> {
         what: &'static str,
         bytes_max: usize,
     ) -> Result<&'a str, ImageError> {
+        core::str::from_utf8(self.bytes(what, bytes_max)?).map_err(|_| ImageError::Invalid(what))
+    }
+
+    pub(super) fn bytes(
+        &mut self,
+        what: &'static str,
+        bytes_max: usize,
+    ) -> Result<&'a [u8], ImageError> {
         let bytes = self.count(what, bytes_max as u64, 1)?;
-        core::str::from_utf8(self.take(bytes)?).map_err(|_| ImageError::Invalid(what))
+        self.take(bytes)
     }
 
     /// Nothing may follow.

@@ -1,10 +1,12 @@
 //! Images: what is written is read back; what is damaged, cut, forged or too big is refused without a panic.
 
-use mainstay_types::{Command, LogIndex, PinId};
+use mainstay_types::{Command, LogIndex, PinId, PinRequest};
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Log, fence, frame, log, pin, prefix, register, report, small_limits, stored};
+use crate::testing::{
+    Log, fence, frame, log, order, pin, prefix, register, report, small_limits, stored, tokens,
+};
 
 /// A machine with something of everything.
 fn sample() -> Machine {
@@ -18,6 +20,10 @@ fn sample() -> Machine {
     log.apply(Command::PutPin(pin(2, prefix(0, 5))));
     log.apply(Command::PutPin(pin(3, prefix(1, 5))));
     log.apply(report(1, 1, 2, 5));
+    let kept = PinRequest { tokens: Some(tokens(3)), owner: None, ..pin(4, prefix(2, 3)) };
+    log.apply(Command::PutPin(kept));
+    log.apply(order(4, 2, 1));
+    log.apply(report(2, 1, 4, 2));
     log.machine
 }
 
@@ -41,6 +47,28 @@ fn an_image_holds_everything() {
     assert!(copy.pins().eq(machine.pins()));
     assert_eq!(copy.index().snapshot(), machine.index().snapshot());
     assert_eq!(copy.pins().filter(|p| !p.is_live()).count(), 1);
+}
+
+#[test]
+fn an_image_without_tokens_says_what_they_amount_to_and_shows_none() {
+    let machine = sample();
+    let packed = tokens(3).packed().expect("not withheld").to_vec();
+    let shows = |image: &[u8]| image.windows(packed.len()).any(|bytes| bytes == packed);
+    let copy = |image: &[u8]| Machine::decode(image, small_limits()).expect("its own image");
+    let full = machine.encode();
+    let kept = |machine: &Machine| machine.pin(PinId(4)).expect("a pin").request.tokens.clone();
+    assert!(shows(&full) && kept(&copy(&full)).is_some_and(|t| t.tokens() == tokens(3).tokens()));
+    for bare in [machine.encode_without_tokens(), machine.encode_without_blocks()] {
+        assert!(!shows(&bare));
+        let copy = copy(&bare);
+        assert!(kept(&copy).is_some_and(|t| t == tokens(3) && t.packed().is_none()));
+        assert!(copy.pins().eq(machine.pins()));
+    }
+    assert_eq!(copy(&machine.encode_without_tokens()).digest(), machine.digest());
+    // Other tokens than those that the pin names are refused.
+    let mut other = packed.clone();
+    other[0] ^= 1;
+    assert_eq!(forge(&full, &packed, &other), Err(ImageError::Invalid("tokens of a pin")));
 }
 
 #[test]
@@ -177,8 +205,8 @@ proptest! {
         }
         let bytes = sealed(bytes);
         if let Ok(mut forged) = Machine::decode(&bytes, small_limits()) {
-            let with_blocks = bytes[1] == WITH_BLOCKS;
-            prop_assert_eq!(encode(&forged, with_blocks), bytes);
+            let (blocks, tokens) = (bytes[1] & WITH_BLOCKS != 0, bytes[1] & WITH_TOKENS != 0);
+            prop_assert_eq!(encode(&forged, Parts { blocks, tokens }), bytes);
             // It works on as any other would.
             for proposal in &log {
                 let index = LogIndex(forged.applied().0.saturating_add(1));
@@ -193,7 +221,7 @@ proptest! {
         let _ = Machine::decode(&bytes, small_limits());
         if bytes.len() > CHECKSUM_BYTES + 2 {
             bytes[0] = IMAGE_VERSION;
-            bytes[1] = WITH_BLOCKS;
+            bytes[1] = WITH_BLOCKS | WITH_TOKENS;
             let _ = Machine::decode(&sealed(bytes), small_limits());
         }
     }

@@ -3,6 +3,7 @@
 use mainstay_index::{BlockIndex, RunSnapshot};
 use mainstay_types::{FenceCause, PinState};
 
+use super::kept;
 use super::sink::Sink;
 use crate::machine::Machine;
 use crate::pins::Pin;
@@ -93,6 +94,8 @@ fn write_pin(sink: &mut impl Sink, pin: &Pin) {
         sink.u32(worker.0);
         sink.u32(*held);
     }
+    kept::write_mark(sink, pin.request.tokens.as_ref());
+    kept::write_keeping(sink, &pin.keeping);
 }
 
 /// The block index, run by run.

@@ -84,7 +84,11 @@ impl Machine {
             Command::ReleasePin { id } => self.pins.release(index, *id),
             Command::ReportPin { worker, epoch, id, blocks_held } => {
                 self.workers.live(*worker, *epoch)?;
-                self.pins.report(index, *worker, *id, *blocks_held)
+                self.pins.report(index, self.time.now_ms, *worker, *id, *blocks_held)
+            }
+            Command::OrderPin { id, worker, epoch } => {
+                self.workers.live(*worker, *epoch)?;
+                self.pins.order(index, self.time.now_ms, *id, *worker, *epoch)
             }
         }
     }
@@ -129,7 +133,7 @@ impl Machine {
 
     fn drop_holdings(&mut self, index: LogIndex, worker: WorkerId) {
         self.index.remove_worker(worker);
-        self.pins.drop_worker(index, worker);
+        self.pins.drop_worker(index, self.time.now_ms, worker);
     }
 
     fn take_frame(&mut self, frame: &EventFrame) -> Result<Outcome, Refusal> {
@@ -192,6 +196,11 @@ impl Machine {
         self.pins.iter()
     }
 
+    /// Live pins that lack copies and could be computed again, by id.
+    pub fn short_pins(&self) -> impl Iterator<Item = &Pin> {
+        self.pins.short()
+    }
+
     /// How many pins are live.
     #[must_use]
     pub fn live_pin_count(&self) -> usize {
@@ -226,17 +235,23 @@ impl Machine {
     /// The whole state as bytes; a state that was read from them gives the same bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        image::encode(self, true)
+        image::encode(self, image::Parts { blocks: true, tokens: true })
     }
 
-    /// The state without the block index, for readers that fill their index from streams.
+    /// The state without the tokens that pins keep, for readers that are no members. Its digest is the same.
+    #[must_use]
+    pub fn encode_without_tokens(&self) -> Vec<u8> {
+        image::encode(self, image::Parts { blocks: true, tokens: false })
+    }
+
+    /// The state without the block index and the tokens, for readers that fill their index from streams.
     #[must_use]
     pub fn encode_without_blocks(&self) -> Vec<u8> {
-        image::encode(self, false)
+        image::encode(self, image::Parts { blocks: false, tokens: false })
     }
 
-    /// Reads what [`Machine::encode`] or [`Machine::encode_without_blocks`] wrote; the latter leaves the index
-    /// empty. Any bytes are safe to hand in.
+    /// Reads what [`Machine::encode`] and its like wrote; what was left out of it is empty or withheld. Any bytes are
+    /// safe to hand in.
     ///
     /// # Errors
     /// If the bytes are cut, altered, of another version, or hold more than the limits allow.

@@ -6,6 +6,7 @@
 //! conversation are kept side by side, up to [`OWNER_PINS_MAX`], and one more is refused. Ended pins are remembered for a while, because a
 //! retry of a finished pin must not begin it anew, and because people ask what became of it.
 
+mod orders;
 mod put;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
@@ -18,6 +19,9 @@ use mainstay_types::{
 
 use crate::limits::Limits;
 use crate::outcome::{Outcome, Refusal};
+
+pub use orders::{Keeping, ORDER_MS, Order, PIN_ORDERS_MAX};
+pub(crate) use put::token_bytes;
 
 /// Live pins that one session may have in one namespace: branches of its conversation.
 pub const OWNER_PINS_MAX: usize = 8;
@@ -45,6 +49,8 @@ pub struct Pin {
     pub holders: BTreeMap<WorkerId, u32>,
     /// It was active at least once.
     pub ever_active: bool,
+    /// What the keeper does for it.
+    pub keeping: Keeping,
     /// Why it ended; empty while it lives.
     pub reason: String,
 }
@@ -58,10 +64,9 @@ impl Pin {
 
     /// The state that the holders of a live pin amount to.
     pub(crate) fn derive_state(&mut self) {
-        let blocks = self.request.blocks.len();
-        let whole = self.holders.values().filter(|held| **held as usize >= blocks).count();
-        self.state = if whole >= self.request.copies_min as usize {
+        self.state = if self.copies() >= self.request.copies_min as usize {
             self.ever_active = true;
+            self.keeping.settle();
             PinState::Active
         } else if self.ever_active {
             PinState::Degraded
@@ -95,6 +100,8 @@ struct TenantUse {
     pins: u32,
     /// How many live pins name each block. Only counts are read, so its order is nowhere to be seen.
     blocks: HashMap<SequenceHash, u32, RandomState>,
+    /// What the tokens of its live pins take.
+    token_bytes: u64,
 }
 
 /// A set of blocks, which are hashes under a key that no tenant knows: a quick hasher is enough.
@@ -109,6 +116,10 @@ pub(crate) struct Pins {
     owners: BTreeMap<OwnerKey, BTreeSet<(LogIndex, PinId)>>,
     tenants: BTreeMap<TenantId, TenantUse>,
     live_blocks: u64,
+    /// What the tokens of all live pins take.
+    token_bytes: u64,
+    /// Live pins that lack copies and have tokens.
+    short: BTreeSet<PinId>,
     /// Ended pins, the longest ended first.
     ended: VecDeque<PinId>,
     ended_blocks: u64,
@@ -191,6 +202,7 @@ impl Pins {
     pub(crate) fn report(
         &mut self,
         index: LogIndex,
+        now_ms: u64,
         worker: WorkerId,
         id: PinId,
         blocks_held: u32,
@@ -203,25 +215,38 @@ impl Pins {
                 format!("pin {id} has {blocks} blocks, {blocks_held} were reported"),
             ));
         }
-        if pin.is_live() && pin.holders.get(&worker).copied().unwrap_or(0) != blocks_held {
+        let held_before = pin.holders.get(&worker).copied().unwrap_or(0);
+        if pin.is_live() && held_before != blocks_held {
             if blocks_held == 0 {
                 pin.holders.remove(&worker);
             } else {
                 pin.holders.insert(worker, blocks_held);
             }
             pin.changed_index = index;
+            let whole = blocks_held as usize == blocks;
+            pin.keeping.moved(now_ms, worker, blocks_held > held_before, whole);
             pin.derive_state();
+            self.note_short(id);
         }
         Ok(Outcome::Reported)
     }
 
-    /// Takes a worker out of all holders.
-    pub(crate) fn drop_worker(&mut self, index: LogIndex, worker: WorkerId) {
+    /// Takes a worker out of all holders, and its orders back.
+    pub(crate) fn drop_worker(&mut self, index: LogIndex, now_ms: u64, worker: WorkerId) {
+        let mut lost = Vec::new();
         for pin in self.all.values_mut().filter(|pin| pin.is_live()) {
+            if pin.keeping.orders.remove(&worker).is_some() {
+                pin.changed_index = index;
+            }
             if pin.holders.remove(&worker).is_some() {
                 pin.changed_index = index;
+                pin.keeping.moved_ms = now_ms;
                 pin.derive_state();
+                lost.push(pin.request.id);
             }
+        }
+        for id in lost {
+            self.note_short(id);
         }
     }
 
@@ -239,7 +264,11 @@ impl Pins {
             *usage.blocks.entry(*hash).or_insert(0) += 1;
         }
         self.live_blocks += pin.request.blocks.len() as u64;
+        let token_bytes = token_bytes(&pin.request);
+        usage.token_bytes += token_bytes;
+        self.token_bytes += token_bytes;
         self.all.insert(id, pin);
+        self.note_short(id);
     }
 
     /// Ends a live pin, gives back what it used but for the first blocks, which it passes on, and forgets the oldest
@@ -257,6 +286,12 @@ impl Pins {
         pin.reason = reason;
         pin.changed_index = index;
         pin.holders.clear();
+        pin.keeping = Keeping::default();
+        let token_bytes = token_bytes(&pin.request);
+        // A retry is still told from another request by their sum.
+        if let Some(tokens) = &mut pin.request.tokens {
+            tokens.withhold();
+        }
         self.expiries.remove(&(pin.expires_ms, id));
         if let Some(key) = pin.owner_key()
             && let Some(pins) = self.owners.get_mut(&key)
@@ -268,6 +303,7 @@ impl Pins {
         }
         if let Some(usage) = self.tenants.get_mut(&pin.request.tenant) {
             usage.pins -= 1;
+            usage.token_bytes -= token_bytes;
             for hash in pin.request.blocks.iter().skip(passed_on) {
                 if let Some(count) = usage.blocks.get_mut(hash) {
                     *count -= 1;
@@ -282,6 +318,8 @@ impl Pins {
         }
         let blocks = pin.request.blocks.len() as u64;
         self.live_blocks -= blocks;
+        self.token_bytes -= token_bytes;
+        self.short.remove(&id);
         self.remember_ended(id, blocks);
     }
 
@@ -294,6 +332,12 @@ impl Pins {
                 self.ended_blocks -= pin.request.blocks.len() as u64;
             }
         }
+    }
+
+    /// Takes back the tokens of a live pin that its image named only; false if they are not those.
+    pub(crate) fn restore_tokens(&mut self, id: PinId, packed: &[u8]) -> bool {
+        let pin = self.all.get_mut(&id).filter(|pin| pin.is_live());
+        pin.and_then(|p| p.request.tokens.as_mut()).is_some_and(|t| t.restore(packed))
     }
 
     /// Rebuilds everything from an image's pins: live ones in any order, ended ones in the order of their end.

@@ -12,7 +12,7 @@ use proptest::test_runner::TestRunner;
 
 use super::*;
 use crate::Machine;
-use crate::testing::{Log, pin, prefix, register, report};
+use crate::testing::{Log, fence, order, pin, prefix, register, report, tokens};
 
 /// Limits that random logs run into, but not before a session has its eight branches.
 fn limits() -> Limits {
@@ -23,6 +23,9 @@ fn limits() -> Limits {
         pin_blocks_max: 8,
         pinned_blocks_max: 100,
         pinned_blocks_per_tenant_max: 44,
+        pin_token_bytes_max: 150,
+        kept_token_bytes_max: 950,
+        kept_token_bytes_per_tenant_max: 650,
         ttl_ms_max: 20_000,
         index_blocks_max: 40,
     }
@@ -40,18 +43,20 @@ struct Step {
 }
 
 fn request() -> impl Strategy<Value = PinRequest> {
-    let world = (0_u128..80, 0_u128..14, 1_usize..8, 0_usize..6, 0_usize..4);
+    // 0: no tokens; 1: a block too few of them; else all.
+    let world = (0_u128..80, 0_u128..14, 1_usize..8, 0_usize..6, 0_usize..4, 0_u32..30);
     // Now and then something that no pin may ask for.
     let ttl = prop_oneof![20 => 1_000_u64..20_000, 1 => Just(0), 1 => Just(20_001)];
     let odd = prop_oneof![30 => Just((1, 50)), 3 => Just((2, 50)), 3 => Just((1, 60)), 1 => Just((0, 50)), 1 => Just((1, 101))];
     (world, ttl, odd).prop_map(
-        |((id, branch, length, tenant, owner), ttl_ms, (copies_min, priority))| PinRequest {
+        |((id, branch, length, tenant, owner, kept), ttl_ms, (copies_min, priority))| PinRequest {
             tenant: TenantId::new(if tenant == 0 { "zeta" } else { "acme" }).expect("a name"),
             owner: [None, SessionId::new("s"), SessionId::new("s"), SessionId::new("t")][owner]
                 .clone(),
             ttl_ms,
             priority,
             copies_min,
+            tokens: (kept < 20).then(|| tokens(length - usize::from(kept == 0))),
             ..pin(id, prefix(branch, length))
         },
     )
@@ -65,6 +70,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (id(), 0_u64..21_000).prop_map(|(id, ttl_ms)| Command::ExtendPin { id, ttl_ms }),
         1 => id().prop_map(|id| Command::ReleasePin { id }),
         3 => (1_u32..3, 0_u128..80, 0_u32..6).prop_map(|(w, id, held)| report(w, 1, id, held)),
+        // Mostly for those who live; workers from 3 on were never there.
+        7 => (1_u32..4, 0_u128..80).prop_map(|(w, id)| order(id, w, 1)),
+        1 => (1_u32..9).prop_map(|w| fence(w, 1)),
     ];
     let chance = proptest::bool::weighted;
     (0_u64..200, command, chance(0.2), chance(0.1))
@@ -141,6 +149,10 @@ impl Model {
             && new.ttl_ms <= limits.ttl_ms_max
             && new.priority <= 100
             && new.copies_min >= 1
+            && new.tokens.as_ref().is_none_or(|tokens| {
+                tokens.count() == 16 * new.blocks.len() as u32
+                    && tokens.packed_bytes() <= limits.pin_token_bytes_max
+            })
             && new.blocks.len() <= limits.pin_blocks_max as usize;
         if !fits {
             return Expected::Refused(ErrorCode::InvalidArgument);
@@ -175,12 +187,17 @@ fn carries_on(new: &PinRequest, expires_ms: u64, old: &Promise) -> bool {
         && expires_ms >= old.expires_ms
         && new.priority >= known.priority
         && new.copies_min >= known.copies_min
+        && (new.tokens.is_some() || known.tokens.is_none())
 }
 
 /// Adds everything up from nothing.
 fn over_budget(promises: &[Promise], limits: &Limits) -> bool {
     let live: Vec<&PinRequest> = promises.iter().filter(|p| p.live).map(|p| &p.request).collect();
     let blocks: usize = live.iter().map(|r| r.blocks.len()).sum();
+    let token_bytes = |of: &[&&PinRequest]| -> u64 {
+        let tokens = of.iter().filter_map(|r| r.tokens.as_ref());
+        tokens.map(|t| u64::from(t.packed_bytes())).sum()
+    };
     let own = |of: &PinRequest| -> Vec<&&PinRequest> {
         live.iter().filter(|r| r.tenant == of.tenant).collect()
     };
@@ -190,10 +207,12 @@ fn over_budget(promises: &[Promise], limits: &Limits) -> bool {
     };
     live.len() > limits.pins_max as usize
         || blocks as u64 > limits.pinned_blocks_max
+        || token_bytes(&live.iter().collect::<Vec<_>>()) > limits.kept_token_bytes_max
         || live.iter().any(|r| {
             let names: BTreeSet<_> = own(r).iter().flat_map(|r| &r.blocks).collect();
             own(r).len() > limits.pins_per_tenant_max as usize
                 || names.len() as u64 > limits.pinned_blocks_per_tenant_max
+                || token_bytes(&own(r)) > limits.kept_token_bytes_per_tenant_max
                 || session(r) > OWNER_PINS_MAX
         })
 }
@@ -204,7 +223,9 @@ struct Tally {
     superseded: usize,
     ninth_branches: usize,
     other_budgets: usize,
+    token_budgets: usize,
     expired: usize,
+    orders: usize,
 }
 
 fn live_of(machine: &Machine) -> BTreeSet<(PinId, u64)> {
@@ -235,6 +256,25 @@ fn check_ends(before: &Machine, after: &Machine, command: &Command) -> Result<()
             _ => false,
         };
         prop_assert!(allowed, "{id} ended early by {command:?}: {}", now.reason);
+    }
+    Ok(())
+}
+
+/// Tokens are there as long as the pin lives, and orders as long as it lacks copies.
+fn check_keeping(machine: &Machine) -> Result<(), TestCaseError> {
+    let short: BTreeSet<PinId> = machine.short_pins().map(|pin| pin.request.id).collect();
+    for pin in machine.pins() {
+        let tokens = pin.request.tokens.as_ref();
+        let packed = tokens.and_then(|tokens| tokens.packed());
+        prop_assert_eq!(packed.is_some(), pin.is_live() && tokens.is_some());
+        let lacks = pin.is_live() && pin.copies() < pin.request.copies_min as usize;
+        prop_assert_eq!(short.contains(&pin.request.id), lacks && tokens.is_some());
+        prop_assert!(lacks || pin.keeping.orders.is_empty());
+        for (worker, order) in &pin.keeping.orders {
+            let known = machine.worker(*worker).expect("orders are for known workers");
+            prop_assert!(known.is_live() && known.epoch == order.epoch);
+            prop_assert!(!pin.holds_all(*worker) && tokens.is_some());
+        }
     }
     Ok(())
 }
@@ -278,6 +318,7 @@ fn run(steps: &[Step]) -> Result<Tally, TestCaseError> {
         let expected = model.apply(log.machine.time(), &limits(), &step.command);
         check_answer(&log.machine, &outcome, &expected)?;
         check_ends(&before, &log.machine, &step.command)?;
+        check_keeping(&log.machine)?;
         prop_assert_eq!(live_of(&log.machine), model.live());
         prop_assert!(!over_budget(&model.promises, &limits()));
         if step.again {
@@ -298,8 +339,11 @@ impl Tally {
         if let Outcome::Refused { code: ErrorCode::ResourceExhausted, message } = outcome {
             let ninth = message.starts_with("session");
             self.ninth_branches += usize::from(ninth);
-            self.other_budgets += usize::from(!ninth);
+            let of_tokens = message.contains("kept token bytes");
+            self.token_budgets += usize::from(of_tokens);
+            self.other_budgets += usize::from(!ninth && !of_tokens);
         }
+        self.orders += usize::from(*outcome == Outcome::Ordered);
         for pin in before.pins().filter(|pin| pin.is_live()) {
             let Some(now) = after.pin(pin.request.id) else { continue };
             self.superseded += usize::from(now.reason.starts_with("superseded"));
@@ -327,8 +371,17 @@ fn the_random_logs_meet_every_rule() {
         sum.superseded += tally.superseded;
         sum.ninth_branches += tally.ninth_branches;
         sum.other_budgets += tally.other_budgets;
+        sum.token_budgets += tally.token_budgets;
         sum.expired += tally.expired;
+        sum.orders += tally.orders;
     }
-    let counts = [sum.superseded, sum.ninth_branches, sum.other_budgets, sum.expired];
+    let counts = [
+        sum.superseded,
+        sum.ninth_branches,
+        sum.other_budgets,
+        sum.token_budgets,
+        sum.expired,
+        sum.orders,
+    ];
     assert!(counts.iter().all(|count| *count >= 20), "{sum:?}");
 }

@@ -9,6 +9,7 @@ use mainstay_types::{ClusterTime, ErrorCode, LogIndex, PinId, PinRequest, PinSta
 use super::{BlockSet, OWNER_PINS_MAX, Pin, Pins, TenantUse, owner_key};
 use crate::limits::Limits;
 use crate::outcome::{Outcome, Refusal};
+use crate::workers::{MODEL_BYTES_MAX, text_is_fine};
 
 const PRIORITY_MAX: u8 = 100;
 
@@ -43,6 +44,7 @@ impl Pins {
             changed_index: index,
             holders: Default::default(),
             ever_active: false,
+            keeping: super::Keeping::begin(time.now_ms),
             reason: String::new(),
         };
         let outcome = pin.outcome();
@@ -130,8 +132,42 @@ impl Pins {
                 ));
             }
         }
+        self.check_token_budgets(request, superseded, limits)
+    }
+
+    fn check_token_budgets(
+        &self,
+        request: &PinRequest,
+        superseded: &[(PinId, usize)],
+        limits: &Limits,
+    ) -> Result<(), Refusal> {
+        let more = token_bytes(request);
+        let going = superseded.iter().filter_map(|(id, _)| self.all.get(id));
+        let freed: u64 = going.map(|pin| token_bytes(&pin.request)).sum();
+        let tenant = &request.tenant;
+        let of_tenant = self.tenants.get(tenant).map_or(0, |usage| usage.token_bytes);
+        for (whose, used, max) in [
+            ("cluster", self.token_bytes, limits.kept_token_bytes_max),
+            ("tenant", of_tenant, limits.kept_token_bytes_per_tenant_max),
+        ] {
+            let used = used - freed;
+            if more > 0 && used + more > max {
+                let left = max.saturating_sub(used);
+                return Err(Refusal::new(
+                    ErrorCode::ResourceExhausted,
+                    format!(
+                        "budget of kept token bytes of the {whose} ({tenant}): {left} of {max} left, {more} more asked for; pin without recompute, or release pins with mainstay pin rm"
+                    ),
+                ));
+            }
+        }
         Ok(())
     }
+}
+
+/// What a pin's tokens are charged with.
+pub(crate) fn token_bytes(request: &PinRequest) -> u64 {
+    request.tokens.as_ref().map_or(0, |tokens| u64::from(tokens.packed_bytes()))
 }
 
 /// How many different blocks these add to what the tenant's pins name. Pins whose place is taken free none: the new
@@ -148,6 +184,7 @@ fn covers(request: &PinRequest, expires_ms: u64, earlier: &Pin) -> bool {
         && expires_ms >= earlier.expires_ms
         && request.priority >= earlier.request.priority
         && request.copies_min >= earlier.request.copies_min
+        && (request.tokens.is_some() || earlier.request.tokens.is_none())
 }
 
 pub(super) fn check_ttl(ttl_ms: u64, limits: &Limits) -> Result<(), Refusal> {
@@ -176,6 +213,31 @@ fn check_request(request: &PinRequest, limits: &Limits) -> Result<(), Refusal> {
     if !(1..=limits.workers_max).contains(&request.copies_min) {
         let (most, asked) = (limits.workers_max, request.copies_min);
         return invalid(format!("copies: must be 1 to {most}, not {asked}"));
+    }
+    check_tokens(request, limits)
+}
+
+/// Kept tokens are those of all blocks and no others, each block with as many as any other.
+fn check_tokens(request: &PinRequest, limits: &Limits) -> Result<(), Refusal> {
+    let Some(tokens) = &request.tokens else { return Ok(()) };
+    let invalid = |message| Err(Refusal::new(ErrorCode::InvalidArgument, message));
+    let (count, blocks) = (tokens.count(), request.blocks.len());
+    if count == 0 || !(count as usize).is_multiple_of(blocks) || count != request.prefix_tokens {
+        let named = request.prefix_tokens;
+        return invalid(format!(
+            "recompute: {count} tokens are not {blocks} whole blocks of {named} tokens"
+        ));
+    }
+    let (bytes, most) = (tokens.packed_bytes(), limits.pin_token_bytes_max);
+    if !(1..=most).contains(&bytes) {
+        return invalid(format!(
+            "recompute: the tokens take {bytes} bytes, at most {most} are kept of one pin; pin it without recompute"
+        ));
+    }
+    let model = text_is_fine(tokens.model(), 1, MODEL_BYTES_MAX)
+        && text_is_fine(tokens.revision(), 0, MODEL_BYTES_MAX);
+    if !model {
+        return invalid(format!("recompute: the model must be named in {MODEL_BYTES_MAX} bytes"));
     }
     Ok(())
 }

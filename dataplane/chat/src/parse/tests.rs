@@ -381,7 +381,7 @@ fn hints_never_fail_a_request() {
     let good = with(json!({
         "agent_hints": {"priority": -2, "strict_priority": 1, "latency_sensitivity": 0.5, "osl": 128,
             "speculative_prefill": true, "prefix_id": "p", "total_requests": 10, "iat": 250},
-        "cache_control": {"type": "ephemeral", "ttl": "1h"}, "cache_salt": "s",
+        "cache_control": {"type": "ephemeral", "ttl": "1h", "recompute": true}, "cache_salt": "s",
         "router": {"ttft_target": 200.0}, "extra_fields": ["timing", 5], "max_thinking_tokens": 64,
     }));
     expect![[r#"
@@ -412,6 +412,9 @@ fn hints_never_fail_a_request() {
                 CacheControl {
                     ttl_ms: 3600000,
                 },
+            ),
+            recompute: Some(
+                true,
             ),
             cache_salt: Some(
                 "s",

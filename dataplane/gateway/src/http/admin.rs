@@ -167,6 +167,14 @@ pub(super) fn pin_json(pin: &v1::Pin) -> Value {
         "ttl_left_ms": pin.ttl_left_ms,
         "priority": request.priority,
         "copies_min": request.copies_min,
+        "copies": pin.holders.iter().filter(|h| h.blocks_held as usize * 16 >= request.blocks.len()).count(),
+        // That it keeps its tokens; never the tokens, which are a prompt.
+        "recompute": request.tokens.is_some(),
+        "orders": pin.orders.iter().map(|o| json!({
+            "worker": o.name, "worker_id": o.worker, "epoch": o.epoch, "age_ms": o.age_ms,
+            "attempts": o.attempts,
+        })).collect::<Vec<_>>(),
+        "order_attempts": pin.order_attempts,
         "created_index": pin.created_index,
         "holders": pin.holders.iter().map(|h| json!({
             "worker": h.name, "worker_id": h.worker, "blocks_held": h.blocks_held,

@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::answer::Answer;
-use crate::config::GatewayConfig;
+use crate::config::{GatewayConfig, Recompute};
 use crate::pins::Pins;
 use crate::placement::{Explained, Placement};
 use crate::replica::Replica;
@@ -48,6 +48,7 @@ pub(crate) struct App {
     pub(crate) placement: Placement,
     pub(crate) pins: Pins,
     pub(crate) pins_on: bool,
+    pub(crate) recompute: Recompute,
     pub(crate) stored: ResponsesStore,
     pub(crate) tenants: Tenants,
     pub(crate) permits: Arc<Semaphore>,
@@ -66,6 +67,7 @@ impl App {
             placement: Placement::new(workers.clone(), replica.clone(), config.policy),
             pins: Pins::new(control.clone(), replica.clone()),
             pins_on: config.pins,
+            recompute: config.recompute,
             stored: ResponsesStore::default(),
             permits: Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS))),
             metrics: config.metrics,

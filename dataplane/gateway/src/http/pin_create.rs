@@ -23,6 +23,7 @@ struct Terms {
     ttl_ms: u64,
     copies_min: u32,
     owner: Option<SessionId>,
+    recompute: Option<bool>,
 }
 
 fn terms(body: &Value) -> Result<Terms, ApiError> {
@@ -44,7 +45,13 @@ fn terms(body: &Value) -> Result<Terms, ApiError> {
                 ApiError::invalid("session", "expected a name of 1 to 256 bytes")
             })?),
         };
-    Ok(Terms { ttl_ms, copies_min, owner })
+    let recompute = match body.get("recompute") {
+        None | Some(Value::Null) => None,
+        Some(asked) => Some(
+            asked.as_bool().ok_or_else(|| ApiError::invalid("recompute", "expected a boolean"))?,
+        ),
+    };
+    Ok(Terms { ttl_ms, copies_min, owner, recompute })
 }
 
 /// The prefix that a body describes.
@@ -66,6 +73,8 @@ fn wish(app: &App, tenant: TenantId, body: &[u8]) -> Result<Wish, ApiError> {
         let problem = format!("shorter than one block of {block_tokens} tokens; nothing to pin");
         return Err(ApiError::invalid("messages", &problem));
     }
+    let keeps = app.recompute.applies(terms.recompute, true);
+    let tokens = keeps.then(|| prompt.kept_tokens(prompt.blocks.len(), &card));
     let prefix_tokens = u32::try_from(prompt.blocks.len()).unwrap_or(u32::MAX);
     Ok(Wish {
         tenant,
@@ -75,6 +84,7 @@ fn wish(app: &App, tenant: TenantId, body: &[u8]) -> Result<Wish, ApiError> {
         blocks: prompt.blocks,
         ttl_ms: terms.ttl_ms,
         copies_min: terms.copies_min,
+        tokens,
     })
 }
 

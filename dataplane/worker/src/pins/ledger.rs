@@ -139,6 +139,12 @@ impl PinLedger {
         self.pins.values().filter(|entry| entry.in_force()).count()
     }
 
+    /// Whether the engine holds all blocks of a pin, protected or not yet.
+    pub(crate) fn is_at_hand(&self, id: PinId) -> bool {
+        let entry = self.pins.get(&id);
+        entry.is_some_and(|e| self.worth(e).max(e.mapped) as usize >= e.blocks.len())
+    }
+
     /// Takes over the cluster's live pins: new ones are to be pinned, those that are gone are released.
     pub(crate) fn sync<'a>(
         &mut self,

@@ -18,8 +18,9 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::ledger::Wanted;
+use super::recompute::Ordered;
 use crate::backoff::Backoff;
-use crate::shared::Shared;
+use crate::shared::{Registration, Shared};
 
 /// A member sends progress or ticks several times a second; after so much silence it is taken for gone.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
@@ -30,6 +31,9 @@ const SYNC_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Time moves ten times a second; for that alone, so often is enough: an expiry seen late ends a lease late.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Orders that are looked at; the keeper gives one worker a few.
+const ORDERS_MAX: usize = 1_024;
 
 /// What an event means for the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,12 +141,33 @@ fn take(machine: &mut Option<Machine>, event: v1::WatchEvent) -> Result<News, St
                     | Command::ExtendPin { .. }
                     | Command::ReleasePin { .. }
                     | Command::Bootstrap { .. }
+                    | Command::OrderPin { .. }
             );
             Ok(if pins { News::Pins } else { News::Time })
         }
         // The blocks of others were not asked for.
         Some(Event::Progress(_) | Event::Index(_) | Event::Items(_)) | None => Ok(News::Nothing),
     }
+}
+
+/// The orders for this worker in the life that it leads. Those of a former one ended with it.
+fn tell_orders(shared: &Shared, machine: &Machine) {
+    let orders: Vec<Ordered> = match shared.registration() {
+        Some(Registration { worker, epoch, .. }) => machine
+            .short_pins()
+            .filter(|pin| pin.keeping.orders.get(&worker).is_some_and(|o| o.epoch == epoch))
+            .take(ORDERS_MAX)
+            .map(|pin| Ordered { id: pin.request.id, made: pin.created_index, worker, epoch })
+            .collect(),
+        None => Vec::new(),
+    };
+    shared.orders.send_if_modified(|known| {
+        let news = *known != orders;
+        if news {
+            *known = orders;
+        }
+        news
+    });
 }
 
 fn sync(shared: &Shared, machine: &Machine) {
@@ -157,10 +182,13 @@ fn sync(shared: &Shared, machine: &Machine) {
         priority: pin.request.priority,
         ttl_left_ms: pin.expires_ms.saturating_sub(now_ms),
     });
-    let mut state = shared.events.lock();
-    let state = &mut *state;
+    let mut guard = shared.events.lock();
+    let state = &mut *guard;
     let map = &state.map;
     state.pins.sync(live, |block| map.holds(block, Tier::Device), shared.now_ms());
     shared.events.pin_news.notify_one();
     shared.events.news.notify_one();
+    // Last, so that whoever takes an order up finds the pin known.
+    drop(guard);
+    tell_orders(shared, machine);
 }

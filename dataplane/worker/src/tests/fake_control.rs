@@ -18,8 +18,8 @@ use mainstay_proto::v1;
 use mainstay_proto::v1::control_server::{Control, ControlServer};
 use mainstay_state::{Limits, Machine, Outcome};
 use mainstay_types::{
-    Command, Epoch, ErrorCode, FenceCause, LogIndex, NamespaceId, PinId, PinRequest, PinState,
-    Proposal, SequenceHash, Stamp, TenantId, Tenure, WorkerId,
+    Command, Epoch, ErrorCode, FenceCause, KeptTokens, LogIndex, NamespaceId, PinId, PinRequest,
+    PinState, Proposal, SequenceHash, Stamp, TenantId, Tenure, WorkerId,
 };
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -44,6 +44,7 @@ struct Cluster {
     reports: Mutex<Vec<(PinId, u32)>>,
     leaves: Mutex<Vec<u64>>,
     hash_key: Mutex<[u8; 16]>,
+    fetches: AtomicU32,
     /// Differences between what a worker says that it holds and what its frames gave.
     faults: Mutex<Vec<String>>,
 }
@@ -101,6 +102,7 @@ impl FakeControl {
             reports: Mutex::default(),
             leaves: Mutex::default(),
             hash_key: Mutex::new(HASH_KEY),
+            fetches: AtomicU32::new(0),
             faults: Mutex::default(),
         });
         cluster.apply(Command::Bootstrap { hash_key: HASH_KEY });
@@ -249,8 +251,36 @@ impl FakeControl {
             ttl_ms,
             priority: 50,
             copies_min: 1,
+            tokens: None,
         }));
         assert!(matches!(outcome, Outcome::Pin { .. }), "{outcome:?}");
+    }
+
+    /// Pins blocks that can be computed from these tokens, and orders worker 1 to do it.
+    pub(crate) fn put_kept_pin(&self, id: u128, blocks: &[u128], tokens: &[u32]) {
+        let outcome = self.cluster.apply(Command::PutPin(PinRequest {
+            id: PinId(id),
+            tenant: TenantId::new("acme").expect("valid"),
+            namespace: NamespaceId(super::fake_engine::SPACE),
+            owner: None,
+            blocks: blocks.iter().copied().map(SequenceHash).collect(),
+            prefix_tokens: tokens.len() as u32,
+            ttl_ms: 60_000,
+            priority: 50,
+            copies_min: 1,
+            tokens: Some(KeptTokens::new("toy", "r1", tokens)),
+        }));
+        assert!(matches!(outcome, Outcome::Pin { .. }), "{outcome:?}");
+    }
+
+    /// An order of the keeper.
+    pub(crate) fn order_pin(&self, id: u128, worker: WorkerId, epoch: Epoch) -> Outcome {
+        self.cluster.apply(Command::OrderPin { id: PinId(id), worker, epoch })
+    }
+
+    /// How often tokens were asked for.
+    pub(crate) fn fetches(&self) -> u32 {
+        self.cluster.fetches.load(Ordering::Acquire)
     }
 
     pub(crate) fn release_pin(&self, id: u128) {
@@ -542,6 +572,27 @@ impl Control for Member {
         _: Request<v1::ListPinsRequest>,
     ) -> Result<Response<v1::ListPinsReply>, Status> {
         Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn pin_tokens(
+        &self,
+        request: Request<v1::PinTokensRequest>,
+    ) -> Result<Response<v1::PinTokensReply>, Status> {
+        self.here()?;
+        self.cluster.fetches.fetch_add(1, Ordering::AcqRel);
+        let request = request.into_inner();
+        let id = PinId(u128_from_wire(&request.id, "id")?);
+        let machine = self.cluster.machine.lock();
+        let pin = machine.pin(id).filter(|pin| {
+            let order = pin.keeping.orders.get(&WorkerId(request.worker));
+            order.is_some_and(|order| order.epoch.0 == request.epoch)
+        });
+        let pin = pin.ok_or_else(|| Status::not_found("no order"))?;
+        let packed = pin.request.tokens.as_ref().and_then(KeptTokens::packed).expect("kept");
+        Ok(Response::new(v1::PinTokensReply {
+            namespace: mainstay_proto::convert::u128_to_wire(pin.request.namespace.0),
+            packed: Bytes::copy_from_slice(packed),
+        }))
     }
 
     async fn status(

@@ -8,6 +8,7 @@ pub(crate) mod fake_engine;
 mod fake_streams;
 mod hosted;
 mod pins;
+mod recompute;
 mod requests;
 
 use std::sync::Arc;

@@ -1,8 +1,9 @@
 //! The promises that only real processes can keep: hits across gateways, streams that outlive their worker,
-//! requests that outlive the Raft leader, pins that outlive a flood, members and disks that are lost.
+//! requests that outlive the Raft leader, pins that outlive a flood or their worker, members and disks that are lost.
 
 mod bad_starts;
 mod failover;
+mod keeper;
 mod members;
 mod pins;
 mod readme;

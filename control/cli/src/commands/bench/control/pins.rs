@@ -187,5 +187,6 @@ pub(super) fn request(round: u64, client: u64, turn: u64) -> PinRequest {
         ttl_ms: TTL_MS,
         priority: 50,
         copies_min: 1,
+        tokens: None,
     }
 }

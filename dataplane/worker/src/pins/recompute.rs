@@ -1,0 +1,168 @@
+//! The keeper's orders on this worker: pins whose blocks it is to compute from the tokens that the cluster keeps.
+//!
+//! Orders are seen where pins are, in the log. The tokens are fetched for one order at a time and forgotten after
+//! it; they run through the engine as a prompt of the lowest priority with one token of output, which is thrown
+//! away. What that leaves in the cache is protected and reported as for every pin, by the ledger: nothing here
+//! says that a pin is whole. Where the blocks are at hand already nothing is computed. A second order for a pin joins
+//! the first; one that fails is tried again, ever less often, for as long as the keeper stands by it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstay_engine_abi::sdk::{Request, Sampling, caps};
+use mainstay_proto::convert::{u128_from_wire, u128_to_wire};
+use mainstay_proto::v1;
+use mainstay_types::{Epoch, LogIndex, PinId, WorkerId, kept};
+use tokio::task::JoinSet;
+use tonic::{Code, Status};
+
+use crate::backoff::Backoff;
+use crate::generate::{priority, run_unread};
+use crate::shared::{Life, Shared};
+
+/// Pins that are computed at one time; the rest waits its turn.
+const RUNNING_MAX: usize = 2;
+/// Below everything that a client may ask for.
+const PRIORITY: i32 = i32::MIN / 2;
+const FETCH_DEADLINE: Duration = Duration::from_secs(2);
+/// Pauses of an order that fails.
+const RETRY_MS: u64 = 250;
+const RETRY_MS_MAX: u64 = 10_000;
+/// How long reports of what was computed may be on their way before it is looked at again.
+const REPORT_WAIT: Duration = Duration::from_millis(500);
+
+/// An order for this worker, as the log has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ordered {
+    pub(crate) id: PinId,
+    /// The entry that made the pin: an id may come again.
+    pub(crate) made: LogIndex,
+    pub(crate) worker: WorkerId,
+    pub(crate) epoch: Epoch,
+}
+
+type Key = (PinId, LogIndex);
+
+/// Carries orders out until the task is aborted.
+pub(crate) async fn obey(shared: Arc<Shared>) {
+    let mut orders = shared.orders.subscribe();
+    let mut tasks: JoinSet<Key> = JoinSet::new();
+    let mut running: HashMap<Key, tokio::task::AbortHandle> = HashMap::new();
+    loop {
+        let wanted = orders.borrow_and_update().clone();
+        let named: HashSet<Key> = wanted.iter().map(|order| (order.id, order.made)).collect();
+        running.retain(|key, task| {
+            let stays = named.contains(key);
+            if !stays {
+                // The pin is whole or has ended; a request that still runs is cancelled with its task.
+                task.abort();
+            }
+            stays
+        });
+        for order in wanted {
+            let key = (order.id, order.made);
+            if running.len() < RUNNING_MAX && !running.contains_key(&key) {
+                let shared = Arc::clone(&shared);
+                let task = tasks.spawn(async move {
+                    carry_out(&shared, &order).await;
+                    key
+                });
+                running.insert(key, task);
+            }
+        }
+        tokio::select! {
+            changed = orders.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            Some(ended) = tasks.join_next() => {
+                if let Ok(key) = ended {
+                    running.remove(&key);
+                }
+            }
+        }
+    }
+}
+
+/// Returns once all blocks are here, or the order is of no use to anybody.
+async fn carry_out(shared: &Arc<Shared>, order: &Ordered) {
+    let mut backoff = Backoff::new(RETRY_MS, RETRY_MS_MAX);
+    loop {
+        let at_hand = shared.events.lock().pins.is_at_hand(order.id);
+        if at_hand {
+            // The report may be on its way; should the blocks go meanwhile, the loop sees it.
+            tokio::time::sleep(REPORT_WAIT).await;
+            continue;
+        }
+        match compute(shared, order).await {
+            Ok(cached) => {
+                tracing::info!(pin = %order.id, cached, "a pin was computed again");
+                count("computed");
+                // Block events come behind the output.
+                tokio::time::sleep(REPORT_WAIT).await;
+            }
+            Err(status) => {
+                let reason = status.message();
+                tracing::debug!(pin = %order.id, code = ?status.code(), reason, "a pin was not computed");
+                count("failed");
+                if matches!(status.code(), Code::NotFound | Code::InvalidArgument) {
+                    return;
+                }
+            }
+        }
+        tokio::time::sleep(backoff.next_pause()).await;
+    }
+}
+
+fn count(outcome: &'static str) {
+    metrics::counter!("mainstay_worker_recomputed_total", "outcome" => outcome).increment(1);
+}
+
+/// Computes a pin's blocks; answers with how many of its tokens were cached.
+async fn compute(shared: &Arc<Shared>, order: &Ordered) -> Result<u32, Status> {
+    let life = shared.life();
+    let life = life.ok_or_else(|| Status::unavailable("the engine of this worker is starting"))?;
+    let asked = v1::PinTokensRequest {
+        id: u128_to_wire(order.id.0),
+        worker: order.worker.0,
+        epoch: order.epoch.0,
+    };
+    let reply = shared.control.call(FETCH_DEADLINE, |mut client| {
+        let asked = asked.clone();
+        async move { client.pin_tokens(asked).await }
+    });
+    let reply = reply.await?;
+    let namespace = u128_from_wire(&reply.namespace, "namespace")?;
+    let tokens = kept::unpack(&reply.packed)
+        .ok_or_else(|| Status::invalid_argument("the tokens of the pin are malformed"))?;
+    run_unread(shared, &life, prompt(&life, namespace, tokens)?).await
+}
+
+fn prompt(life: &Life, namespace: u128, tokens: Vec<u32>) -> Result<Request, Status> {
+    let info = &life.info;
+    if tokens.is_empty() || tokens.len() >= info.context_tokens_max as usize {
+        let (length, most) = (tokens.len(), info.context_tokens_max);
+        return Err(Status::invalid_argument(format!("{length} tokens; this model takes {most}")));
+    }
+    if tokens.iter().any(|token| *token >= info.vocab) {
+        return Err(Status::invalid_argument("a token is not in this model's vocabulary"));
+    }
+    let sampling = Sampling {
+        temperature: 0.0,
+        top_p: 1.0,
+        repetition_penalty: 1.0,
+        tokens_max: 1,
+        ignore_eos: true,
+        ..Sampling::default()
+    };
+    Ok(Request {
+        namespace,
+        tokens,
+        priority: priority(life.caps & caps::PRIORITY, PRIORITY),
+        sampling,
+        expected_output_tokens: 1,
+        ..Request::default()
+    })
+}
