@@ -5,7 +5,8 @@ use bytes::Bytes;
 use mainstay_types::command::{Command, FenceCause, ModelSpec, Proposal};
 use mainstay_types::{
     BlockEvent, CutSource, Epoch, EventFrame, EventSequence, EventView, NamespaceId, PinId,
-    PinRequest, SequenceHash, SessionId, Stamp, StreamMark, TenantId, Tenure, Tier, WorkerId,
+    PinRequest, PinScope, Region, SequenceHash, SessionId, Stamp, StreamMark, TenantId, Tenure,
+    Tier, WorkerId,
 };
 
 use crate::v1;
@@ -223,6 +224,7 @@ pub fn pin_from_wire(pin: &v1::PutPin) -> Result<PinRequest> {
         ttl_ms: pin.ttl_ms,
         priority: u8::try_from(pin.priority).map_err(|_| ConvertError::Malformed("priority"))?,
         copies_min: pin.copies_min,
+        scope: PinScope::parse(&pin.scope).ok_or(ConvertError::Malformed("scope"))?,
     })
 }
 
@@ -239,6 +241,7 @@ pub fn pin_to_wire(pin: &PinRequest) -> v1::PutPin {
         ttl_ms: pin.ttl_ms,
         priority: u32::from(pin.priority),
         copies_min: pin.copies_min,
+        scope: pin.scope.to_string(),
     }
 }
 
@@ -273,6 +276,7 @@ fn command_from_wire(command: &v1::Command) -> Result<Command> {
             incarnation: r.incarnation,
             model: model_from_wire(r.model.as_ref().ok_or(ConvertError::Missing("model"))?),
             blocks_total: r.blocks_total,
+            region: Region::or_local(&r.region).ok_or(ConvertError::Malformed("region"))?,
         },
         Wire::FenceWorker(f) => Command::FenceWorker {
             worker: WorkerId(f.worker),
@@ -325,13 +329,14 @@ fn command_to_wire(command: &Command) -> v1::command::Command {
         Command::Bootstrap { hash_key } => {
             Wire::Bootstrap(v1::Bootstrap { hash_key: Bytes::copy_from_slice(hash_key) })
         }
-        Command::RegisterWorker { name, address, incarnation, model, blocks_total } => {
+        Command::RegisterWorker { name, address, incarnation, model, blocks_total, region } => {
             Wire::RegisterWorker(v1::RegisterWorker {
                 name: name.clone(),
                 address: address.clone(),
                 incarnation: *incarnation,
                 model: Some(model_to_wire(model)),
                 blocks_total: *blocks_total,
+                region: region.as_str().to_owned(),
             })
         }
         Command::FenceWorker { worker, epoch, cause } => Wire::FenceWorker(v1::FenceWorker {

@@ -3,7 +3,7 @@
 
 use mainstay_types::{
     BlockEvent, Command, Epoch, EventFrame, EventSequence, FenceCause, LogIndex, ModelSpec,
-    NamespaceId, PinId, PinRequest, Proposal, SequenceHash, SessionId, Stamp, TenantId, Tenure,
+    NamespaceId, PinId, PinRequest, PinScope, Proposal, Region, SequenceHash, SessionId, Stamp, TenantId, Tenure,
     Tier, WorkerId,
 };
 use proptest::prelude::*;
@@ -55,6 +55,10 @@ impl Log {
 }
 
 pub(crate) fn register(name: &str, incarnation: u64) -> Command {
+    register_in(name, incarnation, Region::LOCAL)
+}
+
+pub(crate) fn register_in(name: &str, incarnation: u64, region: &str) -> Command {
     Command::RegisterWorker {
         name: name.to_owned(),
         address: "127.0.0.1:7000".to_owned(),
@@ -66,6 +70,7 @@ pub(crate) fn register(name: &str, incarnation: u64) -> Command {
             context_tokens_max: 4_096,
         },
         blocks_total: 100,
+        region: Region::new(region).expect("a name"),
     }
 }
 
@@ -107,19 +112,22 @@ pub(crate) fn pin(id: u128, blocks: Vec<SequenceHash>) -> PinRequest {
         ttl_ms: 1_000,
         priority: 50,
         copies_min: 1,
+        scope: PinScope::default(),
     }
 }
 
 fn request() -> impl Strategy<Value = PinRequest> {
     let world = (0_u128..14, 0_u128..3, 1_usize..14, 0_usize..2, 0_usize..3);
-    let promise = (0_u64..4_000, 1_u32..3, prop_oneof![9 => Just(50_u8), 1 => 0_u8..110]);
+    let scope = prop_oneof![3 => Just("region:local"), 2 => Just("global"), 1 => Just("region:far")];
+    let promise = (0_u64..4_000, 1_u32..3, prop_oneof![9 => Just(50_u8), 1 => 0_u8..110], scope);
     (world, promise).prop_map(
-        |((id, branch, length, tenant, owner), (ttl_ms, copies_min, priority))| PinRequest {
+        |((id, branch, length, tenant, owner), (ttl_ms, copies_min, priority, scope))| PinRequest {
             tenant: TenantId::new(["acme", "zeta"][tenant]).expect("a name"),
             owner: [None, SessionId::new("s"), SessionId::new("t")][owner].clone(),
             ttl_ms,
             priority,
             copies_min,
+            scope: PinScope::parse(scope).expect("a scope"),
             ..pin(id, prefix(branch, length))
         },
     )
@@ -137,8 +145,9 @@ fn events() -> impl Strategy<Value = Vec<BlockEvent>> {
 }
 
 pub(crate) fn command() -> impl Strategy<Value = Command> {
-    let registers = (0_usize..6, 0_u64..4).prop_map(|(name, incarnation)| {
-        register(["a", "b", "c", "d", "e", "f"][name], incarnation)
+    let registers = (0_usize..6, 0_u64..4, 0_usize..3).prop_map(|(name, incarnation, region)| {
+        let region = [Region::LOCAL, Region::LOCAL, "far"][region];
+        register_in(["a", "b", "c", "d", "e", "f"][name], incarnation, region)
     });
     let frames = (1_u32..7, 1_u64..4, 0_u64..6, events())
         .prop_map(|(worker, epoch, sequence, events)| frame(worker, epoch, sequence, events));

@@ -197,6 +197,7 @@ pub fn on_wire(spec: &Spec) -> v1::PutPin {
         ttl_ms: spec.ttl_ms,
         priority: spec.priority,
         copies_min: spec.copies_min,
+        ..v1::PutPin::default()
     }
 }
 

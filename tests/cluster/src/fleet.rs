@@ -280,7 +280,7 @@ impl Fleet {
             if let Ok(Ok(shown)) = shown
                 && shown.iter().all(|list| list.log_index == shown[0].log_index)
             {
-                let same = shown.iter().all(|list| *list == shown[0]);
+                let same = shown.iter().all(|list| list.pins == shown[0].pins);
                 ensure!(same, "members differ at one log index: {shown:#?}");
                 return Ok((shown[0].log_index, shown[0].pins.len()));
             }

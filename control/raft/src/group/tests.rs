@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use mainstay_types::{NamespaceId, PinId, PinRequest, SequenceHash, TenantId};
+use mainstay_types::{NamespaceId, PinId, PinRequest, PinScope, SequenceHash, TenantId};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -169,6 +169,7 @@ fn pin(id: u128) -> Command {
         ttl_ms: 3_600_000,
         priority: 50,
         copies_min: 1,
+        scope: PinScope::default(),
     })
 }
 

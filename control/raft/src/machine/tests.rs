@@ -1,6 +1,6 @@
 //! openraft's own suite over log store and machine, and the image against the live state.
 
-use mainstay_types::{Command, NamespaceId, PinId, PinRequest, SequenceHash, TenantId};
+use mainstay_types::{Command, NamespaceId, PinId, PinRequest, PinScope, SequenceHash, TenantId};
 use mainstay_types::{Stamp, Tenure};
 use openraft::StorageError;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
@@ -128,6 +128,7 @@ fn pin(index: u64) -> Entry {
         ttl_ms: 60_000,
         priority: 1,
         copies_min: 1,
+        scope: PinScope::default(),
     });
     let wire = mainstay_proto::convert::proposal_to_wire(&Proposal { stamp, command });
     let log_id = LogId::new(LeaderId { term: 1, node_id: 1 }, index);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mainstay_state::{Limits, Machine};
 use mainstay_types::{
-    Command, LogIndex, NamespaceId, NodeId, PinId, PinRequest, SequenceHash, TenantId,
+    Command, LogIndex, NamespaceId, NodeId, PinId, PinRequest, PinScope, SequenceHash, TenantId,
 };
 use tempfile::TempDir;
 
@@ -28,6 +28,7 @@ fn pin(id: u128) -> Command {
         ttl_ms: 3_600_000,
         priority: 50,
         copies_min: 1,
+        scope: PinScope::default(),
     })
 }
 

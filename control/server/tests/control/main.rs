@@ -17,7 +17,7 @@ use mainstay_proto::v1::control_client::ControlClient;
 use mainstay_proto::v1::watch_event::Event;
 use mainstay_state::{Limits, Machine};
 use mainstay_types::{
-    BlockEvent, LogIndex, NamespaceId, NodeId, PinId, PinRequest, SequenceHash, TenantId, Tier,
+    BlockEvent, LogIndex, NamespaceId, NodeId, PinId, PinRequest, PinScope, SequenceHash, TenantId, Tier,
 };
 use tempfile::TempDir;
 use tonic::transport::Channel;
@@ -71,6 +71,7 @@ fn worker(name: &str, incarnation: u64) -> v1::RegisterWorker {
             context_tokens_max: 4096,
         }),
         blocks_total: 1000,
+        region: String::new(),
     }
 }
 
@@ -85,6 +86,7 @@ fn pin(id: u128, ttl_ms: u64) -> v1::PutPin {
         ttl_ms,
         priority: 50,
         copies_min: 1,
+        scope: PinScope::default(),
     })
 }
 

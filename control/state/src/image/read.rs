@@ -10,6 +10,7 @@ use mainstay_types::{
 };
 
 use super::ImageError;
+use super::regions::{read_region, read_scope};
 use super::source::Source;
 use super::write::{WORKER_LEASE_EXPIRED, WORKER_LEFT, WORKER_LIVE};
 use crate::limits::Limits;
@@ -21,8 +22,8 @@ use crate::workers::{
 
 const REASON_BYTES_MAX: usize = 256;
 /// The least that one element takes, with the shortest texts and lists that are allowed.
-const WORKER_BYTES_MIN: usize = 89;
-const PIN_BYTES_MIN: usize = 124;
+const WORKER_BYTES_MIN: usize = 98;
+const PIN_BYTES_MIN: usize = 125;
 const RUN_BYTES_MIN: usize = 69;
 const KEY_BYTES: usize = 8;
 const HOLDER_BYTES_MIN: usize = 21;
@@ -43,15 +44,14 @@ pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, 
         workers.push(read_worker(source)?);
     }
     check_workers(&workers, last_id, applied)?;
-    let live_workers: BTreeSet<WorkerId> =
-        workers.iter().filter(|w| w.is_live()).map(|w| w.id).collect();
-    let pins = read_pins(source, &limits, applied, time, &live_workers)?;
+    let workers = Workers::restore(last_id, workers);
+    let pins = read_pins(source, &limits, applied, time, &workers)?;
     Ok(Machine {
         limits,
         applied,
         time,
         hash_key,
-        workers: Workers::restore(last_id, workers),
+        workers,
         pins,
         index: BlockIndex::new(limits.index_blocks_max),
     })
@@ -92,6 +92,7 @@ fn read_worker(source: &mut Source<'_>) -> Result<Worker, ImageError> {
         false => None,
     };
     let changed_index = LogIndex(source.u64()?);
+    let region = read_region(source)?;
     if epoch.0 == 0 || next_sequence.0 == 0 || model.block_tokens == 0 {
         return Err(ImageError::Invalid("worker"));
     }
@@ -107,6 +108,7 @@ fn read_worker(source: &mut Source<'_>) -> Result<Worker, ImageError> {
         next_sequence,
         cut,
         changed_index,
+        region,
     })
 }
 
@@ -141,15 +143,16 @@ fn read_pins(
     limits: &Limits,
     applied: LogIndex,
     time: ClusterTime,
-    live_workers: &BTreeSet<WorkerId>,
+    workers: &Workers,
 ) -> Result<Pins, ImageError> {
     let count = source.count("live pins", u64::from(limits.pins_max), PIN_BYTES_MIN)?;
     let mut live: Vec<Pin> = Vec::with_capacity(count);
     for _ in 0..count {
         let mut pin = read_pin(source, limits, applied)?;
-        let keepers = pin.holders.keys().all(|id| live_workers.contains(id));
+        let lives = |id: &WorkerId| workers.get(*id).is_some_and(Worker::is_live);
+        let keepers = pin.holders.keys().all(lives);
         let was_active = pin.ever_active;
-        pin.derive_state();
+        pin.derive_state(workers);
         let known = pin.ever_active == was_active && pin.expires_ms > time.now_ms;
         if !keepers || !known {
             return Err(ImageError::Invalid("live pin"));
@@ -239,6 +242,7 @@ fn read_request(source: &mut Source<'_>, limits: &Limits) -> Result<PinRequest, 
     let ttl_ms = source.u64()?;
     let priority = source.u8()?;
     let copies_min = source.u32()?;
+    let scope = read_scope(source)?;
     if blocks.is_empty() || ttl_ms == 0 || priority > 100 || copies_min == 0 {
         return Err(ImageError::Invalid("pin request"));
     }
@@ -252,6 +256,7 @@ fn read_request(source: &mut Source<'_>, limits: &Limits) -> Result<PinRequest, 
         ttl_ms,
         priority,
         copies_min,
+        scope,
     })
 }
 

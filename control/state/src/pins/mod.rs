@@ -7,6 +7,7 @@
 //! retry of a finished pin must not begin it anew, and because people ask what became of it.
 
 mod put;
+mod scope;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -17,6 +18,10 @@ use mainstay_types::{
 
 use crate::limits::Limits;
 use crate::outcome::{Outcome, Refusal};
+use crate::workers::Workers;
+
+pub use scope::MissingCopies;
+pub(crate) use scope::matters;
 
 /// Live pins that one session may have in one namespace: branches of its conversation.
 pub const OWNER_PINS_MAX: usize = 8;
@@ -56,10 +61,8 @@ impl Pin {
     }
 
     /// The state that the holders of a live pin amount to.
-    pub(crate) fn derive_state(&mut self) {
-        let blocks = self.request.blocks.len();
-        let whole = self.holders.values().filter(|held| **held as usize >= blocks).count();
-        self.state = if whole >= self.request.copies_min as usize {
+    pub(crate) fn derive_state(&mut self, workers: &Workers) {
+        self.state = if self.missing(workers).is_empty() {
             self.ever_active = true;
             PinState::Active
         } else if self.ever_active {
@@ -187,6 +190,7 @@ impl Pins {
     pub(crate) fn report(
         &mut self,
         index: LogIndex,
+        workers: &Workers,
         worker: WorkerId,
         id: PinId,
         blocks_held: u32,
@@ -206,17 +210,17 @@ impl Pins {
                 pin.holders.insert(worker, blocks_held);
             }
             pin.changed_index = index;
-            pin.derive_state();
+            pin.derive_state(workers);
         }
         Ok(Outcome::Reported)
     }
 
     /// Takes a worker out of all holders.
-    pub(crate) fn drop_worker(&mut self, index: LogIndex, worker: WorkerId) {
+    pub(crate) fn drop_worker(&mut self, index: LogIndex, workers: &Workers, worker: WorkerId) {
         for pin in self.all.values_mut().filter(|pin| pin.is_live()) {
             if pin.holders.remove(&worker).is_some() {
                 pin.changed_index = index;
-                pin.derive_state();
+                pin.derive_state(workers);
             }
         }
     }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use mainstay_types::Command;
+use mainstay_types::{Command, PinScope};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -52,6 +52,7 @@ fn request() -> impl Strategy<Value = PinRequest> {
             ttl_ms,
             priority,
             copies_min,
+            scope: if id % 9 == 0 { PinScope::Global } else { PinScope::default() },
             ..pin(id, prefix(branch, length))
         },
     )
@@ -175,6 +176,7 @@ fn carries_on(new: &PinRequest, expires_ms: u64, old: &Promise) -> bool {
         && expires_ms >= old.expires_ms
         && new.priority >= known.priority
         && new.copies_min >= known.copies_min
+        && new.scope == known.scope
 }
 
 /// Adds everything up from nothing.

@@ -146,6 +146,7 @@ fn covers(request: &PinRequest, expires_ms: u64, earlier: &Pin) -> bool {
         && expires_ms >= earlier.expires_ms
         && request.priority >= earlier.request.priority
         && request.copies_min >= earlier.request.copies_min
+        && request.scope == earlier.request.scope
 }
 
 pub(super) fn check_ttl(ttl_ms: u64, limits: &Limits) -> Result<(), Refusal> {

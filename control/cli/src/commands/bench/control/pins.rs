@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use mainstay_proto::convert::pin_to_wire;
-use mainstay_types::{NamespaceId, PinId, PinRequest, SequenceHash, SessionId, TenantId};
+use mainstay_types::{NamespaceId, PinId, PinRequest, PinScope, SequenceHash, SessionId, TenantId};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
@@ -74,5 +74,6 @@ fn request(client: u64, turn: u64) -> PinRequest {
         ttl_ms: TTL_MS,
         priority: 50,
         copies_min: 1,
+        scope: PinScope::default(),
     }
 }
