@@ -24,10 +24,11 @@ pub struct Freshness {
 impl Freshness {
     /// Takes an answer: everything acknowledged until `until_ms` lies at or before `log_index`.
     pub fn note(&mut self, log_index: LogIndex, until_ms: u64) {
+        let full = self.told.len() >= TOLD_MAX;
         match self.told.back_mut() {
             Some((last, known_ms)) if *last == log_index => *known_ms = until_ms.max(*known_ms),
             // A replica that is far behind has enough to wait for; what it missed here it is told again.
-            Some(_) if self.told.len() >= TOLD_MAX => {}
+            Some(_) if full => {}
             _ => self.told.push_back((log_index, until_ms)),
         }
     }

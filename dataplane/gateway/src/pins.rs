@@ -10,7 +10,9 @@ use mainstay_chat::PinNote;
 use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::pin_to_wire;
 use mainstay_proto::v1;
-use mainstay_types::{NamespaceId, PinId, PinRequest, SequenceHash, SessionId, TenantId};
+use mainstay_types::{
+    NamespaceId, PinId, PinRequest, PinScope, Region, SequenceHash, SessionId, TenantId,
+};
 
 use crate::replica::Replica;
 
@@ -31,6 +33,16 @@ pub(crate) struct Wish {
     pub(crate) prefix_tokens: u32,
     pub(crate) ttl_ms: u64,
     pub(crate) copies_min: u32,
+    pub(crate) scope: PinScope,
+}
+
+/// The scope that a client names: `global`, `region` for the gateway's own, or `region:NAME`; `None` for anything else.
+pub(crate) fn scope_of(text: Option<&str>, own: &Region) -> Option<PinScope> {
+    match text {
+        None | Some("region") => Some(PinScope::Region(own.clone())),
+        Some("") => None,
+        Some(text) => PinScope::parse(text),
+    }
 }
 
 /// Makes and ends pins.
@@ -73,6 +85,7 @@ impl Pins {
             ttl_ms: wish.ttl_ms,
             priority: PIN_PRIORITY,
             copies_min: wish.copies_min.max(1),
+            scope: wish.scope,
         });
         self.control
             .call(CALL_DEADLINE, |mut c| {
@@ -90,6 +103,7 @@ impl Pins {
                     && p.request.namespace == wish.namespace
                     && p.request.owner == wish.owner
                     && p.request.copies_min >= wish.copies_min
+                    && p.request.scope == wish.scope
                     && p.request.blocks == wish.blocks
             })
             .map(|p| p.request.id)
@@ -192,6 +206,23 @@ fn random_u128() -> Result<u128, tonic::Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_scope_is_the_gateways_region_unless_it_says_otherwise() {
+        let own = Region::new("eu").expect("a name");
+        for (text, scope) in [
+            (None, Some("region:eu")),
+            (Some("region"), Some("region:eu")),
+            (Some("region:us"), Some("region:us")),
+            (Some("global"), Some("global")),
+            (Some(""), None),
+            (Some("everywhere"), None),
+            (Some("region:"), None),
+        ] {
+            let got = scope_of(text, &own).map(|s| s.to_string());
+            assert_eq!(got.as_deref(), scope, "{text:?}");
+        }
+    }
 
     fn later(note: Option<PinNote>, after: Duration) -> MadeLater {
         let task = tokio::spawn(async move {

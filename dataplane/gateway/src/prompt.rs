@@ -3,10 +3,12 @@
 use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{ApiError, Request};
 use mainstay_proto::v1;
-use mainstay_types::{BlockHashKey, HashKey, NamespaceId, SequenceHash, SessionId, TenantId};
+use mainstay_types::{
+    BlockHashKey, HashKey, NamespaceId, PinScope, Region, SequenceHash, SessionId, TenantId,
+};
 
 use crate::model::{ModelCard, ModelError};
-use crate::pins::Wish;
+use crate::pins::{Wish, scope_of};
 
 /// A prompt, named block by block.
 pub(crate) struct Prompt {
@@ -82,7 +84,11 @@ impl Prompt {
         request: &Request,
         tenant: &TenantId,
         block_tokens: u32,
+        region: &Region,
     ) -> Vec<Wish> {
+        // What makes no sense was warned of when it was read.
+        let scope = scope_of(request.hints.pin_scope.as_deref(), region)
+            .unwrap_or_else(|| PinScope::Region(region.clone()));
         let owner = request.session.key().and_then(SessionId::new);
         let wish = |(blocks, ttl_ms): &(usize, u64)| Wish {
             tenant: tenant.clone(),
@@ -92,6 +98,7 @@ impl Prompt {
             prefix_tokens: u32::try_from(*blocks).unwrap_or(u32::MAX).saturating_mul(block_tokens),
             ttl_ms: *ttl_ms,
             copies_min: 1,
+            scope: scope.clone(),
         };
         self.kept.iter().map(wish).collect()
     }
