@@ -33,12 +33,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(region: Region) -> Self {
-        Self {
-            region,
-            started: Instant::now(),
-            fresh: Mutex::default(),
-            regions: Mutex::default(),
-        }
+        Self { region, started: Instant::now(), fresh: Mutex::default(), regions: Mutex::default() }
     }
 
     fn ms_of(&self, at: Instant) -> u64 {

@@ -113,9 +113,9 @@ fn check(config: &ControlConfig) -> Result<(), ControlError> {
         return fail(format!("a lease must last at least {LEASE_TTL_MS_MIN} ms"));
     }
     match &config.origin {
-        origin if config.learner && !matches!(origin, Origin::Join(_)) => {
-            fail("a learner joins a group that there is: give --join HOST:PORT with --learner".into())
-        }
+        origin if config.learner && !matches!(origin, Origin::Join(_)) => fail(
+            "a learner joins a group that there is: give --join HOST:PORT with --learner".into(),
+        ),
         Origin::Members(members) if !members.iter().any(|(id, _)| *id == config.node_id) => {
             fail(format!("member {} is not in its own list of members", config.node_id))
         }

@@ -3,8 +3,8 @@
 
 use mainstay_types::{
     BlockEvent, Command, Epoch, EventFrame, EventSequence, FenceCause, LogIndex, ModelSpec,
-    NamespaceId, PinId, PinRequest, PinScope, Proposal, Region, SequenceHash, SessionId, Stamp, TenantId, Tenure,
-    Tier, WorkerId,
+    NamespaceId, PinId, PinRequest, PinScope, Proposal, Region, SequenceHash, SessionId, Stamp,
+    TenantId, Tenure, Tier, WorkerId,
 };
 use proptest::prelude::*;
 
@@ -118,7 +118,8 @@ pub(crate) fn pin(id: u128, blocks: Vec<SequenceHash>) -> PinRequest {
 
 fn request() -> impl Strategy<Value = PinRequest> {
     let world = (0_u128..14, 0_u128..3, 1_usize..14, 0_usize..2, 0_usize..3);
-    let scope = prop_oneof![3 => Just("region:local"), 2 => Just("global"), 1 => Just("region:far")];
+    let scope =
+        prop_oneof![3 => Just("region:local"), 2 => Just("global"), 1 => Just("region:far")];
     let promise = (0_u64..4_000, 1_u32..3, prop_oneof![9 => Just(50_u8), 1 => 0_u8..110], scope);
     (world, promise).prop_map(
         |((id, branch, length, tenant, owner), (ttl_ms, copies_min, priority, scope))| PinRequest {

@@ -160,12 +160,7 @@ impl App {
             return Err(ApiError::new(ErrorKind::InvalidRequest, "the prompt is empty"));
         }
         let wishes = if self.pins_on {
-            turn.prompt.wishes(
-                &turn.request,
-                &turn.tenant,
-                turn.card.block_tokens,
-                &self.region,
-            )
+            turn.prompt.wishes(&turn.request, &turn.tenant, turn.card.block_tokens, &self.region)
         } else {
             Vec::new()
         };

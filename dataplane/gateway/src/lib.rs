@@ -78,10 +78,8 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
         .map_err(|source| GatewayError::Listen { address: config.listen, source })?;
     let replica = replica::Replica::new();
     let workers = workers::Workers::new(replica.clone(), connect(&config, Role::Worker));
-    let followers = vec![
-        tokio::spawn(replica.clone().follow(members)),
-        tokio::spawn(workers.clone().follow()),
-    ];
+    let followers =
+        vec![tokio::spawn(replica.clone().follow(members)), tokio::spawn(workers.clone().follow())];
     let app = http::App::new(config, control, replica, workers, tenants);
     let (stop, stopped) = watch::channel(false);
     let server = tokio::spawn(http::serve(listener, app.clone(), stopped));

@@ -91,7 +91,7 @@ pub struct Fleet {
 }
 
 /// A port that nobody listens on and that the system gives to nobody by itself.
-fn quiet_port(rng: &mut Rng) -> Result<SocketAddr> {
+pub(crate) fn quiet_port(rng: &mut Rng) -> Result<SocketAddr> {
     for _ in 0..200 {
         let port = u16::try_from(rng.pick(12_000..30_000))?;
         let address = SocketAddr::from(([127, 0, 0, 1], port));

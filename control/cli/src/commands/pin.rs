@@ -194,8 +194,7 @@ fn pins_table(pins: &[Value]) -> String {
         ]
     };
     let rows: Vec<Vec<String>> = pins.iter().map(row).collect();
-    let headers = [
-        "PIN", "STATE", "TENANT", "TOKENS", "BLOCKS", "SCOPE", "WORKERS", "TTL LEFT", "OWNER",
-    ];
+    let headers =
+        ["PIN", "STATE", "TENANT", "TOKENS", "BLOCKS", "SCOPE", "WORKERS", "TTL LEFT", "OWNER"];
     table(&headers, &rows)
 }

@@ -33,7 +33,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let keys = ["name", "region", "state", "model", "epoch", "blocks", "blocks_total", "address"];
     let rows: Vec<Vec<String>> =
         workers.iter().map(|w| keys.iter().map(|k| cell(w, k)).collect()).collect();
-    print(&table(&["WORKER", "REGION", "STATE", "MODEL", "EPOCH", "BLOCKS", "OF", "ADDRESS"], &rows));
+    print(&table(
+        &["WORKER", "REGION", "STATE", "MODEL", "EPOCH", "BLOCKS", "OF", "ADDRESS"],
+        &rows,
+    ));
     Ok(())
 }
 

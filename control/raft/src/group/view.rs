@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mainstay_types::{LogIndex, NodeId};
-use openraft::{Instant as _, ServerState};
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Instant as _, ServerState};
 
 use super::Group;
 use crate::types::LogId;

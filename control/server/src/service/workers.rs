@@ -10,7 +10,9 @@ use mainstay_proto::convert::{frame_from_wire, model_from_wire, u128_from_wire};
 use mainstay_proto::v1;
 use mainstay_raft::ProposeError;
 use mainstay_state::{Outcome, Taken};
-use mainstay_types::{Command, Epoch, EventFrame, EventSequence, FenceCause, PinId, Region, WorkerId};
+use mainstay_types::{
+    Command, Epoch, EventFrame, EventSequence, FenceCause, PinId, Region, WorkerId,
+};
 use tonic::Status;
 
 use super::{Service, refuse, refused, unexpected};

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod cluster;
+mod regions;
 mod security;
 mod streams;
 
@@ -17,7 +18,8 @@ use mainstay_proto::v1::control_client::ControlClient;
 use mainstay_proto::v1::watch_event::Event;
 use mainstay_state::{Limits, Machine};
 use mainstay_types::{
-    BlockEvent, LogIndex, NamespaceId, NodeId, PinId, PinRequest, PinScope, SequenceHash, TenantId, Tier,
+    BlockEvent, LogIndex, NamespaceId, NodeId, PinId, PinRequest, PinScope, SequenceHash, TenantId,
+    Tier,
 };
 use tempfile::TempDir;
 use tonic::transport::Channel;

@@ -33,10 +33,14 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
         reasons.push("the replica of the cluster's state is stale".to_owned());
     }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({
-        "ready": ready, "stale": stale, "index_age_ms": age_ms, "region": app.region.as_str(),
-        "reasons": reasons,
-    }))).into_response()
+    (
+        status,
+        Json(json!({
+            "ready": ready, "stale": stale, "index_age_ms": age_ms, "region": app.region.as_str(),
+            "reasons": reasons,
+        })),
+    )
+        .into_response()
 }
 
 pub(super) async fn metrics(State(app): State<App>) -> Response {

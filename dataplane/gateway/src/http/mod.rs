@@ -2,8 +2,8 @@
 
 mod admin;
 mod health;
-mod staleness;
 mod pin_create;
+mod staleness;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

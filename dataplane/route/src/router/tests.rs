@@ -348,7 +348,8 @@ fn another_region_is_asked_only_when_nobody_of_this_one_can_be() {
             let inputs = Inputs { policy, random, ..ask(&workers, &blocks, &overlaps) };
             let decision = Router::default().choose(&inputs).expect("a worker");
             assert_eq!(decision.worker, WorkerId(1), "{policy:?}");
-            let shown: Vec<_> = decision.candidates.iter().map(|c| (c.worker.0, c.abroad)).collect();
+            let shown: Vec<_> =
+                decision.candidates.iter().map(|c| (c.worker.0, c.abroad)).collect();
             assert_eq!(shown, [(1, false), (2, true)]);
         }
     }

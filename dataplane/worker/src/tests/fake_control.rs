@@ -18,8 +18,8 @@ use mainstay_proto::v1;
 use mainstay_proto::v1::control_server::{Control, ControlServer};
 use mainstay_state::{Limits, Machine, Outcome};
 use mainstay_types::{
-    Command, Epoch, ErrorCode, FenceCause, LogIndex, NamespaceId, PinId, PinRequest, PinScope, PinState, Region,
-    Proposal, SequenceHash, Stamp, TenantId, Tenure, WorkerId,
+    Command, Epoch, ErrorCode, FenceCause, LogIndex, NamespaceId, PinId, PinRequest, PinScope,
+    PinState, Proposal, Region, SequenceHash, Stamp, TenantId, Tenure, WorkerId,
 };
 use parking_lot::Mutex;
 use tokio::sync::broadcast;

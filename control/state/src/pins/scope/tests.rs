@@ -122,11 +122,7 @@ fn a_worker_that_moves_takes_its_region_along() {
 fn a_pin_of_another_scope_takes_nobodys_place() {
     let mut log = three_regions();
     put(&mut log, PinScope::Region(region("a")), 1);
-    let longer = PinRequest {
-        scope: PinScope::Global,
-        ttl_ms: 60_000,
-        ..pin(2, prefix(0, 5))
-    };
+    let longer = PinRequest { scope: PinScope::Global, ttl_ms: 60_000, ..pin(2, prefix(0, 5)) };
     log.apply(Command::PutPin(longer.clone()));
     assert!(log.machine.pin(PinId(1)).expect("made").is_live());
     log.apply(Command::PutPin(PinRequest { id: PinId(3), blocks: prefix(0, 6), ..longer }));
