@@ -103,7 +103,8 @@ impl Members {
                 best = Some(member);
             }
             // Nobody can be of a better class; the rest need not be waited for.
-            let done = |m: &Member| m.class() == (false, false) && avoided != Some(&m.address);
+            let done =
+                |m: &Member| m.class() == (false, false) && avoided != Some(m.address.as_str());
             if best.as_ref().is_some_and(done) {
                 break;
             }
