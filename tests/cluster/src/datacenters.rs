@@ -210,7 +210,8 @@ impl Datacenters {
             let id = at as u64 + 1;
             for _ in 0..self.direct.len() {
                 // Whoever does not lead says so; the next one is asked.
-                let asked = plane.current().transfer_leader(v1::TransferLeaderRequest { id });
+                let mut client = plane.current();
+                let asked = client.transfer_leader(v1::TransferLeaderRequest { id });
                 let _ = tokio::time::timeout(Duration::from_secs(4), asked).await;
                 plane.rotate();
             }
