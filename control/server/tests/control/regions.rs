@@ -46,10 +46,8 @@ async fn a_learner_reads_on_without_the_others_and_says_how_stale() {
         (places == names && roles.contains(&"leader") && roles[2] == "learner").then_some(())
     })
     .await;
-    let mut leader = eventually("leading", async || {
-        voters.iter().find(|v| v.group().leads()).map(client)
-    })
-    .await;
+    let mut leader =
+        eventually("leading", async || voters.iter().find(|v| v.group().leads()).map(client)).await;
     eventually("a pin", async || leader.create_pin(pin(1, 600_000)).await.ok()).await;
     // All are fresh, and everybody shows the pin by itself.
     for handle in voters.iter().chain([&learner]) {
