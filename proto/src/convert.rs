@@ -5,8 +5,8 @@ use bytes::Bytes;
 use mainstay_types::command::{Command, FenceCause, ModelSpec, Proposal};
 use mainstay_types::{
     BlockEvent, CutSource, Epoch, EventFrame, EventSequence, EventView, KeptTokens, NamespaceId,
-    PinId, PinRequest, SequenceHash, SessionId, Stamp, StreamMark, TenantId, Tenure, Tier,
-    WorkerId,
+    PinId, PinRequest, PinScope, Region, SequenceHash, SessionId, Stamp, StreamMark, TenantId,
+    Tenure, Tier, WorkerId,
 };
 
 use crate::v1;
@@ -225,6 +225,7 @@ pub fn pin_from_wire(pin: &v1::PutPin) -> Result<PinRequest> {
         priority: u8::try_from(pin.priority).map_err(|_| ConvertError::Malformed("priority"))?,
         copies_min: pin.copies_min,
         tokens: pin.tokens.as_deref().map(kept_from_wire).transpose()?,
+        scope: PinScope::parse(&pin.scope).ok_or(ConvertError::Malformed("scope"))?,
     })
 }
 
@@ -273,6 +274,7 @@ pub fn pin_to_wire(pin: &PinRequest) -> v1::PutPin {
         priority: u32::from(pin.priority),
         copies_min: pin.copies_min,
         tokens: pin.tokens.as_ref().map(|tokens| Box::new(kept_to_wire(tokens))),
+        scope: pin.scope.to_string(),
     }
 }
 
@@ -307,6 +309,7 @@ fn command_from_wire(command: &v1::Command) -> Result<Command> {
             incarnation: r.incarnation,
             model: model_from_wire(r.model.as_ref().ok_or(ConvertError::Missing("model"))?),
             blocks_total: r.blocks_total,
+            region: Region::or_local(&r.region).ok_or(ConvertError::Malformed("region"))?,
         },
         Wire::FenceWorker(f) => Command::FenceWorker {
             worker: WorkerId(f.worker),
@@ -360,13 +363,14 @@ fn command_to_wire(command: &Command) -> v1::command::Command {
         Command::Bootstrap { hash_key } => {
             Wire::Bootstrap(v1::Bootstrap { hash_key: Bytes::copy_from_slice(hash_key) })
         }
-        Command::RegisterWorker { name, address, incarnation, model, blocks_total } => {
+        Command::RegisterWorker { name, address, incarnation, model, blocks_total, region } => {
             Wire::RegisterWorker(v1::RegisterWorker {
                 name: name.clone(),
                 address: address.clone(),
                 incarnation: *incarnation,
                 model: Some(model_to_wire(model)),
                 blocks_total: *blocks_total,
+                region: region.as_str().to_owned(),
             })
         }
         Command::FenceWorker { worker, epoch, cause } => Wire::FenceWorker(v1::FenceWorker {

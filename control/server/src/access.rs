@@ -17,7 +17,7 @@ pub(crate) fn allowed(path: &str) -> &'static [Role] {
     }
     match path.strip_prefix("/mainstay.v1.Control/").unwrap_or_default() {
         "Register" | "Publish" | "Leave" | "PinTokens" => &[Worker],
-        "Watch" => &[Gateway, Worker, Control, Admin],
+        "Watch" | "Freshness" => &[Gateway, Worker, Control, Admin],
         "GetPin" => &[Gateway, Worker, Admin],
         "CreatePin" | "ExtendPin" | "ReleasePin" | "ListPins" => &[Gateway, Admin],
         "Status" => &[Gateway, Control, Admin],

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mainstay_identity::Identity;
 use mainstay_raft::{Connector, Settings};
 use mainstay_state::Limits;
-use mainstay_types::NodeId;
+use mainstay_types::{NodeId, Region};
 
 /// The usual time after which a silent worker's epoch is fenced.
 pub const LEASE_TTL_MS: u64 = 2_000;
@@ -36,6 +36,10 @@ pub struct ControlConfig {
     pub listen: SocketAddr,
     /// The `host:port` under which others reach it; the listener's own address if `None`.
     pub advertise: Option<String>,
+    /// Where it is.
+    pub region: Region,
+    /// Whether it joins a group without a vote, and stays so: it serves reads and watches of its region.
+    pub learner: bool,
     /// Where its log lies.
     pub data_dir: PathBuf,
     /// Where its group comes from.
@@ -64,6 +68,8 @@ impl ControlConfig {
             node_id,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             advertise: None,
+            region: Region::default(),
+            learner: false,
             data_dir: data_dir.into(),
             origin: Origin::Single,
             limits: Limits::standard(),

@@ -77,6 +77,7 @@ pub(crate) async fn ask(connector: &Connector, address: &str) -> Option<v1::Stat
 pub(crate) async fn join(
     group: Group,
     advertised: String,
+    learner_only: bool,
     members: Vec<String>,
     connector: Connector,
 ) {
@@ -95,7 +96,7 @@ pub(crate) async fn join(
         }
         let instance = group.instance();
         let address = advertised.clone();
-        let request = v1::AddMemberRequest { id, address, learner_only: false, instance };
+        let request = v1::AddMemberRequest { id, address, learner_only, instance };
         let asked = plane.call(JOIN_PATIENCE, |mut c| {
             let request = request.clone();
             async move { c.add_member(request).await }

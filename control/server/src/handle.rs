@@ -19,6 +19,7 @@ use tonic::transport::Server;
 use crate::access;
 use crate::config::{ControlConfig, LEASE_TTL_MS_MIN, Origin};
 use crate::error::ControlError;
+use crate::freshness::{self, Place};
 use crate::leases::Leases;
 use crate::service::Service;
 use crate::{cuts, duties, founding, identities};
@@ -60,10 +61,12 @@ pub async fn start(mut config: ControlConfig) -> Result<ControlHandle, ControlEr
 
     let (closing, closes) = watch::channel(false);
     let (stop, stopped) = oneshot::channel::<()>();
+    let place = Arc::new(Place::new(config.region.clone()));
     let leases = Arc::new(Leases::new(Duration::from_millis(config.lease_ttl_ms)));
     let service = Service::new(
         group.clone(),
         Arc::clone(&leases),
+        Arc::clone(&place),
         config.plain_index,
         Arc::clone(&config.connector),
         closes,
@@ -90,6 +93,7 @@ pub async fn start(mut config: ControlConfig) -> Result<ControlHandle, ControlEr
     let tasks = vec![
         tokio::spawn(duties::run(group.clone(), leases)),
         tokio::spawn(cuts::run(group.clone())),
+        tokio::spawn(freshness::run(group.clone(), place, Arc::clone(&config.connector))),
         tokio::spawn(identities::run(group.clone(), Arc::clone(&config.connector))),
     ];
     let mut handle =
@@ -109,6 +113,9 @@ fn check(config: &ControlConfig) -> Result<(), ControlError> {
         return fail(format!("a lease must last at least {LEASE_TTL_MS_MIN} ms"));
     }
     match &config.origin {
+        origin if config.learner && !matches!(origin, Origin::Join(_)) => fail(
+            "a learner joins a group that there is: give --join HOST:PORT with --learner".into(),
+        ),
         Origin::Members(members) if !members.iter().any(|(id, _)| *id == config.node_id) => {
             fail(format!("member {} is not in its own list of members", config.node_id))
         }
@@ -140,8 +147,9 @@ impl ControlHandle {
                 self.tasks.push(tokio::spawn(task));
             }
             Origin::Join(members) => {
+                let address = self.advertised.clone();
                 let task =
-                    founding::join(group, self.advertised.clone(), members, config.connector);
+                    founding::join(group, address, config.learner, members, config.connector);
                 self.tasks.push(tokio::spawn(task));
             }
             Origin::Wait => {}

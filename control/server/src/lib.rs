@@ -5,7 +5,7 @@
 //! `Watch` and `Status`; whatever needs the leader is refused elsewhere with the leader's address.
 //!
 //! Layout: [`config`] says how a member is started, `service` answers calls, `watch` feeds replicas, `duties` is
-//! what a leader does unasked, `keeper` how it makes pins whole again, `cuts` what it says of the index, `leases` who was heard when, `founding` how a group
+//! what a leader does unasked, `keeper` how it makes pins whole again, `cuts` what it says of the index, `freshness` how old a member's state may be, `leases` who was heard when, `founding` how a group
 //! comes to be, `identities` which data directories its members have.
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod cuts;
 mod duties;
 mod error;
 mod founding;
+mod freshness;
 mod handle;
 mod identities;
 mod keeper;

@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
 use crate::access;
+use crate::freshness::Place;
 use crate::leases::Leases;
 use crate::watch::{Item, QUEUE, Watcher};
 
@@ -30,6 +31,7 @@ const WATCHERS_MAX: usize = 1024;
 pub(crate) struct Service {
     group: Group,
     leases: Arc<Leases>,
+    place: Arc<Place>,
     plain_index: bool,
     connector: Connector,
     closes: watch::Receiver<bool>,
@@ -40,12 +42,13 @@ impl Service {
     pub(crate) fn new(
         group: Group,
         leases: Arc<Leases>,
+        place: Arc<Place>,
         plain_index: bool,
         connector: Connector,
         closes: watch::Receiver<bool>,
     ) -> Self {
         let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
-        Self { group, leases, plain_index, connector, closes, watchers }
+        Self { group, leases, place, plain_index, connector, closes, watchers }
     }
 }
 
@@ -189,6 +192,13 @@ impl Control for Service {
             watcher.run().await;
         });
         Ok(Response::new(ReceiverStream::new(events)))
+    }
+
+    async fn freshness(
+        &self,
+        _: Request<v1::FreshnessRequest>,
+    ) -> Result<Response<v1::FreshnessReply>, Status> {
+        Ok(Response::new(self.say_how_fresh()))
     }
 
     async fn status(

@@ -5,11 +5,12 @@
 //! table reaches an outcome, a digest or an image. Hostile commands are refused with an error code; hostile
 //! images are errors; neither can make it panic or grow past its [`Limits`].
 //!
-//! Layout: [`Machine`] takes commands, `workers` and `pins` hold the rules, `keeper` decides what makes pins whole again, `image` is the form on disk and on
+//! Layout: [`Machine`] takes commands, [`Freshness`] says how old a replica of it may be, `workers` and `pins` hold the rules, `keeper` decides what makes pins whole again, `image` is the form on disk and on
 //! wires, [`Streams`] the index as workers' frames and the log's cuts make it, [`Limits`] says how big everything may get.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod freshness;
 mod image;
 mod keeper;
 mod limits;
@@ -21,13 +22,15 @@ mod streams;
 mod testing;
 mod workers;
 
+pub use freshness::Freshness;
 pub use image::{IMAGE_VERSION, ImageError, IndexLoader};
 pub use keeper::{KeeperOrder, LOOK_ORDERS_MAX, SETTLE_MS, WORKER_ORDERS_MAX, decide};
 pub use limits::Limits;
 pub use machine::Machine;
 pub use outcome::Outcome;
 pub use pins::{
-    ENDED_BLOCKS_MAX, ENDED_PINS_MAX, Keeping, ORDER_MS, OWNER_PINS_MAX, Order, PIN_ORDERS_MAX, Pin,
+    ENDED_BLOCKS_MAX, ENDED_PINS_MAX, Keeping, MissingCopies, ORDER_MS, OWNER_PINS_MAX, Order,
+    PIN_ORDERS_MAX, Pin,
 };
 pub use streams::{CutCheck, MARKS_MAX, Position, Streams, Taken};
 pub use workers::{Worker, WorkerState};

@@ -3,8 +3,8 @@
 
 use mainstay_types::{
     BlockEvent, Command, Epoch, EventFrame, EventSequence, FenceCause, KeptTokens, LogIndex,
-    ModelSpec, NamespaceId, PinId, PinRequest, Proposal, SequenceHash, SessionId, Stamp, TenantId,
-    Tenure, Tier, WorkerId,
+    ModelSpec, NamespaceId, PinId, PinRequest, PinScope, Proposal, Region, SequenceHash, SessionId,
+    Stamp, TenantId, Tenure, Tier, WorkerId,
 };
 use proptest::prelude::*;
 
@@ -58,6 +58,10 @@ impl Log {
 }
 
 pub(crate) fn register(name: &str, incarnation: u64) -> Command {
+    register_in(name, incarnation, Region::LOCAL)
+}
+
+pub(crate) fn register_in(name: &str, incarnation: u64, region: &str) -> Command {
     Command::RegisterWorker {
         name: name.to_owned(),
         address: "127.0.0.1:7000".to_owned(),
@@ -69,6 +73,7 @@ pub(crate) fn register(name: &str, incarnation: u64) -> Command {
             context_tokens_max: 4_096,
         },
         blocks_total: 100,
+        region: Region::new(region).expect("a name"),
     }
 }
 
@@ -111,6 +116,7 @@ pub(crate) fn pin(id: u128, blocks: Vec<SequenceHash>) -> PinRequest {
         priority: 50,
         copies_min: 1,
         tokens: None,
+        scope: PinScope::default(),
     }
 }
 
@@ -125,16 +131,21 @@ pub(crate) fn order(id: u128, worker: u32, epoch: u64) -> Command {
 
 fn request() -> impl Strategy<Value = PinRequest> {
     let world = (0_u128..14, 0_u128..3, 1_usize..14, 0_usize..2, 0_usize..3, any::<bool>());
-    let promise = (0_u64..4_000, 1_u32..3, prop_oneof![9 => Just(50_u8), 1 => 0_u8..110]);
+    let scope =
+        prop_oneof![3 => Just("region:local"), 2 => Just("global"), 1 => Just("region:far")];
+    let promise = (0_u64..4_000, 1_u32..3, prop_oneof![9 => Just(50_u8), 1 => 0_u8..110], scope);
     (world, promise).prop_map(
-        |((id, branch, length, tenant, owner, kept), (ttl_ms, copies_min, priority))| PinRequest {
-            tenant: TenantId::new(["acme", "zeta"][tenant]).expect("a name"),
-            owner: [None, SessionId::new("s"), SessionId::new("t")][owner].clone(),
-            ttl_ms,
-            priority,
-            copies_min,
-            tokens: kept.then(|| tokens(length)),
-            ..pin(id, prefix(branch, length))
+        |((id, branch, length, tenant, owner, kept), (ttl_ms, copies_min, priority, scope))| {
+            PinRequest {
+                tenant: TenantId::new(["acme", "zeta"][tenant]).expect("a name"),
+                owner: [None, SessionId::new("s"), SessionId::new("t")][owner].clone(),
+                ttl_ms,
+                priority,
+                copies_min,
+                tokens: kept.then(|| tokens(length)),
+                scope: PinScope::parse(scope).expect("a scope"),
+                ..pin(id, prefix(branch, length))
+            }
         },
     )
 }
@@ -151,8 +162,9 @@ fn events() -> impl Strategy<Value = Vec<BlockEvent>> {
 }
 
 pub(crate) fn command() -> impl Strategy<Value = Command> {
-    let registers = (0_usize..6, 0_u64..4).prop_map(|(name, incarnation)| {
-        register(["a", "b", "c", "d", "e", "f"][name], incarnation)
+    let registers = (0_usize..6, 0_u64..4, 0_usize..3).prop_map(|(name, incarnation, region)| {
+        let region = [Region::LOCAL, Region::LOCAL, "far"][region];
+        register_in(["a", "b", "c", "d", "e", "f"][name], incarnation, region)
     });
     let frames = (1_u32..7, 1_u64..4, 0_u64..6, events())
         .prop_map(|(worker, epoch, sequence, events)| frame(worker, epoch, sequence, events));

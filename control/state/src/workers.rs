@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use mainstay_types::{
-    CutSource, Epoch, ErrorCode, EventSequence, FenceCause, LogIndex, ModelSpec, StreamMark,
-    WorkerId,
+    CutSource, Epoch, ErrorCode, EventSequence, FenceCause, LogIndex, ModelSpec, Region,
+    StreamMark, WorkerId,
 };
 
 use crate::outcome::Refusal;
@@ -63,6 +63,8 @@ pub struct Worker {
     pub cut: Option<StreamMark>,
     /// When it last registered or was fenced.
     pub changed_index: LogIndex,
+    /// Where it is.
+    pub region: Region,
 }
 
 impl Worker {
@@ -80,6 +82,7 @@ pub(crate) struct Registration<'a> {
     pub(crate) incarnation: u64,
     pub(crate) model: &'a ModelSpec,
     pub(crate) blocks_total: u64,
+    pub(crate) region: &'a Region,
 }
 
 /// What a registration came to.
@@ -94,6 +97,8 @@ pub(crate) struct Registered {
 pub(crate) struct Workers {
     by_id: BTreeMap<WorkerId, Worker>,
     by_name: BTreeMap<String, WorkerId>,
+    /// How many workers live in each region that has any.
+    live: BTreeMap<Region, u32>,
     /// The last id that was given out; 0 before the first.
     last_id: u32,
 }
@@ -122,7 +127,33 @@ impl Workers {
     /// Rebuilds the table from an image; the caller has checked that ids and names are distinct.
     pub(crate) fn restore(last_id: u32, workers: Vec<Worker>) -> Self {
         let by_name = workers.iter().map(|w| (w.name.clone(), w.id)).collect();
-        Self { by_id: workers.into_iter().map(|w| (w.id, w)).collect(), by_name, last_id }
+        let mut live = BTreeMap::new();
+        for worker in workers.iter().filter(|w| w.is_live()) {
+            *live.entry(worker.region.clone()).or_insert(0) += 1;
+        }
+        Self { by_id: workers.into_iter().map(|w| (w.id, w)).collect(), by_name, live, last_id }
+    }
+
+    /// Regions with live workers, by name.
+    pub(crate) fn live_regions(&self) -> impl Iterator<Item = &Region> {
+        self.live.keys()
+    }
+
+    pub(crate) fn live_region_count(&self) -> usize {
+        self.live.len()
+    }
+
+    fn enter(&mut self, region: &Region) {
+        *self.live.entry(region.clone()).or_insert(0) += 1;
+    }
+
+    fn leave(&mut self, region: &Region) {
+        if let Some(count) = self.live.get_mut(region) {
+            *count -= 1;
+            if *count == 0 {
+                self.live.remove(region);
+            }
+        }
     }
 
     pub(crate) fn register(
@@ -163,7 +194,11 @@ impl Workers {
         let next = worker.epoch.0.checked_add(1).map(Epoch);
         let epoch =
             next.ok_or_else(|| Refusal::new(ErrorCode::ResourceExhausted, "epochs used up"))?;
-        *worker = new_worker(index, id, epoch, registration);
+        let former = core::mem::replace(worker, new_worker(index, id, epoch, registration));
+        if former.is_live() {
+            self.leave(&former.region);
+        }
+        self.enter(registration.region);
         Ok(Registered { worker: id, epoch, fenced: true })
     }
 
@@ -183,6 +218,7 @@ impl Workers {
         let (id, epoch) = (WorkerId(id), Epoch(1));
         self.by_id.insert(id, new_worker(index, id, epoch, registration));
         self.by_name.insert(registration.name.to_owned(), id);
+        self.enter(registration.region);
         Ok(Registered { worker: id, epoch, fenced: false })
     }
 
@@ -220,6 +256,8 @@ impl Workers {
         if ends {
             worker.state = WorkerState::Fenced(cause);
             worker.changed_index = index;
+            let region = worker.region.clone();
+            self.leave(&region);
         }
         Ok(ends)
     }
@@ -270,6 +308,7 @@ fn new_worker(
         next_sequence: EventSequence(1),
         cut: None,
         changed_index: index,
+        region: registration.region.clone(),
     }
 }
 

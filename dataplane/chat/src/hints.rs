@@ -36,6 +36,8 @@ pub struct Hints {
     pub cache_control: Option<CacheControl>,
     /// `recompute` in that `cache_control`: keep the tokens with the pin, so that it can be computed again.
     pub recompute: Option<bool>,
+    /// `nvext.cache_control.scope`: `global`, `region` or `region:NAME`; of all that the request keeps.
+    pub pin_scope: Option<String>,
     /// `nvext.cache_salt` or `cache_salt`: keeps this cache apart from others of the tenant.
     pub cache_salt: Option<String>,
     /// `nvext.router.ttft_target` in milliseconds.
@@ -70,6 +72,8 @@ const NVEXT_IGNORED: [&str; 14] = [
     "session_params",
 ];
 const EXTRA_FIELDS_MAX: usize = 16;
+/// As long as a region's name may be.
+const REGION_BYTES_MAX: usize = 64;
 
 /// Reads `cache_control`; `None` with a warning if it makes no sense.
 pub(crate) fn parse_cache_control(
@@ -103,6 +107,23 @@ pub(crate) fn parse_cache_control(
             Some(CacheControl { ttl_ms: TTL_DEFAULT_MS })
         }
     }
+}
+
+/// Reads `scope` beside a `ttl`: where copies have to be. A region's name is up to whoever knows regions.
+fn parse_scope(cache_control: &Value, warnings: &mut Vec<String>) -> Option<String> {
+    let scope = cache_control.get("scope").filter(|scope| !scope.is_null())?;
+    let fine = |text: &&str| {
+        let region = text.strip_prefix("region:");
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        let named = |n: &str| (1..=REGION_BYTES_MAX).contains(&n.len()) && n.bytes().all(plain);
+        matches!(*text, "global" | "region") || region.is_some_and(named)
+    };
+    let text = scope.as_str().filter(fine).map(str::to_owned);
+    if text.is_none() {
+        let text = "`nvext.cache_control.scope` ignored: `region`, `region:NAME` or `global`";
+        push_warning(warnings, text.to_owned());
+    }
+    text
 }
 
 /// Reads the hints that any body may carry beside its own members.
@@ -143,6 +164,7 @@ fn parse_nvext(nvext: &Map<String, Value>, request: &mut Request) {
                 hints.cache_control = control.or(hints.cache_control);
                 let recompute = value.get("recompute").and_then(Value::as_bool);
                 hints.recompute = recompute.or(hints.recompute);
+                hints.pin_scope = parse_scope(value, members.warnings);
             }
             "cache_salt" => hints.cache_salt = members.text("cache_salt"),
             "router" => parse_router(value, hints, members.warnings),

@@ -160,7 +160,8 @@ impl App {
             return Err(ApiError::new(ErrorKind::InvalidRequest, "the prompt is empty"));
         }
         let wishes = if self.pins_on {
-            turn.prompt.wishes(&turn.request, &turn.tenant, &turn.card, self.recompute)
+            let kept = (self.recompute, &self.region);
+            turn.prompt.wishes(&turn.request, &turn.tenant, &turn.card, kept)
         } else {
             Vec::new()
         };

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use mainstay_identity::Identity;
 use mainstay_route::Policy;
+use mainstay_types::Region;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 /// Requests in progress at most, unless set otherwise.
@@ -16,6 +17,11 @@ pub struct GatewayConfig {
     pub listen: SocketAddr,
     /// The control members, as `host:port`.
     pub control: Vec<String>,
+    /// Where it is: it follows a member of its region and prefers its region's workers.
+    pub region: Region,
+    /// What a worker of another region costs more, in milliseconds; `None` lets one be chosen only when no worker of
+    /// its own region can take the request.
+    pub region_penalty_ms: Option<f64>,
     /// Keys and the tenants that they stand for. Empty: no key is asked for and everybody is `default`.
     pub keys: Vec<ApiKey>,
     /// How requests are placed.
@@ -39,6 +45,8 @@ impl GatewayConfig {
         Self {
             listen,
             control,
+            region: Region::default(),
+            region_penalty_ms: None,
             keys: Vec::new(),
             policy: Policy::Kv,
             pins: true,

@@ -1,6 +1,6 @@
 //! The gateway: HTTP in front, workers behind, a replica of the cluster's state in memory.
 //!
-//! Layout: [`config`] what it is told; `replica` the cluster's state; `workers` who serves; `model` tokenizer
+//! Layout: [`config`] what it is told; `replica` the cluster's state; `members` whom it has that from; `workers` who serves; `model` tokenizer
 //! and template; `placement` where a request goes; `generate` one generation with its moves; `answer` from
 //! body to answer; `pins`; `tenant`; `responses_store`; `http` the routes.
 //! It keeps no state that another gateway lacks: any of them can serve a session's next turn.
@@ -10,6 +10,7 @@ mod answer;
 mod config;
 mod generate;
 mod http;
+mod members;
 mod model;
 mod pins;
 mod placement;
@@ -65,7 +66,8 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
     let control = ControlPlane::with_connector(&config.control, connect(&config, Role::Control))
         .map_err(|s| GatewayError::Config(s.message().to_owned()))?;
     // The watch stays on its member while writes follow the leader.
-    let watching = ControlPlane::with_connector(&config.control, connect(&config, Role::Control))
+    let open = connect(&config, Role::Control);
+    let members = members::Members::new(&config.control, config.region.clone(), open)
         .map_err(|s| GatewayError::Config(s.message().to_owned()))?;
     let tenants = tenant::Tenants::new(&config.keys).map_err(GatewayError::Config)?;
     let listener = TcpListener::bind(config.listen)
@@ -76,10 +78,8 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
         .map_err(|source| GatewayError::Listen { address: config.listen, source })?;
     let replica = replica::Replica::new();
     let workers = workers::Workers::new(replica.clone(), connect(&config, Role::Worker));
-    let followers = vec![
-        tokio::spawn(replica.clone().follow(watching)),
-        tokio::spawn(workers.clone().follow()),
-    ];
+    let followers =
+        vec![tokio::spawn(replica.clone().follow(members)), tokio::spawn(workers.clone().follow())];
     let app = http::App::new(config, control, replica, workers, tenants);
     let (stop, stopped) = watch::channel(false);
     let server = tokio::spawn(http::serve(listener, app.clone(), stopped));

@@ -11,7 +11,7 @@ use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::pin_to_wire;
 use mainstay_proto::v1;
 use mainstay_types::{
-    KeptTokens, NamespaceId, PinId, PinRequest, SequenceHash, SessionId, TenantId,
+    KeptTokens, NamespaceId, PinId, PinRequest, PinScope, Region, SequenceHash, SessionId, TenantId,
 };
 
 use crate::replica::Replica;
@@ -35,6 +35,17 @@ pub(crate) struct Wish {
     pub(crate) copies_min: u32,
     /// All tokens of the prefix, where it shall be computed again if its holders are lost.
     pub(crate) tokens: Option<KeptTokens>,
+    /// Where copies have to be.
+    pub(crate) scope: PinScope,
+}
+
+/// The scope that a client names: `global`, `region` for the gateway's own, or `region:NAME`; `None` for anything else.
+pub(crate) fn scope_of(text: Option<&str>, own: &Region) -> Option<PinScope> {
+    match text {
+        None | Some("region") => Some(PinScope::Region(own.clone())),
+        Some("") => None,
+        Some(text) => PinScope::parse(text),
+    }
 }
 
 /// Makes and ends pins.
@@ -78,6 +89,7 @@ impl Pins {
             priority: PIN_PRIORITY,
             copies_min: wish.copies_min.max(1),
             tokens: wish.tokens,
+            scope: wish.scope,
         });
         self.control
             .call(CALL_DEADLINE, |mut c| {
@@ -96,6 +108,7 @@ impl Pins {
                     && p.request.owner == wish.owner
                     && p.request.copies_min >= wish.copies_min
                     && (p.request.tokens.is_some() || wish.tokens.is_none())
+                    && p.request.scope == wish.scope
                     && p.request.blocks == wish.blocks
             })
             .map(|p| p.request.id)
@@ -198,6 +211,23 @@ fn random_u128() -> Result<u128, tonic::Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_scope_is_the_gateways_region_unless_it_says_otherwise() {
+        let own = Region::new("eu").expect("a name");
+        for (text, scope) in [
+            (None, Some("region:eu")),
+            (Some("region"), Some("region:eu")),
+            (Some("region:us"), Some("region:us")),
+            (Some("global"), Some("global")),
+            (Some(""), None),
+            (Some("everywhere"), None),
+            (Some("region:"), None),
+        ] {
+            let got = scope_of(text, &own).map(|s| s.to_string());
+            assert_eq!(got.as_deref(), scope, "{text:?}");
+        }
+    }
 
     fn later(note: Option<PinNote>, after: Duration) -> MadeLater {
         let task = tokio::spawn(async move {

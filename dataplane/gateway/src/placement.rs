@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mainstay_route::{BookingId, Decision, Inputs, Policy, Router, WorkerLoad, WorkerView};
-use mainstay_types::{TenantId, WorkerId};
+use mainstay_types::{Region, TenantId, WorkerId};
 use parking_lot::Mutex;
 
+use crate::config::GatewayConfig;
 use crate::generate::Job;
 use crate::replica::Replica;
 use crate::workers::{WorkerEntry, Workers};
@@ -25,6 +26,8 @@ struct Inner {
     workers: Workers,
     replica: Replica,
     policy: Policy,
+    region: Region,
+    region_penalty_ms: Option<f64>,
     router: Mutex<Router>,
     started: Instant,
     decisions: Mutex<VecDeque<Explained>>,
@@ -60,11 +63,13 @@ impl Drop for Placed {
 }
 
 impl Placement {
-    pub(crate) fn new(workers: Workers, replica: Replica, policy: Policy) -> Self {
+    pub(crate) fn new(workers: Workers, replica: Replica, config: &GatewayConfig) -> Self {
         let inner = Inner {
             workers,
             replica,
-            policy,
+            policy: config.policy,
+            region: config.region.clone(),
+            region_penalty_ms: config.region_penalty_ms,
             router: Mutex::new(Router::default()),
             started: Instant::now(),
             decisions: Mutex::default(),
@@ -97,6 +102,7 @@ impl Placement {
             priority: job.priority,
             random: random(),
             policy: self.inner.policy,
+            region_penalty_ms: self.inner.region_penalty_ms,
         };
         let mut router = self.inner.router.lock();
         let decision = router.choose(&inputs).ok()?;
@@ -137,6 +143,7 @@ impl Placement {
             id: entry.id,
             epoch: entry.epoch,
             draining: load.draining,
+            abroad: entry.region != self.inner.region,
             load: WorkerLoad {
                 heard_ms: heard.map_or(0, |at| self.ms_of(at)),
                 running: load.running,

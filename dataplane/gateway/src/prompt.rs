@@ -4,12 +4,12 @@ use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{ApiError, Request};
 use mainstay_proto::v1;
 use mainstay_types::{
-    BlockHashKey, HashKey, KeptTokens, NamespaceId, SequenceHash, SessionId, TenantId,
+    BlockHashKey, HashKey, KeptTokens, NamespaceId, PinScope, Region, SequenceHash, SessionId, TenantId,
 };
 
 use crate::config::Recompute;
 use crate::model::{ModelCard, ModelError};
-use crate::pins::Wish;
+use crate::pins::{Wish, scope_of};
 
 /// A prompt, named block by block.
 pub(crate) struct Prompt {
@@ -85,9 +85,12 @@ impl Prompt {
         request: &Request,
         tenant: &TenantId,
         card: &ModelCard,
-        recompute: Recompute,
+        (recompute, region): (Recompute, &Region),
     ) -> Vec<Wish> {
         let keeps = recompute.applies(request.hints.recompute, false);
+        // What makes no sense was warned of when it was read.
+        let scope = scope_of(request.hints.pin_scope.as_deref(), region)
+            .unwrap_or_else(|| PinScope::Region(region.clone()));
         let owner = request.session.key().and_then(SessionId::new);
         let wish = |(blocks, ttl_ms): &(usize, u64)| Wish {
             tenant: tenant.clone(),
@@ -98,6 +101,7 @@ impl Prompt {
             ttl_ms: *ttl_ms,
             copies_min: 1,
             tokens: keeps.then(|| self.kept_tokens(*blocks, card)),
+            scope: scope.clone(),
         };
         self.kept.iter().map(wish).collect()
     }

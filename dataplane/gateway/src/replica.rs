@@ -1,32 +1,39 @@
 //! The gateway's replica of the cluster's state: the same machine and the same streams that control members run,
 //! fed by `Watch`.
 //!
-//! Any member will do; when one goes, the replica turns to the next and resumes from its log index and from where
-//! its streams stand. A stream that lacks a frame, or that a cut contradicts, is mended by a new image of the index.
-//! While no member answers the replica stays as it is, ever staler, and says how old it is.
+//! Any member will do, one of the gateway's region is preferred; when one goes, the replica turns to the next and resumes
+//! from its log index and from where its streams stand. A stream that lacks a frame, or that a cut contradicts, is mended
+//! by a new image of the index. While no member answers the replica stays as it is, ever staler, and says how old it is:
+//! it asks its member ten times a second how fresh that one is.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mainstay_index::IndexReader;
-use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::{event_view, mark_from_wire, proposal_from_wire};
 use mainstay_proto::v1;
+use mainstay_proto::v1::control_client::ControlClient;
 use mainstay_proto::v1::stream_item::Item;
 use mainstay_proto::v1::watch_event::Event;
-use mainstay_state::{CutCheck, IndexLoader, Limits, Machine, Outcome, Position, Streams, Taken};
+use mainstay_state::{
+    CutCheck, Freshness, IndexLoader, Limits, Machine, Outcome, Position, Streams, Taken,
+};
 use mainstay_types::{Command, Epoch, EventSequence, LogIndex, StreamMark, WorkerId};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::members::{Member, Members};
 
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// A member sends progress ten times a second; this much silence means that it is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
-/// A member that was cut off or removed says that it lives and has nothing new, for ever; even an idle leader
-/// moves the log every ten seconds.
-const STALE_MAX: Duration = Duration::from_secs(25);
+/// Between two questions how fresh the followed member is.
+const FRESHNESS_PACE: Duration = Duration::from_millis(100);
+/// The clock of ages begins here, so that what a member knew before this gateway was started is a time, too.
+const CLOCK_BEGINS_MS: u64 = 1 << 40;
 /// The first message may be an image of the whole state, which takes its time to make and to send.
 const IMAGE_MAX: Duration = Duration::from_secs(60);
 
@@ -43,7 +50,13 @@ struct Inner {
     reader: RwLock<IndexReader>,
     /// The index is in the machine, and there are no streams.
     plain: AtomicBool,
-    heard: RwLock<Option<Instant>>,
+    /// Whether there was an image ever.
+    begun: AtomicBool,
+    started: Instant,
+    fresh: Mutex<Freshness>,
+    /// All entries up to here have come, those without a proposal too.
+    seen: AtomicU64,
+    followed: RwLock<Option<Member>>,
     changed: watch::Sender<LogIndex>,
 }
 
@@ -56,7 +69,11 @@ impl Replica {
             reader: RwLock::new(streams.reader()),
             streams: Mutex::new(streams),
             plain: AtomicBool::new(false),
-            heard: RwLock::new(None),
+            begun: AtomicBool::new(false),
+            started: Instant::now(),
+            fresh: Mutex::default(),
+            seen: AtomicU64::new(0),
+            followed: RwLock::new(None),
             changed: watch::Sender::new(LogIndex(0)),
         };
         Self { inner: Arc::new(inner) }
@@ -75,9 +92,31 @@ impl Replica {
         look(&self.inner.machine.read())
     }
 
-    /// How long ago a member was last heard; `None` before the first image.
-    pub(crate) fn age(&self) -> Option<Duration> {
-        self.inner.heard.read().map(|at| at.elapsed())
+    /// Whether there is any state to look at.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.inner.begun.load(Ordering::Acquire)
+    }
+
+    /// How old the state is at most, in milliseconds: everything acknowledged before is in it. `None` while nobody has
+    /// said.
+    pub(crate) fn age_ms(&self) -> Option<u64> {
+        if !self.has_begun() {
+            return None;
+        }
+        let seen = LogIndex(self.inner.seen.load(Ordering::Acquire));
+        let applied = self.read(Machine::applied).max(seen);
+        self.inner.fresh.lock().age_ms(applied, self.ms_of(Instant::now()))
+    }
+
+    fn ms_of(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.inner.started).as_millis();
+        CLOCK_BEGINS_MS.saturating_add(u64::try_from(since).unwrap_or(u64::MAX))
+    }
+
+    /// The member that is followed, and a client of it.
+    pub(crate) fn followed(&self) -> Option<(String, ControlClient<Channel>)> {
+        let followed = self.inner.followed.read();
+        followed.as_ref().map(|member| (member.address.clone(), member.client.clone()))
     }
 
     /// Wakes whenever the log index moves.
@@ -86,12 +125,19 @@ impl Replica {
     }
 
     /// Follows the control plane for ever; ends when the task is aborted.
-    pub(crate) async fn follow(self, control: ControlPlane) {
+    pub(crate) async fn follow(self, members: Members) {
         let mut whole = false;
+        let mut avoided: Option<String> = None;
         loop {
+            let Some(member) = members.best(avoided.take().as_deref()).await else {
+                *self.inner.followed.write() = None;
+                tokio::time::sleep(RETRY_PAUSE).await;
+                continue;
+            };
+            *self.inner.followed.write() = Some(member.clone());
             // A stream that can't go on needs all of the index, wherever it is asked for.
             let positions = if whole { Vec::new() } else { self.positions() };
-            whole = match self.follow_one(&control, positions).await {
+            whole = match self.follow_one(&members, &member, positions).await {
                 Ok(()) => false,
                 Err(End::IndexNeeded(reason)) => {
                     tracing::info!(reason, "the index is asked for anew");
@@ -100,10 +146,10 @@ impl Replica {
                 }
                 Err(End::Ended(status)) => {
                     tracing::debug!(code = ?status.code(), reason = status.message(), "watch ended; turning to another member");
+                    avoided = Some(member.address);
                     false
                 }
             };
-            control.rotate();
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
@@ -120,29 +166,33 @@ impl Replica {
 
     async fn follow_one(
         &self,
-        control: &ControlPlane,
+        members: &Members,
+        member: &Member,
         positions: Vec<v1::StreamPosition>,
     ) -> Result<(), End> {
-        let started = self.inner.heard.read().is_some();
-        let from = if started { self.read(|m| m.applied().0 + 1) } else { 0 };
+        let from = if self.has_begun() { self.read(|m| m.applied().0 + 1) } else { 0 };
         let request = v1::WatchRequest { from_log_index: from, without_blocks: false, positions };
-        let opened = tokio::time::timeout(SILENCE_MAX, control.current().watch(request)).await;
+        let opened = tokio::time::timeout(SILENCE_MAX, member.client.clone().watch(request)).await;
         let mut stream =
             opened.map_err(|_| Status::deadline_exceeded("watch did not open"))??.into_inner();
         let mut patience = IMAGE_MAX;
-        let mut moved = Instant::now();
         let mut loader = None;
+        // Looked at between messages only: a message is taken whole.
+        let better = members.better_than(member, || self.age_ms());
+        let asking = self.ask_for_freshness(member.client.clone());
+        tokio::pin!(better, asking);
         loop {
-            let message = tokio::time::timeout(patience, stream.message())
-                .await
-                .map_err(|_| Status::deadline_exceeded("watch fell silent"))??;
+            let message = tokio::select! {
+                message = tokio::time::timeout(patience, stream.message()) => message
+                    .map_err(|_| Status::deadline_exceeded("watch fell silent"))??,
+                () = &mut better => {
+                    tracing::info!(member = member.address, "a better member answers; turning to it");
+                    return Ok(());
+                }
+                () = &mut asking => return Ok(()),
+            };
             let Some(event) = message.and_then(|m| m.event) else { return Ok(()) };
             patience = SILENCE_MAX;
-            if !matches!(event, Event::Progress(_)) {
-                moved = Instant::now();
-            } else if moved.elapsed() > STALE_MAX {
-                return Err(Status::unavailable("the member has no news of the log").into());
-            }
             match event {
                 Event::Image(image) => {
                     let replica = self.clone();
@@ -172,10 +222,33 @@ impl Replica {
                     patience = IMAGE_MAX;
                 }
                 Event::Items(items) => self.take_items(&items)?,
-                Event::Progress(_) => {}
+                Event::Progress(progress) => {
+                    self.inner.seen.fetch_max(progress.log_index, Ordering::AcqRel);
+                }
             }
-            *self.inner.heard.write() = Some(Instant::now());
+            self.inner.begun.store(true, Ordering::Release);
             self.inner.changed.send_replace(self.read(Machine::applied));
+        }
+    }
+
+    /// Asks the member how fresh it is, for as long as it is followed.
+    async fn ask_for_freshness(&self, mut client: ControlClient<Channel>) {
+        let mut pace = tokio::time::interval(FRESHNESS_PACE);
+        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            pace.tick().await;
+            let asked = Instant::now();
+            let answer = client.freshness(v1::FreshnessRequest {});
+            let Ok(Ok(answer)) = tokio::time::timeout(SILENCE_MAX, answer).await else { continue };
+            let answer = answer.into_inner();
+            if let Some(age_ms) = answer.age_ms {
+                // A part of a millisecond more, for what was rounded down there.
+                let until_ms = self.ms_of(asked).saturating_sub(age_ms.saturating_add(1));
+                self.inner.fresh.lock().note(LogIndex(answer.log_index), until_ms);
+            }
+            if let Some(age_ms) = self.age_ms() {
+                metrics::gauge!("mainstay_gateway_index_age_ms").set(age_ms as f64);
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use mainstay_proto::client::Connector;
 use mainstay_proto::v1;
 use mainstay_proto::v1::worker_client::WorkerClient;
-use mainstay_types::{Epoch, WorkerId};
+use mainstay_types::{Epoch, Region, WorkerId};
 use parking_lot::RwLock;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
@@ -33,6 +33,7 @@ pub(crate) struct WorkerEntry {
     pub(crate) name: String,
     pub(crate) model: String,
     pub(crate) revision: String,
+    pub(crate) region: Region,
     pub(crate) client: WorkerClient<Channel>,
     /// The last load, and when it came; `None` while its stream is down.
     load: RwLock<(v1::Load, Option<Instant>)>,
@@ -168,8 +169,10 @@ impl Workers {
                 self.inner.troubles.write().insert(id, trouble);
                 continue;
             };
-            let spec = self.inner.replica.read(|m| m.worker(id).map(|w| w.model.clone()));
-            let Some(spec) = spec else { continue };
+            let known = |m: &mainstay_state::Machine| {
+                m.worker(id).map(|w| (w.model.clone(), w.region.clone()))
+            };
+            let Some((spec, region)) = self.inner.replica.read(known) else { continue };
             let client = WorkerClient::new(channel)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -179,6 +182,7 @@ impl Workers {
                 name,
                 model: spec.name,
                 revision: spec.revision,
+                region,
                 client,
                 load: RwLock::default(),
                 suspect_until: RwLock::new(None),

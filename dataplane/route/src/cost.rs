@@ -6,6 +6,7 @@
 //!           less those that the request will share                    * prefill rate * share that goes first
 //! decode  = requests there, and those just sent there                 * decode rate
 //! memory  = tokens in blocks that must be taken from running requests * prefill rate
+//! region  = what was set for workers of other regions
 //! ```
 //! Tokens that the request will share are those of its own prefix that are being computed there right now for an
 //! earlier request. It waits for them about as long as it would take to compute them elsewhere, but elsewhere they
@@ -23,6 +24,8 @@ pub const PREFILL_US_PER_TOKEN_DEFAULT: f64 = 200.0;
 pub const DECODE_US_PER_STEP_DEFAULT: f64 = 20_000.0;
 /// A measurement beyond this is taken for a fault.
 const RATE_US_MAX: f64 = 60_000_000.0;
+/// The highest penalty of a region.
+const REGION_MS_MAX: f64 = 3_600_000.0;
 /// A request above ordinary priority overtakes; it is taken to wait for half of the queue.
 const QUEUE_SHARE_OF_URGENT: f64 = 0.5;
 
@@ -63,13 +66,15 @@ pub struct Terms {
     pub decode_ms: f64,
     /// Recomputing for others what has to make room.
     pub memory_ms: f64,
+    /// The way to another region.
+    pub region_ms: f64,
 }
 
 impl Terms {
     /// The cost.
     #[must_use]
     pub fn total_ms(&self) -> f64 {
-        self.prefill_ms + self.queue_ms + self.decode_ms + self.memory_ms
+        self.prefill_ms + self.queue_ms + self.decode_ms + self.memory_ms + self.region_ms
     }
 }
 
@@ -108,6 +113,11 @@ fn mean(workers: &[WorkerView], rate: impl Fn(&WorkerLoad) -> f32) -> Option<f64
     let rates = workers.iter().filter_map(|worker| measured(rate(&worker.load)));
     let (count, sum) = rates.fold((0_u32, 0.0), |(count, sum), rate| (count + 1, sum + rate));
     (count > 0).then(|| sum / f64::from(count))
+}
+
+/// A region's penalty as it counts: what is negative or no number is 0, and an hour is for ever.
+pub(crate) fn region_ms(penalty_ms: Option<f64>) -> f64 {
+    penalty_ms.unwrap_or(0.0).clamp(0.0, REGION_MS_MAX).max(0.0)
 }
 
 /// What was sent to a worker and is not in its load yet.
@@ -183,5 +193,6 @@ pub(crate) fn terms(
         queue_ms: waiting_tokens as f64 * prefill_ms * share * Weights::sane(weights.queue),
         decode_ms: requests as f64 * rates.decode_us / 1_000.0 * Weights::sane(weights.decode),
         memory_ms: missing_tokens * prefill_ms * Weights::sane(weights.memory),
+        region_ms: 0.0,
     }
 }

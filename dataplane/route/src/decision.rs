@@ -24,6 +24,8 @@ pub struct CandidateCost {
     pub overlap_blocks: u32,
     /// The overlap is what was just sent there, not what it has reported.
     pub predicted: bool,
+    /// It is in another region.
+    pub abroad: bool,
 }
 
 /// Where a request goes.
@@ -70,6 +72,8 @@ pub enum Note {
         /// What it would have cost.
         cost_ms: f64,
     },
+    /// No worker of the own region could be chosen: the cheapest of another.
+    NoneInRegion,
     /// The policy does not look at costs.
     Policy(Policy),
 }
@@ -87,6 +91,9 @@ impl fmt::Display for Note {
                     f,
                     "cheaper than worker {worker}, which holds {blocks} blocks but would cost {cost_ms:.1} ms"
                 )
+            }
+            Self::NoneInRegion => {
+                f.write_str("no worker of this region can take it: the cheapest of another region")
             }
             Self::Policy(policy) => write!(f, "by the policy {}", policy.name()),
         }

@@ -71,6 +71,8 @@ pub struct WorkerView {
     pub draining: bool,
     /// How busy it is.
     pub load: WorkerLoad,
+    /// It is in another region than the one that asks.
+    pub abroad: bool,
 }
 
 /// One question to the router.
@@ -96,4 +98,7 @@ pub struct Inputs<'a> {
     pub random: u64,
     /// How to choose.
     pub policy: Policy,
+    /// What a worker abroad costs more, in milliseconds. `None` keeps to the workers of the own region while one of
+    /// them can be chosen.
+    pub region_penalty_ms: Option<f64>,
 }

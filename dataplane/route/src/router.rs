@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use mainstay_types::{SequenceHash, WorkerId};
 
 use crate::bookings::{BookingId, Bookings};
-use crate::cost::{Booked, Cached, Prompt, Rates, Terms, Weights, terms};
+use crate::cost::{Booked, Cached, Prompt, Rates, Terms, Weights, region_ms, terms};
 use crate::decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
 use crate::inputs::{Inputs, Policy, WorkerView};
 use crate::predictions::Predictions;
@@ -51,6 +51,7 @@ impl Candidate<'_> {
             terms: self.terms,
             overlap_blocks: self.overlap_blocks,
             predicted: self.predicted,
+            abroad: self.view.abroad,
         }
     }
 }
@@ -69,16 +70,20 @@ impl Router {
     pub fn choose(&mut self, inputs: &Inputs<'_>) -> Result<Decision, RouteError> {
         self.bookings.expire(inputs.now_ms);
         self.predictions.expire(inputs.now_ms);
-        let mut candidates = self.candidates(inputs)?;
+        let (mut candidates, others) = region_first(inputs, self.candidates(inputs)?);
         let chosen = self.pick(inputs, &candidates);
-        let note = note(inputs.policy, &candidates, chosen);
+        let note = note(inputs, &candidates, chosen);
         let chosen = candidates.swap_remove(chosen);
         if inputs.policy == Policy::RoundRobin {
             self.last_turn = Some(chosen.view.id);
         }
         let considered = candidates.len() + 1;
+        candidates.extend(others);
+        // Those that were set aside come last.
+        let aside = |c: &Candidate<'_>| inputs.region_penalty_ms.is_none() && c.view.abroad;
         candidates.sort_unstable_by(|a, b| {
-            a.cost_ms.total_cmp(&b.cost_ms).then(a.view.id.cmp(&b.view.id))
+            let costs = a.cost_ms.total_cmp(&b.cost_ms);
+            aside(a).cmp(&aside(b)).then(costs).then(a.view.id.cmp(&b.view.id))
         });
         let others = candidates.iter().take(CANDIDATES_MAX - 1).map(Candidate::cost);
         Ok(Decision {
@@ -109,8 +114,11 @@ impl Router {
             if view.draining || inputs.excluded.contains(&view.id) {
                 continue;
             }
-            let terms =
+            let mut terms =
                 terms(prompt(inputs), cached[at], &view.load, booked[at], typical, self.weights);
+            if view.abroad {
+                terms.region_ms = region_ms(inputs.region_penalty_ms);
+            }
             candidates.push(Candidate {
                 view,
                 booked: booked[at],
@@ -237,6 +245,18 @@ fn any_of(
     ties.get(turn as usize).copied().unwrap_or(0)
 }
 
+/// Splits off the workers of other regions while there is another choice, unless a cost decides.
+fn region_first<'a>(
+    inputs: &Inputs<'_>,
+    candidates: Vec<Candidate<'a>>,
+) -> (Vec<Candidate<'a>>, Vec<Candidate<'a>>) {
+    let near = candidates.iter().any(|c| !c.view.abroad);
+    if inputs.region_penalty_ms.is_some() || !near {
+        return (candidates, Vec::new());
+    }
+    candidates.into_iter().partition(|c| !c.view.abroad)
+}
+
 fn nobody(inputs: &Inputs<'_>) -> RouteError {
     let workers = inputs.workers.len();
     if workers == 0 {
@@ -248,8 +268,11 @@ fn nobody(inputs: &Inputs<'_>) -> RouteError {
     }
 }
 
-fn note(policy: Policy, candidates: &[Candidate<'_>], chosen: usize) -> Note {
-    let chosen = &candidates[chosen];
+fn note(inputs: &Inputs<'_>, candidates: &[Candidate<'_>], chosen: usize) -> Note {
+    let (policy, chosen) = (inputs.policy, &candidates[chosen]);
+    if chosen.view.abroad && candidates.iter().all(|c| c.view.abroad) {
+        return Note::NoneInRegion;
+    }
     let most = candidates.iter().max_by(|a, b| {
         a.overlap_blocks.cmp(&b.overlap_blocks).then(b.cost_ms.total_cmp(&a.cost_ms))
     });

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use mainstay_engine_host::Source;
 use mainstay_identity::{Identity, check_listener};
+use mainstay_types::Region;
 
 use crate::error::WorkerError;
 
@@ -28,6 +29,8 @@ pub struct WorkerConfig {
     pub advertise: Option<String>,
     /// The control members, as `host:port`.
     pub control: Vec<String>,
+    /// Where it is.
+    pub region: Region,
     /// Who it is. With it all its connections are TLS and roles are checked.
     pub identity: Option<Identity>,
     /// Whether it may listen beyond loopback without an identity.
@@ -61,6 +64,7 @@ impl WorkerConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             advertise: None,
             control,
+            region: Region::default(),
             identity: None,
             insecure: false,
             engine,
@@ -87,6 +91,7 @@ impl WorkerConfig {
             listen: self.listen,
             advertise: self.advertise,
             control: self.control,
+            region: self.region,
             identity: self.identity,
             insecure: self.insecure,
             engine_config,
@@ -109,6 +114,7 @@ pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) advertise: Option<String>,
     pub(crate) control: Vec<String>,
+    pub(crate) region: Region,
     pub(crate) identity: Option<Identity>,
     pub(crate) insecure: bool,
     pub(crate) engine_config: serde_json::Map<String, serde_json::Value>,

@@ -1,6 +1,6 @@
 //! What the Raft log carries: each entry is one [`Proposal`].
 
-use crate::{CutSource, Epoch, EventFrame, PinId, PinRequest, Stamp, WorkerId};
+use crate::{CutSource, Epoch, EventFrame, PinId, PinRequest, Region, Stamp, WorkerId};
 
 /// What a worker serves; equal specs may stand in for each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub enum Command {
         model: ModelSpec,
         /// How many blocks its device tier can hold.
         blocks_total: u64,
+        /// Where it is.
+        region: Region,
     },
     /// Ends an epoch: its blocks leave the index at this log index, everywhere.
     FenceWorker {

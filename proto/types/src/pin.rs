@@ -1,6 +1,8 @@
 //! A pin: a lease on a prefix that the cluster keeps until its TTL ends.
 
-use crate::{KeptTokens, NamespaceId, PinId, SequenceHash, SessionId, TenantId};
+use core::fmt;
+
+use crate::{KeptTokens, NamespaceId, PinId, Region, SequenceHash, SessionId, TenantId};
 
 /// What somebody asks to have pinned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +27,49 @@ pub struct PinRequest {
     pub copies_min: u32,
     /// All tokens that `blocks` cover, where the pin shall be computed again if its holders are lost.
     pub tokens: Option<KeptTokens>,
+    /// Which workers count.
+    pub scope: PinScope,
+}
+
+/// Where a pin's copies have to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PinScope {
+    /// On workers of this region; others do not count.
+    Region(Region),
+    /// Anywhere, but not all in one region while workers live in two: the loss of a region must not be the loss of the
+    /// pin.
+    Global,
+}
+
+impl PinScope {
+    const GLOBAL: &'static str = "global";
+    const REGION: &'static str = "region:";
+
+    /// Reads what `Display` writes. An empty text is the region [`Region::LOCAL`]: what a program that knows no
+    /// scopes sends, to a cluster that has no other region.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "" => Some(Self::default()),
+            Self::GLOBAL => Some(Self::Global),
+            _ => Region::new(text.strip_prefix(Self::REGION)?).map(Self::Region),
+        }
+    }
+}
+
+impl Default for PinScope {
+    fn default() -> Self {
+        Self::Region(Region::default())
+    }
+}
+
+impl fmt::Display for PinScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Region(region) => write!(f, "{}{region}", Self::REGION),
+            Self::Global => f.write_str(Self::GLOBAL),
+        }
+    }
 }
 
 /// Where a pin stands.
@@ -76,5 +121,21 @@ impl PinState {
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_round_trip_and_nonsense_is_none() {
+        for text in ["global", "region:local", "region:eu-1"] {
+            assert_eq!(PinScope::parse(text).expect(text).to_string(), text);
+        }
+        assert_eq!(PinScope::parse(""), Some(PinScope::default()));
+        for bad in ["region", "region:", "Global", "eu-1", "region:a b"] {
+            assert_eq!(PinScope::parse(bad), None, "{bad}");
+        }
     }
 }

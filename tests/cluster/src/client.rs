@@ -11,6 +11,10 @@ pub struct Reply {
     pub status: u16,
     pub body: Value,
     pub retry_after: Option<String>,
+    /// `mainstay-index-age-ms`.
+    pub age_ms: Option<u64>,
+    /// `mainstay-log-index`.
+    pub log_index: Option<u64>,
 }
 
 /// A stream, read to its end.
@@ -125,10 +129,14 @@ async fn read(reply: reqwest::Response) -> Result<Reply> {
     let status = reply.status().as_u16();
     let retry_after =
         reply.headers().get("retry-after").and_then(|v| v.to_str().ok()).map(str::to_owned);
+    let number = |name: &str| reply.headers().get(name)?.to_str().ok()?.parse().ok();
+    let (age_ms, log_index) = (number("mainstay-index-age-ms"), number("mainstay-log-index"));
     let text = reply.text().await?;
     Ok(Reply {
         status,
         body: serde_json::from_str(&text).unwrap_or(Value::String(text)),
         retry_after,
+        age_ms,
+        log_index,
     })
 }

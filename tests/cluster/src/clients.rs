@@ -198,6 +198,7 @@ pub fn on_wire(spec: &Spec) -> v1::PutPin {
         priority: spec.priority,
         copies_min: spec.copies_min,
         tokens: None,
+        ..v1::PutPin::default()
     }
 }
 
@@ -247,7 +248,7 @@ async fn ask(
         Asked::List { tenant } => return list(plane, tenant, attempts, patience).await,
     };
     match reply {
-        Ok(v1::PinReply { pin: Some(pin), log_index }) => {
+        Ok(v1::PinReply { pin: Some(pin), log_index, .. }) => {
             Answer::Pin { view: view(&pin), log_index }
         }
         Ok(_) => Answer::Refused(Refusal::Other("an answer without a pin".into())),

@@ -3,11 +3,14 @@
 //! For the promises under faults: [`fleet`] runs members behind [`proxy`] links, [`faults`] does them harm from a
 //! seed, [`clients`] make a [`history`], and its checker says whether every promise was kept.
 //!
+//! For several datacenters: [`datacenters`] puts members, gateways and workers behind slow links.
+//!
 //! The binary is the one of this build, two folders above the test's own file; `MAINSTAY_BIN` names another.
 #![forbid(unsafe_code)]
 
 mod client;
 pub mod clients;
+pub mod datacenters;
 pub mod faults;
 pub mod fleet;
 pub mod history;

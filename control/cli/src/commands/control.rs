@@ -8,7 +8,7 @@ use clap::Subcommand;
 use mainstay_control::config::LEASE_TTL_MS;
 use mainstay_control::{ControlConfig, Origin, Settings};
 use mainstay_identity::Role;
-use mainstay_types::NodeId;
+use mainstay_types::{NodeId, Region};
 
 use crate::commands::identity::{self, CertArgs, InitArgs, ListenerArgs};
 use crate::commands::{addresses, asked_to_stop, members, offline};
@@ -60,6 +60,12 @@ struct RunArgs {
     /// Members of a running cluster to join, as HOST:PORT,…
     #[arg(long)]
     join: Option<String>,
+    /// The region it is in, such as a datacenter's name
+    #[arg(long, value_parser = super::parse_region, default_value = Region::LOCAL)]
+    region: Region,
+    /// Join without a vote and stay so: serves reads and watches of its region
+    #[arg(long, requires = "join")]
+    learner: bool,
     /// Where the log and the state are kept
     #[arg(long)]
     data_dir: Option<PathBuf>,
@@ -127,6 +133,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.listen = args.listen;
     config.advertise = args.advertise;
     config.origin = origin;
+    config.region = args.region;
+    config.learner = args.learner;
     config.plain_index = args.index == IndexForm::Plain;
     args.pace.apply(&mut config.settings);
     config.lease_ttl_ms = args.pace.lease_ttl_ms;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use mainstay_gateway::{GatewayConfig, Policy};
 use mainstay_identity::Role;
+use mainstay_types::Region;
 
 use crate::commands::identity::IdentityArgs;
 use crate::commands::{addresses, asked_to_stop};
@@ -22,6 +23,13 @@ pub(crate) struct Args {
     /// How requests are placed
     #[arg(long, value_parser = parse_policy, default_value = "kv")]
     policy: Policy,
+    /// The region it is in, such as a datacenter's name
+    #[arg(long, value_parser = super::parse_region, default_value = Region::LOCAL)]
+    region: Region,
+    /// What a worker of another region costs more, in milliseconds; without it one is chosen only when no worker of this
+    /// region can take the request
+    #[arg(long, value_name = "MS", value_parser = parse_penalty)]
+    region_penalty_ms: Option<f64>,
     #[command(flatten)]
     security: IdentityArgs,
     /// A TOML file with keys and tenants
@@ -36,6 +44,11 @@ fn parse_policy(text: &str) -> Result<Policy, String> {
     })
 }
 
+fn parse_penalty(text: &str) -> Result<f64, String> {
+    let ms = text.parse::<f64>().ok().filter(|ms| (0.0..=3_600_000.0).contains(ms));
+    ms.ok_or_else(|| "milliseconds, from 0 to 3600000".to_owned())
+}
+
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
     let mut config = GatewayConfig::new(args.listen, addresses(&args.control));
@@ -43,6 +56,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.recompute = file.recompute()?;
     config.identity = args.security.load(Role::Gateway)?;
     config.policy = args.policy;
+    config.region = args.region;
+    config.region_penalty_ms = args.region_penalty_ms;
     config.metrics = Some(super::metrics_recorder()?);
     let handle = mainstay_gateway::start(config).await?;
     tokio::select! {

@@ -158,6 +158,7 @@ fn json_of(members: &[v1::Member]) -> Value {
         json!({
             "id": m.id, "address": m.address, "role": m.role, "last_log_index": m.last_log_index,
             "applied_index": m.applied_index, "lag": m.lag, "reachable": m.reachable,
+            "region": Some(&m.region).filter(|r| !r.is_empty()),
             "instance": format!("{:016x}", m.instance),
         })
     };

@@ -30,6 +30,14 @@ pub(crate) fn addresses(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect()
 }
 
+/// Reads `--region`.
+pub(crate) fn parse_region(text: &str) -> Result<mainstay_types::Region, String> {
+    mainstay_types::Region::new(text).ok_or_else(|| {
+        let most = mainstay_types::Region::BYTES_MAX;
+        format!("a region has 1 to {most} of a-z A-Z 0-9 - _ .")
+    })
+}
+
 /// Installs the process's metrics recorder; its handle renders `/metrics`.
 pub(crate) fn metrics_recorder() -> anyhow::Result<metrics_exporter_prometheus::PrometheusHandle> {
     Ok(metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?)

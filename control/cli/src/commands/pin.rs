@@ -39,6 +39,9 @@ enum PinCommand {
         /// gateway's]
         #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
         recompute: Option<bool>,
+        /// Where copies have to be: region (the gateway's), region:NAME, or global, which is two regions at least
+        #[arg(long, default_value = "region")]
+        scope: String,
         #[command(flatten)]
         target: Target,
     },
@@ -48,11 +51,15 @@ enum PinCommand {
         #[arg(long)]
         all: bool,
         #[command(flatten)]
+        reading: Reading,
+        #[command(flatten)]
         target: Target,
     },
     /// Show one pin
     Show {
         id: String,
+        #[command(flatten)]
+        reading: Reading,
         #[command(flatten)]
         target: Target,
     },
@@ -73,9 +80,44 @@ enum PinCommand {
     },
 }
 
+/// How a read is answered.
+#[derive(clap::Args)]
+struct Reading {
+    /// l: by the leader, with everything acknowledged before; s: by the gateway's own replica, at once, as old as it says
+    #[arg(long, value_enum, default_value = "l")]
+    consistency: Consistency,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Consistency {
+    /// Linearizable
+    #[value(name = "l", alias = "linearizable")]
+    Linearizable,
+    /// Local
+    #[value(name = "s", aliases = ["serializable", "local"])]
+    Local,
+}
+
+impl Consistency {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Linearizable => "linearizable",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// A local answer's age, for people.
+fn say_age(answer: &Value, consistency: Consistency) {
+    if consistency == Consistency::Local {
+        let (index, age) = (cell(answer, "log_index"), cell(answer, "index_age_ms"));
+        print(&format!("as of log index {index}, at most {age} ms old\n"));
+    }
+}
+
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
-        PinCommand::Add { model, system, body, ttl, copies, session, recompute, target } => {
+        PinCommand::Add { model, system, body, ttl, copies, session, recompute, scope, target } => {
             let mut request = match body {
                 Some(path) if path.as_os_str() == "-" => {
                     serde_json::from_str(&std::io::read_to_string(std::io::stdin())?)?
@@ -96,20 +138,28 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             if let Some(recompute) = recompute {
                 request["recompute"] = json!(recompute);
             }
+            request["scope"] = json!(scope);
             let pin = target.ask(Method::POST, "/v1/pins", Some(&request)).await?;
             show(&pin, target.output);
         }
-        PinCommand::Ls { all, target } => {
-            let list = target.get(&format!("/v1/pins?all={all}")).await?;
+        PinCommand::Ls { all, reading: Reading { consistency }, target } => {
+            let consistent = consistency.name();
+            let list = target.get(&format!("/v1/pins?all={all}&consistency={consistent}")).await?;
             match target.output {
                 Format::Json => print_json(&list),
                 Format::Table => {
+                    say_age(&list, consistency);
                     print(&pins_table(list["data"].as_array().map_or(&[], Vec::as_slice)))
                 }
             }
         }
-        PinCommand::Show { id, target } => {
-            show(&target.get(&format!("/v1/pins/{id}")).await?, target.output);
+        PinCommand::Show { id, reading: Reading { consistency }, target } => {
+            let path = format!("/v1/pins/{id}?consistency={}", consistency.name());
+            let pin = target.get(&path).await?;
+            if target.output == Format::Table {
+                say_age(&pin, consistency);
+            }
+            show(&pin, target.output);
         }
         PinCommand::Extend { id, ttl, target } => {
             let body = json!({"ttl": ttl});
@@ -145,13 +195,16 @@ fn pins_table(pins: &[Value]) -> String {
             cell(pin, "prefix_tokens"),
             cell(pin, "blocks"),
             format!("{}/{}", cell(pin, "copies"), cell(pin, "copies_min")),
+            cell(pin, "scope"),
             if workers.is_empty() { "-".to_owned() } else { workers.join(",") },
             duration(pin["ttl_left_ms"].as_u64().unwrap_or_default()),
             Some(cell(pin, "owner")).filter(|o| !o.is_empty()).unwrap_or_else(|| "-".to_owned()),
         ]
     };
     let rows: Vec<Vec<String>> = pins.iter().map(row).collect();
-    let headers =
-        ["PIN", "STATE", "TENANT", "TOKENS", "BLOCKS", "COPIES", "WORKERS", "TTL LEFT", "OWNER"];
+    let headers = [
+        "PIN", "STATE", "TENANT", "TOKENS", "BLOCKS", "COPIES", "SCOPE", "WORKERS", "TTL LEFT",
+        "OWNER",
+    ];
     table(&headers, &rows)
 }

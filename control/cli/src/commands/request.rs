@@ -39,11 +39,23 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         cell(&explained, "prompt_blocks"),
         cell(&explained, "cost_ms"),
     ));
-    let keys =
-        ["worker", "overlap_blocks", "prefill_ms", "queue_ms", "decode_ms", "cost_ms", "note"];
+    let keys = [
+        "worker",
+        "region",
+        "overlap_blocks",
+        "prefill_ms",
+        "queue_ms",
+        "decode_ms",
+        "region_ms",
+        "cost_ms",
+        "note",
+    ];
     let candidates = explained["candidates"].as_array().map_or(&[][..], Vec::as_slice);
     let rows: Vec<Vec<String>> =
         candidates.iter().map(|c: &Value| keys.iter().map(|k| cell(c, k)).collect()).collect();
-    print(&table(&["WORKER", "OVERLAP", "PREFILL", "QUEUE", "DECODE", "COST", "NOTE"], &rows));
+    print(&table(
+        &["WORKER", "REGION", "OVERLAP", "PREFILL", "QUEUE", "DECODE", "AWAY", "COST", "NOTE"],
+        &rows,
+    ));
     Ok(())
 }

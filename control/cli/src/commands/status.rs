@@ -18,21 +18,25 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     print(&format!(
-        "leader m{} (term {}) · log index {} · {} live pins · {} blocks in the index · replica {} ms old\n",
+        "leader m{} (term {}) · log index {} · {} live pins · {} blocks in the index · replica {} ms old · gateway in {}\n",
         cell(&status, "leader"),
         cell(&status, "term"),
         cell(&status, "applied_index"),
         cell(&status, "pins_live"),
         cell(&status, "index_blocks"),
         cell(&status["gateway"], "replica_age_ms"),
+        cell(&status["gateway"], "region"),
     ));
     print(&members(&status));
     print("");
     let workers = list(&status, "workers");
-    let keys = ["name", "state", "model", "epoch", "blocks", "blocks_total", "address"];
+    let keys = ["name", "region", "state", "model", "epoch", "blocks", "blocks_total", "address"];
     let rows: Vec<Vec<String>> =
         workers.iter().map(|w| keys.iter().map(|k| cell(w, k)).collect()).collect();
-    print(&table(&["WORKER", "STATE", "MODEL", "EPOCH", "BLOCKS", "OF", "ADDRESS"], &rows));
+    print(&table(
+        &["WORKER", "REGION", "STATE", "MODEL", "EPOCH", "BLOCKS", "OF", "ADDRESS"],
+        &rows,
+    ));
     Ok(())
 }
 
@@ -42,8 +46,11 @@ fn list<'a>(status: &'a Value, key: &str) -> &'a [Value] {
 
 /// The members' table, also of `mainstay control members`.
 pub(crate) fn members(status: &Value) -> String {
-    let keys = ["id", "role", "address", "last_log_index", "applied_index", "lag", "reachable"];
+    let keys =
+        ["id", "region", "role", "address", "last_log_index", "applied_index", "lag", "reachable"];
     let rows: Vec<Vec<String>> =
         list(status, "members").iter().map(|m| keys.iter().map(|k| cell(m, k)).collect()).collect();
-    table(&["MEMBER", "ROLE", "ADDRESS", "LAST LOG", "APPLIED", "LAG", "REACHABLE"], &rows)
+    let headers =
+        ["MEMBER", "REGION", "ROLE", "ADDRESS", "LAST LOG", "APPLIED", "LAG", "REACHABLE"];
+    table(&headers, &rows)
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use mainstay_identity::Role;
+use mainstay_types::Region;
 use mainstay_worker::WorkerConfig;
 
 use super::engine::EngineArgs;
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     /// Where gateways reach it, as HOST:PORT [default: the listening address]
     #[arg(long)]
     advertise: Option<String>,
+    /// The region it is in, such as a datacenter's name
+    #[arg(long, value_parser = super::parse_region, default_value = Region::LOCAL)]
+    region: Region,
     #[command(flatten)]
     security: ListenerArgs,
     /// A TOML file with an [engine] table
@@ -43,6 +47,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut config = worker_config(&args.engine, &file, name.clone(), addresses(&args.control))?;
     config.listen = args.listen;
     config.advertise = args.advertise;
+    config.region = args.region;
     config.identity = identity;
     config.insecure = args.security.insecure;
     let handle = mainstay_worker::start(config).await?;

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use mainstay_types::{NamespaceId, PinId, PinRequest, SequenceHash, TenantId};
+use mainstay_types::{NamespaceId, PinId, PinRequest, PinScope, SequenceHash, TenantId};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -170,6 +170,7 @@ fn pin(id: u128) -> Command {
         priority: 50,
         copies_min: 1,
         tokens: None,
+        scope: PinScope::default(),
     })
 }
 

@@ -1,10 +1,11 @@
 //! How a group looks from one of its members.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use mainstay_types::{LogIndex, NodeId};
-use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Instant as _, ServerState};
 
 use super::Group;
 use crate::types::LogId;
@@ -94,6 +95,27 @@ pub struct GroupStatus {
 }
 
 impl Group {
+    /// As leader: the last committed entry, and how long ago at most it was the last of the whole group. A leader that
+    /// was cut off knows it of ever longer ago; a member that does not lead, or serves not yet, does not know.
+    #[must_use]
+    pub fn known_as_leader(&self) -> Option<(LogIndex, Duration)> {
+        let Leadership::Serving { term } = *self.inner.leadership.borrow() else { return None };
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.state != ServerState::Leader || metrics.current_term != term {
+            return None;
+        }
+        let alone = metrics.membership_config.voter_ids().eq([self.inner.node]);
+        // The time when the acknowledged message was sent, not when its answer came.
+        let ago = match &metrics.last_quorum_acked {
+            _ if alone => Duration::ZERO,
+            Some(at) => at.elapsed(),
+            None => return None,
+        };
+        let committed = metrics.cluster_committed.max(metrics.local_committed);
+        Some((LogIndex(committed.map_or(0, |id| id.index)), ago))
+    }
+
     /// How the group stands, as this member sees it.
     #[must_use]
     pub fn status(&self) -> GroupStatus {

@@ -1,6 +1,6 @@
 //! openraft's own suite over log store and machine, and the image against the live state.
 
-use mainstay_types::{Command, NamespaceId, PinId, PinRequest, SequenceHash, TenantId};
+use mainstay_types::{Command, NamespaceId, PinId, PinRequest, PinScope, SequenceHash, TenantId};
 use mainstay_types::{Stamp, Tenure};
 use openraft::StorageError;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
@@ -129,6 +129,7 @@ fn pin(index: u64) -> Entry {
         priority: 1,
         copies_min: 1,
         tokens: None,
+        scope: PinScope::default(),
     });
     let wire = mainstay_proto::convert::proposal_to_wire(&Proposal { stamp, command });
     let log_id = LogId::new(LeaderId { term: 1, node_id: 1 }, index);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use mainstay_state::{Limits, Machine};
 use mainstay_types::{
-    Command, LogIndex, NamespaceId, NodeId, PinId, PinRequest, SequenceHash, TenantId,
+    Command, LogIndex, NamespaceId, NodeId, PinId, PinRequest, PinScope, SequenceHash, TenantId,
 };
 use tempfile::TempDir;
 
@@ -29,6 +29,7 @@ fn pin(id: u128) -> Command {
         priority: 50,
         copies_min: 1,
         tokens: None,
+        scope: PinScope::default(),
     })
 }
 

@@ -8,7 +8,7 @@ use mainstay_proto::convert::model_to_wire;
 use mainstay_proto::v1;
 use mainstay_proto::v1::control_client::ControlClient;
 use mainstay_raft::{GroupStatus, MemberStatus, Role};
-use mainstay_types::NodeId;
+use mainstay_types::{LogIndex, NodeId};
 use tonic::Status;
 
 use super::{Service, refuse_member};
@@ -21,12 +21,25 @@ const PROMOTE_PATIENCE: Duration = Duration::from_secs(20);
 const ADDRESS_BYTES_MAX: usize = 256;
 
 impl Service {
+    pub(super) fn say_how_fresh(&self) -> v1::FreshnessReply {
+        let (LogIndex(log_index), age_ms) = self.place.age(&self.group);
+        v1::FreshnessReply {
+            log_index,
+            age_ms,
+            node: self.group.node().0,
+            region: self.place.region.to_string(),
+            members: self.group.status().members.into_iter().map(|m| m.address).collect(),
+        }
+    }
+
     pub(super) async fn describe(&self, request: v1::StatusRequest) -> v1::StatusReply {
         let status = self.group.status();
         let members = self.describe_members(&status, request.local_only).await;
         let now = Instant::now();
         let leads = status.role == Role::Leader;
         let plain = self.plain_index;
+        // Before the lock is taken, which it takes itself.
+        let (_, age_ms) = self.place.age(&self.group);
         self.group.read(|m| {
             let held = |worker| match plain {
                 true => m.index().worker_block_count(worker),
@@ -36,6 +49,7 @@ impl Service {
                 worker: w.id.0,
                 name: w.name.clone(),
                 address: w.address.clone(),
+                region: w.region.to_string(),
                 epoch: w.epoch.0,
                 state: w.state.name().to_owned(),
                 model: Some(model_to_wire(&w.model)),
@@ -64,6 +78,8 @@ impl Service {
                 index_drift: self.group.streams().look(mainstay_state::Streams::drift),
                 cluster_time: rfc3339(m.time().now_ms),
                 instance: self.group.instance(),
+                region: self.place.region.to_string(),
+                age_ms,
             }
         })
     }
@@ -78,6 +94,7 @@ impl Service {
             lag: 0,
             reachable: true,
             instance: member.instance,
+            region: self.place.region.to_string(),
         };
         let mut members: Vec<v1::Member> = if local_only {
             status.members.iter().filter(|m| m.id == status.node).map(me).collect()
@@ -87,6 +104,7 @@ impl Service {
             });
             join_all(others).await
         };
+        self.place.keep_regions(|id| status.members.iter().any(|m| m.id.0 == id));
         // Behind whom: the leader if it is known, else whoever has most.
         let leader = members.iter().find(|m| Some(NodeId(m.id)) == status.leader && m.reachable);
         let head = leader
@@ -109,6 +127,9 @@ impl Service {
         let reply = tokio::time::timeout(ASK_TIMEOUT, asked).await.ok().flatten();
         // The address may have been given to somebody else.
         let reply = reply.filter(|r| r.node == member.id.0);
+        if let Some(reply) = &reply {
+            self.place.note_region(reply.node, &reply.region);
+        }
         let own = reply.as_ref().and_then(|r| r.members.iter().find(|m| m.id == member.id.0));
         let role = match (own, &reply, member.voter) {
             (Some(own), ..) => own.role.clone(),
@@ -127,6 +148,7 @@ impl Service {
             lag: 0,
             reachable: reply.is_some(),
             instance: member.instance,
+            region: self.place.region_of(member.id.0),
         }
     }
 

@@ -114,7 +114,7 @@ impl Service {
             })
         });
         let pin = pin.ok_or_else(|| Status::not_found(format!("pin {id} has ended meanwhile")))?;
-        Ok(v1::PinReply { pin: Some(pin), log_index: at.0 })
+        Ok(v1::PinReply { pin: Some(pin), log_index: at.0, age_ms: Some(0) })
     }
 
     pub(super) async fn read_pin(
@@ -123,9 +123,10 @@ impl Service {
     ) -> Result<v1::PinReply, Status> {
         let id = PinId(u128_from_wire(&request.id, "id")?);
         let look = |m: &Machine| (m.applied(), m.pin(id).map(|pin| pin_on_wire(m, pin)));
+        let age_ms = self.age_of(request.local);
         let (at, pin) = self.look(request.local, look).await?;
         let pin = pin.ok_or_else(|| Status::not_found(format!("no pin {id}")))?;
-        Ok(v1::PinReply { pin: Some(pin), log_index: at.0 })
+        Ok(v1::PinReply { pin: Some(pin), log_index: at.0, age_ms })
     }
 
     pub(super) async fn read_pins(
@@ -149,8 +150,14 @@ impl Service {
             });
             (m.applied(), pins.take(limit).map(|pin| pin_on_wire(m, pin)).collect())
         };
+        let age_ms = self.age_of(request.local);
         let (LogIndex(log_index), pins) = self.look(request.local, look).await?;
-        Ok(v1::ListPinsReply { pins, log_index })
+        Ok(v1::ListPinsReply { pins, log_index, age_ms })
+    }
+
+    /// Taken before the state is looked at: what comes in between makes it younger only.
+    fn age_of(&self, local: bool) -> Option<u64> {
+        if local { self.place.age(&self.group).1 } else { Some(0) }
     }
 
     async fn look<T>(&self, local: bool, look: impl FnOnce(&Machine) -> T) -> Result<T, Status> {

@@ -10,7 +10,9 @@ use mainstay_proto::convert::{frame_from_wire, model_from_wire, u128_from_wire};
 use mainstay_proto::v1;
 use mainstay_raft::ProposeError;
 use mainstay_state::{Outcome, Taken};
-use mainstay_types::{Command, Epoch, EventFrame, EventSequence, FenceCause, PinId, WorkerId};
+use mainstay_types::{
+    Command, Epoch, EventFrame, EventSequence, FenceCause, PinId, Region, WorkerId,
+};
 use tonic::Status;
 
 use super::{Service, refuse, refused, unexpected};
@@ -38,7 +40,14 @@ impl Service {
                 "name, address and model must have at most {TEXT_BYTES_MAX} bytes each"
             )));
         }
+        let region = Region::or_local(&request.region).ok_or_else(|| {
+            Status::invalid_argument(format!(
+                "a region has 1 to {} of a-z A-Z 0-9 - _ .; set --region",
+                Region::BYTES_MAX
+            ))
+        })?;
         let command = Command::RegisterWorker {
+            region,
             name: request.name.clone(),
             address: request.address.clone(),
             incarnation: request.incarnation,

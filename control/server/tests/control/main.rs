@@ -4,6 +4,7 @@
 
 mod cluster;
 mod keeper;
+mod regions;
 mod security;
 mod streams;
 
@@ -18,7 +19,8 @@ use mainstay_proto::v1::control_client::ControlClient;
 use mainstay_proto::v1::watch_event::Event;
 use mainstay_state::{Limits, Machine};
 use mainstay_types::{
-    BlockEvent, LogIndex, NamespaceId, NodeId, PinId, PinRequest, SequenceHash, TenantId, Tier,
+    BlockEvent, LogIndex, NamespaceId, NodeId, PinId, PinRequest, PinScope, SequenceHash, TenantId,
+    Tier,
 };
 use tempfile::TempDir;
 use tonic::transport::Channel;
@@ -72,6 +74,7 @@ fn worker(name: &str, incarnation: u64) -> v1::RegisterWorker {
             context_tokens_max: 4096,
         }),
         blocks_total: 1000,
+        region: String::new(),
     }
 }
 
@@ -87,6 +90,7 @@ fn pin(id: u128, ttl_ms: u64) -> v1::PutPin {
         priority: 50,
         copies_min: 1,
         tokens: None,
+        scope: PinScope::default(),
     })
 }
 

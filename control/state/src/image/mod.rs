@@ -9,6 +9,7 @@
 mod kept;
 mod parts;
 mod read;
+mod regions;
 mod sink;
 mod source;
 mod write;

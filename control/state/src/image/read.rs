@@ -11,6 +11,7 @@ use mainstay_types::{
 
 use super::ImageError;
 use super::kept::{read_keeping, read_mark};
+use super::regions::{read_region, read_scope};
 use super::source::Source;
 use super::write::{WORKER_LEASE_EXPIRED, WORKER_LEFT, WORKER_LIVE};
 use crate::limits::Limits;
@@ -22,8 +23,8 @@ use crate::workers::{
 
 const REASON_BYTES_MAX: usize = 256;
 /// The least that one element takes, with the shortest texts and lists that are allowed.
-const WORKER_BYTES_MIN: usize = 89;
-const PIN_BYTES_MIN: usize = 153;
+const WORKER_BYTES_MIN: usize = 98;
+const PIN_BYTES_MIN: usize = 162;
 const RUN_BYTES_MIN: usize = 69;
 const KEY_BYTES: usize = 8;
 const HOLDER_BYTES_MIN: usize = 21;
@@ -44,15 +45,14 @@ pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, 
         workers.push(read_worker(source)?);
     }
     check_workers(&workers, last_id, applied)?;
-    let live_workers: BTreeSet<WorkerId> =
-        workers.iter().filter(|w| w.is_live()).map(|w| w.id).collect();
-    let pins = read_pins(source, &limits, applied, time, &live_workers)?;
+    let workers = Workers::restore(last_id, workers);
+    let pins = read_pins(source, &limits, applied, time, &workers)?;
     Ok(Machine {
         limits,
         applied,
         time,
         hash_key,
-        workers: Workers::restore(last_id, workers),
+        workers,
         pins,
         index: BlockIndex::new(limits.index_blocks_max),
     })
@@ -93,6 +93,7 @@ fn read_worker(source: &mut Source<'_>) -> Result<Worker, ImageError> {
         false => None,
     };
     let changed_index = LogIndex(source.u64()?);
+    let region = read_region(source)?;
     if epoch.0 == 0 || next_sequence.0 == 0 || model.block_tokens == 0 {
         return Err(ImageError::Invalid("worker"));
     }
@@ -108,6 +109,7 @@ fn read_worker(source: &mut Source<'_>) -> Result<Worker, ImageError> {
         next_sequence,
         cut,
         changed_index,
+        region,
     })
 }
 
@@ -142,16 +144,16 @@ fn read_pins(
     limits: &Limits,
     applied: LogIndex,
     time: ClusterTime,
-    live_workers: &BTreeSet<WorkerId>,
+    workers: &Workers,
 ) -> Result<Pins, ImageError> {
     let count = source.count("live pins", u64::from(limits.pins_max), PIN_BYTES_MIN)?;
     let mut live: Vec<Pin> = Vec::with_capacity(count);
     for _ in 0..count {
         let mut pin = read_pin(source, limits, applied)?;
-        let keepers = pin.holders.keys().all(|id| live_workers.contains(id))
-            && pin.keeping.orders.keys().all(|id| live_workers.contains(id));
+        let lives = |id: &WorkerId| workers.get(*id).is_some_and(Worker::is_live);
+        let keepers = pin.holders.keys().all(lives) && pin.keeping.orders.keys().all(lives);
         let was = (pin.ever_active, pin.keeping.clone());
-        pin.derive_state();
+        pin.derive_state(workers);
         let known = (pin.ever_active, &pin.keeping) == (was.0, &was.1)
             && pin.expires_ms > time.now_ms
             && pin.keeping.moved_ms <= time.now_ms;
@@ -248,6 +250,7 @@ fn read_request(source: &mut Source<'_>, limits: &Limits) -> Result<PinRequest, 
     let ttl_ms = source.u64()?;
     let priority = source.u8()?;
     let copies_min = source.u32()?;
+    let scope = read_scope(source)?;
     if blocks.is_empty() || ttl_ms == 0 || priority > 100 || copies_min == 0 {
         return Err(ImageError::Invalid("pin request"));
     }
@@ -262,6 +265,7 @@ fn read_request(source: &mut Source<'_>, limits: &Limits) -> Result<PinRequest, 
         priority,
         copies_min,
         tokens: None,
+        scope,
     })
 }
 

@@ -4,6 +4,7 @@ use mainstay_index::{BlockIndex, RunSnapshot};
 use mainstay_types::{FenceCause, PinState};
 
 use super::kept;
+use super::regions::{write_region, write_scope};
 use super::sink::Sink;
 use crate::machine::Machine;
 use crate::pins::Pin;
@@ -65,6 +66,7 @@ fn write_worker(sink: &mut impl Sink, worker: &Worker) {
         sink.u64(mark.blocks);
     }
     sink.u64(worker.changed_index.0);
+    write_region(sink, &worker.region);
 }
 
 /// What live and ended pins have in common. A live pin's state follows from its holders and is not written.
@@ -85,6 +87,7 @@ fn write_pin(sink: &mut impl Sink, pin: &Pin) {
     sink.u64(request.ttl_ms);
     sink.u8(request.priority);
     sink.u32(request.copies_min);
+    write_scope(sink, &request.scope);
     for value in [pin.created_ms, pin.expires_ms, pin.created_index.0, pin.changed_index.0] {
         sink.u64(value);
     }

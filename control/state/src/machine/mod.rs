@@ -6,13 +6,13 @@
 use mainstay_index::BlockIndex;
 use mainstay_types::{
     ClusterTime, Command, Epoch, ErrorCode, EventFrame, EventSequence, FenceCause, HashKey,
-    LogIndex, PinId, Proposal, TenantId, WorkerId,
+    LogIndex, PinId, Proposal, Region, TenantId, WorkerId,
 };
 
 use crate::image::{self, ImageError};
 use crate::limits::Limits;
 use crate::outcome::{Outcome, Refusal};
-use crate::pins::{Pin, Pins};
+use crate::pins::{MissingCopies, Pin, Pins, matters};
 use crate::workers::{Registration, Worker, Workers};
 
 /// The whole replicated state.
@@ -59,13 +59,14 @@ impl Machine {
         match command {
             Command::Tick => Ok(Outcome::Ticked),
             Command::Bootstrap { hash_key } => self.bootstrap(HashKey(*hash_key)),
-            Command::RegisterWorker { name, address, incarnation, model, blocks_total } => {
+            Command::RegisterWorker { name, address, incarnation, model, blocks_total, region } => {
                 let registration = Registration {
                     name,
                     address,
                     incarnation: *incarnation,
                     model,
                     blocks_total: *blocks_total,
+                    region,
                 };
                 self.register(index, &registration)
             }
@@ -84,7 +85,8 @@ impl Machine {
             Command::ReleasePin { id } => self.pins.release(index, *id),
             Command::ReportPin { worker, epoch, id, blocks_held } => {
                 self.workers.live(*worker, *epoch)?;
-                self.pins.report(index, self.time.now_ms, *worker, *id, *blocks_held)
+                let held = (*worker, *blocks_held);
+                self.pins.report(index, self.time.now_ms, &self.workers, *id, held)
             }
             Command::OrderPin { id, worker, epoch } => {
                 self.workers.live(*worker, *epoch)?;
@@ -111,10 +113,12 @@ impl Machine {
         index: LogIndex,
         registration: &Registration<'_>,
     ) -> Result<Outcome, Refusal> {
+        let regions = self.workers.live_region_count();
         let registered = self.workers.register(index, self.limits.workers_max, registration)?;
         if registered.fenced {
             self.drop_holdings(index, registered.worker);
         }
+        self.follow_regions(index, regions);
         Ok(Outcome::Registered { worker: registered.worker, epoch: registered.epoch })
     }
 
@@ -125,15 +129,24 @@ impl Machine {
         epoch: Epoch,
         cause: FenceCause,
     ) -> Result<Outcome, Refusal> {
+        let regions = self.workers.live_region_count();
         if self.workers.fence(index, worker, epoch, cause)? {
             self.drop_holdings(index, worker);
         }
+        self.follow_regions(index, regions);
         Ok(Outcome::Fenced)
     }
 
     fn drop_holdings(&mut self, index: LogIndex, worker: WorkerId) {
         self.index.remove_worker(worker);
-        self.pins.drop_worker(index, self.time.now_ms, worker);
+        self.pins.drop_worker(index, self.time.now_ms, &self.workers, worker);
+    }
+
+    /// Pins that want to be in two regions follow how many there are.
+    fn follow_regions(&mut self, index: LogIndex, before: usize) {
+        if matters(before, self.workers.live_region_count()) {
+            self.pins.regions_changed(index, &self.workers);
+        }
     }
 
     fn take_frame(&mut self, frame: &EventFrame) -> Result<Outcome, Refusal> {
@@ -217,6 +230,18 @@ impl Machine {
     #[must_use]
     pub fn pin(&self, id: PinId) -> Option<&Pin> {
         self.pins.get(id)
+    }
+
+    /// Regions with live workers, by name.
+    pub fn live_regions(&self) -> impl Iterator<Item = &Region> {
+        self.workers.live_regions()
+    }
+
+    /// Which copies a live pin lacks, and where; nothing for one that is kept, or ended, or unknown.
+    #[must_use]
+    pub fn missing_copies(&self, id: PinId) -> Vec<MissingCopies> {
+        let pin = self.pins.get(id).filter(|pin| pin.is_live());
+        pin.map(|pin| pin.missing(&self.workers)).unwrap_or_default()
     }
 
     /// The block index in its plain form: what [`Command::Blocks`] put into it.

@@ -129,8 +129,14 @@ fn odd_registrations_are_refused() {
         (&*"n".repeat(129), "x:1", model("m", 16)),
     ] {
         let (name, address) = (name.to_owned(), address.to_owned());
-        let command =
-            Command::RegisterWorker { name, address, incarnation: 1, model, blocks_total: 1 };
+        let command = Command::RegisterWorker {
+            name,
+            address,
+            incarnation: 1,
+            model,
+            blocks_total: 1,
+            region: Region::default(),
+        };
         assert_eq!(code(&log.apply(command)), Some(ErrorCode::InvalidArgument));
     }
     assert_eq!(log.machine.workers().count(), 0);

@@ -8,6 +8,7 @@
 
 mod orders;
 mod put;
+mod scope;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -19,6 +20,10 @@ use mainstay_types::{
 
 use crate::limits::Limits;
 use crate::outcome::{Outcome, Refusal};
+use crate::workers::Workers;
+
+pub use scope::MissingCopies;
+pub(crate) use scope::matters;
 
 pub use orders::{Keeping, ORDER_MS, Order, PIN_ORDERS_MAX};
 pub(crate) use put::token_bytes;
@@ -63,8 +68,8 @@ impl Pin {
     }
 
     /// The state that the holders of a live pin amount to.
-    pub(crate) fn derive_state(&mut self) {
-        self.state = if self.copies() >= self.request.copies_min as usize {
+    pub(crate) fn derive_state(&mut self, workers: &Workers) {
+        self.state = if self.missing(workers).is_empty() {
             self.ever_active = true;
             self.keeping.settle();
             PinState::Active
@@ -203,9 +208,9 @@ impl Pins {
         &mut self,
         index: LogIndex,
         now_ms: u64,
-        worker: WorkerId,
+        workers: &Workers,
         id: PinId,
-        blocks_held: u32,
+        (worker, blocks_held): (WorkerId, u32),
     ) -> Result<Outcome, Refusal> {
         let pin = self.all.get_mut(&id).ok_or_else(|| unknown(id))?;
         let blocks = pin.request.blocks.len();
@@ -225,14 +230,20 @@ impl Pins {
             pin.changed_index = index;
             let whole = blocks_held as usize == blocks;
             pin.keeping.moved(now_ms, worker, blocks_held > held_before, whole);
-            pin.derive_state();
+            pin.derive_state(workers);
             self.note_short(id);
         }
         Ok(Outcome::Reported)
     }
 
     /// Takes a worker out of all holders, and its orders back.
-    pub(crate) fn drop_worker(&mut self, index: LogIndex, now_ms: u64, worker: WorkerId) {
+    pub(crate) fn drop_worker(
+        &mut self,
+        index: LogIndex,
+        now_ms: u64,
+        workers: &Workers,
+        worker: WorkerId,
+    ) {
         let mut lost = Vec::new();
         for pin in self.all.values_mut().filter(|pin| pin.is_live()) {
             if pin.keeping.orders.remove(&worker).is_some() {
@@ -241,7 +252,7 @@ impl Pins {
             if pin.holders.remove(&worker).is_some() {
                 pin.changed_index = index;
                 pin.keeping.moved_ms = now_ms;
-                pin.derive_state();
+                pin.derive_state(workers);
                 lost.push(pin.request.id);
             }
         }

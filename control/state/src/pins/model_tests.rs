@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use mainstay_types::Command;
+use mainstay_types::{Command, PinScope};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -57,6 +57,7 @@ fn request() -> impl Strategy<Value = PinRequest> {
             priority,
             copies_min,
             tokens: (kept < 20).then(|| tokens(length - usize::from(kept == 0))),
+            scope: if id % 9 == 0 { PinScope::Global } else { PinScope::default() },
             ..pin(id, prefix(branch, length))
         },
     )
@@ -188,6 +189,7 @@ fn carries_on(new: &PinRequest, expires_ms: u64, old: &Promise) -> bool {
         && new.priority >= known.priority
         && new.copies_min >= known.copies_min
         && (new.tokens.is_some() || known.tokens.is_none())
+        && new.scope == known.scope
 }
 
 /// Adds everything up from nothing.

@@ -185,6 +185,7 @@ fn covers(request: &PinRequest, expires_ms: u64, earlier: &Pin) -> bool {
         && request.priority >= earlier.request.priority
         && request.copies_min >= earlier.request.copies_min
         && (request.tokens.is_some() || earlier.request.tokens.is_none())
+        && request.scope == earlier.request.scope
 }
 
 pub(super) fn check_ttl(ttl_ms: u64, limits: &Limits) -> Result<(), Refusal> {

@@ -416,6 +416,7 @@ fn hints_never_fail_a_request() {
             recompute: Some(
                 true,
             ),
+            pin_scope: None,
             cache_salt: Some(
                 "s",
             ),
@@ -456,6 +457,27 @@ fn hints_never_fail_a_request() {
     let clipped = with(json!({"cache_control": {"type": "ephemeral", "ttl": "90d"}}));
     assert_eq!(clipped.hints.cache_control.unwrap().ttl_ms, crate::limits::TTL_MS_MAX);
     assert_eq!(clipped.warnings, ["`nvext.cache_control.ttl` clipped to 86400000 ms"]);
+}
+
+#[test]
+fn scopes_are_named_or_left_out() {
+    let scope = |scope: Value| {
+        let cache = json!({"type": "ephemeral", "scope": scope});
+        let body = json!({"model": "m", "messages": [{"role": "user", "content": "x"}],
+            "nvext": {"cache_control": cache}});
+        let request = chat(body).unwrap();
+        (request.hints.pin_scope, request.warnings.len())
+    };
+    for fine in ["global", "region", "region:eu-1"] {
+        assert_eq!(scope(json!(fine)), (Some(fine.to_owned()), 0));
+    }
+    assert_eq!(scope(json!(null)), (None, 0));
+    let long = format!("region:{}", "x".repeat(65));
+    for odd in
+        [json!("planet"), json!(""), json!("region:"), json!("region:a b"), json!(3), json!(long)]
+    {
+        assert_eq!(scope(odd.clone()), (None, 1), "{odd}");
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What operators ask of a gateway: pins, status, why a request went where it went.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
@@ -7,13 +9,16 @@ use axum::response::{IntoResponse, Response};
 use mainstay_chat::Endpoint;
 use mainstay_chat::error::{ApiError, ErrorKind};
 use mainstay_proto::v1;
-use mainstay_types::PinId;
+use mainstay_types::{PinId, PinScope};
 use serde_json::{Value, json};
 
+use super::staleness::{Basis, Consistency, pin_on_wire};
 use super::{App, failure, new_request_id};
 
 /// Pins shown in one answer at most.
 const PINS_MAX: u32 = 10_000;
+/// How long the followed member may take to describe the cluster; it asks the others, half a second at most.
+const STATUS_WAIT: Duration = Duration::from_millis(1_500);
 
 /// An admin error, in OpenAI's shape like every error under `/v1` that is not Anthropic's.
 pub(super) struct AdminError(ApiError);
@@ -60,14 +65,30 @@ type Reply = Result<Json<Value>, AdminError>;
 pub(super) struct ListQuery {
     #[serde(default)]
     all: bool,
+    consistency: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+pub(super) struct ShowQuery {
+    consistency: Option<String>,
 }
 
 pub(super) async fn list_pins(
     State(app): State<App>,
     headers: HeaderMap,
     Query(query): Query<ListQuery>,
-) -> Reply {
+) -> Result<Response, AdminError> {
     let tenant = app.tenants.of(&headers)?;
+    let consistency = Consistency::parse(query.consistency.as_deref())?;
+    if consistency == Consistency::Local {
+        let basis = begun(&app)?;
+        let pins: Vec<Value> = app.replica.read(|m| {
+            let own = m.pins().filter(|p| p.request.tenant == tenant && (query.all || p.is_live()));
+            let wire = |p| pin_json(&pin_on_wire(m, p, basis.age_ms.unwrap_or(0)));
+            own.take(PINS_MAX as usize).map(wire).collect()
+        });
+        return Ok(list_json(pins, basis, consistency));
+    }
     let request = v1::ListPinsRequest {
         tenant: tenant.as_str().to_owned(),
         all_states: query.all,
@@ -80,18 +101,42 @@ pub(super) async fn list_pins(
     });
     let reply = call.await?;
     let pins: Vec<Value> = reply.pins.iter().map(pin_json).collect();
-    Ok(Json(json!({"object": "list", "log_index": reply.log_index, "data": pins})))
+    let basis = Basis { log_index: reply.log_index, age_ms: reply.age_ms };
+    Ok(list_json(pins, basis, consistency))
+}
+
+fn list_json(pins: Vec<Value>, basis: Basis, consistency: Consistency) -> Response {
+    basis.answer(json!({
+        "object": "list", "log_index": basis.log_index, "index_age_ms": basis.age_ms,
+        "consistency": consistency.name(), "data": pins,
+    }))
+}
+
+/// The replica's basis, once there is a replica.
+fn begun(app: &App) -> Result<Basis, ApiError> {
+    if app.replica.has_begun() {
+        return Ok(Basis::of_replica(app));
+    }
+    Err(ApiError::new(ErrorKind::Unavailable, "no control member has answered yet"))
+}
+
+fn no_pin(id: &str) -> ApiError {
+    ApiError::new(ErrorKind::NotFound, format!("no pin {id}; GET /v1/pins lists them"))
+}
+
+fn parse_id(id: &str) -> Result<PinId, ApiError> {
+    PinId::parse(id).ok_or_else(|| {
+        ApiError::invalid("id", "not a pin id; they look like p-0123…, see GET /v1/pins")
+    })
 }
 
 async fn owned_pin(
     app: &App,
     headers: &HeaderMap,
     id: &str,
-) -> Result<(PinId, v1::Pin), AdminError> {
+) -> Result<(PinId, v1::Pin, Basis), AdminError> {
     let tenant = app.tenants.of(headers)?;
-    let parsed = PinId::parse(id).ok_or_else(|| {
-        ApiError::invalid("id", "not a pin id; they look like p-0123…, see GET /v1/pins")
-    })?;
+    let parsed = parse_id(id)?;
     let request = v1::GetPinRequest {
         id: mainstay_proto::convert::u128_to_wire(parsed.0),
         ..v1::GetPinRequest::default()
@@ -100,22 +145,40 @@ async fn owned_pin(
         let request = request.clone();
         async move { c.get_pin(request).await }
     });
-    let pin = call.await?.pin;
+    let reply = call.await?;
+    let basis = Basis { log_index: reply.log_index, age_ms: reply.age_ms };
     // Another tenant's pin is told as missing: whether it exists is none of the caller's business.
-    pin.filter(|p| p.request.as_ref().is_some_and(|r| r.tenant == tenant.as_str()))
-        .map(|p| (parsed, p))
-        .ok_or_else(|| {
-            ApiError::new(ErrorKind::NotFound, format!("no pin {id}; GET /v1/pins lists them"))
-                .into()
-        })
+    reply
+        .pin
+        .filter(|p| p.request.as_ref().is_some_and(|r| r.tenant == tenant.as_str()))
+        .map(|p| (parsed, p, basis))
+        .ok_or_else(|| no_pin(id).into())
 }
 
 pub(super) async fn show_pin(
     State(app): State<App>,
     headers: HeaderMap,
     Path(id): Path<String>,
-) -> Reply {
-    Ok(Json(pin_json(&owned_pin(&app, &headers, &id).await?.1)))
+    Query(query): Query<ShowQuery>,
+) -> Result<Response, AdminError> {
+    let consistency = Consistency::parse(query.consistency.as_deref())?;
+    let (pin, basis) = if consistency == Consistency::Local {
+        let tenant = app.tenants.of(&headers)?;
+        let (parsed, basis) = (parse_id(&id)?, begun(&app)?);
+        let pin = app.replica.read(|m| {
+            let own = m.pin(parsed).filter(|p| p.request.tenant == tenant);
+            own.map(|p| pin_on_wire(m, p, basis.age_ms.unwrap_or(0)))
+        });
+        (pin.ok_or_else(|| no_pin(&id))?, basis)
+    } else {
+        let (_, pin, basis) = owned_pin(&app, &headers, &id).await?;
+        (pin, basis)
+    };
+    let mut body = pin_json(&pin);
+    body["log_index"] = json!(basis.log_index);
+    body["index_age_ms"] = json!(basis.age_ms);
+    body["consistency"] = json!(consistency.name());
+    Ok(basis.answer(body))
 }
 
 pub(super) async fn extend_pin(
@@ -129,7 +192,7 @@ pub(super) async fn extend_pin(
     let ttl_ms = super::ttl_ms(&body)
         .flatten()
         .ok_or_else(|| ApiError::invalid("ttl", "give a duration such as \"30m\" or \"1h\""))?;
-    let (id, _) = owned_pin(&app, &headers, &id).await?;
+    let (id, ..) = owned_pin(&app, &headers, &id).await?;
     let reply = app.pins.extend(id, ttl_ms).await?;
     Ok(Json(reply.pin.as_ref().map(pin_json).unwrap_or_default()))
 }
@@ -139,7 +202,7 @@ pub(super) async fn release_pin(
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> Reply {
-    let (id, _) = owned_pin(&app, &headers, &id).await?;
+    let (id, ..) = owned_pin(&app, &headers, &id).await?;
     let reply = app.pins.release(id).await?;
     Ok(Json(reply.pin.as_ref().map(pin_json).unwrap_or_default()))
 }
@@ -175,6 +238,7 @@ pub(super) fn pin_json(pin: &v1::Pin) -> Value {
             "attempts": o.attempts,
         })).collect::<Vec<_>>(),
         "order_attempts": pin.order_attempts,
+        "scope": PinScope::parse(&request.scope).unwrap_or_default().to_string(),
         "created_index": pin.created_index,
         "holders": pin.holders.iter().map(|h| json!({
             "worker": h.name, "worker_id": h.worker, "blocks_held": h.blocks_held,
@@ -182,18 +246,31 @@ pub(super) fn pin_json(pin: &v1::Pin) -> Value {
     })
 }
 
-pub(super) async fn status(State(app): State<App>, headers: HeaderMap) -> Reply {
-    app.tenants.of(&headers)?;
+/// The followed member's view: near, and there also when the others are out of reach; else whoever answers.
+async fn ask_status(app: &App) -> Result<v1::StatusReply, tonic::Status> {
+    if let Some((_, mut near)) = app.replica.followed() {
+        let asked = near.status(v1::StatusRequest::default());
+        if let Ok(Ok(reply)) = tokio::time::timeout(STATUS_WAIT, asked).await {
+            return Ok(reply.into_inner());
+        }
+    }
     let call = app.control.call(super::CONTROL_DEADLINE, |mut c| async move {
         c.status(v1::StatusRequest::default()).await
     });
-    let s = call.await?;
+    call.await
+}
+
+pub(super) async fn status(State(app): State<App>, headers: HeaderMap) -> Reply {
+    app.tenants.of(&headers)?;
+    let s = ask_status(&app).await?;
+    let known = |region: &str| (!region.is_empty()).then(|| region.to_owned());
     let members: Vec<Value> = s
         .members
         .iter()
         .map(|m| json!({
             "id": m.id, "address": m.address, "role": m.role, "last_log_index": m.last_log_index,
             "applied_index": m.applied_index, "lag": m.lag, "reachable": m.reachable,
+            "region": known(&m.region),
         }))
         .collect();
     let workers: Vec<Value> = s
@@ -202,18 +279,21 @@ pub(super) async fn status(State(app): State<App>, headers: HeaderMap) -> Reply 
         .map(|w| json!({
             "id": w.worker, "name": w.name, "address": w.address, "epoch": w.epoch, "state": w.state,
             "model": w.model.as_ref().map(|m| m.name.clone()), "blocks": w.blocks,
-            "blocks_total": w.blocks_total, "lease_left_ms": w.lease_left_ms,
+            "blocks_total": w.blocks_total, "lease_left_ms": w.lease_left_ms, "region": known(&w.region),
         }))
         .collect();
-    let age_ms = app.replica.age().map(|a| u64::try_from(a.as_millis()).unwrap_or(u64::MAX));
+    let replica = Basis::of_replica(&app);
     Ok(Json(json!({
         "node": s.node, "leader": s.leader, "term": s.term, "last_log_index": s.last_log_index,
         "applied_index": s.applied_index, "pins_live": s.pins_live, "index_blocks": s.index_blocks,
+        "log_index": s.applied_index, "index_age_ms": s.age_ms, "region": known(&s.region),
         "members": members, "workers": workers,
         "gateway": {
             "models": app.workers.model_names(),
-            "replica_log_index": app.replica.read(|m| m.applied().0),
-            "replica_age_ms": age_ms,
+            "region": app.region.as_str(),
+            "follows": app.replica.followed().map(|(address, _)| address),
+            "replica_log_index": replica.log_index,
+            "replica_age_ms": replica.age_ms,
         },
     })))
 }

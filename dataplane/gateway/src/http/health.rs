@@ -9,7 +9,7 @@ use serde_json::json;
 use super::App;
 
 /// A replica older than this still serves, and says so.
-const STALE_AFTER_MS: u128 = 5_000;
+const STALE_AFTER_MS: u64 = 5_000;
 
 pub(super) async fn livez() -> &'static str {
     "ok\n"
@@ -18,21 +18,29 @@ pub(super) async fn livez() -> &'static str {
 /// Ready means: a replica has been read and some worker can take a request.
 pub(super) async fn readyz(State(app): State<App>) -> Response {
     let mut reasons = app.workers.troubles();
-    let age = app.replica.age();
-    if age.is_none() {
+    let begun = app.replica.has_begun();
+    if !begun {
         reasons.push("no control member has answered yet".to_owned());
     }
     let routable = app.workers.any_routable() && !app.workers.model_names().is_empty();
     if !routable {
         reasons.push("no worker is routable".to_owned());
     }
-    let ready = age.is_some() && routable;
-    let stale = age.is_some_and(|a| a.as_millis() > STALE_AFTER_MS);
+    let ready = begun && routable;
+    let age_ms = app.replica.age_ms();
+    let stale = begun && age_ms.is_none_or(|age_ms| age_ms > STALE_AFTER_MS);
     if stale {
         reasons.push("the replica of the cluster's state is stale".to_owned());
     }
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({"ready": ready, "stale": stale, "reasons": reasons}))).into_response()
+    (
+        status,
+        Json(json!({
+            "ready": ready, "stale": stale, "index_age_ms": age_ms, "region": app.region.as_str(),
+            "reasons": reasons,
+        })),
+    )
+        .into_response()
 }
 
 pub(super) async fn metrics(State(app): State<App>) -> Response {

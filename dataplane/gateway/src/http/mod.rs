@@ -4,6 +4,7 @@ mod admin;
 mod health;
 mod pin_create;
 mod starting;
+mod staleness;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use mainstay_chat::{ApiError, Endpoint, ErrorKind};
 use mainstay_proto::client::ControlPlane;
+use mainstay_types::Region;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -43,6 +45,7 @@ const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct App {
     pub(crate) control: ControlPlane,
+    pub(crate) region: Region,
     pub(crate) replica: Replica,
     pub(crate) workers: Workers,
     pub(crate) placement: Placement,
@@ -64,13 +67,14 @@ impl App {
         tenants: Tenants,
     ) -> Self {
         Self {
-            placement: Placement::new(workers.clone(), replica.clone(), config.policy),
+            placement: Placement::new(workers.clone(), replica.clone(), &config),
             pins: Pins::new(control.clone(), replica.clone()),
             pins_on: config.pins,
             recompute: config.recompute,
             stored: ResponsesStore::default(),
             permits: Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS))),
             metrics: config.metrics,
+            region: config.region,
             control,
             replica,
             workers,
@@ -103,6 +107,7 @@ pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::R
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::extract::DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(Starting::new(app.clone()), starting::hold))
+        .layer(middleware::map_response_with_state(app.clone(), staleness::state))
         .with_state(app);
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
         if let Err(error) = stream.set_nodelay(true) {
@@ -320,23 +325,31 @@ fn parse_ttl_ms(value: &Value) -> Option<u64> {
 fn explain_json(app: &App, explained: &Explained) -> Value {
     let decision = &explained.decision;
     let name = |id| app.replica.read(|m| m.worker(id).map(|w| w.name.clone()).unwrap_or_default());
+    let region =
+        |id| app.replica.read(|m| m.worker(id).map(|w| w.region.to_string()).unwrap_or_default());
     let round = |ms: f64| (ms * 100.0).round() / 100.0;
     let candidates: Vec<Value> = decision
         .candidates
         .iter()
         .map(|c| {
             json!({
-                "worker": name(c.worker), "overlap_blocks": c.overlap_blocks,
+                "worker": name(c.worker), "region": region(c.worker),
+                "overlap_blocks": c.overlap_blocks, "region_ms": round(c.terms.region_ms),
                 "prefill_ms": round(c.terms.prefill_ms), "queue_ms": round(c.terms.queue_ms),
                 "decode_ms": round(c.terms.decode_ms), "memory_ms": round(c.terms.memory_ms),
                 "cost_ms": round(c.cost_ms), "predicted": c.predicted,
-                "note": if c.worker == decision.worker { "chosen" } else { "" },
+                "note": match (c.worker == decision.worker, c.abroad) {
+                    (true, _) => "chosen",
+                    (false, true) => "another region",
+                    (false, false) => "",
+                },
             })
         })
         .collect();
     json!({
         "request": explained.request, "worker": name(decision.worker),
         "overlap_blocks": decision.overlap_blocks, "prompt_blocks": explained.prompt_blocks,
+        "region": region(decision.worker), "gateway_region": app.region.as_str(),
         "cost_ms": round(decision.cost_ms), "reason": decision.note.to_string(),
         "candidates": candidates,
     })

@@ -6,13 +6,13 @@ use axum::extract::State;
 use axum::http::Request;
 use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{ApiError, ErrorKind};
-use mainstay_types::{SessionId, TenantId};
+use mainstay_types::{PinScope, Region, SessionId, TenantId};
 use serde_json::Value;
 
 use super::admin::{AdminError, pin_json};
 use super::{App, read_body, ttl_ms};
 use crate::answer::compute;
-use crate::pins::Wish;
+use crate::pins::{Wish, scope_of};
 use crate::prompt;
 
 /// A pin's life when the caller names none: Anthropic's default.
@@ -24,9 +24,10 @@ struct Terms {
     copies_min: u32,
     owner: Option<SessionId>,
     recompute: Option<bool>,
+    scope: PinScope,
 }
 
-fn terms(body: &Value) -> Result<Terms, ApiError> {
+fn terms(body: &Value, region: &Region) -> Result<Terms, ApiError> {
     let ttl_ms = ttl_ms(body)
         .unwrap_or(Some(TTL_DEFAULT_MS))
         .ok_or_else(|| ApiError::invalid("ttl", "give a duration such as \"30m\" or \"1h\""))?;
@@ -51,14 +52,21 @@ fn terms(body: &Value) -> Result<Terms, ApiError> {
             asked.as_bool().ok_or_else(|| ApiError::invalid("recompute", "expected a boolean"))?,
         ),
     };
-    Ok(Terms { ttl_ms, copies_min, owner, recompute })
+    let scope = match body.get("scope") {
+        None | Some(Value::Null) => scope_of(None, region),
+        Some(scope) => scope.as_str().and_then(|text| scope_of(Some(text), region)),
+    };
+    let scope = scope.ok_or_else(|| {
+        ApiError::invalid("scope", "expected \"region\", \"region:NAME\" or \"global\"")
+    })?;
+    Ok(Terms { ttl_ms, copies_min, owner, recompute, scope })
 }
 
 /// The prefix that a body describes.
 fn wish(app: &App, tenant: TenantId, body: &[u8]) -> Result<Wish, ApiError> {
     let parsed: Value = serde_json::from_slice(body)
         .map_err(|e| ApiError::invalid("", &format!("not JSON: {e}")))?;
-    let terms = terms(&parsed)?;
+    let terms = terms(&parsed, &app.region)?;
     let conversation = mainstay_chat::parse_chat(body)?;
     let card = app.model(&conversation.model)?;
     let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
@@ -85,6 +93,7 @@ fn wish(app: &App, tenant: TenantId, body: &[u8]) -> Result<Wish, ApiError> {
         ttl_ms: terms.ttl_ms,
         copies_min: terms.copies_min,
         tokens,
+        scope: terms.scope,
     })
 }
 

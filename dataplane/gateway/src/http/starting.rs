@@ -32,7 +32,7 @@ impl Starting {
 
     fn is_over(&self) -> bool {
         let app = &self.app;
-        let knows = app.replica.age().is_some()
+        let knows = app.replica.has_begun()
             && app.workers.any_routable()
             && !app.workers.model_names().is_empty();
         knows || Instant::now() >= self.until

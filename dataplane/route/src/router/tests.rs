@@ -18,7 +18,7 @@ fn worker(id: u32) -> WorkerView {
         decode_us_per_step: 10_000.0,
         ..WorkerLoad::default()
     };
-    WorkerView { id: WorkerId(id), epoch: Epoch(1), draining: false, load }
+    WorkerView { id: WorkerId(id), epoch: Epoch(1), draining: false, load, abroad: false }
 }
 
 fn busy(id: u32, running: u32, waiting_prefill_tokens: u64) -> WorkerView {
@@ -52,6 +52,7 @@ fn ask<'a>(
         priority: 0,
         random: 0,
         policy: Policy::Kv,
+        region_penalty_ms: None,
     }
 }
 
@@ -95,7 +96,13 @@ fn each_term_counts_what_it_says() {
     let inputs = ask(&workers, &blocks, &[]);
     let decision = Router::default().choose(&inputs).expect("a worker");
     // 165 tokens in 11 blocks, 7 of which must be taken from somebody.
-    let expected = Terms { prefill_ms: 16.5, queue_ms: 100.0, decode_ms: 50.0, memory_ms: 11.2 };
+    let expected = Terms {
+        prefill_ms: 16.5,
+        queue_ms: 100.0,
+        decode_ms: 50.0,
+        memory_ms: 11.2,
+        region_ms: 0.0,
+    };
     for (got, want) in [
         (decision.terms.prefill_ms, expected.prefill_ms),
         (decision.terms.queue_ms, expected.queue_ms),
@@ -326,6 +333,58 @@ fn an_explanation_is_short_and_begins_with_the_chosen_one() {
     assert_eq!(decision.candidates[1].worker, WorkerId(99));
 }
 
+fn abroad(id: u32) -> WorkerView {
+    WorkerView { abroad: true, ..worker(id) }
+}
+
+#[test]
+fn another_region_is_asked_only_when_nobody_of_this_one_can_be() {
+    let blocks = chain(1, 100);
+    let overlaps = [overlap(2, 100)];
+    // The worker abroad has all of the prompt and nothing to do; the near one is busy.
+    let workers = [busy(1, 20, 50_000), abroad(2)];
+    for policy in Policy::ALL {
+        for random in 0..4 {
+            let inputs = Inputs { policy, random, ..ask(&workers, &blocks, &overlaps) };
+            let decision = Router::default().choose(&inputs).expect("a worker");
+            assert_eq!(decision.worker, WorkerId(1), "{policy:?}");
+            let shown: Vec<_> =
+                decision.candidates.iter().map(|c| (c.worker.0, c.abroad)).collect();
+            assert_eq!(shown, [(1, false), (2, true)]);
+        }
+    }
+    let excluded = [WorkerId(1)];
+    let inputs = Inputs { excluded: &excluded, ..ask(&workers, &blocks, &overlaps) };
+    let decision = Router::default().choose(&inputs).expect("a worker");
+    assert_eq!((decision.worker, decision.note), (WorkerId(2), Note::NoneInRegion));
+    let draining = [WorkerView { draining: true, ..worker(1) }, abroad(2), abroad(3)];
+    let decision = Router::default().choose(&ask(&draining, &blocks, &overlaps)).expect("a worker");
+    assert_eq!((decision.worker, decision.note), (WorkerId(2), Note::NoneInRegion));
+    assert!(decision.note.to_string().contains("another region"));
+}
+
+#[test]
+fn a_penalty_weighs_regions_against_the_rest() {
+    let blocks = chain(1, 100);
+    let overlaps = [overlap(2, 100)];
+    let workers = [worker(1), abroad(2)];
+    // 160.5 ms of prefill here, 0.5 ms there.
+    for (penalty_ms, chosen) in [(100.0, 2), (159.0, 2), (161.0, 1), (f64::INFINITY, 1)] {
+        let inputs =
+            Inputs { region_penalty_ms: Some(penalty_ms), ..ask(&workers, &blocks, &overlaps) };
+        let decision = Router::default().choose(&inputs).expect("a worker");
+        assert_eq!(decision.worker, WorkerId(chosen), "{penalty_ms}");
+        let away = decision.candidates.iter().find(|c| c.abroad).expect("it is shown");
+        assert!((away.terms.region_ms - penalty_ms.min(3_600_000.0)).abs() < 1e-9);
+        assert!((away.cost_ms - away.terms.total_ms()).abs() < 1e-9);
+    }
+    for odd in [f64::NAN, -5.0] {
+        let inputs = Inputs { region_penalty_ms: Some(odd), ..ask(&workers, &blocks, &overlaps) };
+        let decision = Router::default().choose(&inputs).expect("a worker");
+        assert_eq!((decision.worker, decision.terms.region_ms), (WorkerId(2), 0.0));
+    }
+}
+
 #[test]
 fn policies_have_names() {
     for policy in Policy::ALL {
@@ -354,12 +413,14 @@ fn load() -> impl Strategy<Value = WorkerLoad> {
 }
 
 fn views() -> impl Strategy<Value = Vec<WorkerView>> {
-    let view = (0_u32..12, 0_u64..3, proptest::bool::weighted(0.2), load());
-    let view = view.prop_map(|(id, epoch, draining, load)| WorkerView {
+    let chance = proptest::bool::weighted;
+    let view = (0_u32..12, 0_u64..3, chance(0.2), load(), chance(0.4));
+    let view = view.prop_map(|(id, epoch, draining, load, abroad)| WorkerView {
         id: WorkerId(id),
         epoch: Epoch(epoch),
         draining,
         load,
+        abroad,
     });
     proptest::collection::vec(view, 0..10)
 }
@@ -375,12 +436,12 @@ proptest! {
         overlaps in proptest::collection::vec((0_u32..12, any::<u32>()), 0..8),
         tokens in any::<u32>(),
         block_tokens in any::<u32>(),
-        questions in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<i32>(), 0_usize..4), 1..6),
+        questions in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<i32>(), 0_usize..4, proptest::option::of(any::<f64>())), 1..6),
     ) {
         let blocks = chain(1, 20);
         let overlaps: Vec<_> = overlaps.into_iter().map(|(id, n)| overlap(id, n)).collect();
         let mut router = Router::default();
-        for (random, now_ms, priority, policy) in questions {
+        for (random, now_ms, priority, policy, region_penalty_ms) in questions {
             let inputs = Inputs {
                 now_ms,
                 prompt_tokens: tokens,
@@ -389,6 +450,7 @@ proptest! {
                 priority,
                 random,
                 policy: Policy::ALL[policy],
+                region_penalty_ms,
                 ..ask(&workers, &blocks, &overlaps)
             };
             let good = |view: &WorkerView| !view.draining && !excluded.contains(&view.id);
@@ -400,8 +462,15 @@ proptest! {
                     for candidate in &decision.candidates {
                         prop_assert!(candidate.cost_ms.is_finite() && candidate.cost_ms >= 0.0);
                     }
+                    let near = workers.iter().any(|view| good(view) && !view.abroad);
+                    if region_penalty_ms.is_none() && near {
+                        prop_assert!(!decision.candidates[0].abroad);
+                    }
                     if inputs.policy == Policy::Kv {
-                        let least = decision.candidates.iter().map(|c| c.cost_ms);
+                        let aside = |c: &&CandidateCost| {
+                            region_penalty_ms.is_some() || c.abroad == decision.candidates[0].abroad
+                        };
+                        let least = decision.candidates.iter().filter(aside).map(|c| c.cost_ms);
                         let least = least.fold(f64::INFINITY, f64::min);
                         prop_assert!(decision.cost_ms <= least + TIE_MS);
                     }

@@ -114,6 +114,7 @@ async fn register(shared: &Shared, life: &Life) -> Option<Registration> {
             incarnation,
             model: Some(model_to_wire(&model_spec(&shared.settings, &life.info))),
             blocks_total: life.info.blocks_total,
+            region: shared.settings.region.as_str().to_owned(),
         };
         let reply = shared.control.call(REGISTER_DEADLINE, |mut client| {
             let request = request.clone();

@@ -19,7 +19,7 @@ use mainstay_proto::v1::control_server::{Control, ControlServer};
 use mainstay_state::{Limits, Machine, Outcome};
 use mainstay_types::{
     Command, Epoch, ErrorCode, FenceCause, KeptTokens, LogIndex, NamespaceId, PinId, PinRequest,
-    PinState, Proposal, SequenceHash, Stamp, TenantId, Tenure, WorkerId,
+    PinScope, PinState, Proposal, Region, SequenceHash, Stamp, TenantId, Tenure, WorkerId,
 };
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -252,6 +252,7 @@ impl FakeControl {
             priority: 50,
             copies_min: 1,
             tokens: None,
+            scope: PinScope::default(),
         }));
         assert!(matches!(outcome, Outcome::Pin { .. }), "{outcome:?}");
     }
@@ -450,6 +451,8 @@ impl Control for Member {
             incarnation: request.incarnation,
             model: model_from_wire(model),
             blocks_total: request.blocks_total,
+            region: Region::or_local(&request.region)
+                .ok_or_else(|| Status::invalid_argument("region"))?,
         })?;
         let Outcome::Registered { worker, epoch } = outcome else {
             return Err(Status::internal("another outcome"));
@@ -516,6 +519,13 @@ impl Control for Member {
             cause: FenceCause::Left,
         })?;
         Ok(Response::new(v1::LeaveReply {}))
+    }
+
+    async fn freshness(
+        &self,
+        _: Request<v1::FreshnessRequest>,
+    ) -> Result<Response<v1::FreshnessReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
     }
 
     type WatchStream = WatchStream;

@@ -50,6 +50,7 @@ fn settings(control: &FakeControl) -> Settings {
         listen: ([127, 0, 0, 1], 0).into(),
         advertise: None,
         control: control.addresses(),
+        region: mainstay_types::Region::default(),
         identity: None,
         insecure: false,
         engine_config: serde_json::Map::new(),

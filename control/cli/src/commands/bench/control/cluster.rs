@@ -111,6 +111,7 @@ impl Cluster {
                     incarnation: 1,
                     model: Some(model),
                     blocks_total: 16_384,
+                    region: String::new(),
                 };
                 let reply = client.register(request).await?;
                 anyhow::Ok(reply.into_inner())

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::pin_to_wire;
 use mainstay_proto::v1::control_client::ControlClient;
-use mainstay_types::{NamespaceId, PinId, PinRequest, SequenceHash, SessionId, TenantId};
+use mainstay_types::{NamespaceId, PinId, PinRequest, PinScope, SequenceHash, SessionId, TenantId};
 use prost::Message;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -188,5 +188,6 @@ pub(super) fn request(round: u64, client: u64, turn: u64) -> PinRequest {
         priority: 50,
         copies_min: 1,
         tokens: None,
+        scope: PinScope::default(),
     }
 }
