@@ -2,8 +2,8 @@
 //!
 //! A pure function of the machine, of what the index says about who holds how much of a prefix, and of the time; the
 //! leader asks it several times a second and puts its orders through the log. A pin with fewer whole copies than
-//! it should have gets an order for each copy that is missing: to the worker of its model that holds the longest part
-//! of it, then to one with room, with the fewest pins, with the most room. Whoever let an order lapse is asked
+//! it should have, or with none in a region where its scope wants one, gets an order for each copy that is missing: to
+//! the worker of its model, in that region, that holds the longest part of it, then to one with room, with the fewest pins, with the most room. Whoever let an order lapse is asked
 //! again only after everybody else, and after each round the keeper waits twice as long, a minute at most:
 //! it gives up haste, never the pin. A pin that was never whole is given [`SETTLE_MS`], because most are made beside
 //! the request that computes them.
@@ -11,10 +11,10 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use mainstay_types::{Epoch, KeptTokens, PinId, PinState, SequenceHash, WorkerId};
+use mainstay_types::{Epoch, KeptTokens, PinId, PinState, Region, SequenceHash, WorkerId};
 
 use crate::machine::Machine;
-use crate::pins::{ORDER_MS, Pin};
+use crate::pins::{MissingCopies, ORDER_MS, Pin};
 use crate::workers::Worker;
 
 /// How long a pin that was never whole may stand still before the keeper takes it in hand.
@@ -23,6 +23,8 @@ pub const SETTLE_MS: u64 = 2_000;
 pub const WORKER_ORDERS_MAX: usize = 4;
 /// Orders of one look.
 pub const LOOK_ORDERS_MAX: usize = 64;
+/// Copies of one pin that are thought of at a time.
+const COPIES_MAX: usize = LOOK_ORDERS_MAX;
 /// The longest wait between two rounds.
 const ROUND_MS_MAX: u64 = 60_000;
 
@@ -72,16 +74,18 @@ pub fn decide(
     let mut orders = Vec::new();
     for pin in short {
         let Some(tokens) = &pin.request.tokens else { continue };
-        let wanted = missing(pin, now_ms);
-        if wanted == 0 || waits(pin, tokens, &sites, now_ms) {
+        let wanted = missing(machine, pin, now_ms);
+        if wanted.is_empty() || waits(pin, tokens, &wanted, &sites, now_ms) {
             continue;
         }
         let held = held(pin, &coverage);
-        for _ in 0..wanted {
+        for region in &wanted {
             if orders.len() >= LOOK_ORDERS_MAX {
                 return orders;
             }
-            let Some(worker) = choose(pin, tokens, &held, &sites, &orders, now_ms) else { break };
+            let near = |site: &&Site<'_>| is_in(site.worker, region.as_ref());
+            let chosen = choose((pin, tokens), &held, sites.values().filter(near), &orders, now_ms);
+            let Some(worker) = chosen else { continue };
             let Some(site) = sites.get_mut(&worker) else { break };
             site.blocks += pin.request.blocks.len() as u64;
             site.pins += 1;
@@ -97,20 +101,41 @@ fn due(pin: &Pin, now_ms: u64) -> bool {
     pin.ever_active || now_ms >= pin.keeping.moved_ms.saturating_add(SETTLE_MS)
 }
 
-/// Copies that nobody has and nobody is expected to make.
-fn missing(pin: &Pin, now_ms: u64) -> usize {
-    let under_way = pin.keeping.orders.values().filter(|order| order.in_force(now_ms)).count();
-    (pin.request.copies_min as usize).saturating_sub(pin.copies() + under_way)
+fn is_in(worker: &Worker, region: Option<&Region>) -> bool {
+    region.is_none_or(|region| worker.region == *region)
+}
+
+/// Copies that nobody has and nobody is expected to make, each with the region where it has to be; anywhere if `None`.
+fn missing(machine: &Machine, pin: &Pin, now_ms: u64) -> Vec<Option<Region>> {
+    let lacking = machine.missing_copies(pin.request.id);
+    let each = |lack: MissingCopies| {
+        core::iter::repeat_n(lack.region, (lack.copies as usize).min(COPIES_MAX))
+    };
+    let mut wanted: Vec<Option<Region>> = lacking.into_iter().flat_map(each).collect();
+    for (worker, order) in &pin.keeping.orders {
+        if !order.in_force(now_ms) {
+            continue;
+        }
+        // It fills a place in its own region, else one that may be anywhere.
+        let region = machine.worker(*worker).map(|worker| &worker.region);
+        let place = wanted.iter().position(|place| place.is_some() && place.as_ref() == region);
+        if let Some(at) = place.or_else(|| wanted.iter().position(Option::is_none)) {
+            wanted.remove(at);
+        }
+    }
+    wanted
 }
 
 /// Whether all who could be asked were asked, and it is too soon to start over.
 fn waits(
     pin: &Pin,
     tokens: &KeptTokens,
+    wanted: &[Option<Region>],
     sites: &BTreeMap<WorkerId, Site<'_>>,
     now_ms: u64,
 ) -> bool {
-    let able = sites.values().filter(|site| serves(site.worker, pin, tokens));
+    let near = |worker| wanted.iter().any(|region| is_in(worker, region.as_ref()));
+    let able = sites.values().filter(|site| near(site.worker) && serves(site.worker, pin, tokens));
     let asked =
         |site: &Site<'_>| pin.keeping.orders.get(&site.worker.id).map_or(0, |order| order.attempts);
     let rounds = able.map(asked).min().unwrap_or(0);
@@ -170,11 +195,10 @@ fn held(
     held
 }
 
-fn choose(
-    pin: &Pin,
-    tokens: &KeptTokens,
+fn choose<'a>(
+    (pin, tokens): (&Pin, &KeptTokens),
     held: &BTreeMap<WorkerId, u32>,
-    sites: &BTreeMap<WorkerId, Site<'_>>,
+    sites: impl Iterator<Item = &'a Site<'a>>,
     chosen: &[KeeperOrder],
     now_ms: u64,
 ) -> Option<WorkerId> {
@@ -197,7 +221,7 @@ fn choose(
         let fits = site.room() >= blocks.saturating_sub(u64::from(part));
         (asked_ms, Reverse(part), Reverse(fits), site.pins, Reverse(site.room()), worker)
     };
-    sites.values().filter(free).min_by_key(rank).map(|site| site.worker.id)
+    sites.filter(free).min_by_key(rank).map(|site| site.worker.id)
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@ use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{ApiError, Request};
 use mainstay_proto::v1;
 use mainstay_types::{
-    BlockHashKey, HashKey, KeptTokens, NamespaceId, PinScope, Region, SequenceHash, SessionId, TenantId,
+    BlockHashKey, HashKey, KeptTokens, NamespaceId, PinScope, Region, SequenceHash, SessionId,
+    TenantId,
 };
 
 use crate::config::Recompute;

@@ -1,10 +1,10 @@
 //! The keeper's decisions, one rule a test, and all of them together over random clusters.
 
-use mainstay_types::{Command, KeptTokens, PinRequest};
+use mainstay_types::{Command, KeptTokens, PinRequest, PinScope};
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Log, fence, pin, prefix, register, report, small_limits};
+use crate::testing::{Log, fence, pin, prefix, register, register_in, report, small_limits};
 use crate::{Limits, Outcome};
 
 const NOBODY: fn(&[SequenceHash]) -> Vec<(WorkerId, u32)> = |_| Vec::new();
@@ -99,6 +99,35 @@ fn a_new_pin_is_left_to_its_request_for_a_while_and_one_without_tokens_always() 
     assert!(look(&log).is_empty());
     log.pass(1);
     assert_eq!(look(&log), [(1, 1)]);
+}
+
+#[test]
+fn copies_are_made_where_the_scope_wants_them() {
+    let mut log = Log::new(limits());
+    log.apply(register_in("w1", 1, "near"));
+    log.apply(register_in("w2", 1, "far"));
+    log.apply(register_in("w3", 1, "near"));
+    let far = PinScope::Region(Region::new("far").expect("a name"));
+    put(&mut log, PinRequest { scope: far, ..kept(1, 4, 1) });
+    put(&mut log, PinRequest { scope: PinScope::Global, ..kept(2, 4, 1) });
+    log.apply(report(1, 1, 1, 4));
+    log.apply(report(1, 1, 2, 4));
+    log.pass(SETTLE_MS);
+    assert_eq!(obey(&mut log), [(1, 2), (2, 2)], "a copy elsewhere is none there");
+    assert!(look(&log).is_empty(), "they are under way");
+    log.apply(report(2, 1, 1, 4));
+    log.apply(report(2, 1, 2, 4));
+    for id in 1..=2 {
+        assert_eq!(log.machine.pin(PinId(id)).expect("it lives").state, PinState::Active);
+    }
+    // The other region is lost: nobody there can be asked, and one region is all there is.
+    log.apply(fence(2, 1));
+    assert!(look(&log).is_empty());
+    assert_eq!(log.machine.pin(PinId(1)).expect("it lives").state, PinState::Degraded);
+    assert_eq!(log.machine.pin(PinId(2)).expect("it lives").state, PinState::Active);
+    // It comes back with another worker.
+    log.apply(register_in("w4", 1, "far"));
+    assert_eq!(look(&log), [(1, 4), (2, 4)]);
 }
 
 #[test]

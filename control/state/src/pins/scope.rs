@@ -80,12 +80,17 @@ impl Pins {
     /// The number of regions with live workers went over or under what global pins want.
     pub(crate) fn regions_changed(&mut self, index: LogIndex, workers: &Workers) {
         let global = |pin: &&mut Pin| pin.is_live() && pin.request.scope == PinScope::Global;
+        let mut changed = Vec::new();
         for pin in self.all.values_mut().filter(global) {
             let before = pin.state;
             pin.derive_state(workers);
             if pin.state != before {
                 pin.changed_index = index;
+                changed.push(pin.request.id);
             }
+        }
+        for id in changed {
+            self.note_short(id);
         }
     }
 }

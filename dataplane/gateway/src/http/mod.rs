@@ -3,8 +3,8 @@
 mod admin;
 mod health;
 mod pin_create;
-mod starting;
 mod staleness;
+mod starting;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

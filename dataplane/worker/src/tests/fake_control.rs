@@ -269,6 +269,7 @@ impl FakeControl {
             ttl_ms: 60_000,
             priority: 50,
             copies_min: 1,
+            scope: PinScope::default(),
             tokens: Some(KeptTokens::new("toy", "r1", tokens)),
         }));
         assert!(matches!(outcome, Outcome::Pin { .. }), "{outcome:?}");
