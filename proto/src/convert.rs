@@ -1,6 +1,8 @@
 //! Conversions between wire messages and [`mainstay_types`]. A malformed message is a typed error, never a
 //! default: a hash of the wrong length must not become block 0.
 
+pub mod tenants;
+
 use bytes::Bytes;
 use mainstay_types::command::{Command, FenceCause, ModelSpec, Proposal};
 use mainstay_types::{
@@ -299,6 +301,13 @@ fn command_from_wire(command: &v1::Command) -> Result<Command> {
             id: PinId(u128_from_wire(&r.id, "id")?),
             blocks_held: r.blocks_held,
         },
+        Wire::PutTenant(t) => tenants::put_tenant(t)?,
+        Wire::RemoveTenant(t) => Command::RemoveTenant { name: tenants::tenant(&t.name)? },
+        Wire::PutKey(k) => tenants::put_key(k)?,
+        Wire::RemoveKey(k) => tenants::remove_key(k)?,
+        Wire::PutJoinToken(t) => tenants::put_join_token(t)?,
+        Wire::UseJoinToken(j) => tenants::use_join_token(j)?,
+        Wire::RemoveJoinToken(t) => Command::RemoveJoinToken { id: tenants::key_id(&t.id)? },
     })
 }
 
@@ -358,5 +367,12 @@ fn command_to_wire(command: &Command) -> v1::command::Command {
             id: u128_to_wire(id.0),
             blocks_held: *blocks_held,
         }),
+        Command::PutTenant { .. }
+        | Command::RemoveTenant { .. }
+        | Command::PutKey { .. }
+        | Command::RemoveKey { .. }
+        | Command::PutJoinToken(_)
+        | Command::UseJoinToken(_)
+        | Command::RemoveJoinToken { .. } => tenants::to_wire(command),
     }
 }

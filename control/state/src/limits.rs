@@ -22,13 +22,22 @@ pub struct Limits {
     pub ttl_ms_max: u64,
     /// Blocks in the index, each counted once per worker that holds it.
     pub index_blocks_max: u64,
+    /// Tenants that have a quota or keys in the log.
+    pub tenants_max: u32,
+    /// Keys of all tenants.
+    pub keys_max: u32,
+    /// Keys of one tenant.
+    pub keys_per_tenant_max: u32,
+    /// Join tokens, used and expired ones included; the longest expired one makes room for a new one.
+    pub join_tokens_max: u32,
 }
 
 impl Limits {
     /// Limits for a cluster of ordinary size: pins and index stay within a few gigabytes when all are reached.
     ///
     /// 4,096 workers; 65,536 pins, 16,384 a tenant; 131,072 blocks a pin (two million tokens at 16 a block);
-    /// 8,388,608 pinned blocks, 1,048,576 a tenant; a TTL of a day; 16,777,216 blocks in the index.
+    /// 8,388,608 pinned blocks, 1,048,576 a tenant; a TTL of a day; 16,777,216 blocks in the index;
+    /// 4,096 tenants with 16,384 keys, 64 a tenant; 1,024 join tokens.
     #[must_use]
     pub const fn standard() -> Self {
         Self {
@@ -40,6 +49,10 @@ impl Limits {
             pinned_blocks_per_tenant_max: 1_048_576,
             ttl_ms_max: 24 * 60 * 60 * 1_000,
             index_blocks_max: 16_777_216,
+            tenants_max: 4_096,
+            keys_max: 16_384,
+            keys_per_tenant_max: 64,
+            join_tokens_max: 1_024,
         }
     }
 }

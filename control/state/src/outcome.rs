@@ -44,6 +44,18 @@ pub enum Outcome {
     },
     /// A worker's report on a pin was noted.
     Reported,
+    /// A tenant, its quota and its keys are as they were asked to be.
+    Tenant {
+        /// False if they were so before.
+        changed: bool,
+    },
+    /// A join token is there, or gone, as asked.
+    JoinToken {
+        /// False if it was so before.
+        changed: bool,
+    },
+    /// The node may have its certificate.
+    Joined,
     /// Nothing was done.
     Refused {
         /// Why, for programs.

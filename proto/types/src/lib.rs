@@ -2,7 +2,7 @@
 //!
 //! No serialisation, no async, no clock: wire forms live in `mainstay-proto`, time comes in as a value.
 //! Layout: [`hash`] names blocks, [`id`] names everything else, [`block`] says what workers hold,
-//! [`pin`] what was promised, [`command`] what the Raft log carries, [`error_code`] what can go wrong.
+//! [`pin`] what was promised, [`tenant`] who may use what, [`command`] what the Raft log carries, [`error_code`] what can go wrong.
 // Denied, not forbidden: `hash/hardware.rs` alone calls functions for instruction sets that were detected.
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
@@ -13,12 +13,16 @@ pub mod error_code;
 pub mod hash;
 pub mod id;
 pub mod pin;
+pub mod tenant;
 pub mod time;
 
 pub use block::{BlockEvent, CutSource, EventFrame, EventView, StreamMark, Tier};
 pub use command::{Command, FenceCause, ModelSpec, Proposal};
 pub use error_code::ErrorCode;
 pub use hash::{BlockHashKey, BlockHasher, HashKey, NamespaceId, SequenceHash};
-pub use id::{Epoch, EventSequence, LogIndex, NodeId, PinId, SessionId, TenantId, Term, WorkerId};
+pub use id::{
+    Epoch, EventSequence, KeyId, LogIndex, NodeId, PinId, SessionId, TenantId, Term, WorkerId,
+};
 pub use pin::{PinRequest, PinState};
+pub use tenant::{JoinRequest, JoinRole, JoinTokenRequest, Quota, SecretHash};
 pub use time::{ClusterTime, Stamp, Tenure};

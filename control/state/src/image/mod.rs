@@ -10,6 +10,7 @@ mod parts;
 mod read;
 mod sink;
 mod source;
+mod tenants;
 mod write;
 
 use thiserror::Error;
@@ -23,7 +24,7 @@ pub use parts::IndexLoader;
 pub(crate) use parts::encode_parts;
 
 /// The first byte of every image.
-pub const IMAGE_VERSION: u8 = 3;
+pub const IMAGE_VERSION: u8 = 4;
 
 const CHECKSUM_BYTES: usize = 16;
 const WITH_BLOCKS: u8 = 1;

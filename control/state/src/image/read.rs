@@ -11,6 +11,7 @@ use mainstay_types::{
 
 use super::ImageError;
 use super::source::Source;
+use super::tenants;
 use super::write::{WORKER_LEASE_EXPIRED, WORKER_LEFT, WORKER_LIVE};
 use crate::limits::Limits;
 use crate::machine::Machine;
@@ -46,6 +47,7 @@ pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, 
     let live_workers: BTreeSet<WorkerId> =
         workers.iter().filter(|w| w.is_live()).map(|w| w.id).collect();
     let pins = read_pins(source, &limits, applied, time, &live_workers)?;
+    let (tenants, join_tokens) = tenants::read(source, &limits)?;
     Ok(Machine {
         limits,
         applied,
@@ -53,6 +55,8 @@ pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, 
         hash_key,
         workers: Workers::restore(last_id, workers),
         pins,
+        tenants,
+        join_tokens,
         index: BlockIndex::new(limits.index_blocks_max),
     })
 }

@@ -1,10 +1,13 @@
 //! Images: what is written is read back; what is damaged, cut, forged or too big is refused without a panic.
 
-use mainstay_types::{Command, LogIndex, PinId};
+use mainstay_types::{Command, JoinRole, LogIndex, PinId};
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Log, fence, frame, log, pin, prefix, register, report, small_limits, stored};
+use crate::testing::{
+    Log, fence, frame, join, join_token, log, pin, prefix, put_key, put_tenant, register, report,
+    small_limits, stored,
+};
 
 /// A machine with something of everything.
 fn sample() -> Machine {
@@ -18,6 +21,10 @@ fn sample() -> Machine {
     log.apply(Command::PutPin(pin(2, prefix(0, 5))));
     log.apply(Command::PutPin(pin(3, prefix(1, 5))));
     log.apply(report(1, 1, 2, 5));
+    log.apply(put_tenant("acme", Some(20)));
+    log.apply(put_key("acme", "laptop", 1));
+    log.apply(join_token("t", 2, JoinRole::Worker, Some("w1")));
+    log.apply(join(2, JoinRole::Worker, "w1", 3));
     log.machine
 }
 
@@ -39,6 +46,8 @@ fn an_image_holds_everything() {
     assert_eq!(copy.hash_key(), machine.hash_key());
     assert!(copy.workers().eq(machine.workers()));
     assert!(copy.pins().eq(machine.pins()));
+    assert!(copy.tenants().eq(machine.tenants()) && copy.tenants().len() == 1);
+    assert!(copy.join_tokens().eq(machine.join_tokens()) && copy.join_tokens().len() == 1);
     assert_eq!(copy.index().snapshot(), machine.index().snapshot());
     assert_eq!(copy.pins().filter(|p| !p.is_live()).count(), 1);
 }

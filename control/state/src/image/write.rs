@@ -4,6 +4,7 @@ use mainstay_index::{BlockIndex, RunSnapshot};
 use mainstay_types::{FenceCause, PinState};
 
 use super::sink::Sink;
+use super::tenants;
 use crate::machine::Machine;
 use crate::pins::Pin;
 use crate::workers::{Worker, WorkerState};
@@ -38,6 +39,7 @@ pub(super) fn state(sink: &mut impl Sink, machine: &Machine) {
         sink.flag(pin.state == PinState::Released);
         sink.text(&pin.reason);
     }
+    tenants::write(sink, machine);
 }
 
 fn write_worker(sink: &mut impl Sink, worker: &Worker) {

@@ -25,6 +25,7 @@ fn limits() -> Limits {
         pinned_blocks_per_tenant_max: 44,
         ttl_ms_max: 20_000,
         index_blocks_max: 40,
+        ..Limits::standard()
     }
 }
 
