@@ -2,7 +2,7 @@
 //!
 //! Layout: [`config`] what it is told; `replica` the cluster's state; `workers` who serves; `model` tokenizer
 //! and template; `placement` where a request goes; `generate` one generation with its moves; `answer` from
-//! body to answer; `pins`; `tenant`; `responses_store`; `http` the routes.
+//! body to answer; `pins`; `tenant` and `quota`; `responses_store`; `http` the routes.
 //! It keeps no state that another gateway lacks: any of them can serve a session's next turn.
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ mod model;
 mod pins;
 mod placement;
 mod prompt;
+mod quota;
 mod replica;
 mod responses_store;
 mod tenant;
@@ -67,14 +68,15 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
     // The watch stays on its member while writes follow the leader.
     let watching = ControlPlane::with_connector(&config.control, connect(&config, Role::Control))
         .map_err(|s| GatewayError::Config(s.message().to_owned()))?;
-    let tenants = tenant::Tenants::new(&config.keys).map_err(GatewayError::Config)?;
+    let replica = replica::Replica::new();
+    let tenants = tenant::Tenants::new(&config.keys, replica.clone());
+    let tenants = tenants.map_err(GatewayError::Config)?;
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|source| GatewayError::Listen { address: config.listen, source })?;
     let address = listener
         .local_addr()
         .map_err(|source| GatewayError::Listen { address: config.listen, source })?;
-    let replica = replica::Replica::new();
     let workers = workers::Workers::new(replica.clone(), connect(&config, Role::Worker));
     let followers = vec![
         tokio::spawn(replica.clone().follow(watching)),

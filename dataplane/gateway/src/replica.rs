@@ -80,6 +80,18 @@ impl Replica {
         self.inner.heard.read().map(|at| at.elapsed())
     }
 
+    /// Applies a command as if a member had sent it.
+    #[cfg(test)]
+    pub(crate) fn test_apply(&self, command: Command) {
+        let mut machine = self.inner.machine.write();
+        let at = machine.applied().next();
+        let proposal =
+            mainstay_types::Proposal { stamp: mainstay_types::Stamp::default(), command };
+        let outcome = machine.apply(at, &proposal);
+        assert!(!matches!(outcome, Outcome::Refused { .. }), "{outcome:?}");
+        *self.inner.heard.write() = Some(Instant::now());
+    }
+
     /// Wakes whenever the log index moves.
     pub(crate) fn changes(&self) -> watch::Receiver<LogIndex> {
         self.inner.changed.subscribe()
