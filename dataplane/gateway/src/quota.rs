@@ -59,7 +59,8 @@ impl TokenBucket {
         }
         let needed = i128::from(amount.min(self.per_minute)) * PARTS;
         if self.level < needed {
-            let wait_ms = (needed - self.level).unsigned_abs().div_ceil(u128::from(self.per_minute));
+            let wait_ms =
+                (needed - self.level).unsigned_abs().div_ceil(u128::from(self.per_minute));
             return Err(u64::try_from(wait_ms).unwrap_or(WAIT_MS_MAX).min(WAIT_MS_MAX));
         }
         self.level -= i128::from(amount) * PARTS;

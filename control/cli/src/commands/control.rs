@@ -10,6 +10,7 @@ use mainstay_identity::Role;
 use mainstay_types::NodeId;
 
 use crate::commands::identity::{self, CertArgs, InitArgs, ListenerArgs};
+use crate::commands::join::{self, Newcomer};
 use crate::commands::{addresses, asked_to_stop, members, offline};
 use crate::config::default_data_dir;
 use crate::output::print;
@@ -34,6 +35,8 @@ enum ControlCommand {
     Cert(CertArgs),
     /// The members: list, add, remove, hand over the lead
     Members(members::Args),
+    /// Tokens by which nodes join, and the admin token
+    Token(join::Args),
     /// What a member's data directory holds; changes nothing
     Inspect(offline::InspectArgs),
     /// Copy a member's log and snapshot into one file; stop the member first
@@ -59,6 +62,9 @@ struct RunArgs {
     /// Members of a running cluster to join, as HOST:PORT,…
     #[arg(long)]
     join: Option<String>,
+    /// A join token, to get the certificate for --identity by from the members of --join
+    #[arg(long, env = "MAINSTAY_JOIN_TOKEN", hide_env_values = true)]
+    token: Option<String>,
     /// Where the log and the state are kept
     #[arg(long)]
     data_dir: Option<PathBuf>,
@@ -106,12 +112,18 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Some(ControlCommand::Init(args)) => return identity::init(&args),
         Some(ControlCommand::Cert(args)) => return identity::cert(args),
         Some(ControlCommand::Members(args)) => return members::run(args).await,
+        Some(ControlCommand::Token(args)) => return join::run(args).await,
         Some(ControlCommand::Inspect(args)) => return offline::inspect(&args),
         Some(ControlCommand::Backup(args)) => return offline::backup(&args),
         Some(ControlCommand::Restore(args)) => return offline::restore(&args),
         None => {}
     }
     let args = args.run;
+    if let (Some(token), Some(list)) = (&args.token, &args.join) {
+        let hosts = join::hosts(args.listen, args.advertise.as_deref());
+        let newcomer = Newcomer { role: Role::Control, node: format!("m{}", args.node_id), hosts };
+        newcomer.join(token, &addresses(list), &args.security.client).await?;
+    }
     let origin = match (&args.members, &args.join) {
         (Some(list), _) => Origin::Members(parse_members(list)?),
         (None, Some(list)) => Origin::Join(addresses(list)),

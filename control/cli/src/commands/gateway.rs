@@ -7,6 +7,7 @@ use mainstay_gateway::{GatewayConfig, Policy};
 use mainstay_identity::Role;
 
 use crate::commands::identity::IdentityArgs;
+use crate::commands::join::Newcomer;
 use crate::commands::{addresses, asked_to_stop};
 use crate::config::FileConfig;
 use crate::output::print;
@@ -24,6 +25,12 @@ pub(crate) struct Args {
     policy: Policy,
     #[command(flatten)]
     security: IdentityArgs,
+    /// A join token, to get the certificate for --identity by
+    #[arg(long, env = "MAINSTAY_JOIN_TOKEN", hide_env_values = true)]
+    join: Option<String>,
+    /// The name to join under [default: g-PID]
+    #[arg(long)]
+    name: Option<String>,
     /// A TOML file with keys and tenants
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -38,7 +45,13 @@ fn parse_policy(text: &str) -> Result<Policy, String> {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
-    let mut config = GatewayConfig::new(args.listen, addresses(&args.control));
+    let members = addresses(&args.control);
+    if let Some(token) = &args.join {
+        let node = args.name.unwrap_or_else(|| format!("g-{}", std::process::id()));
+        let newcomer = Newcomer { role: Role::Gateway, node, hosts: Vec::new() };
+        newcomer.join(token, &members, &args.security).await?;
+    }
+    let mut config = GatewayConfig::new(args.listen, members);
     config.keys = file.api_keys();
     config.identity = args.security.load(Role::Gateway)?;
     config.policy = args.policy;

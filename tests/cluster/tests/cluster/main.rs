@@ -1,6 +1,7 @@
 //! The promises that only real processes can keep: hits across gateways, streams that outlive their worker,
-//! requests that outlive the Raft leader, pins that outlive a flood, members and disks that are lost.
+//! requests that outlive the Raft leader, pins that outlive a flood, members and disks that are lost; and who is let in.
 
+mod access;
 mod bad_starts;
 mod failover;
 mod members;
