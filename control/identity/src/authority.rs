@@ -230,7 +230,7 @@ impl Authority {
     pub fn save_admin_token(&mut self, dir: &Path) -> Result<(), IdentityError> {
         let token = self.new_admin_token()?;
         files::make_folder(dir)?;
-        files::write_private(&dir.join(ADMIN_TOKEN), &format!("{token}\n"))?;
+        token.save(&dir.join(ADMIN_TOKEN))?;
         files::write_public(&dir.join(ADMIN_HASH), &hex(&token.hash()))
     }
 

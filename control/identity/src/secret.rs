@@ -5,11 +5,13 @@
 //! certificate yet to know the cluster by, and must not show a secret to whoever answers.
 
 use std::fmt::{self, Write};
+use std::path::Path;
 use std::str::FromStr;
 
 use ring::rand::SecureRandom;
 
 use crate::IdentityError;
+use crate::files;
 
 const SECRET_BYTES: usize = 24;
 const FINGERPRINT_DIGITS: usize = 64;
@@ -108,6 +110,14 @@ impl ClusterSecret {
     /// If the system has no randomness.
     pub fn create(prefix: &str, authority: &[u8; 32]) -> Result<Self, IdentityError> {
         Ok(Self { secret: new_secret(prefix)?, authority: hex(authority) })
+    }
+
+    /// Writes it into a file that only its owner may read.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn save(&self, path: &Path) -> Result<(), IdentityError> {
+        files::write_private(path, &format!("{self}\n"))
     }
 
     /// What the cluster is shown.

@@ -46,7 +46,8 @@ impl TokenBucket {
     fn refill(&mut self, now_ms: u64) {
         let passed_ms = now_ms.saturating_sub(self.at_ms);
         let full = i128::from(self.per_minute) * PARTS;
-        self.level = (self.level + i128::from(passed_ms) * i128::from(self.per_minute)).min(full);
+        let gained = i128::from(passed_ms).saturating_mul(i128::from(self.per_minute));
+        self.level = self.level.saturating_add(gained).min(full);
         self.at_ms = self.at_ms.max(now_ms);
     }
 
@@ -70,7 +71,7 @@ impl TokenBucket {
     /// Takes `amount` whether it is there or not.
     pub(crate) fn charge(&mut self, now_ms: u64, amount: u64) {
         self.refill(now_ms);
-        self.level -= i128::from(amount) * PARTS;
+        self.level = self.level.saturating_sub(i128::from(amount) * PARTS);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mainstay_identity::{Authority, DAYS_USUAL, Identity, Order, Role};
+use mainstay_identity::{Authority, ClusterSecret, DAYS_USUAL, Identity, Order, Role};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::addresses;
@@ -125,9 +125,9 @@ impl InProcess {
         Ok(Self(Authority::create(cluster)?))
     }
 
-    /// Writes an admin token for members whose identity is made later.
-    pub(crate) fn save_admin_token(&mut self, dir: &Path) -> anyhow::Result<()> {
-        Ok(self.0.save_admin_token(dir)?)
+    /// An admin token for members whose identity is made later.
+    pub(crate) fn admin_token(&mut self) -> anyhow::Result<ClusterSecret> {
+        Ok(self.0.new_admin_token()?)
     }
 
     pub(crate) fn identity(&self, role: Role, node: &str) -> anyhow::Result<Option<Identity>> {

@@ -27,7 +27,7 @@ pub(crate) struct Args {
     /// Where the control plane keeps its log and state
     #[arg(long)]
     data_dir: Option<PathBuf>,
-    /// Where the control plane listens, for `mainstay tenant` and others with --admin-token-file DATA_DIR/admin/admin-token
+    /// Where the control plane listens, for `mainstay tenant` and others with --admin-token-file DATA_DIR/admin-token
     #[arg(long, default_value = "127.0.0.1:0")]
     control_listen: SocketAddr,
     /// A TOML file: [[keys]] with key and tenant, [engine]
@@ -44,11 +44,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let listen = probe.local_addr()?;
     let data_dir = args.data_dir.unwrap_or_else(|| default_data_dir("serve"));
     let mut inner = InProcess::new("serve")?;
-    inner.save_admin_token(&data_dir.join("admin"))?;
+    let admin_token = inner.admin_token()?;
     let mut control = ControlConfig::single(NodeId(1), data_dir.join("control"));
     control.listen = args.control_listen;
     control.identity = inner.identity(Role::Control, "m1")?;
     let control = mainstay_control::start(control).await?;
+    // The directory is this process's from here on.
+    admin_token.save(&data_dir.join("admin-token"))?;
     let members = vec![control.address().to_string()];
     drop(probe);
     let mut config = GatewayConfig::new(listen, members.clone());
