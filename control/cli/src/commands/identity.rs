@@ -108,11 +108,11 @@ pub(crate) fn cert(args: CertArgs) -> anyhow::Result<()> {
     if args.sign && args.role != Role::Control {
         anyhow::bail!("only members sign; leave out --sign, or give --role control");
     }
-    let mut issued = authority.issue(&order)?;
+    let mut certified = authority.issue(&order)?;
     if args.sign {
-        issued = issued.signing(&authority);
+        certified = certified.signing(&authority);
     }
-    issued.save(&args.out)?;
+    certified.save(&args.out)?;
     print(&issued(&args.out)?);
     Ok(())
 }
