@@ -305,3 +305,33 @@ fn operators_without_the_right_credential_are_told_why() -> Result<()> {
     assert!(code == 4 && err.contains("another authority"), "{code} {err}");
     Ok(())
 }
+
+#[tokio::test]
+async fn serve_speaks_tls_inside_and_takes_its_own_admin_token() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (listen, control) =
+        (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let data = text(dir.path());
+    let args = ["serve", "--listen", &listen, "--control-listen", &control, "--data-dir", &data];
+    let mut process = Process::start("serve", &args.map(str::to_owned))?;
+    process.wait_ready()?;
+    let token = text(&dir.path().join("admin-token"));
+    let (code, _, err) = run_cli(&["tenant", "ls", "--control", &control])?;
+    assert!(code != 0, "plain text: {err}");
+    let by = ["--control", &control, "--admin-token-file", &token, "-o", "json"];
+    cli(&[&["tenant", "add", "acme"][..], &by].concat())?;
+    let made: Value =
+        serde_json::from_str(&cli(&[&["tenant", "key", "add", "acme"][..], &by].concat())?)?;
+    let url = format!("http://{listen}");
+    until(&Client::with_key(&url, made["key"].as_str().context("a key")?)?, 200).await?;
+    until(&Client::new(&url), 401).await?;
+    // Tenants are in the log; the token is of this start.
+    let before = std::fs::read_to_string(&token)?;
+    process.kill()?;
+    let mut process = Process::start("serve", &args.map(str::to_owned))?;
+    process.wait_ready()?;
+    ensure!(before != std::fs::read_to_string(&token)?, "the former token is still there");
+    assert!(cli(&[&["tenant", "key", "ls"][..], &by].concat())?.contains("acme"));
+    until(&Client::new(&url), 401).await?;
+    Ok(())
+}
