@@ -1,6 +1,8 @@
 //! Conversions between wire messages and [`mainstay_types`]. A malformed message is a typed error, never a
 //! default: a hash of the wrong length must not become block 0.
 
+pub mod tenants;
+
 use bytes::Bytes;
 use mainstay_types::command::{Command, FenceCause, ModelSpec, Proposal};
 use mainstay_types::{
@@ -337,6 +339,13 @@ fn command_from_wire(command: &v1::Command) -> Result<Command> {
             blocks_held: r.blocks_held,
         },
         Wire::OrderPin(o) => order_from_wire(o)?,
+        Wire::PutTenant(t) => tenants::put_tenant(t)?,
+        Wire::RemoveTenant(t) => Command::RemoveTenant { name: tenants::tenant(&t.name)? },
+        Wire::PutKey(k) => tenants::put_key(k)?,
+        Wire::RemoveKey(k) => tenants::remove_key(k)?,
+        Wire::PutJoinToken(t) => tenants::put_join_token(t)?,
+        Wire::UseJoinToken(j) => tenants::use_join_token(j)?,
+        Wire::RemoveJoinToken(t) => Command::RemoveJoinToken { id: tenants::key_id(&t.id)? },
     })
 }
 
@@ -402,6 +411,13 @@ fn command_to_wire(command: &Command) -> v1::command::Command {
             worker: worker.0,
             epoch: epoch.0,
         }),
+        Command::PutTenant { .. }
+        | Command::RemoveTenant { .. }
+        | Command::PutKey { .. }
+        | Command::RemoveKey { .. }
+        | Command::PutJoinToken(_)
+        | Command::UseJoinToken(_)
+        | Command::RemoveJoinToken { .. } => tenants::to_wire(command),
     }
 }
 

@@ -42,6 +42,8 @@ enum Command {
     Worker(commands::worker::Args),
     /// Make, list and end pins
     Pin(commands::pin::Args),
+    /// Tenants: quotas and keys
+    Tenant(commands::tenant::Args),
     /// One screen about the cluster
     Status(commands::status::Args),
     /// Why a request went where it went
@@ -79,6 +81,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Gateway(args) => commands::gateway::run(args).await,
             Command::Worker(args) => commands::worker::run(args).await,
             Command::Pin(args) => commands::pin::run(args).await,
+            Command::Tenant(args) => commands::tenant::run(args).await,
             Command::Status(args) => commands::status::run(args).await,
             Command::Request(args) => commands::request::run(args).await,
             Command::Bench(args) => commands::bench::run(args).await,

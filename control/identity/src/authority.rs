@@ -9,15 +9,17 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use time::OffsetDateTime;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::IdentityError;
-use crate::files::{self, CA, CA_KEY, CERT, KEY};
+use crate::files::{self, ADMIN_HASH, ADMIN_TOKEN, CA, CA_KEY, CERT, KEY};
+use crate::join::Given;
 use crate::name::{self, Peer, Role};
+use crate::secret::{ADMIN_PREFIX, ClusterSecret, hex, sha256};
 
 /// How long a node's certificate lasts unless asked otherwise.
 pub const DAYS_USUAL: u32 = 365;
@@ -25,6 +27,8 @@ pub const DAYS_USUAL: u32 = 365;
 pub const DAYS_MAX: u32 = 3_650;
 /// How many host names and addresses one certificate may have.
 pub const HOSTS_MAX: usize = 64;
+/// A request has one key and its proof.
+const REQUEST_BYTES_MAX: usize = 16 << 10;
 const AUTHORITY_DAYS: u32 = DAYS_MAX + 1;
 /// Clocks differ: a certificate is valid a little before it was made.
 const BACKDATED: Duration = Duration::from_secs(300);
@@ -36,6 +40,9 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
     end: i64,
+    fingerprint: [u8; 32],
+    /// SHA-256 of the admin token, where there is one.
+    admin_hash: Option<String>,
 }
 
 /// What a certificate should say.
@@ -85,6 +92,10 @@ pub struct Issued {
     authority: String,
     certificate: String,
     key: String,
+    /// What members recognise the admin token by.
+    admin_hash: Option<String>,
+    /// The authority's key, for a member that signs.
+    signing_key: Option<String>,
 }
 
 impl std::fmt::Debug for Issued {
@@ -102,11 +113,30 @@ impl Issued {
         files::make_folder(dir)?;
         files::write_public(&dir.join(CA), &self.authority)?;
         files::write_private(&dir.join(KEY), &self.key)?;
+        if let Some(hash) = &self.admin_hash {
+            files::write_public(&dir.join(ADMIN_HASH), hash)?;
+        }
+        if let Some(key) = &self.signing_key {
+            files::write_private(&dir.join(CA_KEY), key)?;
+        }
         files::write_public(&dir.join(CERT), &self.certificate)
+    }
+
+    /// Lets its holder sign certificates of nodes that join: a member with the authority's key can become anybody.
+    #[must_use]
+    pub fn signing(mut self, authority: &Authority) -> Self {
+        self.signing_key = Some(authority.issuer.key().serialize_pem());
+        self
+    }
+
+    /// The files' contents: authority, certificate, key, hash of the admin token.
+    pub(crate) fn contents(&self) -> [Vec<u8>; 4] {
+        let admin = self.admin_hash.clone().unwrap_or_default();
+        [&self.authority, &self.certificate, &self.key, &admin].map(|t| t.as_bytes().to_vec())
     }
 }
 
-fn library(error: impl std::fmt::Display) -> IdentityError {
+pub(crate) fn library(error: impl std::fmt::Display) -> IdentityError {
     IdentityError::Library(error.to_string())
 }
 
@@ -128,9 +158,11 @@ impl Authority {
         params.not_after = OffsetDateTime::from(now + DAY * AUTHORITY_DAYS);
         let end = params.not_after.unix_timestamp();
         let key = KeyPair::generate().map_err(library)?;
-        let pem = params.self_signed(&key).map_err(library)?.pem();
-        let issuer = Issuer::new(params, key);
-        Ok(Self { cluster: cluster.to_owned(), issuer, pem, end })
+        let certificate = params.self_signed(&key).map_err(library)?;
+        let fingerprint = sha256(certificate.der());
+        let (pem, issuer) = (certificate.pem(), Issuer::new(params, key));
+        let cluster = cluster.to_owned();
+        Ok(Self { cluster, issuer, pem, end, fingerprint, admin_hash: None })
     }
 
     /// Reads an authority's folder.
@@ -161,7 +193,9 @@ impl Authority {
             return Err(IdentityError::KeyMismatch { path: key_path });
         }
         let issuer = Issuer::from_ca_cert_der(certificate, key).map_err(|e| bad(e.to_string()))?;
-        Ok(Self { cluster, issuer, pem: String::from_utf8_lossy(&pem).into_owned(), end })
+        let pem = String::from_utf8_lossy(&pem).into_owned();
+        let (fingerprint, admin_hash) = (sha256(certificate), files::admin_hash(dir)?);
+        Ok(Self { cluster, issuer, pem, end, fingerprint, admin_hash })
     }
 
     /// Writes `ca.pem` and `ca-key.pem`.
@@ -179,6 +213,33 @@ impl Authority {
         files::write_public(&dir.join(CA), &self.pem)
     }
 
+    /// Makes an admin token, of which members whose certificates are issued from now on know.
+    ///
+    /// # Errors
+    /// If the system has no randomness.
+    pub fn new_admin_token(&mut self) -> Result<ClusterSecret, IdentityError> {
+        let token = ClusterSecret::create(ADMIN_PREFIX, &self.fingerprint)?;
+        self.admin_hash = Some(hex(&token.hash()));
+        Ok(token)
+    }
+
+    /// Makes an admin token and writes it into the authority's folder, in place of the former one.
+    ///
+    /// # Errors
+    /// If the system has no randomness, or the folder can't be written.
+    pub fn save_admin_token(&mut self, dir: &Path) -> Result<(), IdentityError> {
+        let token = self.new_admin_token()?;
+        files::make_folder(dir)?;
+        token.save(&dir.join(ADMIN_TOKEN))?;
+        files::write_public(&dir.join(ADMIN_HASH), &hex(&token.hash()))
+    }
+
+    /// SHA-256 of its certificate: what tokens know it by.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+
     /// The cluster's name.
     #[must_use]
     pub fn cluster(&self) -> &str {
@@ -190,6 +251,35 @@ impl Authority {
     /// # Errors
     /// If a name won't do, or the certificate would outlive its authority.
     pub fn issue(&self, order: &Order) -> Result<Issued, IdentityError> {
+        let key = KeyPair::generate().map_err(library)?;
+        let certificate = self.params(order)?.signed_by(&key, &self.issuer).map_err(library)?;
+        Ok(Issued {
+            authority: self.pem.clone(),
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+            admin_hash: self.admin_hash.clone().filter(|_| order.role == Role::Control),
+            signing_key: None,
+        })
+    }
+
+    /// Signs a certificate for the key in a request, which says nothing else.
+    ///
+    /// # Errors
+    /// As [`Authority::issue`], or if the request is none or does not prove that its sender holds the key.
+    pub fn certify(&self, order: &Order, request: &Request) -> Result<Given, IdentityError> {
+        let key = &request.0.public_key;
+        let certificate = self.params(order)?.signed_by(key, &self.issuer).map_err(library)?;
+        Ok(Given {
+            certificate: certificate.pem(),
+            authority: self.pem.clone(),
+            admin_hash: match order.role {
+                Role::Control => self.admin_hash.clone().unwrap_or_default(),
+                _ => String::new(),
+            },
+        })
+    }
+
+    fn params(&self, order: &Order) -> Result<CertificateParams, IdentityError> {
         name::check_node(&order.node)?;
         let peer =
             Peer { cluster: self.cluster.clone(), role: order.role, node: order.node.clone() };
@@ -210,13 +300,29 @@ impl Authority {
             let text = format!("the authority itself ends in {left} days");
             return Err(IdentityError::Lifetime(text));
         }
-        let key = KeyPair::generate().map_err(library)?;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(library)?;
-        Ok(Issued {
-            authority: self.pem.clone(),
-            certificate: certificate.pem(),
-            key: key.serialize_pem(),
-        })
+        Ok(params)
+    }
+}
+
+/// A request for a certificate whose sender has proved that it holds the key.
+pub struct Request(CertificateSigningRequestParams);
+
+impl Request {
+    /// Reads one in DER. Any bytes are safe to hand in.
+    ///
+    /// # Errors
+    /// If it is none, is too long, or its proof is wrong.
+    pub fn read(der: &[u8]) -> Result<Self, IdentityError> {
+        if der.len() > REQUEST_BYTES_MAX {
+            return Err(library("the request for a certificate is too long"));
+        }
+        CertificateSigningRequestParams::from_der(&der.into()).map(Self).map_err(library)
+    }
+
+    /// SHA-256 of the key.
+    #[must_use]
+    pub fn key_hash(&self) -> [u8; 32] {
+        sha256(self.0.public_key.der_bytes())
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,11 +16,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{AlertDescription, CertificateError, Error as TlsError};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{AlertDescription, CertificateError, ClientConfig, Error as TlsError};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::listen::peer_of;
+use crate::name::Peer;
 use crate::{Identity, IdentityError, Role};
 
 /// How long the server's first bytes are awaited. They come at once; one that says nothing is not thereby broken.
@@ -39,36 +41,47 @@ impl Identity {
     }
 
     pub(crate) async fn dial(&self, uri: &Uri, expected: Role) -> Result<Opened, IdentityError> {
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-        let port = uri.port_u16().unwrap_or(PORT_USUAL);
-        let failed = |detail: String| IdentityError::Connection {
-            address: uri.authority().map_or_else(String::new, ToString::to_string),
-            detail,
-        };
         if self.remaining().is_zero() {
             return Err(IdentityError::Expired { path: self.certificate_path() });
         }
-        let name = ServerName::try_from(host.to_owned()).map_err(|e| failed(e.to_string()))?;
-        let stream = TcpStream::connect((host, port)).await.map_err(|e| failed(e.to_string()))?;
-        stream.set_nodelay(true).map_err(|e| failed(e.to_string()))?;
-        let connector = TlsConnector::from(std::sync::Arc::clone(&self.material().client));
-        let explained = |error: io::Error| failed(explain(&error));
-        let mut tls = connector.connect(name, stream).await.map_err(explained)?;
-        let peer = peer_of(tls.get_ref().1.peer_certificates(), self).map_err(&failed)?;
-        if peer.role != expected {
-            return Err(failed(format!(
-                "a {} answers there ({}), not a {expected}",
-                peer.role, peer.node
-            )));
-        }
-        let mut first = vec![0; FIRST_BYTES_MAX];
-        match tokio::time::timeout(FIRST_BYTES, tls.read(&mut first)).await {
-            Ok(Ok(bytes)) => first.truncate(bytes),
-            Ok(Err(error)) => return Err(failed(explain(&error))),
-            Err(_) => first.clear(),
-        }
-        Ok(Opened { first, taken: 0, tls })
+        let client = Arc::clone(&self.material().client);
+        open(client, uri, expected, |chain| peer_of(chain, self)).await
     }
+}
+
+/// Opens a connection; `named` says whom the other side's certificates name.
+pub(crate) async fn open(
+    client: Arc<ClientConfig>,
+    uri: &Uri,
+    expected: Role,
+    named: impl Fn(Option<&[CertificateDer<'static>]>) -> Result<Peer, String>,
+) -> Result<Opened, IdentityError> {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let port = uri.port_u16().unwrap_or(PORT_USUAL);
+    let failed = |detail: String| IdentityError::Connection {
+        address: uri.authority().map_or_else(String::new, ToString::to_string),
+        detail,
+    };
+    let name = ServerName::try_from(host.to_owned()).map_err(|e| failed(e.to_string()))?;
+    let stream = TcpStream::connect((host, port)).await.map_err(|e| failed(e.to_string()))?;
+    stream.set_nodelay(true).map_err(|e| failed(e.to_string()))?;
+    let connector = TlsConnector::from(client);
+    let explained = |error: io::Error| failed(explain(&error));
+    let mut tls = connector.connect(name, stream).await.map_err(explained)?;
+    let peer = named(tls.get_ref().1.peer_certificates()).map_err(&failed)?;
+    if peer.role != expected {
+        return Err(failed(format!(
+            "a {} answers there ({}), not a {expected}",
+            peer.role, peer.node
+        )));
+    }
+    let mut first = vec![0; FIRST_BYTES_MAX];
+    match tokio::time::timeout(FIRST_BYTES, tls.read(&mut first)).await {
+        Ok(Ok(bytes)) => first.truncate(bytes),
+        Ok(Err(error)) => return Err(failed(explain(&error))),
+        Err(_) => first.clear(),
+    }
+    Ok(Opened { first, taken: 0, tls })
 }
 
 /// What a failed handshake means for whoever runs this node.
@@ -80,7 +93,8 @@ fn explain(error: &io::Error) -> String {
         TlsError::AlertReceived(alert) => format!("it refused this node: {}", refusal(*alert)),
         TlsError::InvalidCertificate(reason) => match reason {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "its certificate is of another authority than this node's ca.pem".into()
+                "its certificate is of another authority than this node's ca.pem, or its token"
+                    .into()
             }
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 "its certificate has expired; issue it another with `mainstay control cert`".into()

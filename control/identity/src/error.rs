@@ -117,6 +117,11 @@ pub enum IdentityError {
     /// A role that does not exist.
     #[error("{0:?} is not a role; it is one of control, gateway, worker, admin")]
     Role(String),
+    /// A text that is no token.
+    #[error(
+        "that is no token of a cluster; it begins with msa_ or msj_ and ends with 64 digits after a dot"
+    )]
+    Token,
     /// A lifetime that can't be had.
     #[error("{0}; pass fewer --days")]
     Lifetime(String),

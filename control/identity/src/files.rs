@@ -21,6 +21,10 @@ pub(crate) const CA_KEY: &str = "ca-key.pem";
 pub(crate) const CERT: &str = "cert.pem";
 /// A node's key.
 pub(crate) const KEY: &str = "key.pem";
+/// SHA-256 of the admin token, in the folders of the authority and of members.
+pub(crate) const ADMIN_HASH: &str = "admin-token.hash";
+/// The admin token itself, in the authority's folder.
+pub(crate) const ADMIN_TOKEN: &str = "admin-token";
 /// The largest file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Certificates in one file at most: a chain, or authorities that follow each other.
@@ -64,6 +68,16 @@ pub(crate) fn certificates(
         return Err(malformed("no PEM block".into()));
     }
     Ok(found)
+}
+
+/// The hash of the admin token in a folder, if there is one.
+pub(crate) fn admin_hash(dir: &Path) -> Result<Option<String>, IdentityError> {
+    let path = dir.join(ADMIN_HASH);
+    match read(path, |path| IdentityError::Missing { path }) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).trim().to_owned())),
+        Err(IdentityError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Writes what everybody may read.

@@ -20,15 +20,16 @@ use tokio_rustls::rustls::{
     CertificateError, ClientConfig, Error as TlsError, RootCertStore, ServerConfig,
 };
 
-use crate::IdentityError;
-use crate::files::{self, CA, CERT, KEY};
+use crate::files::{self, CA, CA_KEY, CERT, KEY};
 use crate::name::{self, Peer, Role};
+use crate::secret::{hex, same, sha256};
+use crate::{Authority, IdentityError, Issued};
 
 /// How often the files are looked at.
 pub const RELOAD_EVERY: Duration = Duration::from_secs(60);
 /// From how near its end on a certificate is complained about.
 const SOON: Duration = Duration::from_secs(7 * 86_400);
-const ALPN_H2: &[u8] = b"h2";
+pub(crate) const ALPN_H2: &[u8] = b"h2";
 
 /// Who this process is. Clones are the same identity.
 #[derive(Clone)]
@@ -50,10 +51,15 @@ impl std::fmt::Debug for Identity {
 
 /// The files as they were read, and what was made of them.
 pub(crate) struct Material {
-    files: [Vec<u8>; 3],
-    peer: Peer,
+    files: [Vec<u8>; 4],
+    pub(crate) peer: Peer,
     end: i64,
+    fingerprint: [u8; 32],
+    /// What the admin token hashes to, in hexadecimal digits; empty where there is none.
+    admin_hash: String,
     pub(crate) server: Arc<ServerConfig>,
+    /// Also takes clients without a certificate, and shows them the authority's.
+    pub(crate) server_of_guests: Arc<ServerConfig>,
     pub(crate) client: Arc<ClientConfig>,
 }
 
@@ -65,12 +71,49 @@ impl Identity {
     pub fn load(dir: &Path) -> Result<Self, IdentityError> {
         let material = Material::read(dir)?;
         files::warn_if_shared(&dir.join(KEY));
+        Ok(Self::new(dir, material))
+    }
+
+    fn new(dir: &Path, material: Material) -> Self {
         let inner = Inner {
             dir: dir.to_owned(),
             peer: material.peer.clone(),
             current: RwLock::new(Arc::new(material)),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// An identity that lies on no disk: of a role in the same process as its authority.
+    ///
+    /// # Errors
+    /// If the certificate does not hold.
+    pub fn in_process(issued: &Issued) -> Result<Self, IdentityError> {
+        let dir = Path::new("");
+        Ok(Self::new(dir, Material::of(dir, issued.contents())?))
+    }
+
+    /// The authority, where its key lies in this node's folder: such a node signs for those that join.
+    ///
+    /// # Errors
+    /// If the key is there and can't be used.
+    pub fn authority(&self) -> Result<Option<Authority>, IdentityError> {
+        let dir = &self.inner.dir;
+        if dir.as_os_str().is_empty() || !dir.join(CA_KEY).exists() {
+            return Ok(None);
+        }
+        Authority::load(dir).map(Some)
+    }
+
+    /// SHA-256 of the authority's certificate, the first one in `ca.pem`.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.material().fingerprint
+    }
+
+    /// Whether that is the admin token's secret.
+    pub(crate) fn is_admin(&self, secret: &str) -> bool {
+        let known = &self.material().admin_hash;
+        !known.is_empty() && same(&hex(&sha256(secret.as_bytes())), known)
     }
 
     /// [`Identity::load`] of a certificate for that role.
@@ -160,6 +203,10 @@ impl Identity {
         Arc::clone(&self.material().server)
     }
 
+    pub(crate) fn server_config_of_guests(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.material().server_of_guests)
+    }
+
     pub(crate) fn material(&self) -> Arc<Material> {
         Arc::clone(&self.inner.current.read())
     }
@@ -170,16 +217,17 @@ impl Identity {
 }
 
 impl Material {
-    fn files(dir: &Path) -> Result<[Vec<u8>; 3], IdentityError> {
+    fn files(dir: &Path) -> Result<[Vec<u8>; 4], IdentityError> {
         let read = |name| files::read(dir.join(name), |path| IdentityError::Missing { path });
-        Ok([read(CA)?, read(CERT)?, read(KEY)?])
+        let admin_hash = files::admin_hash(dir)?.unwrap_or_default();
+        Ok([read(CA)?, read(CERT)?, read(KEY)?, admin_hash.into_bytes()])
     }
 
     fn read(dir: &Path) -> Result<Self, IdentityError> {
         Self::of(dir, Self::files(dir)?)
     }
 
-    fn of(dir: &Path, files: [Vec<u8>; 3]) -> Result<Self, IdentityError> {
+    pub(crate) fn of(dir: &Path, files: [Vec<u8>; 4]) -> Result<Self, IdentityError> {
         let (cert_path, key_path) = (dir.join(CERT), dir.join(KEY));
         let authorities = files::certificates(&dir.join(CA), &files[0])?;
         let chain = files::certificates(&cert_path, &files[1])?;
@@ -190,8 +238,8 @@ impl Material {
         let peer = Peer::of(&chain[0]).map_err(unnamed)?;
         let end = name::end_of(&chain[0]).map_err(unnamed)?;
         let mut roots = RootCertStore::empty();
-        for authority in authorities {
-            roots.add(authority).map_err(library)?;
+        for authority in &authorities {
+            roots.add(authority.clone()).map_err(library)?;
         }
         let roots = Arc::new(roots);
         let provider = Arc::new(ring::default_provider());
@@ -200,18 +248,37 @@ impl Material {
                 .build()
                 .map_err(library)?;
         check_own(verifier.as_ref(), &chain, &cert_path)?;
+        let open =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+                .allow_unauthenticated()
+                .build()
+                .map_err(library)?;
+        let fingerprint = sha256(&authorities[0]);
+        let shown: Vec<_> = chain.iter().cloned().chain(authorities).collect();
         let fit = |error: TlsError| match error {
             TlsError::InconsistentKeys(_) => IdentityError::KeyMismatch { path: key_path.clone() },
             other => library(other),
         };
         let server =
             server_config(&provider, verifier, chain.clone(), key.clone_key()).map_err(fit)?;
+        let server_of_guests =
+            server_config(&provider, open, shown, key.clone_key()).map_err(fit)?;
         let client = client_config(&provider, roots, chain, key).map_err(fit)?;
-        Ok(Self { files, peer, end, server: Arc::new(server), client: Arc::new(client) })
+        let admin_hash = String::from_utf8_lossy(&files[3]).into_owned();
+        Ok(Self {
+            files,
+            peer,
+            end,
+            fingerprint,
+            admin_hash,
+            server: Arc::new(server),
+            server_of_guests: Arc::new(server_of_guests),
+            client: Arc::new(client),
+        })
     }
 }
 
-fn library(error: impl std::fmt::Display) -> IdentityError {
+pub(crate) fn library(error: impl std::fmt::Display) -> IdentityError {
     IdentityError::Library(error.to_string())
 }
 

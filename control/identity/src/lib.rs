@@ -7,7 +7,8 @@
 //! nothing is checked, which is refused beyond one machine's loopback unless somebody insists.
 //!
 //! Layout: `authority` signs, `files` stores, `name` reads what a certificate says, `identity` is one node's
-//! own, `listen` and `connect` are the two ends of a connection, `guard` the roles.
+//! own, `listen` and `connect` are the two ends of a connection, `guard` the roles, `secret` tokens and keys, `guest`
+//! and `join` what those do who have a token and no certificate yet.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
@@ -16,16 +17,24 @@ mod connect;
 mod error;
 mod files;
 mod guard;
+mod guest;
 mod identity;
+mod join;
 mod listen;
 mod name;
+mod secret;
 
-pub use authority::{Authority, DAYS_MAX, DAYS_USUAL, HOSTS_MAX, Issued, Order};
+pub use authority::{Authority, DAYS_MAX, DAYS_USUAL, HOSTS_MAX, Issued, Order, Request};
 pub use error::IdentityError;
 pub use guard::{Guard, Guarded, Rule, caller};
+pub use guest::Guest;
 pub use identity::{Identity, RELOAD_EVERY};
+pub use join::{Applicant, Given, is_identity};
 pub use listen::{Caller, Connection, HANDSHAKE_TIMEOUT, HANDSHAKES_MAX, Incoming, incoming};
 pub use name::{NAME_BYTES_MAX, Peer, Role};
+pub use secret::{
+    ADMIN_PREFIX, ClusterSecret, JOIN_PREFIX, KEY_PREFIX, new_name, new_secret, sha256,
+};
 
 /// Refuses a listener that others can reach and that would speak plain text, unless somebody insists.
 ///

@@ -40,6 +40,8 @@ const INADEQUATE_SECURITY: u32 = 0xc;
 pub enum Caller {
     /// Plain text: nobody knows.
     Plain,
+    /// Over TLS, without a certificate.
+    Guest,
     /// The holder of that certificate.
     Node(Arc<Peer>),
 }
@@ -49,8 +51,8 @@ pub enum Caller {
 pub enum Connection {
     /// In plain text.
     Plain(TcpStream),
-    /// Encrypted, with the other side's name.
-    Tls(Box<TlsStream<TcpStream>>, Arc<Peer>),
+    /// Encrypted, with what is known of the other side.
+    Tls(Box<TlsStream<TcpStream>>, Caller),
 }
 
 impl Connected for Connection {
@@ -59,7 +61,7 @@ impl Connected for Connection {
     fn connect_info(&self) -> Caller {
         match self {
             Self::Plain(_) => Caller::Plain,
-            Self::Tls(_, peer) => Caller::Node(Arc::clone(peer)),
+            Self::Tls(_, caller) => caller.clone(),
         }
     }
 }
@@ -127,12 +129,20 @@ impl AsyncWrite for Connection {
 pub struct Incoming {
     listener: TcpListener,
     identity: Option<Identity>,
+    guests: bool,
     handshakes: JoinSet<Option<Connection>>,
     /// Until when no connection is accepted, because the system refused the last.
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl Incoming {
+    /// Lets callers without a certificate in, too; what they may call is the [`crate::Guard`]'s to say.
+    #[must_use]
+    pub fn with_guests(mut self) -> Self {
+        self.guests = true;
+        self
+    }
+
     /// The next connection that is ready as it is; handshakes begin on the way.
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Connection> {
         while self.handshakes.len() < HANDSHAKES_MAX {
@@ -155,7 +165,9 @@ impl Incoming {
             }
             match self.identity.clone() {
                 None => return Poll::Ready(Connection::Plain(stream)),
-                Some(identity) => drop(self.handshakes.spawn(shake(stream, from, identity))),
+                Some(identity) => {
+                    drop(self.handshakes.spawn(shake(stream, from, identity, self.guests)));
+                }
             }
         }
         Poll::Pending
@@ -185,11 +197,16 @@ impl Stream for Incoming {
 /// Accepts from `listener`: TLS with both sides checked if there is an identity, plain text otherwise.
 #[must_use]
 pub fn incoming(listener: TcpListener, identity: Option<Identity>) -> Incoming {
-    Incoming { listener, identity, handshakes: JoinSet::new(), pause: None }
+    Incoming { listener, identity, guests: false, handshakes: JoinSet::new(), pause: None }
 }
 
-async fn shake(stream: TcpStream, from: SocketAddr, identity: Identity) -> Option<Connection> {
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, secure(stream, &identity)).await {
+async fn shake(
+    stream: TcpStream,
+    from: SocketAddr,
+    identity: Identity,
+    guests: bool,
+) -> Option<Connection> {
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, secure(stream, &identity, guests)).await {
         Ok(Ok(connection)) => return Some(connection),
         Ok(Err(error)) => tracing::debug!(%from, %error, "a handshake failed"),
         Err(_) => tracing::debug!(%from, "a handshake took too long"),
@@ -197,15 +214,23 @@ async fn shake(stream: TcpStream, from: SocketAddr, identity: Identity) -> Optio
     None
 }
 
-async fn secure(mut stream: TcpStream, identity: &Identity) -> io::Result<Connection> {
+async fn secure(
+    mut stream: TcpStream,
+    identity: &Identity,
+    guests: bool,
+) -> io::Result<Connection> {
     let mut first = [0];
     if stream.peek(&mut first).await? == 1 && first[0] == PLAIN_H2 {
         tell_plain(&mut stream).await?;
         return Err(io::Error::other("it speaks plain text"));
     }
-    let tls = TlsAcceptor::from(identity.server_config()).accept(stream).await?;
-    let peer = peer_of(tls.get_ref().1.peer_certificates(), identity).map_err(io::Error::other)?;
-    Ok(Connection::Tls(Box::new(tls), Arc::new(peer)))
+    let config = if guests { identity.server_config_of_guests() } else { identity.server_config() };
+    let tls = TlsAcceptor::from(config).accept(stream).await?;
+    let caller = match tls.get_ref().1.peer_certificates() {
+        None if guests => Caller::Guest,
+        chain => Caller::Node(Arc::new(peer_of(chain, identity).map_err(io::Error::other)?)),
+    };
+    Ok(Connection::Tls(Box::new(tls), caller))
 }
 
 /// The name in the other side's certificate, if it is of our cluster.

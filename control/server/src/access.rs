@@ -22,8 +22,16 @@ pub(crate) fn allowed(path: &str) -> &'static [Role] {
         "CreatePin" | "ExtendPin" | "ReleasePin" | "ListPins" => &[Gateway, Admin],
         "Status" => &[Gateway, Control, Admin],
         "AddMember" | "RemoveMember" | "TransferLeader" => &[Control, Admin],
+        "PutTenant" | "RemoveTenant" | "ListTenants" | "PutKey" | "RemoveKey" => &[Admin],
+        "PutJoinToken" | "ListJoinTokens" | "RemoveJoinToken" => &[Admin],
+        "Join" => &[Control, Gateway, Worker, Admin],
         _ => &[],
     }
+}
+
+/// Whether the method at `path` needs no certificate: a node that joins has none yet, and shows its token instead.
+pub(crate) fn open(path: &str) -> bool {
+    path == "/mainstay.v1.Control/Join"
 }
 
 /// Refuses a worker that registers under another's name.
@@ -79,6 +87,8 @@ mod tests {
                 }
             }
         }
+        assert!(open("/mainstay.v1.Control/Join") && !open("/mainstay.v1.Raft/Join"));
+        assert!(!open("/mainstay.v1.Control/Status"));
         assert!(allowed("/mainstay.v1.Control/Nothing").is_empty());
         assert!(allowed("/mainstay.v1.Raft").is_empty());
     }

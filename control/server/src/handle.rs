@@ -69,6 +69,7 @@ pub async fn start(mut config: ControlConfig) -> Result<ControlHandle, ControlEr
         Arc::clone(&place),
         config.plain_index,
         Arc::clone(&config.connector),
+        config.identity.clone(),
         closes,
     );
     let control = ControlServer::new(service)
@@ -77,10 +78,13 @@ pub async fn start(mut config: ControlConfig) -> Result<ControlHandle, ControlEr
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS_MAX)
-        .layer(Guard::new(config.identity.is_some(), access::allowed))
+        .layer(
+            Guard::new(config.identity.is_some(), access::allowed)
+                .with_guests(config.identity.clone(), access::open),
+        )
         .add_service(control)
         .add_service(group.service());
-    let incoming = incoming(listener, config.identity.clone());
+    let incoming = incoming(listener, config.identity.clone()).with_guests();
     let server = tokio::spawn(async move {
         let until = async {
             // The sender's end is an end, too.

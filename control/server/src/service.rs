@@ -5,17 +5,19 @@
 
 mod members;
 mod pins;
+mod tenants;
 mod workers;
 
 use std::sync::Arc;
 
-use mainstay_identity::caller;
+use mainstay_identity::{Identity, caller};
 use mainstay_proto::client::LEADER_METADATA;
+use mainstay_proto::convert::tenants as wire;
 use mainstay_proto::v1;
 use mainstay_proto::v1::control_server::Control;
 use mainstay_raft::{Connector, Group, MemberError, ProposeError};
 use mainstay_state::Outcome;
-use mainstay_types::{ErrorCode, WorkerId};
+use mainstay_types::{Command, ErrorCode, WorkerId};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
@@ -34,6 +36,7 @@ pub(crate) struct Service {
     place: Arc<Place>,
     plain_index: bool,
     connector: Connector,
+    identity: Option<Identity>,
     closes: watch::Receiver<bool>,
     watchers: Arc<Semaphore>,
 }
@@ -45,10 +48,11 @@ impl Service {
         place: Arc<Place>,
         plain_index: bool,
         connector: Connector,
+        identity: Option<Identity>,
         closes: watch::Receiver<bool>,
     ) -> Self {
         let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
-        Self { group, leases, place, plain_index, connector, closes, watchers }
+        Self { group, leases, place, plain_index, connector, identity, closes, watchers }
     }
 }
 
@@ -227,5 +231,74 @@ impl Control for Service {
         request: Request<v1::TransferLeaderRequest>,
     ) -> Result<Response<v1::MembersReply>, Status> {
         self.hand_over(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn put_tenant(
+        &self,
+        request: Request<v1::PutTenant>,
+    ) -> Result<Response<v1::TenantsReply>, Status> {
+        let command = wire::put_tenant(request.get_ref())?;
+        self.change_tenants(command).await.map(Response::new)
+    }
+
+    async fn remove_tenant(
+        &self,
+        request: Request<v1::RemoveTenant>,
+    ) -> Result<Response<v1::TenantsReply>, Status> {
+        let name = wire::tenant(&request.get_ref().name)?;
+        self.change_tenants(Command::RemoveTenant { name }).await.map(Response::new)
+    }
+
+    async fn list_tenants(
+        &self,
+        _request: Request<v1::ListTenantsRequest>,
+    ) -> Result<Response<v1::TenantsReply>, Status> {
+        self.read_tenants().await.map(Response::new)
+    }
+
+    async fn put_key(
+        &self,
+        request: Request<v1::PutKey>,
+    ) -> Result<Response<v1::TenantsReply>, Status> {
+        let command = wire::put_key(request.get_ref())?;
+        self.change_tenants(command).await.map(Response::new)
+    }
+
+    async fn remove_key(
+        &self,
+        request: Request<v1::RemoveKey>,
+    ) -> Result<Response<v1::TenantsReply>, Status> {
+        let command = wire::remove_key(request.get_ref())?;
+        self.change_tenants(command).await.map(Response::new)
+    }
+
+    async fn put_join_token(
+        &self,
+        request: Request<v1::PutJoinToken>,
+    ) -> Result<Response<v1::JoinTokensReply>, Status> {
+        let command = wire::put_join_token(request.get_ref())?;
+        self.change_join_tokens(command).await.map(Response::new)
+    }
+
+    async fn list_join_tokens(
+        &self,
+        _request: Request<v1::ListJoinTokensRequest>,
+    ) -> Result<Response<v1::JoinTokensReply>, Status> {
+        self.read_join_tokens().await.map(Response::new)
+    }
+
+    async fn remove_join_token(
+        &self,
+        request: Request<v1::RemoveJoinToken>,
+    ) -> Result<Response<v1::JoinTokensReply>, Status> {
+        let id = wire::key_id(&request.get_ref().id)?;
+        self.change_join_tokens(Command::RemoveJoinToken { id }).await.map(Response::new)
+    }
+
+    async fn join(
+        &self,
+        request: Request<v1::JoinRequest>,
+    ) -> Result<Response<v1::JoinReply>, Status> {
+        self.let_in(request.into_inner()).await.map(Response::new)
     }
 }

@@ -28,6 +28,14 @@ pub struct Limits {
     pub ttl_ms_max: u64,
     /// Blocks in the index, each counted once per worker that holds it.
     pub index_blocks_max: u64,
+    /// Tenants that have a quota or keys in the log.
+    pub tenants_max: u32,
+    /// Keys of all tenants.
+    pub keys_max: u32,
+    /// Keys of one tenant.
+    pub keys_per_tenant_max: u32,
+    /// Join tokens, used and expired ones included; the longest expired one makes room for a new one.
+    pub join_tokens_max: u32,
 }
 
 impl Limits {
@@ -35,7 +43,8 @@ impl Limits {
     ///
     /// 8,192 workers; 65,536 pins, 16,384 a tenant; 131,072 blocks a pin (two million tokens at 16 a block);
     /// 8,388,608 pinned blocks, 1,048,576 a tenant; kept tokens of 2 MiB a pin, 64 MiB, 16 MiB a tenant (two or
-    /// three bytes a token); a TTL of a day; 16,777,216 blocks in the index.
+    /// three bytes a token); a TTL of a day; 16,777,216 blocks in the index;
+    /// 4,096 tenants with 16,384 keys, 64 a tenant; 1,024 join tokens.
     #[must_use]
     pub const fn standard() -> Self {
         Self {
@@ -50,6 +59,10 @@ impl Limits {
             kept_token_bytes_per_tenant_max: 16 << 20,
             ttl_ms_max: 24 * 60 * 60 * 1_000,
             index_blocks_max: 16_777_216,
+            tenants_max: 4_096,
+            keys_max: 16_384,
+            keys_per_tenant_max: 64,
+            join_tokens_max: 1_024,
         }
     }
 }

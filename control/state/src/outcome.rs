@@ -46,6 +46,18 @@ pub enum Outcome {
     Reported,
     /// An order to compute a pin was noted, or was there already.
     Ordered,
+    /// A tenant, its quota and its keys are as they were asked to be.
+    Tenant {
+        /// False if they were so before.
+        changed: bool,
+    },
+    /// A join token is there, or gone, as asked.
+    JoinToken {
+        /// False if it was so before.
+        changed: bool,
+    },
+    /// The node may have its certificate.
+    Joined,
     /// Nothing was done.
     Refused {
         /// Why, for programs.

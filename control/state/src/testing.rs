@@ -2,9 +2,10 @@
 //! sessions and prefixes meet often.
 
 use mainstay_types::{
-    BlockEvent, Command, Epoch, EventFrame, EventSequence, FenceCause, KeptTokens, LogIndex,
-    ModelSpec, NamespaceId, PinId, PinRequest, PinScope, Proposal, Region, SequenceHash, SessionId,
-    Stamp, TenantId, Tenure, Tier, WorkerId,
+    BlockEvent, Command, Epoch, EventFrame, EventSequence, FenceCause, JoinRequest, JoinRole,
+    JoinTokenRequest, KeptTokens, KeyId, LogIndex, ModelSpec, NamespaceId, PinId, PinRequest,
+    PinScope, Proposal, Quota, Region, SecretHash, SequenceHash, SessionId, Stamp, TenantId,
+    Tenure, Tier, WorkerId,
 };
 use proptest::prelude::*;
 
@@ -24,6 +25,10 @@ pub(crate) fn small_limits() -> Limits {
         kept_token_bytes_per_tenant_max: 600,
         ttl_ms_max: 10_000,
         index_blocks_max: 40,
+        tenants_max: 3,
+        keys_max: 5,
+        keys_per_tenant_max: 3,
+        join_tokens_max: 3,
     }
 }
 
@@ -161,6 +166,60 @@ fn events() -> impl Strategy<Value = Vec<BlockEvent>> {
     proptest::collection::vec(event, 0..4)
 }
 
+pub(crate) fn tenant(name: &str) -> TenantId {
+    TenantId::new(name).expect("a name")
+}
+
+pub(crate) fn key_id(name: &str) -> KeyId {
+    KeyId::new(name).expect("a name")
+}
+
+pub(crate) fn put_tenant(name: &str, pinned_blocks_max: Option<u64>) -> Command {
+    let quota = Quota { pinned_blocks_max, ..Quota::default() };
+    Command::PutTenant { name: tenant(name), quota }
+}
+
+pub(crate) fn put_key(name: &str, key: &str, hash: u8) -> Command {
+    Command::PutKey { tenant: tenant(name), key: key_id(key), hash: SecretHash([hash; 32]) }
+}
+
+pub(crate) fn join_token(id: &str, hash: u8, role: JoinRole, node: Option<&str>) -> Command {
+    Command::PutJoinToken(JoinTokenRequest {
+        id: key_id(id),
+        hash: SecretHash([hash; 32]),
+        role,
+        node: node.map(str::to_owned),
+        ttl_ms: 1_000,
+    })
+}
+
+pub(crate) fn join(token: u8, role: JoinRole, node: &str, key: u8) -> Command {
+    Command::UseJoinToken(JoinRequest {
+        token: SecretHash([token; 32]),
+        role,
+        node: node.to_owned(),
+        key: SecretHash([key; 32]),
+    })
+}
+
+/// Commands about tenants, keys and join tokens.
+fn access() -> impl Strategy<Value = Command> {
+    const NAMES: [&str; 5] = ["acme", "zeta", "c", "d", "e"];
+    let name = || proptest::sample::select(&NAMES[..]);
+    let role = || proptest::sample::select(&JoinRole::ALL[..]);
+    let node = || proptest::option::of(name());
+    prop_oneof![
+        4 => (name(), proptest::option::of(0_u64..30)).prop_map(|(n, max)| put_tenant(n, max)),
+        1 => name().prop_map(|n| Command::RemoveTenant { name: tenant(n) }),
+        4 => (name(), name(), 0_u8..8).prop_map(|(n, key, hash)| put_key(n, key, hash)),
+        1 => (name(), name())
+            .prop_map(|(n, key)| Command::RemoveKey { tenant: tenant(n), key: key_id(key) }),
+        4 => (name(), 0_u8..8, role(), node()).prop_map(|(n, h, r, node)| join_token(n, h, r, node)),
+        4 => (0_u8..8, role(), name(), 0_u8..2).prop_map(|(t, r, node, key)| join(t, r, node, key)),
+        1 => name().prop_map(|n| Command::RemoveJoinToken { id: key_id(n) }),
+    ]
+}
+
 pub(crate) fn command() -> impl Strategy<Value = Command> {
     let registers = (0_usize..6, 0_u64..4, 0_usize..3).prop_map(|(name, incarnation, region)| {
         let region = [Region::LOCAL, Region::LOCAL, "far"][region];
@@ -182,6 +241,7 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
             .prop_map(|(worker, epoch, id, held)| report(worker, epoch, id, held)),
         4 => (0_u128..14, 1_u32..7, 1_u64..3)
             .prop_map(|(id, worker, epoch)| order(id, worker, epoch)),
+        8 => access(),
     ]
 }
 

@@ -21,6 +21,7 @@ use crate::http::App;
 use crate::model::{Detokenizer, ModelCard};
 use crate::pins::{self, MadeLater};
 use crate::prompt::{self, Prompt};
+use crate::quota::Spending;
 use crate::responses_store::ResponsesStore;
 
 /// Bodies larger than this are parsed and tokenised away from the threads that serve streams.
@@ -39,12 +40,15 @@ struct Turn {
     card: Arc<ModelCard>,
     prompt: Prompt,
     tenant: TenantId,
+    /// Of the tenant's quota; the request counts as one in flight for as long as this lives.
+    spending: Spending,
 }
 
 /// A request that may be read and worked on.
 pub(crate) struct Admitted {
     pub(crate) tenant: TenantId,
     permit: OwnedSemaphorePermit,
+    spending: Spending,
 }
 
 /// An answer for the HTTP layer.
@@ -77,14 +81,15 @@ pub(crate) async fn compute<T: Send + 'static>(
 }
 
 impl App {
-    /// Lets a request in before its body is read: by its key, and while there is room.
+    /// Lets a request in before its body is read: by its key, while there is room and its tenant's quota allows it.
     pub(crate) fn admit(&self, headers: &HeaderMap) -> Result<Admitted, ApiError> {
         let tenant = self.tenants.of(headers)?;
         let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
             ApiError::new(ErrorKind::Overloaded, "this gateway has no room for another request")
                 .with_retry_after_s(1)
         })?;
-        Ok(Admitted { tenant, permit })
+        let spending = self.tenants.admit(&tenant)?;
+        Ok(Admitted { tenant, permit, spending })
     }
 
     /// The permit travels with the work: a client that leaves does not free it while its prompt is prepared.
@@ -96,7 +101,7 @@ impl App {
         body: Bytes,
         request_id: &str,
     ) -> Result<(Turn, OwnedSemaphorePermit), ApiError> {
-        let Admitted { tenant, permit } = admitted;
+        let Admitted { tenant, permit, spending } = admitted;
         let names: Vec<(String, String)> = headers
             .iter()
             .filter_map(|(k, v)| Some((k.as_str().to_owned(), v.to_str().ok()?.to_owned())))
@@ -121,7 +126,7 @@ impl App {
             })?;
             let options = RenderOptions::of(&request);
             let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
-            Ok((Turn { request, request_id: id, card, prompt, tenant }, permit))
+            Ok((Turn { request, request_id: id, card, prompt, tenant, spending }, permit))
         })
         .await
     }
@@ -159,6 +164,7 @@ impl App {
         if tokens == 0 {
             return Err(ApiError::new(ErrorKind::InvalidRequest, "the prompt is empty"));
         }
+        turn.spending.prompt(tokens as u64)?;
         let wishes = if self.pins_on {
             let kept = (self.recompute, &self.region);
             turn.prompt.wishes(&turn.request, &turn.tenant, &turn.card, kept)
@@ -256,6 +262,7 @@ impl Writer {
     fn take(&mut self, event: Event) -> Step {
         match event {
             Event::Tokens { tokens, logprobs } => {
+                self.turn.spending.answer(tokens.len() as u64);
                 let mut out = Vec::new();
                 for (at, token) in tokens.iter().enumerate() {
                     self.usage.completion_tokens += 1;

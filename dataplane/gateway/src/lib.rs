@@ -2,7 +2,7 @@
 //!
 //! Layout: [`config`] what it is told; `replica` the cluster's state; `members` whom it has that from; `workers` who serves; `model` tokenizer
 //! and template; `placement` where a request goes; `generate` one generation with its moves; `answer` from
-//! body to answer; `pins`; `tenant`; `responses_store`; `http` the routes.
+//! body to answer; `pins`; `tenant` and `quota`; `responses_store`; `http` the routes.
 //! It keeps no state that another gateway lacks: any of them can serve a session's next turn.
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod model;
 mod pins;
 mod placement;
 mod prompt;
+mod quota;
 mod replica;
 mod responses_store;
 mod tenant;
@@ -69,14 +70,15 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
     let open = connect(&config, Role::Control);
     let members = members::Members::new(&config.control, config.region.clone(), open)
         .map_err(|s| GatewayError::Config(s.message().to_owned()))?;
-    let tenants = tenant::Tenants::new(&config.keys).map_err(GatewayError::Config)?;
+    let replica = replica::Replica::new();
+    let tenants = tenant::Tenants::new(&config.keys, replica.clone());
+    let tenants = tenants.map_err(GatewayError::Config)?;
     let listener = TcpListener::bind(config.listen)
         .await
         .map_err(|source| GatewayError::Listen { address: config.listen, source })?;
     let address = listener
         .local_addr()
         .map_err(|source| GatewayError::Listen { address: config.listen, source })?;
-    let replica = replica::Replica::new();
     let workers = workers::Workers::new(replica.clone(), connect(&config, Role::Worker));
     let followers =
         vec![tokio::spawn(replica.clone().follow(members)), tokio::spawn(workers.clone().follow())];

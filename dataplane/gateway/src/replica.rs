@@ -119,6 +119,18 @@ impl Replica {
         followed.as_ref().map(|member| (member.address.clone(), member.client.clone()))
     }
 
+    /// Applies a command as if a member had sent it.
+    #[cfg(test)]
+    pub(crate) fn test_apply(&self, command: Command) {
+        let mut machine = self.inner.machine.write();
+        let at = machine.applied().next();
+        let proposal =
+            mainstay_types::Proposal { stamp: mainstay_types::Stamp::default(), command };
+        let outcome = machine.apply(at, &proposal);
+        assert!(!matches!(outcome, Outcome::Refused { .. }), "{outcome:?}");
+        self.inner.begun.store(true, Ordering::Release);
+    }
+
     /// Wakes whenever the log index moves.
     pub(crate) fn changes(&self) -> watch::Receiver<LogIndex> {
         self.inner.changed.subscribe()

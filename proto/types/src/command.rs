@@ -1,6 +1,9 @@
 //! What the Raft log carries: each entry is one [`Proposal`].
 
-use crate::{CutSource, Epoch, EventFrame, PinId, PinRequest, Region, Stamp, WorkerId};
+use crate::{
+    CutSource, Epoch, EventFrame, JoinRequest, JoinTokenRequest, KeyId, PinId, PinRequest, Quota,
+    Region, SecretHash, Stamp, TenantId, WorkerId,
+};
 
 /// What a worker serves; equal specs may stand in for each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +98,43 @@ pub enum Command {
         worker: WorkerId,
         /// Which life of it.
         epoch: Epoch,
+    },
+    /// Makes a tenant, or changes its quota.
+    PutTenant {
+        /// Which.
+        name: TenantId,
+        /// What it may use.
+        quota: Quota,
+    },
+    /// Forgets a tenant and its keys; its pins go on until they end.
+    RemoveTenant {
+        /// Which.
+        name: TenantId,
+    },
+    /// Gives a tenant a key.
+    PutKey {
+        /// Whose.
+        tenant: TenantId,
+        /// The key's public name, unique within the tenant.
+        key: KeyId,
+        /// Of the key.
+        hash: SecretHash,
+    },
+    /// Takes a key back.
+    RemoveKey {
+        /// Whose.
+        tenant: TenantId,
+        /// Which.
+        key: KeyId,
+    },
+    /// Makes a token by which one node may join.
+    PutJoinToken(JoinTokenRequest),
+    /// A node shows such a token; it is used up by that.
+    UseJoinToken(JoinRequest),
+    /// Takes a token back.
+    RemoveJoinToken {
+        /// Which.
+        id: KeyId,
     },
 }
 

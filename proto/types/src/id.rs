@@ -100,6 +100,12 @@ name!(
     256
 );
 
+name!(
+    /// A credential's public name: of a tenant's key, or of a token to join by. It is no secret.
+    KeyId,
+    64
+);
+
 /// A pin's id, shown as `p-` and 32 hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PinId(pub u128);

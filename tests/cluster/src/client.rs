@@ -38,6 +38,14 @@ impl Client {
         Self { http: reqwest::Client::new(), base: base.to_owned() }
     }
 
+    /// A client that shows an API key.
+    pub fn with_key(base: &str, key: &str) -> Result<Self> {
+        let mut headers = reqwest::header::HeaderMap::new();
+        headers.insert("authorization", format!("Bearer {key}").parse()?);
+        let http = reqwest::Client::builder().default_headers(headers).build()?;
+        Ok(Self { http, base: base.to_owned() })
+    }
+
     /// A GET.
     pub async fn get(&self, path: &str) -> Result<Reply> {
         read(self.http.get(format!("{}{path}", self.base)).send().await?).await

@@ -11,6 +11,7 @@ use mainstay_identity::Role;
 use mainstay_types::{NodeId, Region};
 
 use crate::commands::identity::{self, CertArgs, InitArgs, ListenerArgs};
+use crate::commands::join::{self, Newcomer};
 use crate::commands::{addresses, asked_to_stop, members, offline};
 use crate::config::default_data_dir;
 use crate::output::print;
@@ -35,6 +36,8 @@ enum ControlCommand {
     Cert(CertArgs),
     /// The members: list, add, remove, hand over the lead
     Members(members::Args),
+    /// Tokens by which nodes join, and the admin token
+    Token(join::Args),
     /// What a member's data directory holds; changes nothing
     Inspect(offline::InspectArgs),
     /// Copy a member's log and snapshot into one file; stop the member first
@@ -66,6 +69,9 @@ struct RunArgs {
     /// Join without a vote and stay so: serves reads and watches of its region
     #[arg(long, requires = "join")]
     learner: bool,
+    /// A join token, to get the certificate for --identity by from the members of --join
+    #[arg(long, env = "MAINSTAY_JOIN_TOKEN", hide_env_values = true)]
+    token: Option<String>,
     /// Where the log and the state are kept
     #[arg(long)]
     data_dir: Option<PathBuf>,
@@ -116,12 +122,18 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Some(ControlCommand::Init(args)) => return identity::init(&args),
         Some(ControlCommand::Cert(args)) => return identity::cert(args),
         Some(ControlCommand::Members(args)) => return members::run(args).await,
+        Some(ControlCommand::Token(args)) => return join::run(args).await,
         Some(ControlCommand::Inspect(args)) => return offline::inspect(&args),
         Some(ControlCommand::Backup(args)) => return offline::backup(&args),
         Some(ControlCommand::Restore(args)) => return offline::restore(&args),
         None => {}
     }
     let args = args.run;
+    if let (Some(token), Some(list)) = (&args.token, &args.join) {
+        let hosts = join::hosts(args.listen, args.advertise.as_deref());
+        let newcomer = Newcomer { role: Role::Control, node: format!("m{}", args.node_id), hosts };
+        newcomer.join(token, &addresses(list), &args.security.client).await?;
+    }
     let origin = match (&args.members, &args.join) {
         (Some(list), _) => Origin::Members(parse_members(list)?),
         (None, Some(list)) => Origin::Join(addresses(list)),

@@ -8,6 +8,7 @@ use mainstay_identity::Role;
 use mainstay_types::Region;
 
 use crate::commands::identity::IdentityArgs;
+use crate::commands::join::Newcomer;
 use crate::commands::{addresses, asked_to_stop};
 use crate::config::FileConfig;
 use crate::output::print;
@@ -32,6 +33,12 @@ pub(crate) struct Args {
     region_penalty_ms: Option<f64>,
     #[command(flatten)]
     security: IdentityArgs,
+    /// A join token, to get the certificate for --identity by
+    #[arg(long, env = "MAINSTAY_JOIN_TOKEN", hide_env_values = true)]
+    join: Option<String>,
+    /// The name to join under [default: g-PID]
+    #[arg(long)]
+    name: Option<String>,
     /// A TOML file with keys and tenants
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -51,7 +58,13 @@ fn parse_penalty(text: &str) -> Result<f64, String> {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
-    let mut config = GatewayConfig::new(args.listen, addresses(&args.control));
+    let members = addresses(&args.control);
+    if let Some(token) = &args.join {
+        let node = args.name.unwrap_or_else(|| format!("g-{}", std::process::id()));
+        let newcomer = Newcomer { role: Role::Gateway, node, hosts: Vec::new() };
+        newcomer.join(token, &members, &args.security).await?;
+    }
+    let mut config = GatewayConfig::new(args.listen, members);
     config.keys = file.api_keys();
     config.recompute = file.recompute()?;
     config.identity = args.security.load(Role::Gateway)?;

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mainstay_identity::{Authority, DAYS_USUAL, Identity, Order, Role};
+use mainstay_identity::{Authority, ClusterSecret, DAYS_USUAL, Identity, Order, Role};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::addresses;
@@ -30,6 +30,11 @@ pub(crate) struct IdentityArgs {
 }
 
 impl IdentityArgs {
+    /// The folder, if one is named.
+    pub(crate) fn dir(&self) -> Option<&Path> {
+        self.identity.as_deref()
+    }
+
     /// Reads the folder, if one is named, and goes on looking at it.
     pub(crate) fn load(&self, role: Role) -> anyhow::Result<Option<Identity>> {
         let Some(dir) = &self.identity else { return Ok(None) };
@@ -73,16 +78,21 @@ pub(crate) struct CertArgs {
     /// How many days it lasts
     #[arg(long, default_value_t = DAYS_USUAL)]
     days: u32,
+    /// Let a member sign certificates of nodes that join by a token: puts the authority's key into its folder
+    #[arg(long)]
+    sign: bool,
     /// Where to write ca.pem, cert.pem and key.pem, replacing what is there
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
 }
 
 pub(crate) fn init(args: &InitArgs) -> anyhow::Result<()> {
-    let authority = Authority::create(&args.cluster)?;
+    let mut authority = Authority::create(&args.cluster)?;
     authority.save(&args.out)?;
+    authority.save_admin_token(&args.out)?;
     let dir = args.out.display();
     print(&format!("authority of {} in {dir}; keep {dir}/ca-key.pem off the nodes", args.cluster));
+    print(&format!("admin token in {dir}/admin-token, for --admin-token-file"));
     print(&format!(
         "next: mainstay control cert --ca {dir} --role control --name m1 --host HOST --out m1"
     ));
@@ -95,9 +105,34 @@ pub(crate) fn cert(args: CertArgs) -> anyhow::Result<()> {
     if let Some(hosts) = &args.host {
         order.hosts = addresses(hosts);
     }
-    authority.issue(&order)?.save(&args.out)?;
+    if args.sign && args.role != Role::Control {
+        anyhow::bail!("only members sign; leave out --sign, or give --role control");
+    }
+    let mut certified = authority.issue(&order)?;
+    if args.sign {
+        certified = certified.signing(&authority);
+    }
+    certified.save(&args.out)?;
     print(&issued(&args.out)?);
     Ok(())
+}
+
+/// Identities of roles that run in one process, signed by an authority that lives and ends with it.
+pub(crate) struct InProcess(Authority);
+
+impl InProcess {
+    pub(crate) fn new(cluster: &str) -> anyhow::Result<Self> {
+        Ok(Self(Authority::create(cluster)?))
+    }
+
+    /// An admin token for members whose identity is made later.
+    pub(crate) fn admin_token(&mut self) -> anyhow::Result<ClusterSecret> {
+        Ok(self.0.new_admin_token()?)
+    }
+
+    pub(crate) fn identity(&self, role: Role, node: &str) -> anyhow::Result<Option<Identity>> {
+        Ok(Some(Identity::in_process(&self.0.issue(&Order::new(role, node))?)?))
+    }
 }
 
 /// Reads back what was written: whom it names, where it may be served, for how long.

@@ -1,31 +1,17 @@
 //! `mainstay control members`: who is in the group of control members, and changing that.
 //!
-//! Listing goes through a gateway unless members are named; changes go to the members themselves. A change that a
-//! member can't make because another one leads is sent on to that one; whatever else goes wrong is told at once,
-//! since sending a change twice may answer something else the second time.
-
-use std::sync::Arc;
-use std::time::Duration;
+//! Listing goes through a gateway unless members are named; changes go to the members themselves.
 
 use clap::Subcommand;
-use mainstay_identity::Role;
-use mainstay_proto::client::{Connector, ControlPlane, channel, connector};
 use mainstay_proto::v1;
 use mainstay_proto::v1::control_client::ControlClient;
 use serde_json::{Value, json};
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Response, Status};
 
-use crate::commands::addresses;
-use crate::commands::identity::IdentityArgs;
+use crate::commands::admin::{AdminArgs, Credentials, Pass};
 use crate::http::Target;
-use crate::output::{Failure, Format, print, print_json};
-
-/// A new member has 20 s to catch up.
-const ATTEMPT_MAX: Duration = Duration::from_secs(30);
-/// How long a leader is looked for.
-const PATIENCE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(100);
+use crate::output::{Format, print, print_json};
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -50,19 +36,19 @@ enum MembersCommand {
         #[arg(long)]
         learner: bool,
         #[command(flatten)]
-        members: Members,
+        members: AdminArgs,
     },
     /// Take a member out
     Rm {
         id: u64,
         #[command(flatten)]
-        members: Members,
+        members: AdminArgs,
     },
     /// Hand the lead to another member
     Transfer {
         id: u64,
         #[command(flatten)]
-        members: Members,
+        members: AdminArgs,
     },
 }
 
@@ -72,21 +58,9 @@ struct ListArgs {
     #[arg(long, env = "MAINSTAY_CONTROL")]
     control: Option<String>,
     #[command(flatten)]
-    identity: IdentityArgs,
+    credentials: Credentials,
     #[command(flatten)]
     target: Target,
-}
-
-#[derive(clap::Args)]
-struct Members {
-    /// Members of the group, as HOST:PORT,…
-    #[arg(long, env = "MAINSTAY_CONTROL", default_value = "127.0.0.1:7400")]
-    control: String,
-    #[command(flatten)]
-    identity: IdentityArgs,
-    /// How to print
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: Format,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -95,21 +69,24 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Some(MembersCommand::Ls(args)) => list(args).await,
         Some(MembersCommand::Add { id, address, learner: learner_only, members }) => {
             let request = v1::AddMemberRequest { id, address, learner_only, instance: 0 };
-            let change = |mut c: ControlClient<Channel>| {
-                let request = request.clone();
-                async move { c.add_member(request).await }
+            let add = async |mut c: ControlClient<Channel>, pass: Pass| {
+                c.add_member(pass.request(request.clone())).await
             };
-            members.change(change).await
+            change(&members, add).await
         }
         Some(MembersCommand::Rm { id, members }) => {
             let request = v1::RemoveMemberRequest { id };
-            let change = async |mut c: ControlClient<Channel>| c.remove_member(request).await;
-            members.change(change).await
+            let remove = async |mut c: ControlClient<Channel>, pass: Pass| {
+                c.remove_member(pass.request(request)).await
+            };
+            change(&members, remove).await
         }
         Some(MembersCommand::Transfer { id, members }) => {
             let request = v1::TransferLeaderRequest { id };
-            let change = async |mut c: ControlClient<Channel>| c.transfer_leader(request).await;
-            members.change(change).await
+            let transfer = async |mut c: ControlClient<Channel>, pass: Pass| {
+                c.transfer_leader(pass.request(request)).await
+            };
+            change(&members, transfer).await
         }
     }
 }
@@ -117,15 +94,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 async fn list(args: ListArgs) -> anyhow::Result<()> {
     let members = match args.control {
         Some(control) => {
-            let ask = async |mut c: ControlClient<Channel>| {
-                let reply = c.status(v1::StatusRequest { local_only: false }).await?;
+            let ask = async |mut c: ControlClient<Channel>, pass: Pass| {
+                let request = v1::StatusRequest { local_only: false };
+                let reply = c.status(pass.request(request)).await?;
                 // A member without its disk, or a new one, knows nobody; another may.
                 if reply.get_ref().members.is_empty() {
                     return Err(Status::unavailable("this member is in no group yet"));
                 }
                 Ok(reply)
             };
-            json_of(&ask_any(&control, &args.identity, ask).await?.members)
+            json_of(&args.credentials.ask(&control, ask).await?.members)
         }
         None => args.target.get("/api/v1/status").await?["members"].clone(),
     };
@@ -133,17 +111,13 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-impl Members {
-    async fn change(
-        &self,
-        change: impl AsyncFn(
-            ControlClient<Channel>,
-        ) -> Result<tonic::Response<v1::MembersReply>, Status>,
-    ) -> anyhow::Result<()> {
-        let reply = ask_any(&self.control, &self.identity, change).await?;
-        show(&json_of(&reply.members), self.output);
-        Ok(())
-    }
+async fn change(
+    members: &AdminArgs,
+    change: impl AsyncFn(ControlClient<Channel>, Pass) -> Result<Response<v1::MembersReply>, Status>,
+) -> anyhow::Result<()> {
+    let reply = members.ask(change).await?;
+    show(&json_of(&reply.members), members.output);
+    Ok(())
 }
 
 fn show(members: &Value, output: Format) {
@@ -163,44 +137,4 @@ fn json_of(members: &[v1::Member]) -> Value {
         })
     };
     members.iter().map(one).collect()
-}
-
-/// Asks one member after another until one can answer: the leader, for what only it can do.
-async fn ask_any<T>(
-    control: &str,
-    identity: &IdentityArgs,
-    ask: impl AsyncFn(ControlClient<Channel>) -> Result<tonic::Response<T>, Status>,
-) -> anyhow::Result<T> {
-    let open: Connector = match identity.load(Role::Admin)? {
-        Some(identity) => connector(move |to| identity.channel(to, Role::Control)),
-        None => Arc::new(channel),
-    };
-    let plane = ControlPlane::with_connector(&addresses(control), open).map_err(|s| failure(&s))?;
-    let until = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        let status = match tokio::time::timeout(ATTEMPT_MAX, ask(plane.current())).await {
-            Ok(Ok(reply)) => return Ok(reply.into_inner()),
-            Ok(Err(status)) => status,
-            Err(_) => Status::deadline_exceeded(
-                "the change takes long and may still come; see `mainstay control members ls`",
-            ),
-        };
-        if status.code() != Code::Unavailable || tokio::time::Instant::now() >= until {
-            return Err(failure(&status).into());
-        }
-        plane.follow(&status);
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
-fn failure(status: &Status) -> Failure {
-    let (hint, exit) = match status.code() {
-        Code::NotFound => ("", 3),
-        Code::Unavailable => ("; is a member running there? give --control HOST:PORT,…", 4),
-        Code::DeadlineExceeded => ("", 4),
-        Code::AlreadyExists | Code::FailedPrecondition => ("", 5),
-        Code::PermissionDenied | Code::Unauthenticated => ("", 6),
-        _ => ("", 1),
-    };
-    Failure { message: format!("{}{hint}", status.message()), exit }
 }

@@ -1,17 +1,20 @@
 //! The commands, one module each.
 
+pub(crate) mod admin;
 pub(crate) mod bench;
 pub(crate) mod control;
 pub(crate) mod demo;
 pub(crate) mod engine;
 pub(crate) mod gateway;
 pub(crate) mod identity;
+pub(crate) mod join;
 pub(crate) mod members;
 pub(crate) mod offline;
 pub(crate) mod pin;
 pub(crate) mod request;
 pub(crate) mod serve;
 pub(crate) mod status;
+pub(crate) mod tenant;
 pub(crate) mod worker;
 
 /// Resolves at SIGINT or SIGTERM.

@@ -1,4 +1,5 @@
-//! `mainstay serve`: all roles in one process, over the same code paths as a cluster.
+//! `mainstay serve`: all roles in one process, over the same code paths as a cluster. They know each other by an
+//! authority that lives and ends with the process, so nothing between them is in plain text.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,11 +7,13 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use mainstay_control::ControlConfig;
 use mainstay_gateway::GatewayConfig;
+use mainstay_identity::Role;
 use mainstay_types::NodeId;
 
 use super::engine::EngineArgs;
 use super::worker::worker_config;
 use crate::commands::asked_to_stop;
+use crate::commands::identity::InProcess;
 use crate::config::{FileConfig, default_data_dir};
 use crate::output::print;
 
@@ -24,6 +27,9 @@ pub(crate) struct Args {
     /// Where the control plane keeps its log and state
     #[arg(long)]
     data_dir: Option<PathBuf>,
+    /// Where the control plane listens, for `mainstay tenant` and others with --admin-token-file DATA_DIR/admin-token
+    #[arg(long, default_value = "127.0.0.1:0")]
+    control_listen: SocketAddr,
     /// A TOML file: [[keys]] with key and tenant, [engine]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -37,16 +43,24 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     })?;
     let listen = probe.local_addr()?;
     let data_dir = args.data_dir.unwrap_or_else(|| default_data_dir("serve"));
-    let control = ControlConfig::single(NodeId(1), data_dir.join("control"));
+    let mut inner = InProcess::new("serve")?;
+    let admin_token = inner.admin_token()?;
+    let mut control = ControlConfig::single(NodeId(1), data_dir.join("control"));
+    control.listen = args.control_listen;
+    control.identity = inner.identity(Role::Control, "m1")?;
     let control = mainstay_control::start(control).await?;
+    // The directory is this process's from here on.
+    admin_token.save(&data_dir.join("admin-token"))?;
     let members = vec![control.address().to_string()];
     drop(probe);
     let mut config = GatewayConfig::new(listen, members.clone());
     config.keys = file.api_keys();
     config.recompute = file.recompute()?;
+    config.identity = inner.identity(Role::Gateway, "g1")?;
     config.metrics = Some(super::metrics_recorder()?);
     let gateway = mainstay_gateway::start(config).await?;
-    let worker = worker_config(&args.engine, &file, "w1".to_owned(), members)?;
+    let mut worker = worker_config(&args.engine, &file, "w1".to_owned(), members)?;
+    worker.identity = inner.identity(Role::Worker, "w1")?;
     let worker = mainstay_worker::start(worker).await?;
     let outcome = tokio::select! {
         result = asked_to_stop() => result,

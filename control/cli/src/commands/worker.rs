@@ -9,6 +9,7 @@ use mainstay_worker::WorkerConfig;
 
 use super::engine::EngineArgs;
 use crate::commands::identity::ListenerArgs;
+use crate::commands::join::{self, Newcomer};
 use crate::commands::{addresses, asked_to_stop};
 use crate::config::{FileConfig, model_files};
 use crate::output::print;
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     region: Region,
     #[command(flatten)]
     security: ListenerArgs,
+    /// A join token, to get the certificate for --identity by
+    #[arg(long, env = "MAINSTAY_JOIN_TOKEN", hide_env_values = true)]
+    join: Option<String>,
     /// A TOML file with an [engine] table
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -41,10 +45,17 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
+    let members = addresses(&args.control);
+    if let Some(token) = &args.join {
+        let node = args.name.clone().unwrap_or_else(|| format!("w-{}", std::process::id()));
+        let hosts = join::hosts(args.listen, args.advertise.as_deref());
+        let newcomer = Newcomer { role: Role::Worker, node, hosts };
+        newcomer.join(token, &members, &args.security.client).await?;
+    }
     let identity = args.security.client.load(Role::Worker)?;
     let certified = identity.as_ref().map(|identity| identity.peer().node.clone());
     let name = args.name.or(certified).unwrap_or_else(|| format!("w-{}", std::process::id()));
-    let mut config = worker_config(&args.engine, &file, name.clone(), addresses(&args.control))?;
+    let mut config = worker_config(&args.engine, &file, name.clone(), members)?;
     config.listen = args.listen;
     config.advertise = args.advertise;
     config.region = args.region;

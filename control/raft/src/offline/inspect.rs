@@ -246,6 +246,13 @@ fn kind_of(proposal: &v1::Proposal) -> &'static str {
         Some(Command::ReleasePin(_)) => "release_pin",
         Some(Command::ReportPin(_)) => "report_pin",
         Some(Command::OrderPin(_)) => "order_pin",
+        Some(Command::PutTenant(_)) => "put_tenant",
+        Some(Command::RemoveTenant(_)) => "remove_tenant",
+        Some(Command::PutKey(_)) => "put_key",
+        Some(Command::RemoveKey(_)) => "remove_key",
+        Some(Command::PutJoinToken(_)) => "put_join_token",
+        Some(Command::UseJoinToken(_)) => "use_join_token",
+        Some(Command::RemoveJoinToken(_)) => "remove_join_token",
         None => "malformed",
     }
 }

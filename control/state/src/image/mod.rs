@@ -12,6 +12,7 @@ mod read;
 mod regions;
 mod sink;
 mod source;
+mod tenants;
 mod write;
 
 use thiserror::Error;

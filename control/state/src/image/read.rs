@@ -13,6 +13,7 @@ use super::ImageError;
 use super::kept::{read_keeping, read_mark};
 use super::regions::{read_region, read_scope};
 use super::source::Source;
+use super::tenants;
 use super::write::{WORKER_LEASE_EXPIRED, WORKER_LEFT, WORKER_LIVE};
 use crate::limits::Limits;
 use crate::machine::Machine;
@@ -47,6 +48,7 @@ pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, 
     check_workers(&workers, last_id, applied)?;
     let workers = Workers::restore(last_id, workers);
     let pins = read_pins(source, &limits, applied, time, &workers)?;
+    let (tenants, join_tokens) = tenants::read(source, &limits)?;
     Ok(Machine {
         limits,
         applied,
@@ -54,6 +56,8 @@ pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, 
         hash_key,
         workers,
         pins,
+        tenants,
+        join_tokens,
         index: BlockIndex::new(limits.index_blocks_max),
     })
 }

@@ -1,11 +1,12 @@
 //! Images: what is written is read back; what is damaged, cut, forged or too big is refused without a panic.
 
-use mainstay_types::{Command, LogIndex, PinId, PinRequest};
+use mainstay_types::{Command, JoinRole, LogIndex, PinId, PinRequest};
 use proptest::prelude::*;
 
 use super::*;
 use crate::testing::{
-    Log, fence, frame, log, order, pin, prefix, register, report, small_limits, stored, tokens,
+    Log, fence, frame, join, join_token, log, order, pin, prefix, put_key, put_tenant, register,
+    report, small_limits, stored, tokens,
 };
 
 /// A machine with something of everything.
@@ -24,6 +25,10 @@ fn sample() -> Machine {
     log.apply(Command::PutPin(kept));
     log.apply(order(4, 2, 1));
     log.apply(report(2, 1, 4, 2));
+    log.apply(put_tenant("acme", Some(20)));
+    log.apply(put_key("acme", "laptop", 1));
+    log.apply(join_token("t", 2, JoinRole::Worker, Some("w1")));
+    log.apply(join(2, JoinRole::Worker, "w1", 3));
     log.machine
 }
 
@@ -45,6 +50,8 @@ fn an_image_holds_everything() {
     assert_eq!(copy.hash_key(), machine.hash_key());
     assert!(copy.workers().eq(machine.workers()));
     assert!(copy.pins().eq(machine.pins()));
+    assert!(copy.tenants().eq(machine.tenants()) && copy.tenants().len() == 1);
+    assert!(copy.join_tokens().eq(machine.join_tokens()) && copy.join_tokens().len() == 1);
     assert_eq!(copy.index().snapshot(), machine.index().snapshot());
     assert_eq!(copy.pins().filter(|p| !p.is_live()).count(), 1);
 }

@@ -6,6 +6,7 @@ use mainstay_types::{FenceCause, PinState};
 use super::kept;
 use super::regions::{write_region, write_scope};
 use super::sink::Sink;
+use super::tenants;
 use crate::machine::Machine;
 use crate::pins::Pin;
 use crate::workers::{Worker, WorkerState};
@@ -40,6 +41,7 @@ pub(super) fn state(sink: &mut impl Sink, machine: &Machine) {
         sink.flag(pin.state == PinState::Released);
         sink.text(&pin.reason);
     }
+    tenants::write(sink, machine);
 }
 
 fn write_worker(sink: &mut impl Sink, worker: &Worker) {

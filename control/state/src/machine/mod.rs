@@ -6,13 +6,15 @@
 use mainstay_index::BlockIndex;
 use mainstay_types::{
     ClusterTime, Command, Epoch, ErrorCode, EventFrame, EventSequence, FenceCause, HashKey,
-    LogIndex, PinId, Proposal, Region, TenantId, WorkerId,
+    LogIndex, PinId, Proposal, Region, SecretHash, TenantId, WorkerId,
 };
 
 use crate::image::{self, ImageError};
+use crate::join_tokens::{JoinToken, JoinTokens};
 use crate::limits::Limits;
 use crate::outcome::{Outcome, Refusal};
 use crate::pins::{MissingCopies, Pin, Pins, matters};
+use crate::tenants::{Tenant, Tenants};
 use crate::workers::{Registration, Worker, Workers};
 
 /// The whole replicated state.
@@ -24,6 +26,8 @@ pub struct Machine {
     pub(crate) hash_key: Option<HashKey>,
     pub(crate) workers: Workers,
     pub(crate) pins: Pins,
+    pub(crate) tenants: Tenants,
+    pub(crate) join_tokens: JoinTokens,
     pub(crate) index: BlockIndex,
 }
 
@@ -38,6 +42,8 @@ impl Machine {
             hash_key: None,
             workers: Workers::default(),
             pins: Pins::default(),
+            tenants: Tenants::default(),
+            join_tokens: JoinTokens::default(),
             index: BlockIndex::new(limits.index_blocks_max),
         }
     }
@@ -78,7 +84,10 @@ impl Machine {
                 self.workers.cut(sources);
                 Ok(Outcome::Cut)
             }
-            Command::PutPin(request) => self.pins.put(index, self.time, &self.limits, request),
+            Command::PutPin(request) => {
+                let limits = self.limits_of(&request.tenant);
+                self.pins.put(index, self.time, &limits, request)
+            }
             Command::ExtendPin { id, ttl_ms } => {
                 self.pins.extend(index, self.time, &self.limits, *id, *ttl_ms)
             }
@@ -92,7 +101,38 @@ impl Machine {
                 self.workers.live(*worker, *epoch)?;
                 self.pins.order(index, self.time.now_ms, *id, *worker, *epoch)
             }
+            Command::PutTenant { .. }
+            | Command::RemoveTenant { .. }
+            | Command::PutKey { .. }
+            | Command::RemoveKey { .. }
+            | Command::PutJoinToken(_)
+            | Command::UseJoinToken(_)
+            | Command::RemoveJoinToken { .. } => self.change_access(command),
         }
+    }
+
+    /// Commands about who may use the cluster and who may join it.
+    fn change_access(&mut self, command: &Command) -> Result<Outcome, Refusal> {
+        let (now_ms, limits) = (self.time.now_ms, &self.limits);
+        match command {
+            Command::PutTenant { name, quota } => self.tenants.put(now_ms, limits, name, *quota),
+            Command::RemoveTenant { name } => Ok(self.tenants.remove(name)),
+            Command::PutKey { tenant, key, hash } => {
+                self.tenants.put_key(now_ms, limits, tenant, key, *hash)
+            }
+            Command::RemoveKey { tenant, key } => Ok(self.tenants.remove_key(tenant, key)),
+            Command::PutJoinToken(request) => self.join_tokens.put(now_ms, limits, request),
+            Command::UseJoinToken(join) => self.join_tokens.take(now_ms, join),
+            Command::RemoveJoinToken { id } => Ok(self.join_tokens.remove(id)),
+            _ => Err(Refusal::new(ErrorCode::Internal, "the command is about something else")),
+        }
+    }
+
+    /// The limits with the tenant's own pin budget in place of the general one.
+    fn limits_of(&self, tenant: &TenantId) -> Limits {
+        let own = self.tenants.get(tenant).and_then(|t| t.quota.pinned_blocks_max);
+        let general = self.limits.pinned_blocks_per_tenant_max;
+        Limits { pinned_blocks_per_tenant_max: own.unwrap_or(general), ..self.limits }
     }
 
     fn bootstrap(&mut self, hash_key: HashKey) -> Result<Outcome, Refusal> {
@@ -224,6 +264,34 @@ impl Machine {
     #[must_use]
     pub fn tenant_pinned_blocks(&self, tenant: &TenantId) -> u64 {
         self.pins.tenant_blocks(tenant)
+    }
+
+    /// All tenants that the log knows, by name.
+    pub fn tenants(&self) -> impl ExactSizeIterator<Item = &Tenant> {
+        self.tenants.iter()
+    }
+
+    /// Whether keys are asked for: since the first tenant was made, even if none is left.
+    #[must_use]
+    pub fn asks_for_keys(&self) -> bool {
+        self.tenants.closed()
+    }
+
+    /// One tenant.
+    #[must_use]
+    pub fn tenant(&self, name: &TenantId) -> Option<&Tenant> {
+        self.tenants.get(name)
+    }
+
+    /// Whose key hashes to that.
+    #[must_use]
+    pub fn tenant_by_key(&self, hash: &SecretHash) -> Option<&Tenant> {
+        self.tenants.by_key(hash)
+    }
+
+    /// All join tokens that are remembered, by id.
+    pub fn join_tokens(&self) -> impl ExactSizeIterator<Item = &JoinToken> {
+        self.join_tokens.iter()
     }
 
     /// One pin.

@@ -28,6 +28,7 @@ fn limits() -> Limits {
         kept_token_bytes_per_tenant_max: 650,
         ttl_ms_max: 20_000,
         index_blocks_max: 40,
+        ..Limits::standard()
     }
 }
 

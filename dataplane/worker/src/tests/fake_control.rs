@@ -529,6 +529,63 @@ impl Control for Member {
         Err(Status::unimplemented("not asked by workers"))
     }
 
+    async fn put_tenant(
+        &self,
+        _: Request<v1::PutTenant>,
+    ) -> Result<Response<v1::TenantsReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn remove_tenant(
+        &self,
+        _: Request<v1::RemoveTenant>,
+    ) -> Result<Response<v1::TenantsReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn list_tenants(
+        &self,
+        _: Request<v1::ListTenantsRequest>,
+    ) -> Result<Response<v1::TenantsReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn put_key(&self, _: Request<v1::PutKey>) -> Result<Response<v1::TenantsReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn remove_key(
+        &self,
+        _: Request<v1::RemoveKey>,
+    ) -> Result<Response<v1::TenantsReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn put_join_token(
+        &self,
+        _: Request<v1::PutJoinToken>,
+    ) -> Result<Response<v1::JoinTokensReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn list_join_tokens(
+        &self,
+        _: Request<v1::ListJoinTokensRequest>,
+    ) -> Result<Response<v1::JoinTokensReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn remove_join_token(
+        &self,
+        _: Request<v1::RemoveJoinToken>,
+    ) -> Result<Response<v1::JoinTokensReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn join(&self, _: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
     type WatchStream = WatchStream;
 
     async fn watch(

@@ -1,6 +1,8 @@
 //! The promises that only real processes can keep: hits across gateways, streams that outlive their worker,
-//! requests that outlive the Raft leader, pins that outlive a flood or their worker, members and disks that are lost.
+//! requests that outlive the Raft leader, pins that outlive a flood or their worker, members and disks that are lost,
+//! processes that are replaced; and who is let in.
 
+mod access;
 mod bad_starts;
 mod failover;
 mod keeper;

@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use anyhow::Context;
 use mainstay_control::{ControlConfig, ControlHandle, Origin};
 use mainstay_gateway::{GatewayConfig, GatewayHandle};
+use mainstay_identity::Role;
 use mainstay_types::NodeId;
 use mainstay_worker::{WorkerConfig, WorkerHandle};
 use serde_json::json;
 use tempfile::TempDir;
 
 use super::{Args, Setting};
+use crate::commands::identity::InProcess;
 use crate::config::model_files;
 
 /// Blocks of each worker: small, so that the flood evicts what nothing protects.
@@ -31,17 +33,20 @@ impl Cluster {
         let members = crate::commands::bench::free_addresses(args.members)?;
         let list: Vec<(NodeId, String)> =
             (1..).map(NodeId).zip(members.iter().map(ToString::to_string)).collect();
+        let inner = InProcess::new("demo")?;
         let mut starting = Vec::new();
         for (id, address) in (1..).zip(&members) {
             let dir = files.path().join(format!("m{id}"));
             let mut config = ControlConfig::single(NodeId(id), dir);
             config.listen = *address;
+            config.identity = inner.identity(Role::Control, &format!("m{id}"))?;
             config.origin = Origin::Members(list.clone());
             starting.push(mainstay_control::start(config));
         }
         let control = futures::future::try_join_all(starting).await?;
         let addresses: Vec<String> = members.iter().map(ToString::to_string).collect();
         let mut config = GatewayConfig::new(args.listen, addresses.clone());
+        config.identity = inner.identity(Role::Gateway, "g1")?;
         config.policy = setting.policy;
         config.pins = setting.pins;
         let gateway = mainstay_gateway::start(config).await?;
@@ -54,6 +59,7 @@ impl Cluster {
                 "model_dir": "", "model_name": model.name, "threads": 1, "blocks": WORKER_BLOCKS,
                 "context_tokens_max": 4096, "pin_fraction": 0.8,
             });
+            config.identity = inner.identity(Role::Worker, &format!("w{n}"))?;
             config.model_name.clone_from(&model.name);
             config.revision.clone_from(&model.revision);
             config.model_files.clone_from(&model.files);
