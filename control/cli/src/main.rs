@@ -35,7 +35,7 @@ enum Command {
     /// Run a whole cluster with agent traffic and compare
     Demo(commands::demo::Args),
     /// Run a control member, or look after the members
-    Control(commands::control::Args),
+    Control(Box<commands::control::Args>),
     /// Run a gateway
     Gateway(commands::gateway::Args),
     /// Run a worker
@@ -77,7 +77,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         match command {
             Command::Serve(args) => commands::serve::run(args).await,
             Command::Demo(args) => commands::demo::run(args).await,
-            Command::Control(args) => commands::control::run(args).await,
+            Command::Control(args) => commands::control::run(*args).await,
             Command::Gateway(args) => commands::gateway::run(args).await,
             Command::Worker(args) => commands::worker::run(args).await,
             Command::Pin(args) => commands::pin::run(args).await,

@@ -38,6 +38,7 @@ pub struct Seen {
 
 /// What was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are writes")]
 pub enum Ask {
     /// Put this through the log.
     Write(Command),
