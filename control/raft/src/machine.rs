@@ -1,8 +1,9 @@
 //! The replicated machine beneath openraft: applies committed entries in memory, and builds and installs images.
 //!
-//! An image is built from the last image and the log after it, never from the live machine: applying goes on
-//! meanwhile, and each build proves that image and log still lead to the live state. The price is a second copy
-//! of the state while it lasts.
+//! While the state is small, an image is its copy, taken between two entries. A large one would hold up applying for
+//! too long: then an image is built from the last image and the log after it, while applying goes on, which also
+//! proves that image and log still lead to the live state. The price is a second copy of the state while it lasts, and
+//! that each entry is applied twice.
 
 use std::io;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ use crate::types::{Answer, Entry, LogId, Snapshot, SnapshotMeta, StoredMembershi
 const APPLY_ENTRIES_MAX: usize = 256;
 /// How many bytes of log a build reads at a time.
 const BUILD_READ_BYTES: usize = 8 << 20;
+/// The largest image that is copied from the live state: some ten milliseconds.
+const COPIED_IMAGE_BYTES_MAX: u64 = 16 << 20;
 
 /// What readers share with the task that applies.
 pub(crate) struct Shared {
@@ -54,12 +57,14 @@ pub(crate) struct StateMachine {
     log: Log,
     applied: Option<LogId>,
     membership: StoredMembership,
+    copied_bytes_max: u64,
 }
 
 impl StateMachine {
     pub(crate) fn new(shared: Arc<Shared>, snapshots: Arc<SnapshotStore>, log: Log) -> Self {
         let membership = StoredMembership::default();
-        Self { shared, snapshots, log, applied: None, membership }
+        let copied_bytes_max = COPIED_IMAGE_BYTES_MAX;
+        Self { shared, snapshots, log, applied: None, membership, copied_bytes_max }
     }
 
     fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
@@ -157,12 +162,19 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         self.shared.bytes_since_image.store(0, Ordering::Relaxed);
+        let machine = self.shared.machine.read();
+        let source = if machine.image_bytes() <= self.copied_bytes_max {
+            Source::Copy(Bytes::from(machine.encode()), self.membership.clone())
+        } else {
+            Source::Log { digest: machine.digest() }
+        };
+        drop(machine);
         Builder {
             snapshots: Arc::clone(&self.snapshots),
             log: self.log.clone(),
             limits: self.shared.limits,
             target: self.applied,
-            digest: self.shared.machine.read().digest(),
+            source,
         }
     }
 
@@ -198,9 +210,18 @@ pub(crate) struct Builder {
     snapshots: Arc<SnapshotStore>,
     log: Log,
     limits: Limits,
-    /// Where the live machine stood when the build was asked for, and its digest there.
+    /// Where the live machine stood when the build was asked for.
     target: Option<LogId>,
-    digest: u128,
+    source: Source,
+}
+
+/// What an image is made of.
+#[derive(Clone)]
+enum Source {
+    /// What the live state was there, and who were members.
+    Copy(Bytes, StoredMembership),
+    /// The last image and the log after it, which have to lead to this digest.
+    Log { digest: u128 },
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
@@ -219,9 +240,18 @@ impl Builder {
         if let Some(current) = self.newer(base.as_ref()) {
             return Ok(current);
         }
-        match self.replay(base) {
-            Ok((meta, machine)) => {
-                let state = Bytes::from(machine.encode());
+        let made = match &self.source {
+            Source::Copy(state, membership) => {
+                let mut meta = base.map_or_else(SnapshotMeta::default, |base| base.meta);
+                (meta.last_log_id, meta.last_membership) = (self.target, membership.clone());
+                Ok((meta, state.clone()))
+            }
+            Source::Log { digest } => self
+                .replay(base, *digest)
+                .map(|(meta, machine)| (meta, Bytes::from(machine.encode()))),
+        };
+        match made {
+            Ok((meta, state)) => {
                 self.snapshots.save(&meta, &state)?;
                 let seconds = start.elapsed().as_secs_f64();
                 tracing::info!(
@@ -243,7 +273,7 @@ impl Builder {
         current.filter(|c| c.meta.last_log_id >= self.target).cloned()
     }
 
-    fn replay(&self, base: Option<Snapshot>) -> io::Result<(SnapshotMeta, Machine)> {
+    fn replay(&self, base: Option<Snapshot>, digest: u128) -> io::Result<(SnapshotMeta, Machine)> {
         let (mut meta, mut machine) = match base {
             Some(base) => (base.meta, decode_image(&base.snapshot, &self.limits)?),
             None => (SnapshotMeta::default(), Machine::new(self.limits)),
@@ -264,7 +294,7 @@ impl Builder {
                 next = entry.log_id.index + 1;
             }
         }
-        if machine.digest() != self.digest {
+        if machine.digest() != digest {
             // The log is the truth; the image is built from it alone. The live state needs a restart.
             tracing::error!(
                 index = end.saturating_sub(1),

@@ -145,7 +145,14 @@ async fn put(log: &mut Log, machine: &mut StateMachine, range: std::ops::RangeIn
 
 #[tokio::test]
 async fn an_image_is_what_the_live_state_was_when_it_was_asked_for() {
+    for copied_bytes_max in [0, u64::MAX] {
+        image_of_a_moment(copied_bytes_max).await;
+    }
+}
+
+async fn image_of_a_moment(copied_bytes_max: u64) {
     let (_dir, mut log, mut machine) = build();
+    machine.copied_bytes_max = copied_bytes_max;
     let first = Entry {
         log_id: LogId::new(LeaderId { term: 0, node_id: 0 }, 0),
         payload: EntryPayload::Blank,
@@ -178,6 +185,7 @@ async fn an_image_is_what_the_live_state_was_when_it_was_asked_for() {
 #[tokio::test]
 async fn a_build_that_an_installed_image_overtakes_gives_way_to_it() {
     let (_dir, mut log, mut machine) = build();
+    machine.copied_bytes_max = 0;
     put(&mut log, &mut machine, 1..=20).await;
     // The log begins at 1 here, so the build has to look for entry 0 in vain.
     let mut builder = machine.get_snapshot_builder().await;

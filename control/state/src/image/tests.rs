@@ -233,3 +233,10 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_size_of_an_image_is_known_beforehand_about() {
+    let machine = sample();
+    let (said, is) = (machine.image_bytes(), machine.encode().len() as u64);
+    assert!(said >= is && said <= is * 4, "{said} said, {is} made");
+}

@@ -209,6 +209,20 @@ impl Machine {
         &self.limits
     }
 
+    /// How large an image is, about.
+    #[must_use]
+    pub fn image_bytes(&self) -> u64 {
+        const WORKER_BYTES: u64 = 512;
+        const TENANT_BYTES: u64 = 512;
+        const HELD_BYTES: u64 = 32;
+        let workers = self.workers.iter().count() as u64;
+        let tenants = self.tenants.iter().len() as u64;
+        self.pins.image_bytes()
+            + workers * WORKER_BYTES
+            + tenants * TENANT_BYTES
+            + self.index.held_count() * HELD_BYTES
+    }
+
     /// Cluster time at the last applied entry.
     #[must_use]
     pub fn time(&self) -> ClusterTime {

@@ -139,6 +139,14 @@ impl Pins {
         self.all.values().filter(|pin| pin.is_live())
     }
 
+    /// What all of them take in an image, about.
+    pub(crate) fn image_bytes(&self) -> u64 {
+        const PIN_BYTES: u64 = 384;
+        const HASH_BYTES: u64 = 16;
+        let hashes = self.live_blocks + self.ended_blocks;
+        self.all.len() as u64 * PIN_BYTES + hashes * HASH_BYTES + self.token_bytes
+    }
+
     pub(crate) fn live_count(&self) -> usize {
         self.expiries.len()
     }
