@@ -24,6 +24,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long one member may take to answer.
 const ATTEMPT_MAX: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// How long a call leaves a member alone that did not answer it.
+const DOUBT: Duration = Duration::from_secs(2);
 
 /// A client of the whole control plane rather than of one member.
 #[derive(Clone)]
@@ -61,6 +63,26 @@ fn endpoint(address: &str) -> Result<Endpoint, Status> {
     Ok(endpoint)
 }
 
+/// Members that let a call wait in vain: not asked again for a while, whoever names them as leader.
+#[derive(Default)]
+struct Doubts(Vec<(usize, tokio::time::Instant)>);
+
+impl Doubts {
+    fn note(&mut self, at: usize) {
+        self.0.retain(|(other, _)| *other != at);
+        self.0.push((at, tokio::time::Instant::now() + DOUBT));
+    }
+
+    /// The first from `at` on, of `count`, that is not doubted; `at` itself if all are.
+    fn avoid(&self, at: usize, count: usize) -> usize {
+        let now = tokio::time::Instant::now();
+        let doubted = |at: usize| self.0.iter().any(|(other, until)| *other == at && *until > now);
+        let start = at % count.max(1);
+        let mut round = (0..count).map(|step| (start + step) % count);
+        round.find(|at| !doubted(*at)).unwrap_or(start)
+    }
+}
+
 impl ControlPlane {
     /// Takes the members' addresses (`host:port`); at least one, [`MEMBERS_MAX`] at most. They are called in plain
     /// text.
@@ -91,11 +113,17 @@ impl ControlPlane {
     /// A client of the member that answered last.
     #[must_use]
     pub fn current(&self) -> ControlClient<Channel> {
+        self.pick(&Doubts::default()).1
+    }
+
+    /// The member that answered last, unless it is doubted; then the next that is not.
+    fn pick(&self, doubts: &Doubts) -> (usize, ControlClient<Channel>) {
         let members = self.inner.members.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let at = self.inner.current.load(Ordering::Relaxed) % members.len();
-        ControlClient::new(members[at].1.clone())
+        let at = doubts.avoid(self.inner.current.load(Ordering::Relaxed), members.len());
+        let client = ControlClient::new(members[at].1.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        (at, client)
     }
 
     /// The addresses that it knows: those it was given, and leaders that it was sent to since.
@@ -119,24 +147,31 @@ impl ControlPlane {
 
     /// Turns to the member that `status` names as leader, or to the next one.
     pub fn follow(&self, status: &Status) {
-        let Some(leader) = status.metadata().get(LEADER_METADATA).and_then(|v| v.to_str().ok())
-        else {
-            return self.rotate();
-        };
+        self.leave(self.inner.current.load(Ordering::Relaxed), status, &Doubts::default());
+    }
+
+    /// Turns from the member at `from` to the one that `status` names as leader, or to the next one; not to one that is
+    /// doubted, which followers go on naming until they have another. Whoever was turned elsewhere meanwhile stays.
+    fn leave(&self, from: usize, status: &Status, doubts: &Doubts) {
+        let to = self.named(status);
+        let count = self.inner.members.read().map_or(1, |members| members.len());
+        let to = doubts.avoid(to.unwrap_or(from.wrapping_add(1)), count);
+        let turn = |now: usize| (now % count == from % count).then_some(to);
+        // Nothing to do if it was turned already.
+        let _ = self.inner.current.fetch_update(Ordering::Relaxed, Ordering::Relaxed, turn);
+    }
+
+    /// Where the member lies that a refusal names as leader.
+    fn named(&self, status: &Status) -> Option<usize> {
+        let leader = status.metadata().get(LEADER_METADATA)?.to_str().ok()?;
         let mut members =
             self.inner.members.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let at = members.iter().position(|(a, _)| a == leader).or_else(|| {
+        members.iter().position(|(a, _)| a == leader).or_else(|| {
             let fresh = members.len() < MEMBERS_MAX;
             let opened = fresh.then(|| (self.inner.connector)(leader).ok()).flatten()?;
             members.push((leader.to_owned(), opened));
             Some(members.len() - 1)
-        });
-        match at {
-            Some(at) => self.inner.current.store(at, Ordering::Relaxed),
-            None => {
-                self.inner.current.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+        })
     }
 
     /// Calls until it succeeds, fails for good, or `deadline` has passed since the start. A member that does not
@@ -147,13 +182,18 @@ impl ControlPlane {
         Fut: Future<Output = Result<tonic::Response<T>, Status>>,
     {
         let end = tokio::time::Instant::now() + deadline;
+        let mut doubts = Doubts::default();
         loop {
             let patience = end.min(tokio::time::Instant::now() + ATTEMPT_MAX);
-            let result = tokio::time::timeout_at(patience, call(self.current())).await;
+            let (at, client) = self.pick(&doubts);
+            let result = tokio::time::timeout_at(patience, call(client)).await;
             let status = match result {
                 Ok(Ok(reply)) => return Ok(reply.into_inner()),
                 Ok(Err(status)) => status,
-                Err(_) => Status::deadline_exceeded("the control plane did not answer in time"),
+                Err(_) => {
+                    doubts.note(at);
+                    Status::deadline_exceeded("the control plane did not answer in time")
+                }
             };
             let transient = matches!(
                 status.code(),
@@ -163,7 +203,7 @@ impl ControlPlane {
                 return Err(status);
             }
             // The next call begins elsewhere, also when this one has no time left.
-            self.follow(&status);
+            self.leave(at, &status, &doubts);
             if tokio::time::Instant::now() + RETRY_PAUSE >= end {
                 return Err(status);
             }

@@ -116,8 +116,14 @@ impl Issued {
         if let Some(hash) = &self.admin_hash {
             files::write_public(&dir.join(ADMIN_HASH), hash)?;
         }
-        if let Some(key) = &self.signing_key {
-            files::write_private(&dir.join(CA_KEY), key)?;
+        match &self.signing_key {
+            Some(key) => files::write_private(&dir.join(CA_KEY), key)?,
+            // Never taken away: the folder may be the authority's own.
+            None if dir.join(CA_KEY).exists() => {
+                let key = dir.join(CA_KEY);
+                tracing::warn!(path = %key.display(), "whoever runs here can still sign; remove this key if it shall not");
+            }
+            None => {}
         }
         files::write_public(&dir.join(CERT), &self.certificate)
     }

@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_identity::{Guard, Role, check_listener, incoming};
-use mainstay_proto::client::{MESSAGE_BYTES_MAX, connector};
-use mainstay_proto::v1::control_server::ControlServer;
+use mainstay_proto::client::connector;
 use mainstay_raft::{Group, GroupConfig};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -17,6 +16,7 @@ use tokio::task::JoinHandle;
 use tonic::transport::Server;
 
 use crate::access;
+use crate::by_caller::ByCaller;
 use crate::config::{ControlConfig, LEASE_TTL_MS_MIN, Origin};
 use crate::error::ControlError;
 use crate::freshness::{self, Place};
@@ -72,9 +72,7 @@ pub async fn start(mut config: ControlConfig) -> Result<ControlHandle, ControlEr
         config.identity.clone(),
         closes,
     );
-    let control = ControlServer::new(service)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let control = ByCaller::new(service);
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS_MAX)

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod by_caller;
 pub mod config;
 mod cuts;
 mod duties;

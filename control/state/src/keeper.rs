@@ -135,7 +135,9 @@ fn waits(
     now_ms: u64,
 ) -> bool {
     let near = |worker| wanted.iter().any(|region| is_in(worker, region.as_ref()));
-    let able = sites.values().filter(|site| near(site.worker) && serves(site.worker, pin, tokens));
+    let able = sites.values().filter(|site| {
+        near(site.worker) && !pin.holds_all(site.worker.id) && serves(site.worker, pin, tokens)
+    });
     let asked =
         |site: &Site<'_>| pin.keeping.orders.get(&site.worker.id).map_or(0, |order| order.attempts);
     let rounds = able.map(asked).min().unwrap_or(0);

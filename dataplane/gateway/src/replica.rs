@@ -52,6 +52,8 @@ struct Inner {
     plain: AtomicBool,
     /// Whether there was an image ever.
     begun: AtomicBool,
+    /// The index is known to be wrong somewhere: until an image of all of it has been taken.
+    whole: AtomicBool,
     started: Instant,
     fresh: Mutex<Freshness>,
     /// All entries up to here have come, those without a proposal too.
@@ -70,6 +72,7 @@ impl Replica {
             streams: Mutex::new(streams),
             plain: AtomicBool::new(false),
             begun: AtomicBool::new(false),
+            whole: AtomicBool::new(false),
             started: Instant::now(),
             fresh: Mutex::default(),
             seen: AtomicU64::new(0),
@@ -138,7 +141,6 @@ impl Replica {
 
     /// Follows the control plane for ever; ends when the task is aborted.
     pub(crate) async fn follow(self, members: Members) {
-        let mut whole = false;
         let mut avoided: Option<String> = None;
         loop {
             let Some(member) = members.best(avoided.take().as_deref()).await else {
@@ -148,20 +150,20 @@ impl Replica {
             };
             *self.inner.followed.write() = Some(member.clone());
             // A stream that can't go on needs all of the index, wherever it is asked for.
+            let whole = self.inner.whole.load(Ordering::Acquire);
             let positions = if whole { Vec::new() } else { self.positions() };
-            whole = match self.follow_one(&members, &member, positions).await {
-                Ok(()) => false,
+            match self.follow_one(&members, &member, positions).await {
+                Ok(()) => {}
                 Err(End::IndexNeeded(reason)) => {
                     tracing::info!(reason, "the index is asked for anew");
                     metrics::counter!("mainstay_gateway_index_images_total").increment(1);
-                    true
+                    self.inner.whole.store(true, Ordering::Release);
                 }
                 Err(End::Ended(status)) => {
                     tracing::debug!(code = ?status.code(), reason = status.message(), "watch ended; turning to another member");
                     avoided = Some(member.address);
-                    false
                 }
-            };
+            }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
@@ -308,6 +310,7 @@ impl Replica {
         streams.follow(&machine);
         *self.inner.reader.write() = streams.reader();
         *self.inner.streams.lock() = streams;
+        self.inner.whole.store(false, Ordering::Release);
     }
 
     fn take_items(&self, items: &v1::StreamItems) -> Result<(), End> {

@@ -37,7 +37,20 @@ impl Tenants {
                 .map(|t| (SecretHash(sha256(k.key.as_bytes())), t))
                 .ok_or_else(|| format!("bad tenant name {:?}", k.tenant))
         };
-        let configured = Arc::new(keys.iter().map(read).collect::<Result<_, _>>()?);
+        let mut configured = HashMap::new();
+        for key in keys {
+            if key.key.is_empty() {
+                return Err(format!(
+                    "an empty key of tenant {:?}; take it out of the file",
+                    key.tenant
+                ));
+            }
+            let (hash, tenant) = read(key)?;
+            if configured.insert(hash, tenant).is_some_and(|other| other.as_str() != key.tenant) {
+                return Err(format!("a key of tenant {:?} is another tenant's, too", key.tenant));
+            }
+        }
+        let configured = Arc::new(configured);
         Ok(Self { configured, replica, quotas: Quotas::new() })
     }
 
@@ -48,7 +61,7 @@ impl Tenants {
             return Ok(tenant.clone());
         }
         let heard = self.replica.has_begun();
-        if self.configured.is_empty() && !heard {
+        if !heard && (self.configured.is_empty() || given.is_some()) {
             // Keys may be asked for; nobody knows yet.
             let text = "the control plane has not answered yet";
             return Err(ApiError::new(ErrorKind::Unavailable, text));
@@ -120,13 +133,26 @@ mod tests {
     #[test]
     fn keys_name_tenants_and_unknown_ones_are_refused() {
         let keys = [ApiKey { key: "k1".into(), tenant: "acme".into() }];
-        let tenants = Tenants::new(&keys, Replica::new()).expect("valid");
+        let replica = Replica::new();
+        let tenants = Tenants::new(&keys, replica.clone()).expect("valid");
+        // Whether the log knows this one nobody can say yet.
+        assert_eq!(kind(&tenants, &headers("x-api-key", "k2")), Err(ErrorKind::Unavailable));
+        replica.test_apply(Command::Tick);
         let acme = tenants.of(&headers("authorization", "Bearer k1")).expect("known");
         assert_eq!(acme.as_str(), "acme");
         assert_eq!(tenants.of(&headers("x-api-key", "k1")).expect("known"), acme);
         for bad in [headers("x-api-key", "k2"), headers("x-api-key", "k11"), HeaderMap::new()] {
             assert_eq!(tenants.of(&bad).expect_err("refused").kind, ErrorKind::Authentication);
         }
+    }
+
+    #[test]
+    fn a_key_that_is_empty_or_two_tenants_is_no_key() {
+        let key = |key: &str, tenant: &str| ApiKey { key: key.into(), tenant: tenant.into() };
+        for keys in [vec![key("", "acme")], vec![key("k", "acme"), key("k", "zeta")]] {
+            assert!(Tenants::new(&keys, Replica::new()).is_err());
+        }
+        assert!(Tenants::new(&[key("k", "acme"), key("k", "acme")], Replica::new()).is_ok());
     }
 
     #[test]

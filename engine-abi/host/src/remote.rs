@@ -214,6 +214,9 @@ fn start(program: &Path, args: &[String], socket: UnixStream) -> Result<Child, L
     let stderr = io::stderr().as_fd().try_clone_to_owned().map_err(resources)?;
     Command::new(program)
         .args(args)
+        // Its maker's business are tokens, not ours.
+        .env_remove("MAINSTAY_JOIN_TOKEN")
+        .env_remove("MAINSTAY_ADMIN_TOKEN")
         .stdin(Stdio::from(OwnedFd::from(socket)))
         .stdout(Stdio::from(stderr))
         // Ctrl-C on the terminal is for the worker, which drains; the child ends when its socket does.

@@ -9,8 +9,9 @@
 //! more of the old log than the backup has is told to begin anew.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -191,7 +192,8 @@ struct Archive {
 
 impl Archive {
     fn create(path: &Path) -> Result<Self, OfflineError> {
-        let file = File::create_new(path).map_err(|e| match e.kind() {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        let file = file.map_err(|e| match e.kind() {
             std::io::ErrorKind::AlreadyExists => OfflineError::Exists { path: path.to_owned() },
             _ => OfflineError::io(path, &e),
         })?;

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::StoreError;
@@ -37,7 +38,9 @@ pub(crate) struct Marker {
 impl Folder {
     /// Takes `path` for `member`, creating it if need be.
     pub(crate) fn claim(path: &Path, member: u64) -> Result<Self, StoreError> {
-        fs::create_dir_all(path).map_err(|e| StoreError::io(path, &e))?;
+        // It holds the cluster's hash key and prompts that are kept with pins: nobody else's business.
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|e| StoreError::io(path, &e))?;
         let temporary = path.join("MEMBER.tmp");
         let instance = match Self::look(path)? {
             Some(marker) if marker.member != member => {

@@ -6,6 +6,7 @@
 use mainstay_identity::{Authority, Order, Request as CertificateRequest, Role, sha256};
 use mainstay_proto::convert::tenants as wire;
 use mainstay_proto::v1;
+use mainstay_raft::ProposeError;
 use mainstay_state::{JoinToken, Machine, Outcome, Tenant};
 use mainstay_types::{Command, JoinRequest, JoinRole, LogIndex, SecretHash};
 use tonic::Status;
@@ -77,14 +78,12 @@ impl Service {
         if request.token.len() > TOKEN_BYTES_MAX {
             return Err(invalid("that is no join token".into()));
         }
-        let token = SecretHash(sha256(request.token.as_bytes()));
-        let known = self.group.read(|m| m.join_tokens().any(|t| t.request.hash == token));
-        // A follower may be behind; the leader is not, and strangers must not cost the log anything.
-        if self.group.leads() && !known {
-            return Err(Status::unauthenticated(
-                "unknown join token; make another with mainstay control token add",
-            ));
+        // A follower may be behind, and strangers must not cost anybody a signature; only the leader needs the key.
+        if !self.group.leads() {
+            return Err(refuse(ProposeError::NotLeader { leader: self.group.leader_address() }));
         }
+        let token = SecretHash(sha256(request.token.as_bytes()));
+        self.may_use(&token, &request)?;
         let csr = CertificateRequest::read(&request.request).map_err(|e| invalid(e.to_string()))?;
         let role = wire::join_role(&request.role)?;
         let key = SecretHash(csr.key_hash());
@@ -106,6 +105,30 @@ impl Service {
             certificate: given.certificate,
             authority: given.authority,
             admin_hash: given.admin_hash,
+        })
+    }
+
+    /// Refuses an unknown token, and one that is bound to no name but is shown for a worker that is there already: its
+    /// holder would take that worker's place.
+    fn may_use(&self, token: &SecretHash, request: &v1::JoinRequest) -> Result<(), Status> {
+        if request.hosts.iter().any(|host| host.contains('*')) {
+            return Err(Status::invalid_argument("a host of one node has no * in it"));
+        }
+        self.group.read(|m| {
+            let Some(known) = m.join_tokens().find(|t| t.request.hash == *token) else {
+                return Err(Status::unauthenticated(
+                    "unknown join token; make another with mainstay control token add",
+                ));
+            };
+            let again = known.used.as_ref().is_some_and(|used| used.node == request.node);
+            let taken = m.workers().any(|w| w.is_live() && w.name == request.node);
+            if known.request.node.is_none() && !again && taken {
+                return Err(Status::already_exists(format!(
+                    "a worker {} is there already; choose another --name, or make a token for it with --name {}",
+                    request.node, request.node
+                )));
+            }
+            Ok(())
         })
     }
 

@@ -129,10 +129,16 @@ async fn a_node_gets_a_certificate_for_its_token_and_once() {
     // What is wrong with a request costs no token.
     let mut forged = applicant.request().to_vec();
     *forged.last_mut().unwrap() ^= 1;
-    for bad in [&b"nonsense"[..], &forged, &vec![0; 100_000]] {
+    for bad in [&b"nonsense"[..], &forged, &vec![0; 60_000]] {
         let error = c.join(joining(&token, "w1", bad)).await.unwrap_err();
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");
     }
+    // Who has no name yet may not make the member decode much.
+    let error = c.join(joining(&token, "w1", &vec![0; 100_000])).await.unwrap_err();
+    assert_eq!(error.code(), Code::OutOfRange, "{error}");
+    let mut request = joining(&token, "w1", applicant.request());
+    request.hosts = vec!["*.example".into()];
+    assert_eq!(c.join(request).await.unwrap_err().code(), Code::InvalidArgument);
     let request = joining(&token, "a b/c", applicant.request());
     assert_eq!(c.join(request).await.unwrap_err().code(), Code::InvalidArgument);
 
@@ -163,6 +169,11 @@ async fn a_node_gets_a_certificate_for_its_token_and_once() {
     let open = connector(move |to| own.channel(to, Role::Control));
     let mut w1 = ControlClient::new(open(&cluster.handle.address().to_string()).unwrap());
     register(&mut w1, worker("w1", 1)).await;
+    // A token that names nobody does not let its holder take a living worker's place.
+    let token = cluster.token("t3", Role::Worker).await;
+    let another = Applicant::create().unwrap();
+    let error = c.join(joining(&token, "w1", another.request())).await.unwrap_err();
+    assert_eq!(error.code(), Code::AlreadyExists, "{error}");
 
     // Strangers cost the log nothing; a member without the key signs nothing.
     let unknown = ClusterSecret::create(JOIN_PREFIX, &cluster.authority.fingerprint()).unwrap();

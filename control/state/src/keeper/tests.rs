@@ -189,6 +189,21 @@ fn rounds_take_ever_longer_and_never_end() {
 }
 
 #[test]
+fn whoever_holds_the_pin_already_is_not_waited_for() {
+    let mut log = cluster(2);
+    put(&mut log, kept(1, 6, 2));
+    log.apply(report(1, 1, 1, 6));
+    log.pass(SETTLE_MS);
+    let mut asked = 0;
+    for _ in 0..600 {
+        asked += obey(&mut log).len();
+        log.pass(100);
+    }
+    // Worker 2 does nothing: it is asked after 0, 3, 9, 21 and 45 s of this minute, not every three.
+    assert!((4..=7).contains(&asked), "{asked} orders in a minute");
+}
+
+#[test]
 fn workers_of_other_models_sizes_and_contexts_are_not_asked() {
     let mut log = cluster(0);
     let other = |change: fn(&mut mainstay_types::ModelSpec), name: &str| {

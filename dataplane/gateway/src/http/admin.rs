@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Request};
 use axum::response::{IntoResponse, Response};
 use mainstay_chat::Endpoint;
 use mainstay_chat::error::{ApiError, ErrorKind};
 use mainstay_proto::v1;
-use mainstay_types::{PinId, PinScope};
+use mainstay_types::{PinId, PinScope, TenantId};
 use serde_json::{Value, json};
 
 use super::staleness::{Basis, Consistency, pin_on_wire};
@@ -78,7 +79,8 @@ pub(super) async fn list_pins(
     headers: HeaderMap,
     Query(query): Query<ListQuery>,
 ) -> Result<Response, AdminError> {
-    let tenant = app.tenants.of(&headers)?;
+    let admitted = app.admit(&headers)?;
+    let tenant = admitted.tenant.clone();
     let consistency = Consistency::parse(query.consistency.as_deref())?;
     if consistency == Consistency::Local {
         let basis = begun(&app)?;
@@ -132,10 +134,9 @@ fn parse_id(id: &str) -> Result<PinId, ApiError> {
 
 async fn owned_pin(
     app: &App,
-    headers: &HeaderMap,
+    tenant: &TenantId,
     id: &str,
 ) -> Result<(PinId, v1::Pin, Basis), AdminError> {
-    let tenant = app.tenants.of(headers)?;
     let parsed = parse_id(id)?;
     let request = v1::GetPinRequest {
         id: mainstay_proto::convert::u128_to_wire(parsed.0),
@@ -161,17 +162,18 @@ pub(super) async fn show_pin(
     Path(id): Path<String>,
     Query(query): Query<ShowQuery>,
 ) -> Result<Response, AdminError> {
+    let admitted = app.admit(&headers)?;
+    let tenant = &admitted.tenant;
     let consistency = Consistency::parse(query.consistency.as_deref())?;
     let (pin, basis) = if consistency == Consistency::Local {
-        let tenant = app.tenants.of(&headers)?;
         let (parsed, basis) = (parse_id(&id)?, begun(&app)?);
         let pin = app.replica.read(|m| {
-            let own = m.pin(parsed).filter(|p| p.request.tenant == tenant);
+            let own = m.pin(parsed).filter(|p| p.request.tenant == *tenant);
             own.map(|p| pin_on_wire(m, p, basis.age_ms.unwrap_or(0)))
         });
         (pin.ok_or_else(|| no_pin(&id))?, basis)
     } else {
-        let (_, pin, basis) = owned_pin(&app, &headers, &id).await?;
+        let (_, pin, basis) = owned_pin(&app, tenant, &id).await?;
         (pin, basis)
     };
     let mut body = pin_json(&pin);
@@ -183,16 +185,17 @@ pub(super) async fn show_pin(
 
 pub(super) async fn extend_pin(
     State(app): State<App>,
-    headers: HeaderMap,
     Path(id): Path<String>,
-    body: axum::body::Bytes,
+    request: Request<Body>,
 ) -> Reply {
+    let admitted = app.admit(request.headers())?;
+    let (_, body) = super::read_body(request).await?;
     let body: Value = serde_json::from_slice(&body)
         .map_err(|e| ApiError::invalid("", &format!("not JSON: {e}")))?;
     let ttl_ms = super::ttl_ms(&body)
         .flatten()
         .ok_or_else(|| ApiError::invalid("ttl", "give a duration such as \"30m\" or \"1h\""))?;
-    let (id, ..) = owned_pin(&app, &headers, &id).await?;
+    let (id, ..) = owned_pin(&app, &admitted.tenant, &id).await?;
     let reply = app.pins.extend(id, ttl_ms).await?;
     Ok(Json(reply.pin.as_ref().map(pin_json).unwrap_or_default()))
 }
@@ -202,7 +205,8 @@ pub(super) async fn release_pin(
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> Reply {
-    let (id, ..) = owned_pin(&app, &headers, &id).await?;
+    let admitted = app.admit(&headers)?;
+    let (id, ..) = owned_pin(&app, &admitted.tenant, &id).await?;
     let reply = app.pins.release(id).await?;
     Ok(Json(reply.pin.as_ref().map(pin_json).unwrap_or_default()))
 }
@@ -261,7 +265,7 @@ async fn ask_status(app: &App) -> Result<v1::StatusReply, tonic::Status> {
 }
 
 pub(super) async fn status(State(app): State<App>, headers: HeaderMap) -> Reply {
-    app.tenants.of(&headers)?;
+    let _admitted = app.admit(&headers)?;
     let s = ask_status(&app).await?;
     let known = |region: &str| (!region.is_empty()).then(|| region.to_owned());
     let members: Vec<Value> = s

@@ -309,7 +309,9 @@ async fn publish(
     let mut tenancy = Tenancy { shared, registration, cursor: 1, lease_ttl, renew_at };
     let mut feeders = (!registration.plain).then(|| Feeders::new(shared, registration));
     feed(&mut feeders, shared, members);
-    let mut backoff = Backoff::new(20, 2_000);
+    // Well below the lease: a member that leads again is told in time that this worker lives.
+    let pause_ms_max = u64::try_from(lease_ttl.as_millis() / 8).unwrap_or(u64::MAX);
+    let mut backoff = Backoff::new(20, pause_ms_max.clamp(20, 2_000));
     loop {
         tokio::select! {
             biased;

@@ -222,11 +222,6 @@ impl PinLedger {
     pub(crate) fn actions(&mut self, now_ms: u64) -> Vec<Action> {
         self.ops.retain(|_, (_, since_ms)| now_ms.saturating_sub(*since_ms) < ANSWER_MS_MAX);
         let mut actions = Vec::new();
-        while self.ops.len() < OPS_MAX {
-            let Some(id) = self.unpins.pop_front() else { break };
-            let op_id = self.begin(Op::Unpin(id), now_ms);
-            actions.push(Action::Unpin { op_id, id });
-        }
         let room = OPS_MAX - self.ops.len();
         let due: Vec<PinId> = self
             .pins
@@ -249,6 +244,12 @@ impl PinLedger {
             entry.lease = Lease::Asked { op_id, since_ms: now_ms, until_ms, former_ms };
             let blocks = entry.blocks.iter().map(|b| b.0).collect();
             actions.push(Action::Pin { op_id, id, blocks, ttl_ms, priority: entry.priority });
+        }
+        // Last, so that a prefix which goes from one pin to the next is never without protection in between.
+        while self.ops.len() < OPS_MAX {
+            let Some(id) = self.unpins.pop_front() else { break };
+            let op_id = self.begin(Op::Unpin(id), now_ms);
+            actions.push(Action::Unpin { op_id, id });
         }
         actions
     }

@@ -15,7 +15,8 @@ use mainstay_proto::convert::{u128_from_wire, u128_to_wire};
 use mainstay_proto::v1;
 use mainstay_types::{Epoch, LogIndex, PinId, WorkerId, kept};
 use tokio::task::JoinSet;
-use tonic::{Code, Status};
+use tokio::time::Instant;
+use tonic::Status;
 
 use crate::backoff::Backoff;
 use crate::generate::{priority, run_unread};
@@ -26,11 +27,13 @@ const RUNNING_MAX: usize = 2;
 /// Below everything that a client may ask for.
 const PRIORITY: i32 = i32::MIN / 2;
 const FETCH_DEADLINE: Duration = Duration::from_secs(2);
-/// Pauses of an order that fails.
-const RETRY_MS: u64 = 250;
+/// Pauses between two attempts at an order; reports of the first may be on their way meanwhile.
+const RETRY_MS: u64 = 500;
 const RETRY_MS_MAX: u64 = 10_000;
-/// How long reports of what was computed may be on their way before it is looked at again.
-const REPORT_WAIT: Duration = Duration::from_millis(500);
+/// How long one attempt may take: a long prefix on a slow machine.
+const ATTEMPT_MAX: Duration = Duration::from_secs(120);
+/// Without anything to wait for.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// An order for this worker, as the log has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,14 +47,30 @@ pub(crate) struct Ordered {
 
 type Key = (PinId, LogIndex);
 
-/// Carries orders out until the task is aborted.
+impl Ordered {
+    fn key(&self) -> Key {
+        (self.id, self.made)
+    }
+}
+
+/// When an order that came to nothing is tried again.
+struct Tried {
+    last: Instant,
+    next: Instant,
+    backoff: Backoff,
+}
+
+/// Carries orders out until the task is aborted. Each gets one attempt at a time, the longest untried one first, so
+/// that one that can't be fulfilled here keeps no other from its turn.
 pub(crate) async fn obey(shared: Arc<Shared>) {
     let mut orders = shared.orders.subscribe();
     let mut tasks: JoinSet<Key> = JoinSet::new();
     let mut running: HashMap<Key, tokio::task::AbortHandle> = HashMap::new();
+    let mut tried: HashMap<Key, Tried> = HashMap::new();
     loop {
         let wanted = orders.borrow_and_update().clone();
-        let named: HashSet<Key> = wanted.iter().map(|order| (order.id, order.made)).collect();
+        let named: HashSet<Key> = wanted.iter().map(Ordered::key).collect();
+        tried.retain(|key, _| named.contains(key));
         running.retain(|key, task| {
             let stays = named.contains(key);
             if !stays {
@@ -60,17 +79,24 @@ pub(crate) async fn obey(shared: Arc<Shared>) {
             }
             stays
         });
-        for order in wanted {
-            let key = (order.id, order.made);
-            if running.len() < RUNNING_MAX && !running.contains_key(&key) {
-                let shared = Arc::clone(&shared);
-                let task = tasks.spawn(async move {
-                    carry_out(&shared, &order).await;
-                    key
-                });
-                running.insert(key, task);
+        let mut waiting: Vec<Ordered> =
+            wanted.into_iter().filter(|order| !running.contains_key(&order.key())).collect();
+        waiting.sort_by_key(|order| tried.get(&order.key()).map(|t| t.last));
+        let now = Instant::now();
+        let is_due = |order: &Ordered| tried.get(&order.key()).is_none_or(|t| t.next <= now);
+        for order in waiting.iter().filter(|order| is_due(order)) {
+            if running.len() >= RUNNING_MAX {
+                break;
             }
+            let (shared, order, key) = (Arc::clone(&shared), order.clone(), order.key());
+            let task = tasks.spawn(async move {
+                attempt(&shared, &order).await;
+                key
+            });
+            running.insert(key, task);
         }
+        let next = waiting.iter().filter_map(|o| tried.get(&o.key())).map(|t| t.next);
+        let wake = next.filter(|next| *next > now).min().unwrap_or(now + IDLE);
         tokio::select! {
             changed = orders.changed() => {
                 if changed.is_err() {
@@ -80,39 +106,34 @@ pub(crate) async fn obey(shared: Arc<Shared>) {
             Some(ended) = tasks.join_next() => {
                 if let Ok(key) = ended {
                     running.remove(&key);
+                    let now = Instant::now();
+                    let backoff = Backoff::new(RETRY_MS, RETRY_MS_MAX);
+                    let tried = tried.entry(key).or_insert(Tried { last: now, next: now, backoff });
+                    (tried.last, tried.next) = (now, now + tried.backoff.next_pause());
                 }
             }
+            () = tokio::time::sleep_until(wake) => {}
         }
     }
 }
 
-/// Returns once all blocks are here, or the order is of no use to anybody.
-async fn carry_out(shared: &Arc<Shared>, order: &Ordered) {
-    let mut backoff = Backoff::new(RETRY_MS, RETRY_MS_MAX);
-    loop {
-        let at_hand = shared.events.lock().pins.is_at_hand(order.id);
-        if at_hand {
-            // The report may be on its way; should the blocks go meanwhile, the loop sees it.
-            tokio::time::sleep(REPORT_WAIT).await;
-            continue;
+/// Computes what an order asks for, unless all blocks are here: then a report is on its way, or the engine has no
+/// room to protect them, and there is nothing to compute.
+async fn attempt(shared: &Arc<Shared>, order: &Ordered) {
+    if shared.events.lock().pins.is_at_hand(order.id) {
+        return;
+    }
+    let computed = tokio::time::timeout(ATTEMPT_MAX, compute(shared, order)).await;
+    match computed.unwrap_or_else(|_| Err(Status::deadline_exceeded("the engine took too long"))) {
+        Ok(cached) => {
+            tracing::info!(pin = %order.id, cached, "a pin was computed again");
+            count("computed");
         }
-        match compute(shared, order).await {
-            Ok(cached) => {
-                tracing::info!(pin = %order.id, cached, "a pin was computed again");
-                count("computed");
-                // Block events come behind the output.
-                tokio::time::sleep(REPORT_WAIT).await;
-            }
-            Err(status) => {
-                let reason = status.message();
-                tracing::debug!(pin = %order.id, code = ?status.code(), reason, "a pin was not computed");
-                count("failed");
-                if matches!(status.code(), Code::NotFound | Code::InvalidArgument) {
-                    return;
-                }
-            }
+        Err(status) => {
+            let reason = status.message();
+            tracing::debug!(pin = %order.id, code = ?status.code(), reason, "a pin was not computed");
+            count("failed");
         }
-        tokio::time::sleep(backoff.next_pause()).await;
     }
 }
 
