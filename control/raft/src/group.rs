@@ -7,25 +7,21 @@
 mod config;
 mod lead;
 mod membership;
+mod proposer;
 mod view;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::TryStreamExt;
 use mainstay_proto::client::MESSAGE_BYTES_MAX;
-use mainstay_proto::convert::proposal_to_wire;
 use mainstay_proto::v1::raft_server::RaftServer;
 use mainstay_state::{Machine, Outcome};
-use mainstay_types::{Command, CutSource, LogIndex, NodeId, Proposal, Stamp, Tenure};
+use mainstay_types::{Command, CutSource, LogIndex, NodeId, Stamp, Tenure};
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError};
-use openraft::errors::{Fatal, RaftError};
+use openraft::errors::{ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{Instant as _, ReadPolicy, ServerState};
 use parking_lot::Mutex;
-use prost::Message;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -33,6 +29,7 @@ use tokio::time::Instant;
 use config::raft_config;
 pub use config::{GroupConfig, Settings, WallClock};
 pub use membership::Founder;
+use proposer::{Proposer, Refused, Stamper};
 pub use view::{GroupStatus, Leadership, MemberStatus, Role};
 
 use crate::error::{GroupError, ProposeError};
@@ -44,7 +41,7 @@ use crate::network::service::Service;
 use crate::snapshot::SnapshotStore;
 use crate::store::{Folder, Log, LogStore};
 use crate::streams::StreamHub;
-use crate::types::{Answer, Body, Raft, TypeConfig};
+use crate::types::{Raft, TypeConfig};
 
 /// The most members of a group.
 pub const MEMBERS_MAX: usize = 32;
@@ -76,7 +73,6 @@ struct Inner {
     instances: Arc<Instances>,
     boot: u64,
     started: Instant,
-    wall_offset_ms: i64,
     raft: Raft,
     shared: Arc<Shared>,
     proposals: Semaphore,
@@ -84,8 +80,45 @@ struct Inner {
     recovered: watch::Receiver<bool>,
     ended: watch::Receiver<Option<String>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
-    wall_clock: WallClock,
+    proposer: Proposer,
     store: Mutex<Option<Log>>,
+}
+
+/// What a leader stamps its commands with.
+struct Clocks {
+    node: u64,
+    boot: u64,
+    started: Instant,
+    wall_offset_ms: i64,
+    wall_clock: WallClock,
+}
+
+impl Clocks {
+    fn stamper(self, raft: Raft) -> Stamper {
+        Box::new(move || Some(self.stamp(leading_term(&raft)?)))
+    }
+
+    /// The clocks of this member, under its tenure of `term`.
+    fn stamp(&self, term: u64) -> Stamp {
+        let tenure = Tenure { term, node: self.node, boot: self.boot };
+        let wall = (self.wall_clock)();
+        let milliseconds = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let stamp = Stamp {
+            tenure,
+            mono_ms: milliseconds(self.started.elapsed()),
+            wall_ms: milliseconds(wall).saturating_add_signed(self.wall_offset_ms),
+        };
+        #[cfg(feature = "simulation")]
+        let stamp = crate::simulation::stamp(stamp);
+        stamp
+    }
+}
+
+/// The term in which the member leads.
+fn leading_term(raft: &Raft) -> Option<u64> {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow_watched();
+    (metrics.state == ServerState::Leader).then_some(metrics.current_term)
 }
 
 impl Group {
@@ -114,20 +147,28 @@ impl Group {
         let (leadership_tx, leadership) = watch::channel(Leadership::None);
         let (recovered_tx, recovered) = watch::channel(false);
         let (ended_tx, ended) = watch::channel(None);
+        let started = Instant::now();
+        let clocks = Clocks {
+            node,
+            boot,
+            started,
+            wall_offset_ms: config.settings.wall_offset_ms,
+            wall_clock: config.wall_clock,
+        };
+        let proposer = Proposer::start(raft.clone(), clocks.stamper(raft.clone()));
         let inner = Inner {
             node,
             instance,
             instances,
             boot,
-            started: Instant::now(),
-            wall_offset_ms: config.settings.wall_offset_ms,
+            started,
             raft,
             shared,
             proposals: Semaphore::new(PROPOSALS_MAX),
             leadership,
             recovered,
             ended,
-            wall_clock: config.wall_clock,
+            proposer,
             tasks: Mutex::default(),
             store: Mutex::new(Some(store)),
         };
@@ -182,66 +223,29 @@ impl Group {
         if commands.len() > PROPOSALS_MAX {
             return Err(ProposeError::TooLarge { bytes: commands.len(), max: PROPOSALS_MAX });
         }
+        let commands: Arc<[Command]> = commands.into();
         let work = async {
             let permit = self.inner.proposals.acquire_many(batch).await;
             let _permit = permit.map_err(|_| self.fatal("closed"))?;
             let until = Instant::now() + LEASE_WAIT;
             loop {
-                match self.write(&commands).await {
+                match self.inner.proposer.write(Arc::clone(&commands)).await {
                     Err(Refused::Lease) if Instant::now() < until => {
                         tokio::time::sleep(LEASE_PAUSE).await;
                     }
                     Err(Refused::Lease) => {
                         return Err(ProposeError::Unavailable("the leader has lost its quorum"));
                     }
+                    Err(Refused::NotLeading) => return Err(self.not_leading()),
+                    Err(Refused::Fatal(fatal)) => return Err(self.fatal(fatal)),
                     Err(Refused::Because(error)) => return Err(error),
-                    Ok(answers) => return Ok(answers),
+                    Ok(placed) => return Ok(placed),
                 }
             }
         };
         tokio::time::timeout(PATIENCE, work)
             .await
             .unwrap_or(Err(ProposeError::Unavailable("no quorum answered in time")))
-    }
-
-    async fn write(&self, commands: &[Command]) -> Result<Vec<(LogIndex, Outcome)>, Refused> {
-        let Some(term) = self.leading_term() else {
-            return Err(Refused::Because(self.not_leading()));
-        };
-        let stamp = self.stamp(term);
-        let bodies: Vec<Body> = commands
-            .iter()
-            .map(|command| encode(stamp, command))
-            .collect::<Result<_, _>>()
-            .map_err(Refused::Because)?;
-        let fatal = |e: Fatal<TypeConfig>| Refused::Because(self.fatal(e));
-        let mut replies = self.inner.raft.client_write_many(bodies).await.map_err(fatal)?;
-        let mut answers = Vec::with_capacity(commands.len());
-        while let Some(reply) = replies.try_next().await.map_err(fatal)? {
-            let reply = reply.map_err(|e| self.refused(&e, answers.is_empty()))?;
-            if let Answer(Some(outcome)) = reply.response {
-                answers.push((LogIndex(reply.log_id.index), outcome));
-            }
-        }
-        if answers.len() == commands.len() {
-            return Ok(answers);
-        }
-        Err(Refused::Because(ProposeError::Unavailable("some answers did not come")))
-    }
-
-    fn refused(&self, error: &ClientWriteError<TypeConfig>, first: bool) -> Refused {
-        match error {
-            // Only a batch of which nothing was taken may be sent again as it is.
-            ClientWriteError::ForwardToLeader(ForwardToLeader {
-                reason: ForwardReason::LeaseExpired,
-                ..
-            }) if first => Refused::Lease,
-            ClientWriteError::ForwardToLeader(to) => {
-                let leader = to.leader_node.as_ref().map(|peer| peer.address.clone());
-                Refused::Because(ProposeError::NotLeader { leader })
-            }
-            _ => Refused::Because(ProposeError::Unavailable("leadership changed meanwhile")),
-        }
     }
 
     fn fatal(&self, error: impl ToString) -> ProposeError {
@@ -259,21 +263,6 @@ impl Group {
         }
     }
 
-    /// The clocks of this member, under its tenure of `term`.
-    fn stamp(&self, term: u64) -> Stamp {
-        let tenure = Tenure { term, node: self.inner.node, boot: self.inner.boot };
-        let wall = (self.inner.wall_clock)();
-        let milliseconds = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-        let stamp = Stamp {
-            tenure,
-            mono_ms: milliseconds(self.inner.started.elapsed()),
-            wall_ms: milliseconds(wall).saturating_add_signed(self.inner.wall_offset_ms),
-        };
-        #[cfg(feature = "simulation")]
-        let stamp = crate::simulation::stamp(stamp);
-        stamp
-    }
-
     /// How long ago this leader last moved cluster time; `None` if its tenure has yet to. What ends by cluster time
     /// may have ended since.
     #[must_use]
@@ -287,9 +276,7 @@ impl Group {
 
     /// The term in which this member leads.
     fn leading_term(&self) -> Option<u64> {
-        let metrics = self.inner.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        (metrics.state == ServerState::Leader).then_some(metrics.current_term)
+        leading_term(&self.inner.raft)
     }
 
     /// Looks at the state as this member has it. The closure holds a lock: it must not wait for anything.
@@ -486,24 +473,6 @@ async fn open(config: &GroupConfig) -> Result<(Log, SnapshotStore, u64), GroupEr
     })
     .await
     .map_err(|e| GroupError::Ended(e.to_string()))?
-}
-
-/// Why a batch was not written: not yet, or not at all.
-enum Refused {
-    Lease,
-    Because(ProposeError),
-}
-
-fn encode(stamp: Stamp, command: &Command) -> Result<Body, ProposeError> {
-    let command = command.clone();
-    #[cfg(feature = "simulation")]
-    let command = crate::simulation::command(command);
-    let proposal = proposal_to_wire(&Proposal { stamp, command });
-    let bytes = proposal.encoded_len();
-    if bytes > PROPOSAL_BYTES_MAX {
-        return Err(ProposeError::TooLarge { bytes, max: PROPOSAL_BYTES_MAX });
-    }
-    Ok(Body(Bytes::from(proposal.encode_to_vec())))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use mainstay_types::{NamespaceId, PinId, PinRequest, PinScope, SequenceHash, TenantId};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -16,6 +17,7 @@ use tonic::transport::server::TcpIncoming;
 
 use super::*;
 use crate::error::MemberError;
+use crate::types::Body;
 use crate::types::Peer;
 
 /// Long enough for a busy machine; tests that pass never wait this long.
