@@ -266,17 +266,26 @@ pub fn withhold_tokens(pin: &mut v1::PutPin) {
 #[must_use]
 pub fn pin_to_wire(pin: &PinRequest) -> v1::PutPin {
     v1::PutPin {
+        blocks: hashes_to_wire(&pin.blocks),
+        tokens: pin.tokens.as_ref().map(|tokens| Box::new(kept_to_wire(tokens))),
+        ..pin_to_wire_in_short(pin)
+    }
+}
+
+/// Writes a pin request without its blocks and tokens.
+#[must_use]
+pub fn pin_to_wire_in_short(pin: &PinRequest) -> v1::PutPin {
+    v1::PutPin {
         id: u128_to_wire(pin.id.0),
         tenant: pin.tenant.as_str().to_owned(),
         namespace: u128_to_wire(pin.namespace.0),
         owner: pin.owner.as_ref().map(|o| o.as_str().to_owned()).unwrap_or_default(),
-        blocks: hashes_to_wire(&pin.blocks),
         prefix_tokens: pin.prefix_tokens,
         ttl_ms: pin.ttl_ms,
         priority: u32::from(pin.priority),
         copies_min: pin.copies_min,
-        tokens: pin.tokens.as_ref().map(|tokens| Box::new(kept_to_wire(tokens))),
         scope: pin.scope.to_string(),
+        ..v1::PutPin::default()
     }
 }
 

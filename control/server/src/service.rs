@@ -4,6 +4,7 @@
 //! machine's to say: its refusals come out as gRPC codes.
 
 mod members;
+mod pin_writes;
 mod pins;
 mod tenants;
 mod workers;
@@ -20,16 +21,20 @@ use mainstay_state::Outcome;
 use mainstay_types::{Command, ErrorCode, WorkerId};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::access;
 use crate::freshness::Place;
 use crate::leases::Leases;
 use crate::watch::{Item, QUEUE, Watcher};
+use pins::Form;
 
 /// How many watchers one member serves.
 const WATCHERS_MAX: usize = 1024;
+/// How many streams of pins one member serves.
+const WRITERS_MAX: usize = 1024;
 
+#[derive(Clone)]
 pub(crate) struct Service {
     group: Group,
     leases: Arc<Leases>,
@@ -39,6 +44,7 @@ pub(crate) struct Service {
     identity: Option<Identity>,
     closes: watch::Receiver<bool>,
     watchers: Arc<Semaphore>,
+    writers: Arc<Semaphore>,
 }
 
 impl Service {
@@ -52,7 +58,8 @@ impl Service {
         closes: watch::Receiver<bool>,
     ) -> Self {
         let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
-        Self { group, leases, place, plain_index, connector, identity, closes, watchers }
+        let writers = Arc::new(Semaphore::new(WRITERS_MAX));
+        Self { group, leases, place, plain_index, connector, identity, closes, watchers, writers }
     }
 }
 
@@ -132,21 +139,42 @@ impl Control for Service {
         &self,
         request: Request<v1::PutPin>,
     ) -> Result<Response<v1::PinReply>, Status> {
-        self.put_pin(request.into_inner()).await.map(Response::new)
+        self.put_pin(request.into_inner(), Form::Whole).await.map(Response::new)
     }
 
     async fn extend_pin(
         &self,
         request: Request<v1::ExtendPin>,
     ) -> Result<Response<v1::PinReply>, Status> {
-        self.prolong_pin(request.into_inner()).await.map(Response::new)
+        self.prolong_pin(request.into_inner(), Form::Whole).await.map(Response::new)
     }
 
     async fn release_pin(
         &self,
         request: Request<v1::ReleasePin>,
     ) -> Result<Response<v1::PinReply>, Status> {
-        self.give_pin_back(request.into_inner()).await.map(Response::new)
+        self.give_pin_back(request.into_inner(), Form::Whole).await.map(Response::new)
+    }
+
+    type WritePinsStream = ReceiverStream<Result<v1::PinWritten, Status>>;
+
+    async fn write_pins(
+        &self,
+        request: Request<Streaming<v1::PinWrite>>,
+    ) -> Result<Response<Self::WritePinsStream>, Status> {
+        let permit = Arc::clone(&self.writers).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "this member serves {WRITERS_MAX} streams of pins already"
+            ))
+        })?;
+        let (answers, out) = mpsc::channel(pin_writes::ANSWERS_MAX);
+        let serving =
+            pin_writes::serve(self.clone(), request.into_inner(), answers, self.closes.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            serving.await;
+        });
+        Ok(Response::new(ReceiverStream::new(out)))
     }
 
     async fn get_pin(

@@ -9,14 +9,14 @@ use super::streams::{Told, chain, mark_at};
 use super::*;
 
 /// Members that were given the same list.
-struct Cluster {
+pub(super) struct Cluster {
     dir: TempDir,
     members: Vec<(NodeId, String)>,
-    running: BTreeMap<u64, ControlHandle>,
+    pub(super) running: BTreeMap<u64, ControlHandle>,
 }
 
 impl Cluster {
-    async fn three() -> Self {
+    pub(super) async fn three() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let members = (1..=3).map(|id| (NodeId(id), free_port().to_string())).collect();
         let mut cluster = Self { dir, members, running: BTreeMap::new() };
@@ -26,7 +26,7 @@ impl Cluster {
         cluster
     }
 
-    async fn start(&mut self, id: u64, origin: Origin) {
+    pub(super) async fn start(&mut self, id: u64, origin: Origin) {
         let known = self.members.iter().find(|(m, _)| m.0 == id).map(|(_, a)| a.clone());
         let address = known.unwrap_or_else(|| {
             let address = free_port().to_string();
@@ -40,19 +40,19 @@ impl Cluster {
         self.running.insert(id, start(config).await.unwrap());
     }
 
-    fn plane(&self) -> ControlPlane {
+    pub(super) fn plane(&self) -> ControlPlane {
         let addresses: Vec<String> = self.members.iter().map(|(_, a)| a.clone()).collect();
         ControlPlane::new(&addresses).unwrap()
     }
 
-    async fn leader(&self) -> u64 {
+    pub(super) async fn leader(&self) -> u64 {
         eventually("leading", async || {
             self.running.iter().find(|(_, h)| h.group().leads()).map(|(id, _)| *id)
         })
         .await
     }
 
-    async fn agree(&self) {
+    pub(super) async fn agree(&self) {
         let leader = &self.running[&self.leader().await];
         eventually("agreement", async || {
             let at = state_of(leader);
@@ -63,7 +63,7 @@ impl Cluster {
         .await;
     }
 
-    async fn end(self) {
+    pub(super) async fn end(self) {
         for handle in self.running.into_values() {
             handle.shutdown().await;
         }

@@ -5,6 +5,7 @@
 mod cluster;
 mod guests;
 mod keeper;
+mod pin_writes;
 mod regions;
 mod security;
 mod streams;

@@ -628,6 +628,15 @@ impl Control for Member {
         Err(Status::unimplemented("not asked by workers"))
     }
 
+    type WritePinsStream = tokio_stream::wrappers::ReceiverStream<Result<v1::PinWritten, Status>>;
+
+    async fn write_pins(
+        &self,
+        _: Request<tonic::Streaming<v1::PinWrite>>,
+    ) -> Result<Response<Self::WritePinsStream>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
     async fn get_pin(
         &self,
         _: Request<v1::GetPinRequest>,
