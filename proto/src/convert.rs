@@ -246,9 +246,16 @@ pub fn kept_from_wire(kept: &v1::KeptTokens) -> Result<KeptTokens> {
 #[must_use]
 pub fn kept_to_wire(kept: &KeptTokens) -> v1::KeptTokens {
     v1::KeptTokens {
+        packed: kept.packed().map(Bytes::copy_from_slice).unwrap_or_default(),
+        ..kept_to_wire_withheld(kept)
+    }
+}
+
+fn kept_to_wire_withheld(kept: &KeptTokens) -> v1::KeptTokens {
+    v1::KeptTokens {
         model: kept.model().to_owned(),
         revision: kept.revision().to_owned(),
-        packed: kept.packed().map(Bytes::copy_from_slice).unwrap_or_default(),
+        packed: Bytes::new(),
         count: kept.count(),
         packed_bytes: kept.packed_bytes(),
         sum: u128_to_wire(kept.sum()),
@@ -272,7 +279,7 @@ pub fn pin_to_wire(pin: &PinRequest) -> v1::PutPin {
     }
 }
 
-/// Writes a pin request without its blocks and tokens.
+/// Writes a pin request without its blocks, and with its tokens withheld.
 #[must_use]
 pub fn pin_to_wire_in_short(pin: &PinRequest) -> v1::PutPin {
     v1::PutPin {
@@ -285,7 +292,8 @@ pub fn pin_to_wire_in_short(pin: &PinRequest) -> v1::PutPin {
         priority: u32::from(pin.priority),
         copies_min: pin.copies_min,
         scope: pin.scope.to_string(),
-        ..v1::PutPin::default()
+        blocks: Bytes::new(),
+        tokens: pin.tokens.as_ref().map(|tokens| Box::new(kept_to_wire_withheld(tokens))),
     }
 }
 

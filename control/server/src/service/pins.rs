@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use mainstay_proto::convert::{
-    pin_from_wire, pin_to_wire, pin_to_wire_in_short, u128_from_wire, u128_to_wire, withhold_tokens,
+    hashes_to_wire, pin_from_wire, pin_to_wire_in_short, u128_from_wire, u128_to_wire,
 };
 use mainstay_proto::v1;
 use mainstay_state::{Machine, Outcome, Pin};
@@ -213,13 +213,15 @@ fn left_ms(machine: &Machine, live: bool, expires_ms: u64) -> u64 {
 }
 
 fn pin_on_wire(machine: &Machine, pin: &Pin) -> v1::Pin {
-    // Tokens are a prompt; who asks how a pin is does not ask for that.
-    let mut request = pin_to_wire(&pin.request);
-    withhold_tokens(&mut request);
-    v1::Pin { request: Some(request), ..pin_in_short(machine, pin) }
+    let mut wire = pin_in_short(machine, pin);
+    if let Some(request) = &mut wire.request {
+        request.blocks = hashes_to_wire(&pin.request.blocks);
+    }
+    wire
 }
 
-/// The pin without its blocks, for its owner, who has them.
+/// The pin without its blocks, for its owner, who has them. Tokens are a prompt; who asks how a pin is does not ask
+/// for that.
 fn pin_in_short(machine: &Machine, pin: &Pin) -> v1::Pin {
     let holders = pin.holders.iter().map(|(worker, blocks_held)| v1::PinHolder {
         worker: worker.0,
