@@ -92,18 +92,25 @@ impl Pins {
     }
 
     fn same_prefix(&self, wish: &Wish) -> Option<PinId> {
+        let same = |p: &&mainstay_state::Pin| {
+            p.is_live()
+                && p.request.tenant == wish.tenant
+                && p.request.namespace == wish.namespace
+                && p.request.owner == wish.owner
+                && p.request.copies_min >= wish.copies_min
+                && (p.request.tokens.is_some() || wish.tokens.is_none())
+                && p.request.scope == wish.scope
+                && p.request.blocks == wish.blocks
+        };
         self.replica.read(|machine| {
-            let mut live = machine.pins().filter(|p| p.is_live());
-            live.find(|p| {
-                p.request.tenant == wish.tenant
-                    && p.request.namespace == wish.namespace
-                    && p.request.owner == wish.owner
-                    && p.request.copies_min >= wish.copies_min
-                    && (p.request.tokens.is_some() || wish.tokens.is_none())
-                    && p.request.scope == wish.scope
-                    && p.request.blocks == wish.blocks
-            })
-            .map(|p| p.request.id)
+            let found = match &wish.owner {
+                Some(owner) => {
+                    machine.pins_of_owner(&wish.tenant, owner, wish.namespace).find(same)
+                }
+                // Few pins are nobody's: they are made by hand.
+                None => machine.pins().find(same),
+            };
+            found.map(|p| p.request.id)
         })
     }
 

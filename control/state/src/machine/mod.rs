@@ -6,7 +6,7 @@
 use mainstay_index::BlockIndex;
 use mainstay_types::{
     ClusterTime, Command, Epoch, ErrorCode, EventFrame, EventSequence, FenceCause, HashKey,
-    LogIndex, PinId, Proposal, Region, SecretHash, TenantId, WorkerId,
+    LogIndex, NamespaceId, PinId, Proposal, Region, SecretHash, SessionId, TenantId, WorkerId,
 };
 
 use crate::image::{self, ImageError};
@@ -261,6 +261,16 @@ impl Machine {
     /// All pins that are remembered, ended ones too, by id.
     pub fn pins(&self) -> impl Iterator<Item = &Pin> {
         self.pins.iter()
+    }
+
+    /// Live pins of one owner in a namespace, oldest first; at most [`crate::OWNER_PINS_MAX`].
+    pub fn pins_of_owner(
+        &self,
+        tenant: &TenantId,
+        owner: &SessionId,
+        namespace: NamespaceId,
+    ) -> impl Iterator<Item = &Pin> {
+        self.pins.of_owner(tenant, owner, namespace)
     }
 
     /// Live pins that lack copies and could be computed again, by id.

@@ -135,6 +135,17 @@ impl Pins {
         self.all.values()
     }
 
+    /// Live pins of one owner, oldest first.
+    pub(crate) fn of_owner(
+        &self,
+        tenant: &TenantId,
+        owner: &SessionId,
+        namespace: NamespaceId,
+    ) -> impl Iterator<Item = &Pin> {
+        let key = (tenant.clone(), owner.clone(), namespace);
+        self.owners.get(&key).into_iter().flatten().filter_map(|(_, id)| self.all.get(id))
+    }
+
     pub(crate) fn live(&self) -> impl Iterator<Item = &Pin> {
         self.all.values().filter(|pin| pin.is_live())
     }
