@@ -95,7 +95,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
     let members = match args.control {
         Some(control) => {
             let ask = async |mut c: ControlClient<Channel>, pass: Pass| {
-                let request = v1::StatusRequest { local_only: false };
+                let request = v1::StatusRequest::default();
                 let reply = c.status(pass.request(request)).await?;
                 // A member without its disk, or a new one, knows nobody; another may.
                 if reply.get_ref().members.is_empty() {

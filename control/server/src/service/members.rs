@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use mainstay_proto::convert::model_to_wire;
+use mainstay_proto::convert::{model_to_wire, u128_to_wire};
 use mainstay_proto::v1;
 use mainstay_proto::v1::control_client::ControlClient;
 use mainstay_raft::{GroupStatus, MemberStatus, Role};
@@ -62,7 +62,13 @@ impl Service {
                     0
                 },
             });
+            let (digest, digest_index) = match request.with_digest {
+                true => (u128_to_wire(m.digest()), m.applied().0),
+                false => Default::default(),
+            };
             v1::StatusReply {
+                digest,
+                digest_index,
                 node: status.node.0,
                 leader: status.leader.map_or(0, |id| id.0),
                 term: status.term,
@@ -121,7 +127,10 @@ impl Service {
         let asked = async {
             let channel = (self.connector)(&member.address).ok()?;
             let mut client = ControlClient::new(channel);
-            let reply = client.status(v1::StatusRequest { local_only: true }).await.ok()?;
+            let reply = client
+                .status(v1::StatusRequest { local_only: true, ..v1::StatusRequest::default() })
+                .await
+                .ok()?;
             Some(reply.into_inner())
         };
         let reply = tokio::time::timeout(ASK_TIMEOUT, asked).await.ok().flatten();
