@@ -276,6 +276,7 @@ async fn a_wiped_member_is_told_the_cure_and_the_cure_works() {
         address: cluster.running[&wiped].advertised().to_owned(),
         instance: mine,
         learner_only: false,
+        version: u32::from(mainstay_state::VERSION_NEWEST),
     };
     // Whether it names its directory or is asked for it.
     for instance in [mine, 0] {

@@ -307,6 +307,7 @@ impl Replica {
         let request = v1::WatchRequest {
             from_log_index: from,
             without_blocks,
+            version: u32::from(mainstay_state::VERSION_NEWEST),
             ..v1::WatchRequest::default()
         };
         let mut stream = client.watch(request).await.unwrap().into_inner();
