@@ -8,6 +8,7 @@ mod keeper;
 mod regions;
 mod security;
 mod streams;
+mod versions;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
