@@ -482,9 +482,7 @@ fn boot_nonce() -> Result<u64, GroupError> {
 }
 
 /// Opens the log and the images; answers which folder they are in, too.
-async fn open(
-    config: &GroupConfig,
-) -> Result<(Log, SnapshotStore, Option<Folder>), GroupError> {
+async fn open(config: &GroupConfig) -> Result<(Log, SnapshotStore, Option<Folder>), GroupError> {
     #[cfg(feature = "simulation")]
     if let Some(disk) = &config.disk {
         return Ok((Log::in_memory(disk)?, SnapshotStore::in_memory(disk.clone()), None));

@@ -212,9 +212,7 @@ impl Watcher {
         let (bare, reads) = (self.request.without_blocks, self.reads());
         // Encoding a big state takes a while; it is not for the async threads.
         let (at, state) = tokio::task::spawn_blocking(move || {
-            group.read(|m| {
-                (m.applied(), m.encode_for(reads, !bare))
-            })
+            group.read(|m| (m.applied(), m.encode_for(reads, !bare)))
         })
         .await
         .map_err(|e| Status::internal(e.to_string()))?;

@@ -38,9 +38,7 @@ pub fn fit(version: u8, command: &Command) -> Result<Option<Command>, NewerComma
         return Ok(None);
     }
     match command {
-        Command::PutPin(request) if !is_plain(request) => {
-            Ok(Some(Command::PutPin(plain(request))))
-        }
+        Command::PutPin(request) if !is_plain(request) => Ok(Some(Command::PutPin(plain(request)))),
         Command::RegisterWorker { region, .. } if *region != Region::default() => {
             let mut command = command.clone();
             if let Command::RegisterWorker { region, .. } = &mut command {

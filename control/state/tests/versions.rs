@@ -7,8 +7,8 @@
 use mainstay_state::{Limits, Machine, VERSION_NEWEST, VERSION_OLDEST};
 use mainstay_types::{
     BlockEvent, Command, CutSource, Epoch, EventFrame, EventSequence, FenceCause, LogIndex,
-    ModelSpec, NamespaceId, PinId, PinRequest, PinScope, PinState, Proposal, Region, SequenceHash, SessionId,
-    Stamp, StreamMark, TenantId, Tenure, Tier, WorkerId,
+    ModelSpec, NamespaceId, PinId, PinRequest, PinScope, PinState, Proposal, Region, SequenceHash,
+    SessionId, Stamp, StreamMark, TenantId, Tenure, Tier, WorkerId,
 };
 
 const GOLDEN: &str = include_str!("golden/version-3.txt");
@@ -123,8 +123,7 @@ fn command(dice: &mut Dice, machine: &Machine) -> Command {
             region: Region::default(),
         },
         5..7 => {
-            let cause =
-                if dice.roll(2) == 0 { FenceCause::LeaseExpired } else { FenceCause::Left };
+            let cause = if dice.roll(2) == 0 { FenceCause::LeaseExpired } else { FenceCause::Left };
             Command::FenceWorker { worker, epoch, cause }
         }
         7..15 => Command::Blocks(EventFrame { worker, epoch, sequence, events: events(dice) }),

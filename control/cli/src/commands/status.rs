@@ -47,8 +47,7 @@ fn list<'a>(status: &'a Value, key: &str) -> &'a [Value] {
 
 /// The members' table, also of `mainstay control members`.
 pub(crate) fn members(status: &Value) -> String {
-    let keys =
-        [
+    let keys = [
         "id",
         "region",
         "role",
@@ -61,7 +60,16 @@ pub(crate) fn members(status: &Value) -> String {
     ];
     let rows: Vec<Vec<String>> =
         list(status, "members").iter().map(|m| keys.iter().map(|k| cell(m, k)).collect()).collect();
-    let headers =
-        ["MEMBER", "REGION", "ROLE", "VERSION", "ADDRESS", "LAST LOG", "APPLIED", "LAG", "REACHABLE"];
+    let headers = [
+        "MEMBER",
+        "REGION",
+        "ROLE",
+        "VERSION",
+        "ADDRESS",
+        "LAST LOG",
+        "APPLIED",
+        "LAG",
+        "REACHABLE",
+    ];
     table(&headers, &rows)
 }

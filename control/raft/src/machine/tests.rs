@@ -1,7 +1,7 @@
 //! openraft's own suite over log store and machine, and the image against the live state.
 
-use mainstay_types::{Command, NamespaceId, PinId, PinRequest, PinScope, SequenceHash, TenantId};
 use mainstay_state::VERSION_OLDEST;
+use mainstay_types::{Command, NamespaceId, PinId, PinRequest, PinScope, SequenceHash, TenantId};
 use mainstay_types::{Stamp, Tenure};
 use openraft::StorageError;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
@@ -226,7 +226,8 @@ async fn a_version_that_is_not_known_ends_the_member_and_says_why() {
     machine.apply(apply(raise(4, VERSION_NEWEST))).await.unwrap();
     assert_eq!(version(&machine), VERSION_NEWEST);
     let error = machine.apply(apply(raise(5, VERSION_NEWEST + 1))).await.unwrap_err();
-    let text = "entry 5: the cluster is at version 5, this program knows version 4; start a newer one";
+    let text =
+        "entry 5: the cluster is at version 5, this program knows version 4; start a newer one";
     assert_eq!(error.to_string(), text);
     assert_eq!(machine.shared.machine.read().applied(), LogIndex(4));
 }

@@ -13,8 +13,8 @@ use tonic::Status;
 
 use super::{Service, refuse_member};
 use crate::founding;
-use crate::versions::known;
 use crate::time_text::rfc3339;
+use crate::versions::known;
 
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a new member may take to catch up before it gets its vote.

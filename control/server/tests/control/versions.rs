@@ -41,7 +41,11 @@ async fn refusal(cluster: &Cluster) -> Status {
 }
 
 /// What a watcher of that version sees of a member, from an image or from the first entry on: up to the last entry.
-async fn watch(handle: &ControlHandle, version: u8, from_log_index: u64) -> (Machine, Vec<Command>) {
+async fn watch(
+    handle: &ControlHandle,
+    version: u8,
+    from_log_index: u64,
+) -> (Machine, Vec<Command>) {
     let version = u32::from(version);
     let request = v1::WatchRequest { version, from_log_index, ..Default::default() };
     let until = *handle.group().watch_applied().borrow();

@@ -106,7 +106,8 @@ pub(crate) fn decode(bytes: &[u8], limits: Limits) -> Result<Machine, ImageError
     let mut source = Source::new(body);
     source.u8()?;
     let kind = source.u8()?;
-    let kinds = if version >= TENANTS_AND_REGIONS { WITH_BLOCKS | WITH_TOKENS } else { WITH_BLOCKS };
+    let kinds =
+        if version >= TENANTS_AND_REGIONS { WITH_BLOCKS | WITH_TOKENS } else { WITH_BLOCKS };
     if kind & !kinds != 0 {
         return Err(ImageError::Invalid("kind"));
     }

@@ -8,8 +8,8 @@ use super::regions::{write_region, write_scope};
 use super::sink::Sink;
 use super::tenants;
 use crate::machine::Machine;
-use crate::version::TENANTS_AND_REGIONS;
 use crate::pins::Pin;
+use crate::version::TENANTS_AND_REGIONS;
 use crate::workers::{Worker, WorkerState};
 
 pub(super) const WORKER_LIVE: u8 = 0;

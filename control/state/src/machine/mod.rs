@@ -162,7 +162,8 @@ impl Machine {
     /// member, whether it has read such an image or has applied all entries.
     fn raise(&mut self, index: LogIndex, version: u8) -> Result<Outcome, Refusal> {
         if version > VERSION_NEWEST {
-            let message = format!("version {version} is newer than {VERSION_NEWEST}, the newest known");
+            let message =
+                format!("version {version} is newer than {VERSION_NEWEST}, the newest known");
             return Err(Refusal::new(ErrorCode::FailedPrecondition, message));
         }
         if version > self.version {

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Machine;
-use crate::testing::{Log, fence, log, machine, pin, prefix, register, report, small_limits, stamp};
+use crate::testing::{
+    Log, fence, log, machine, pin, prefix, register, report, small_limits, stamp,
+};
 
 fn put(log: &mut Log, request: PinRequest) -> Outcome {
     log.apply(Command::PutPin(request))
