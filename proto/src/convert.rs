@@ -363,6 +363,9 @@ fn command_from_wire(command: &v1::Command) -> Result<Command> {
         Wire::PutJoinToken(t) => tenants::put_join_token(t)?,
         Wire::UseJoinToken(j) => tenants::use_join_token(j)?,
         Wire::RemoveJoinToken(t) => Command::RemoveJoinToken { id: tenants::key_id(&t.id)? },
+        Wire::RaiseVersion(r) => Command::RaiseVersion {
+            version: u8::try_from(r.version).map_err(|_| ConvertError::Malformed("version"))?,
+        },
     })
 }
 
@@ -428,6 +431,9 @@ fn command_to_wire(command: &Command) -> v1::command::Command {
             worker: worker.0,
             epoch: epoch.0,
         }),
+        Command::RaiseVersion { version } => {
+            Wire::RaiseVersion(v1::RaiseVersion { version: u32::from(*version) })
+        }
         Command::PutTenant { .. }
         | Command::RemoveTenant { .. }
         | Command::PutKey { .. }

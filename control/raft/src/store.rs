@@ -33,7 +33,7 @@ use crate::codec::{CodecError, Coded};
 use crate::error::StoreError;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 use flusher::Flusher;
-pub(crate) use folder::{FORMAT, Folder};
+pub(crate) use folder::{Folder, Marker};
 pub(crate) use log::Log;
 pub(crate) use reader::{LogFile, open_record, seed};
 use tail::Tail;

@@ -97,7 +97,13 @@ pub(crate) async fn join(
         }
         let instance = group.instance();
         let address = advertised.clone();
-        let request = v1::AddMemberRequest { id, address, learner_only, instance };
+        let request = v1::AddMemberRequest {
+            id,
+            address,
+            learner_only,
+            instance,
+            version: u32::from(group.knows()),
+        };
         let asked = plane.call(JOIN_PATIENCE, |mut c| {
             let request = request.clone();
             async move { c.add_member(request).await }

@@ -75,6 +75,7 @@ fn refuse(error: ProposeError) -> Status {
             status
         }
         ProposeError::TooLarge { .. } => Status::invalid_argument(text),
+        ProposeError::Newer { .. } => Status::failed_precondition(text),
         ProposeError::Unavailable(_) | ProposeError::Fatal(_) => Status::unavailable(text),
     }
 }
@@ -87,6 +88,7 @@ fn refuse_member(error: MemberError) -> Status {
             Status::already_exists(text)
         }
         MemberError::Unknown { .. } => Status::not_found(text),
+        MemberError::Older { .. } => Status::failed_precondition(text),
         MemberError::Full { .. } => Status::resource_exhausted(text),
         MemberError::LastVoter { .. } | MemberError::Refused(_) => {
             Status::failed_precondition(text)

@@ -58,6 +58,11 @@ pub enum Outcome {
     },
     /// The node may have its certificate.
     Joined,
+    /// The cluster has this version, or a newer one.
+    Raised {
+        /// The version of the cluster.
+        version: u8,
+    },
     /// Nothing was done.
     Refused {
         /// Why, for programs.

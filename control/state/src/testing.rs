@@ -9,7 +9,7 @@ use mainstay_types::{
 };
 use proptest::prelude::*;
 
-use crate::{Limits, Machine, Outcome};
+use crate::{Limits, Machine, Outcome, VERSION_NEWEST};
 
 /// Limits small enough that random commands run into all of them.
 pub(crate) fn small_limits() -> Limits {
@@ -44,8 +44,18 @@ pub(crate) struct Log {
     index: u64,
 }
 
+/// A machine whose log was raised to the newest version before its first entry.
+pub(crate) fn machine(limits: Limits) -> Machine {
+    Machine { version: VERSION_NEWEST, ..Machine::new(limits) }
+}
+
 impl Log {
     pub(crate) fn new(limits: Limits) -> Self {
+        Self { machine: machine(limits), now_ms: 0, index: 0 }
+    }
+
+    /// A log of the oldest version.
+    pub(crate) fn old(limits: Limits) -> Self {
         Self { machine: Machine::new(limits), now_ms: 0, index: 0 }
     }
 
@@ -230,6 +240,7 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
     let pin_id = || (0_u128..14).prop_map(PinId);
     prop_oneof![
         1 => Just(Command::Tick),
+        1 => (0_u8..6).prop_map(|version| Command::RaiseVersion { version }),
         1 => (0_u8..3).prop_map(|byte| Command::Bootstrap { hash_key: [byte; 16] }),
         5 => registers,
         2 => (1_u32..7, 0_u64..4).prop_map(|(worker, epoch)| fence(worker, epoch)),

@@ -136,6 +136,11 @@ pub enum Command {
         /// Which.
         id: KeyId,
     },
+    /// From here on the log may say what that version knows. Every member does, or it would not be proposed.
+    RaiseVersion {
+        /// The version of the cluster.
+        version: u8,
+    },
 }
 
 /// A log entry: a command and the clocks of the leader that proposed it.

@@ -11,15 +11,20 @@ use super::*;
 /// Members that were given the same list.
 pub(super) struct Cluster {
     dir: TempDir,
-    members: Vec<(NodeId, String)>,
+    pub(super) members: Vec<(NodeId, String)>,
     pub(super) running: BTreeMap<u64, ControlHandle>,
 }
 
 impl Cluster {
-    pub(super) async fn three() -> Self {
+    /// Three members that are yet to be started.
+    pub(super) fn of_three() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let members = (1..=3).map(|id| (NodeId(id), free_port().to_string())).collect();
-        let mut cluster = Self { dir, members, running: BTreeMap::new() };
+        Self { dir, members, running: BTreeMap::new() }
+    }
+
+    pub(super) async fn three() -> Self {
+        let mut cluster = Self::of_three();
         for id in 1..=3 {
             cluster.start(id, Origin::Members(cluster.members.clone())).await;
         }
@@ -27,6 +32,11 @@ impl Cluster {
     }
 
     pub(super) async fn start(&mut self, id: u64, origin: Origin) {
+        self.start_as(id, origin, mainstay_state::VERSION_NEWEST).await;
+    }
+
+    /// [`Cluster::start`] of a member that agrees to no newer version of the cluster.
+    pub(super) async fn start_as(&mut self, id: u64, origin: Origin, version_max: u8) {
         let known = self.members.iter().find(|(m, _)| m.0 == id).map(|(_, a)| a.clone());
         let address = known.unwrap_or_else(|| {
             let address = free_port().to_string();
@@ -37,6 +47,7 @@ impl Cluster {
         let mut config = ControlConfig::single(NodeId(id), path);
         config.listen = address.parse().unwrap();
         config.origin = origin;
+        config.settings.version_max = version_max;
         self.running.insert(id, start(config).await.unwrap());
     }
 
@@ -276,6 +287,7 @@ async fn a_wiped_member_is_told_the_cure_and_the_cure_works() {
         address: cluster.running[&wiped].advertised().to_owned(),
         instance: mine,
         learner_only: false,
+        version: u32::from(mainstay_state::VERSION_NEWEST),
     };
     // Whether it names its directory or is asked for it.
     for instance in [mine, 0] {

@@ -9,6 +9,7 @@ mod pin_writes;
 mod regions;
 mod security;
 mod streams;
+mod versions;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -308,6 +309,7 @@ impl Replica {
         let request = v1::WatchRequest {
             from_log_index: from,
             without_blocks,
+            version: u32::from(mainstay_state::VERSION_NEWEST),
             ..v1::WatchRequest::default()
         };
         let mut stream = client.watch(request).await.unwrap().into_inner();

@@ -184,6 +184,14 @@ impl Pins {
         }
     }
 
+    /// The keeper's notes begin: no image of an earlier version has any.
+    pub(crate) fn begin_keeping(&mut self, now_ms: u64, workers: &Workers) {
+        for pin in self.all.values_mut().filter(|pin| pin.is_live()) {
+            pin.keeping = Keeping::begin(now_ms);
+            pin.derive_state(workers);
+        }
+    }
+
     /// Lets a pin end later; a TTL that would end it sooner changes nothing.
     pub(crate) fn extend(
         &mut self,

@@ -273,13 +273,15 @@ pub(super) async fn status(State(app): State<App>, headers: HeaderMap) -> Reply 
     let _admitted = app.admit(&headers)?;
     let s = ask_status(&app).await?;
     let known = |region: &str| (!region.is_empty()).then(|| region.to_owned());
+    // Members of older programs say none.
+    let version = |version: u32| Some(version).filter(|v| *v > 0);
     let members: Vec<Value> = s
         .members
         .iter()
         .map(|m| json!({
             "id": m.id, "address": m.address, "role": m.role, "last_log_index": m.last_log_index,
             "applied_index": m.applied_index, "lag": m.lag, "reachable": m.reachable,
-            "region": known(&m.region),
+            "region": known(&m.region), "version": version(m.version),
         }))
         .collect();
     let workers: Vec<Value> = s
@@ -296,7 +298,7 @@ pub(super) async fn status(State(app): State<App>, headers: HeaderMap) -> Reply 
         "node": s.node, "leader": s.leader, "term": s.term, "last_log_index": s.last_log_index,
         "applied_index": s.applied_index, "pins_live": s.pins_live, "index_blocks": s.index_blocks,
         "log_index": s.applied_index, "index_age_ms": s.age_ms, "region": known(&s.region),
-        "members": members, "workers": workers,
+        "version": version(s.cluster_version), "members": members, "workers": workers,
         "gateway": {
             "models": app.workers.model_names(),
             "region": app.region.as_str(),

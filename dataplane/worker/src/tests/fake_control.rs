@@ -105,6 +105,7 @@ impl FakeControl {
             fetches: AtomicU32::new(0),
             faults: Mutex::default(),
         });
+        cluster.apply(Command::RaiseVersion { version: mainstay_state::VERSION_NEWEST });
         cluster.apply(Command::Bootstrap { hash_key: HASH_KEY });
         let mut tasks = Vec::new();
         for number in 0..members {
@@ -598,7 +599,7 @@ impl Control for Member {
         let later = tokio_stream::wrappers::BroadcastStream::new(self.cluster.entries.subscribe());
         let LogIndex(log_index) = machine.applied();
         let state = machine.encode_without_blocks().into();
-        let version = u32::from(mainstay_state::IMAGE_VERSION);
+        let version = u32::from(machine.version());
         let image = v1::StateImage { log_index, state, version, plain_index: false };
         let event = |event| Ok(v1::WatchEvent { event: Some(event) });
         let first =
