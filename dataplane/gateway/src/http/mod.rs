@@ -88,6 +88,18 @@ impl App {
     }
 }
 
+/// How long a gateway that ends tells clients to leave before it closes connections that are idle: a request that is on
+/// its way over one that is just being closed is lost.
+const LEAVE: Duration = Duration::from_millis(500);
+
+/// Tells the client to send nothing more over this connection, once the gateway ends.
+async fn leave(State(stopped): State<watch::Receiver<bool>>, mut response: Response) -> Response {
+    if *stopped.borrow() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
 /// Serves until told to stop; open streams then go on until they end.
 pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::Receiver<bool>) {
     let router = Router::new()
@@ -113,6 +125,7 @@ pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::R
         .layer(axum::extract::DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(Starting::new(app.clone()), starting::hold))
         .layer(middleware::map_response_with_state(app.clone(), staleness::state))
+        .layer(middleware::map_response_with_state(stopped.clone(), leave))
         .with_state(app);
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
         if let Err(error) = stream.set_nodelay(true) {
@@ -122,6 +135,7 @@ pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::R
     let served = axum::serve(listener, router)
         .with_graceful_shutdown(async move {
             let _ = stopped.wait_for(|s| *s).await;
+            tokio::time::sleep(LEAVE).await;
         })
         .await;
     if let Err(error) = served {
