@@ -1,6 +1,7 @@
 //! Conversions between wire messages and [`mainstay_types`]. A malformed message is a typed error, never a
 //! default: a hash of the wrong length must not become block 0.
 
+pub mod responses;
 pub mod tenants;
 
 use bytes::Bytes;
@@ -346,6 +347,8 @@ fn command_from_wire(command: &v1::Command) -> Result<Command> {
         Wire::PutJoinToken(t) => tenants::put_join_token(t)?,
         Wire::UseJoinToken(j) => tenants::use_join_token(j)?,
         Wire::RemoveJoinToken(t) => Command::RemoveJoinToken { id: tenants::key_id(&t.id)? },
+        Wire::PutResponse(r) => Command::PutResponse(responses::record_from_wire(r)?),
+        Wire::EndResponse(r) => responses::end_from_wire(r)?,
     })
 }
 
@@ -418,6 +421,12 @@ fn command_to_wire(command: &Command) -> v1::command::Command {
         | Command::PutJoinToken(_)
         | Command::UseJoinToken(_)
         | Command::RemoveJoinToken { .. } => tenants::to_wire(command),
+        Command::PutResponse(record) => Wire::PutResponse(responses::record_to_wire(record)),
+        Command::EndResponse { tenant, id, cancelled } => Wire::EndResponse(v1::EndResponse {
+            tenant: tenant.to_string(),
+            id: id.to_string(),
+            cancelled: *cancelled,
+        }),
     }
 }
 

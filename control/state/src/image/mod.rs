@@ -10,6 +10,7 @@ mod kept;
 mod parts;
 mod read;
 mod regions;
+mod responses;
 mod sink;
 mod source;
 mod tenants;
@@ -76,6 +77,7 @@ pub(crate) fn encode(machine: &Machine, parts: Parts) -> Vec<u8> {
     write::state(&mut bytes, machine);
     if parts.tokens {
         kept::write_tokens(&mut bytes, machine);
+        responses::write_payloads(&mut bytes, machine);
     }
     if parts.blocks {
         write::blocks(&mut bytes, &machine.index);
@@ -111,6 +113,7 @@ pub(crate) fn decode(bytes: &[u8], limits: Limits) -> Result<Machine, ImageError
     let mut machine = read::state(&mut source, limits)?;
     if kind & WITH_TOKENS != 0 {
         kept::read_tokens(&mut source, &mut machine)?;
+        responses::read_payloads(&mut source, &mut machine)?;
     }
     if kind & WITH_BLOCKS != 0 {
         read::blocks(&mut source, &mut machine)?;

@@ -12,6 +12,7 @@ use mainstay_types::{
 use super::ImageError;
 use super::kept::{read_keeping, read_mark};
 use super::regions::{read_region, read_scope};
+use super::responses;
 use super::source::Source;
 use super::tenants;
 use super::write::{WORKER_LEASE_EXPIRED, WORKER_LEFT, WORKER_LIVE};
@@ -49,6 +50,7 @@ pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, 
     let workers = Workers::restore(last_id, workers);
     let pins = read_pins(source, &limits, applied, time, &workers)?;
     let (tenants, join_tokens) = tenants::read(source, &limits)?;
+    let responses = responses::read(source, &limits, applied, time)?;
     Ok(Machine {
         limits,
         applied,
@@ -58,6 +60,7 @@ pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, 
         pins,
         tenants,
         join_tokens,
+        responses,
         index: BlockIndex::new(limits.index_blocks_max),
     })
 }

@@ -5,6 +5,7 @@ use mainstay_types::{FenceCause, PinState};
 
 use super::kept;
 use super::regions::{write_region, write_scope};
+use super::responses;
 use super::sink::Sink;
 use super::tenants;
 use crate::machine::Machine;
@@ -42,6 +43,7 @@ pub(super) fn state(sink: &mut impl Sink, machine: &Machine) {
         sink.text(&pin.reason);
     }
     tenants::write(sink, machine);
+    responses::write(sink, machine);
 }
 
 fn write_worker(sink: &mut impl Sink, worker: &Worker) {
