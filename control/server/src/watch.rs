@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use mainstay_proto::convert::responses::withhold_payload;
 use mainstay_proto::convert::withhold_tokens;
 use mainstay_proto::v1;
 use mainstay_proto::v1::command::Command;
@@ -239,11 +240,11 @@ impl Watcher {
             return None;
         }
         let mut proposal = v1::Proposal::clone(&proposal);
-        if let Some(Command::PutPin(pin)) =
-            proposal.command.as_mut().and_then(|c| c.command.as_mut())
-        {
-            // Somebody's prompt, which no watcher needs.
-            withhold_tokens(pin);
+        // Somebody's prompt, which no watcher needs.
+        match proposal.command.as_mut().and_then(|c| c.command.as_mut()) {
+            Some(Command::PutPin(pin)) => withhold_tokens(pin),
+            Some(Command::PutResponse(record)) => withhold_payload(record),
+            _ => {}
         }
         Some(Event::Entry(v1::Entry { log_index: entry.index, proposal: Some(proposal) }))
     }

@@ -253,6 +253,8 @@ fn kind_of(proposal: &v1::Proposal) -> &'static str {
         Some(Command::PutJoinToken(_)) => "put_join_token",
         Some(Command::UseJoinToken(_)) => "use_join_token",
         Some(Command::RemoveJoinToken(_)) => "remove_join_token",
+        Some(Command::PutResponse(_)) => "put_response",
+        Some(Command::EndResponse(_)) => "end_response",
         None => "malformed",
     }
 }
