@@ -300,4 +300,6 @@ pub struct ResponsesEcho {
     pub user: Option<String>,
     /// `safety_identifier`.
     pub safety_identifier: Option<String>,
+    /// The input as items, as they were sent: what is stored of this side of the turn.
+    pub input: Vec<Value>,
 }

@@ -395,7 +395,7 @@ fn choice_value(choice: &ToolChoice) -> Value {
     }
 }
 
-fn usage_value(usage: &Usage) -> Value {
+pub(crate) fn usage_value(usage: &Usage) -> Value {
     json!({
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {
