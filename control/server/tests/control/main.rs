@@ -6,6 +6,7 @@ mod cluster;
 mod guests;
 mod keeper;
 mod regions;
+mod responses;
 mod security;
 mod streams;
 

@@ -40,7 +40,9 @@ pub(crate) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiE
     }
     identity(&body, &mut request);
     input(&body, echo.previous_response_id.is_some(), &mut request)?;
-    echo.input = match value.get_mut("input").map(Value::take) {
+    // Only what is to be stored is worth its memory.
+    let store = echo.store;
+    echo.input = match value.get_mut("input").filter(|_| store).map(Value::take) {
         Some(Value::Array(items)) => items,
         Some(Value::String(text)) => {
             let part = json!({"type": "input_text", "text": text});
@@ -57,11 +59,6 @@ fn refuse_unsupported(body: &Node<'_>) -> Result<(), ApiError> {
         if let Some(node) = body.get(name) {
             return Err(node.error("stored prompts and conversations are not supported"));
         }
-    }
-    if let Some(background) = body.get("background")
-        && background.bool()?
-    {
-        return Err(background.error("background responses are not supported; use `stream`"));
     }
     Ok(())
 }
@@ -109,6 +106,14 @@ fn echo(body: &Node<'_>) -> Result<ResponsesEcho, ApiError> {
     };
     if let Some(previous) = body.get("previous_response_id") {
         echo.previous_response_id = Some(common::call_id(&previous)?);
+    }
+    if let Some(background) = body.get("background") {
+        echo.background = background.bool()?;
+        let streams = body.get("stream").is_some_and(|stream| stream.value.as_bool() == Some(true));
+        if echo.background && (streams || !echo.store) {
+            let problem = "a background response is stored and not streamed; get it by its id";
+            return Err(background.error(problem));
+        }
     }
     if let Some(calls) = body.get("max_tool_calls") {
         echo.max_tool_calls = Some(calls.count(1, u32::MAX)?);

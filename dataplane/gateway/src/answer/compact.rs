@@ -19,7 +19,7 @@ impl App {
         let request_id = incoming.request_id.to_owned();
         let (turn, permit) = self.turn(admitted, incoming, ask_for_summary).await?;
         let prompt = kept_prompt(&turn.request);
-        let (writer, generation) = self.begin(turn).await?;
+        let (writer, generation) = self.begin(turn, |_| {}).await?;
         let (transcript, usage) = writer.transcribe(generation).await?;
         drop(permit);
         let summary = transcript.text();

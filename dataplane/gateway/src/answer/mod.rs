@@ -2,6 +2,7 @@
 //!
 //! This file is the order of these phases; each of them lives in a file of its own.
 
+mod background;
 mod compact;
 mod read;
 mod writer;
@@ -21,6 +22,7 @@ use crate::model::ModelCard;
 use crate::prompt::{self, Prompt};
 use crate::quota::Spending;
 use crate::stored::LastTurn;
+pub(crate) use background::shown_error;
 pub(crate) use read::compute;
 pub(crate) use writer::Frames;
 use writer::Writer;
@@ -38,6 +40,7 @@ struct Turn {
     before: Option<Arc<Conversation>>,
     /// Where a connection remembers what becomes of this.
     last: Option<LastTurn>,
+    created_unix_s: u64,
 }
 
 /// A request as it comes in.
@@ -120,7 +123,17 @@ impl App {
             let options = RenderOptions::of(&request);
             let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
             let request_id = id;
-            let turn = Turn { request, request_id, card, prompt, tenant, spending, before, last };
+            let turn = Turn {
+                request,
+                request_id,
+                card,
+                prompt,
+                tenant,
+                spending,
+                before,
+                last,
+                created_unix_s: writer::unix_s(),
+            };
             Ok((turn, permit))
         })
         .await
@@ -171,7 +184,11 @@ impl App {
             let tokens = turn.prompt.tokens.len() as u64;
             return Ok(Answer { form: AnswerForm::Json(encode::count_tokens_body(tokens)), told });
         }
-        let (writer, generation) = self.begin(turn).await?;
+        if turn.request.responses.as_ref().is_some_and(|r| r.background) {
+            let queued = self.answer_later(turn, permit).await?;
+            return Ok(Answer { form: AnswerForm::Json(queued), told });
+        }
+        let (writer, generation) = self.begin(turn, |_| {}).await?;
         if stream {
             let form = AnswerForm::Stream(writer.stream(generation, permit));
             return Ok(Answer { form, told });
@@ -181,8 +198,26 @@ impl App {
         Ok(Answer { form: answer?, told })
     }
 
+    /// Brings a turn's prompt into the cache and answers with a response that says nothing, to be continued.
+    pub(crate) async fn warm(
+        &self,
+        admitted: Admitted,
+        incoming: Incoming<'_>,
+    ) -> Result<Answer, ApiError> {
+        let (turn, permit) = self.turn(admitted, incoming, |_| {}).await?;
+        let told = turn.request.told_header();
+        let (writer, generation) = self.begin(turn, |job| job.sampling.tokens_max = 1).await?;
+        let frames = writer.warm(generation).await?;
+        drop(permit);
+        Ok(Answer { form: AnswerForm::Stream(frames), told })
+    }
+
     /// Has a prepared request placed; its pins are on their way then.
-    async fn begin(&self, turn: Turn) -> Result<(Writer, Generation), ApiError> {
+    async fn begin(
+        &self,
+        turn: Turn,
+        shape: impl FnOnce(&mut Job),
+    ) -> Result<(Writer, Generation), ApiError> {
         let tokens = turn.prompt.tokens.len();
         let tokens_max = turn.card.context_tokens_max as usize;
         if tokens >= tokens_max {
@@ -204,7 +239,9 @@ impl App {
             let make = |wish| self.pins.make_in_background(wish, turn.request_id.clone());
             pins = wishes.into_iter().map(make).collect();
         };
-        let generation = generate::start(self.placement.clone(), turn.job(), make_pins).await?;
+        let mut job = turn.job();
+        shape(&mut job);
+        let generation = generate::start(self.placement.clone(), job, make_pins).await?;
         let writer = Writer::new(turn, &generation, self.stored.clone(), pins);
         Ok((writer, generation))
     }

@@ -70,13 +70,7 @@ impl Writer {
             completion_tokens: 0,
             reasoning_tokens: 0,
         };
-        let meta = ResponseMeta {
-            request_id: turn.request_id.clone(),
-            model: turn.request.model.clone(),
-            created_unix_s: unix_s(),
-            thinking_mac: None,
-            pins: Vec::new(),
-        };
+        let meta = meta_of(&turn);
         let parser = OutputParser::new(turn.request.output_options(turn.prompt.thinking_open));
         let detokenizer =
             Detokenizer::new(Arc::clone(&turn.card.tokenizer), turn.card.end_tokens.clone());
@@ -196,6 +190,22 @@ impl Writer {
         Ok((transcript, self.usage))
     }
 
+    /// The events of an answer that says nothing, once the prompt has been worked through.
+    pub(super) async fn warm(mut self, generation: Generation) -> Result<Frames, ApiError> {
+        self.take_all(generation).await?;
+        (self.usage.completion_tokens, self.usage.reasoning_tokens) = (0, 0);
+        self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
+        let mut encoder = StreamEncoder::new(&self.turn.request, self.meta.clone());
+        let mut text = encoder.start(&self.usage);
+        let end = encoder.finish(&Finish::Stop, &self.usage, unix_s());
+        self.store(encoder.transcript(), || last_response(&end)).await;
+        text.push_str(&end);
+        let (sender, receiver) = mpsc::channel(1);
+        // There is room for one, and the receiver is here.
+        let _ = sender.try_send(Ok(Bytes::from(text)));
+        Ok(receiver)
+    }
+
     pub(super) async fn collect(mut self, generation: Generation) -> Result<String, ApiError> {
         let (transcript, finish) = self.take_all(generation).await?;
         self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
@@ -258,6 +268,24 @@ impl Writer {
         });
         receiver
     }
+}
+
+fn meta_of(turn: &Turn) -> ResponseMeta {
+    ResponseMeta {
+        request_id: turn.request_id.clone(),
+        model: turn.request.model.clone(),
+        created_unix_s: turn.created_unix_s,
+        thinking_mac: None,
+        pins: Vec::new(),
+    }
+}
+
+/// The response object of a turn that nobody works on yet.
+pub(super) fn queued(turn: &Turn) -> Option<Value> {
+    let mut encoder = StreamEncoder::new(&turn.request, meta_of(turn));
+    let mut response = last_response(&encoder.start(&Usage::default()))?;
+    response["status"] = "queued".into();
+    Some(response)
 }
 
 /// The response object in the last frame of a Responses stream.

@@ -101,6 +101,7 @@ pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::R
         .route("/v1/responses/compact", post(stored::compact))
         .route("/v1/responses/{id}", get(stored::get).delete(stored::delete))
         .route("/v1/responses/{id}/input_items", get(stored::input_items))
+        .route("/v1/responses/{id}/cancel", post(stored::cancel))
         .route("/v1/messages", post(messages))
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/v1/models", get(models))

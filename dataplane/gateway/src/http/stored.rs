@@ -58,6 +58,20 @@ pub(super) async fn delete(
     answered(outcome.await, &new_request_id())
 }
 
+pub(super) async fn cancel(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let outcome = async {
+        let admitted = app.admit(&headers)?;
+        app.stored.cancel(&admitted.tenant, &id).await?;
+        let stored = app.stored.get(&admitted.tenant, &id).await?;
+        Ok(Json(stored.response).into_response())
+    };
+    answered(outcome.await, &new_request_id())
+}
+
 /// Which items a client wants to see.
 #[derive(serde::Deserialize)]
 pub(super) struct ItemsQuery {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use mainstay_chat::{ApiError, Endpoint, ErrorKind};
@@ -57,6 +57,10 @@ pub(super) async fn connect(
         return StatusCode::UPGRADE_REQUIRED.into_response();
     };
     let refused = |error: ApiError| failure(&error, Endpoint::Responses, &new_request_id());
+    if !same_origin(&headers) {
+        let text = "a page of another origin may not open a WebSocket here";
+        return refused(ApiError::new(ErrorKind::Permission, text));
+    }
     if let Err(error) = app.tenants.of(&headers) {
         return refused(error);
     }
@@ -68,6 +72,19 @@ pub(super) async fn connect(
         .max_message_size(BODY_BYTES_MAX)
         .max_frame_size(BODY_BYTES_MAX)
         .on_upgrade(move |socket| Connection::new(app, headers, socket, permit).run())
+}
+
+/// Whether no browser asks, or one with a page of ours: browsers let any page open a WebSocket and read from it, and
+/// where no keys are asked for nothing else would stop it.
+fn same_origin(headers: &HeaderMap) -> bool {
+    let text = |name: header::HeaderName| headers.get(name).map(|value| value.to_str());
+    match (text(header::ORIGIN), text(header::HOST)) {
+        (None, _) => true,
+        (Some(Ok(origin)), Some(Ok(host))) => {
+            origin.split_once("://").is_some_and(|(_, from)| from == host)
+        }
+        _ => false,
+    }
 }
 
 /// The end of a connection: its peer went, or fell silent, or its time is over.
@@ -91,6 +108,8 @@ struct Envelope {
     kind: Option<String>,
     previous_response_id: Option<String>,
     background: Option<bool>,
+    /// False prepares a turn and leaves it unanswered, so that the next one that continues it begins sooner.
+    generate: Option<bool>,
 }
 
 impl Connection {
@@ -120,23 +139,23 @@ impl Connection {
 
     async fn serve(&mut self) -> Result<(), Gone> {
         loop {
-            while self.waiting.is_empty() {
-                if Instant::now() >= self.until {
-                    let text = "this connection is 60 minutes old; open another";
-                    let error = ApiError::new(ErrorKind::InvalidRequest, text);
-                    self.tell(&error.with_code("websocket_connection_limit_reached")).await?;
-                    return Ok(());
-                }
-                self.listen().await?;
+            if Instant::now() >= self.until {
+                let text = "this connection is 60 minutes old; open another";
+                let error = ApiError::new(ErrorKind::InvalidRequest, text);
+                return self.tell(&error.with_code("websocket_connection_limit_reached")).await;
             }
-            let Some(message) = self.waiting.pop_front() else { continue };
-            self.answer(message).await?;
+            match self.waiting.pop_front() {
+                Some(message) => self.answer(message).await?,
+                None => {
+                    let left = self.until.saturating_duration_since(Instant::now());
+                    self.listen(PING_AFTER.min(left)).await?;
+                }
+            }
         }
     }
 
     /// Waits for the peer's next message, or until it is time for a sign of life.
-    async fn listen(&mut self) -> Result<(), Gone> {
-        let wait = PING_AFTER.min(self.until.saturating_duration_since(Instant::now()));
+    async fn listen(&mut self, wait: Duration) -> Result<(), Gone> {
         match tokio::time::timeout(wait, self.socket.recv()).await {
             Ok(message) => self.take(message),
             Err(_) => self.ping().await,
@@ -183,9 +202,10 @@ impl Connection {
             }
             Ok(_) => None,
         };
+        let generate = envelope.as_ref().is_ok_and(|e| e.generate != Some(false));
         let outcome = match refused {
             Some(error) => Err(error),
-            None => self.turn(message).await?,
+            None => self.turn(message, generate).await?,
         };
         let Err(error) = outcome else { return Ok(()) };
         tracing::info!(kind = ?error.kind, "websocket request refused");
@@ -195,14 +215,18 @@ impl Connection {
         self.tell(&error).await
     }
 
-    async fn turn(&mut self, body: Bytes) -> Result<Result<(), ApiError>, Gone> {
+    async fn turn(&mut self, body: Bytes, generate: bool) -> Result<Result<(), ApiError>, Gone> {
         let (app, headers, last) = (self.app.clone(), self.headers.clone(), self.last.clone());
         let answering = async move {
             let admitted = app.admit(&headers)?;
             let (endpoint, request_id) = (Endpoint::Responses, &new_request_id());
             let last = Some(&last);
             let incoming = Incoming { endpoint, headers: &headers, body, request_id, last };
-            app.answer(admitted, incoming).await
+            if generate {
+                app.answer(admitted, incoming).await
+            } else {
+                app.warm(admitted, incoming).await
+            }
         };
         tokio::pin!(answering);
         let answer = loop {
@@ -233,17 +257,10 @@ impl Connection {
     /// Listens as long as there is room for what comes.
     async fn listen_while_busy(&mut self) -> Result<(), Gone> {
         if self.waiting.len() < WAITING_MAX {
-            return self.listen_for(PING_AFTER).await;
+            return self.listen(PING_AFTER).await;
         }
         tokio::time::sleep(PING_AFTER).await;
         self.send(Message::Ping(Bytes::new())).await
-    }
-
-    async fn listen_for(&mut self, wait: Duration) -> Result<(), Gone> {
-        match tokio::time::timeout(wait, self.socket.recv()).await {
-            Ok(message) => self.take(message),
-            Err(_) => self.ping().await,
-        }
     }
 
     /// Tells a failure as an event.
@@ -292,6 +309,20 @@ mod tests {
         assert_eq!(event["error"]["param"], "input");
         let event = error_event(&error.with_code("previous_response_not_found"), 404);
         assert_eq!(event["error"]["code"], "previous_response_not_found");
+    }
+
+    #[test]
+    fn pages_of_others_are_told_from_clients() {
+        let headers = |pairs: &[(header::HeaderName, &str)]| -> HeaderMap {
+            pairs.iter().map(|(name, value)| (name.clone(), value.parse().expect("text"))).collect()
+        };
+        let host = (header::HOST, "127.0.0.1:8000");
+        assert!(same_origin(&headers(std::slice::from_ref(&host))));
+        assert!(same_origin(&headers(&[host.clone(), (header::ORIGIN, "http://127.0.0.1:8000")])));
+        for other in ["http://evil.example", "null", "http://127.0.0.1:80001", "127.0.0.1:8000"] {
+            assert!(!same_origin(&headers(&[host.clone(), (header::ORIGIN, other)])), "{other}");
+        }
+        assert!(!same_origin(&headers(&[(header::ORIGIN, "http://127.0.0.1:8000")])));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tonic::{Code, Status};
 
+use crate::answer::shown_error;
 use crate::replica::Replica;
 use memory::{Memory, Remembered};
 use payload::Said;
@@ -32,6 +33,10 @@ const PUT_DEADLINE: Duration = Duration::from_secs(10);
 /// A replica older than that says that the control plane is away: nobody waits for it then.
 const AWAY_MS: u64 = 3_000;
 const READ_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a response may be worked on behind its client's back.
+pub(crate) const BACKGROUND_MAX: Duration = Duration::from_secs(15 * 60);
+/// How much later one that says nothing counts as failed: its gateway is gone.
+const BACKGROUND_GRACE: Duration = Duration::from_secs(60);
 
 /// A finished answer, to be stored.
 pub(crate) struct FinishedTurn {
@@ -45,6 +50,22 @@ pub(crate) struct FinishedTurn {
     pub(crate) before: Option<Arc<Conversation>>,
     /// All that was said, this turn included.
     pub(crate) conversation: Arc<Conversation>,
+}
+
+/// A turn that is worked on behind its client's back.
+pub(crate) struct RunningTurn {
+    pub(crate) tenant: TenantId,
+    pub(crate) id: String,
+    pub(crate) previous: Option<String>,
+    pub(crate) response: Value,
+    pub(crate) input: Vec<Value>,
+}
+
+/// The same turn after it has failed.
+pub(crate) fn failed(mut running: RunningTurn, error: &ApiError) -> RunningTurn {
+    running.response["status"] = "failed".into();
+    running.response["error"] = shown_error(error);
+    running
 }
 
 /// A stored response, read.
@@ -178,16 +199,14 @@ impl Stored {
         let FinishedTurn { previous, response, input, before, conversation, .. } = turn;
         let previous = previous.as_deref().and_then(ResponseId::new);
         let mut said = Said { response, input, before: Vec::new() };
-        let mut put = match &previous {
-            None => self.put_record(tenant, id, None, &said).await,
-            Some(_) => self.put_record(tenant, id, previous, &said).await,
-        };
+        let ended = ResponseState::Ended;
+        let mut put = self.put_record((tenant, id), previous, ended, &said).await;
         // The log lacks what this one continues, or has too long a chain: then it begins another one.
         let again =
             matches!(&put, Err(s) if matches!(s.code(), Code::NotFound | Code::FailedPrecondition));
         if let Some(before) = before.filter(|_| again) {
             said.before = history::items_of(&before);
-            put = self.put_record(tenant, id, None, &said).await;
+            put = self.put_record((tenant, id), None, ended, &said).await;
         }
         let outcome = match &put {
             Ok(_) => "logged",
@@ -201,22 +220,26 @@ impl Stored {
         };
         metrics::counter!("mainstay_gateway_responses_stored_total", "outcome" => outcome)
             .increment(1);
-        if put.is_ok() {
-            self.memory.put(tenant, id, Remembered { conversation, logged: true });
+        match put {
+            Ok(_) => self.memory.put(tenant, id, Remembered { conversation, logged: true }),
+            // Nobody wants it any more.
+            Err(_) if self.state(tenant, id.as_str()) == Some(ResponseState::Cancelled) => {
+                self.memory.forget(tenant, id);
+            }
+            Err(_) => {}
         }
     }
 
     async fn put_record(
         &self,
-        tenant: &TenantId,
-        id: &ResponseId,
+        (tenant, id): (&TenantId, &ResponseId),
         previous: Option<ResponseId>,
+        state: ResponseState,
         said: &Said,
     ) -> Result<v1::ResponseReply, Status> {
         let payload = Payload::new(&said.pack());
         let payload = payload.ok_or_else(|| Status::invalid_argument("too large to be stored"))?;
         let (tenant, id) = (tenant.clone(), id.clone());
-        let state = ResponseState::Ended;
         let record = ResponseRecord { tenant, id, previous, ttl_ms: TTL_MS, state, payload };
         let wire = record_to_wire(&record);
         self.control
@@ -251,21 +274,71 @@ impl Stored {
     ) -> Result<StoredResponse, ApiError> {
         let known = ResponseId::new(id).ok_or_else(|| no_response(id))?;
         let reply = self.read(tenant, &known, false).await.map_err(|s| refusal(&s, id))?;
+        let age_ms = reply.responses.last().map_or(0, |stored| stored.age_ms);
         let record = records(reply)?.pop().ok_or_else(|| no_response(id))?;
-        let Said { response, input, .. } = said(&record)?;
+        let Said { mut response, input, .. } = said(&record)?;
+        let late = u128::from(age_ms) > (BACKGROUND_MAX + BACKGROUND_GRACE).as_millis();
+        match record.state {
+            ResponseState::Ended => {}
+            ResponseState::Cancelled => response["status"] = "cancelled".into(),
+            ResponseState::Running if late => {
+                let error = ApiError::new(ErrorKind::Internal, "the gateway that made it is gone");
+                response["status"] = "failed".into();
+                response["error"] = shown_error(&error);
+            }
+            ResponseState::Running => response["status"] = "in_progress".into(),
+        }
         Ok(StoredResponse { response, input })
+    }
+
+    /// Puts a turn into the log that is only being begun.
+    pub(crate) async fn begin(&self, turn: &RunningTurn) -> Result<(), ApiError> {
+        self.put_running(turn, ResponseState::Running).await.map_err(|status| {
+            let known = turn.previous.as_deref().filter(|_| status.code() == Code::NotFound);
+            known.map_or_else(|| refusal(&status, &turn.id), unknown)
+        })
+    }
+
+    /// Puts the end of a turn into the log that failed.
+    pub(crate) async fn end(&self, turn: RunningTurn) {
+        if let Err(status) = self.put_running(&turn, ResponseState::Ended).await {
+            tracing::warn!(response = turn.id, reason = status.message(), "its end is not stored");
+        }
+    }
+
+    async fn put_running(&self, turn: &RunningTurn, state: ResponseState) -> Result<(), Status> {
+        let id = ResponseId::new(&turn.id).ok_or_else(|| Status::internal("id of a response"))?;
+        let previous = turn.previous.as_deref().and_then(ResponseId::new);
+        let (response, input) = (turn.response.clone(), turn.input.clone());
+        let said = Said { response, input, before: Vec::new() };
+        self.put_record((&turn.tenant, &id), previous, state, &said).await.map(|_| ())
+    }
+
+    /// Where a response stands, as far as this gateway has heard.
+    pub(crate) fn state(&self, tenant: &TenantId, id: &str) -> Option<ResponseState> {
+        let id = ResponseId::new(id)?;
+        self.replica.read(|m| m.response(tenant, &id).map(|response| response.record.state))
+    }
+
+    /// Has a response stop that is worked on.
+    pub(crate) async fn cancel(&self, tenant: &TenantId, id: &str) -> Result<(), ApiError> {
+        self.end_record(tenant, id, true).await.map_err(|status| refusal(&status, id))
+    }
+
+    async fn end_record(&self, tenant: &TenantId, id: &str, cancelled: bool) -> Result<(), Status> {
+        let (tenant, id) = (tenant.to_string(), id.to_owned());
+        let request = v1::EndResponse { tenant, id, cancelled };
+        let ended = self.control.call(READ_DEADLINE, |mut c| {
+            let request = request.clone();
+            async move { c.end_response(request).await }
+        });
+        ended.await.map(|_| ())
     }
 
     /// Forgets one response.
     pub(crate) async fn delete(&self, tenant: &TenantId, id: &str) -> Result<(), ApiError> {
         let known = ResponseId::new(id).ok_or_else(|| no_response(id))?;
-        let request =
-            v1::EndResponse { tenant: tenant.to_string(), id: id.to_owned(), cancelled: false };
-        let ended = self.control.call(READ_DEADLINE, |mut c| {
-            let request = request.clone();
-            async move { c.end_response(request).await }
-        });
-        let ended = ended.await;
+        let ended = self.end_record(tenant, id, false).await;
         let here = self.memory.get(tenant, &known).is_some_and(|remembered| !remembered.logged);
         match ended {
             // One that the log never had is gone with this gateway's memory of it.
