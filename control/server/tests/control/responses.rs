@@ -69,7 +69,10 @@ async fn odd_responses_are_refused_at_the_door_and_running_ones_can_be_cancelled
     for (odd, code) in [
         (record("resp_1", "", ""), Code::InvalidArgument),
         (record("resp_1", "", &"x".repeat(most + 1)), Code::InvalidArgument),
-        (v1::PutResponse { payload: Some(withheld), ..record("resp_1", "", "x") }, Code::InvalidArgument),
+        (
+            v1::PutResponse { payload: Some(withheld), ..record("resp_1", "", "x") },
+            Code::InvalidArgument,
+        ),
         (v1::PutResponse { state: 3, ..record("resp_1", "", "x") }, Code::InvalidArgument),
         (v1::PutResponse { ttl_ms: 0, ..record("resp_1", "", "x") }, Code::InvalidArgument),
         (record("resp_1", "resp_0", "x"), Code::NotFound),

@@ -140,7 +140,7 @@ impl Stored {
         let known = ResponseId::new(id).ok_or_else(|| unknown(id))?;
         let remembered = self.memory.get(tenant, &known);
         if let Some(remembered) = &remembered
-            && (!remembered.logged || self.replica.read(|m| m.response(tenant, &known).is_some()))
+            && (!remembered.logged || self.is_whole(tenant, &known))
         {
             return Ok(Arc::clone(&remembered.conversation));
         }
@@ -178,6 +178,14 @@ impl Stored {
         let remembered = Remembered { conversation: Arc::clone(&conversation), logged: true };
         self.memory.put(tenant, &known, remembered);
         Ok(conversation)
+    }
+
+    /// Whether the log still has a response and all that it continues, as far as this gateway has heard.
+    fn is_whole(&self, tenant: &TenantId, id: &ResponseId) -> bool {
+        self.replica.read(|m| {
+            let first = m.response_chain(tenant, id).last();
+            first.is_some_and(|first| first.record.previous.is_none())
+        })
     }
 
     /// Stores an answer: in the log if that can be had in time, and in this gateway's memory.
