@@ -138,11 +138,10 @@ impl Stored {
             return Ok(conversation);
         }
         let known = ResponseId::new(id).ok_or_else(|| unknown(id))?;
-        let remembered = self.memory.get(tenant, &known);
-        if let Some(remembered) = &remembered
+        if let Some(remembered) = self.memory.get(tenant, &known)
             && (!remembered.logged || self.is_whole(tenant, &known))
         {
-            return Ok(Arc::clone(&remembered.conversation));
+            return Ok(remembered.conversation);
         }
         let reply = match self.read(tenant, &known, true).await {
             Ok(reply) => reply,
@@ -150,14 +149,9 @@ impl Stored {
                 self.memory.forget(tenant, &known);
                 return Err(unknown(id));
             }
-            // Old members know of none, and nobody deletes anything while there is no leader.
-            Err(status) => {
-                let conversation = remembered.map(|remembered| remembered.conversation);
-                return conversation.ok_or_else(|| match status.code() {
-                    Code::Unimplemented => unknown(id),
-                    _ => away(&status),
-                });
-            }
+            // Old members know of none.
+            Err(status) if status.code() == Code::Unimplemented => return Err(unknown(id)),
+            Err(status) => return Err(away(&status)),
         };
         let chain = records(reply)?;
         // A chain whose beginning is gone is another conversation.
