@@ -380,3 +380,6 @@ fn said(record: &ResponseRecord) -> Result<Said, ApiError> {
         ApiError::new(ErrorKind::Internal, message)
     })
 }
+
+#[cfg(test)]
+mod tests;
