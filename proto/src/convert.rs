@@ -1,6 +1,7 @@
 //! Conversions between wire messages and [`mainstay_types`]. A malformed message is a typed error, never a
 //! default: a hash of the wrong length must not become block 0.
 
+pub mod responses;
 pub mod tenants;
 
 use bytes::Bytes;
@@ -366,6 +367,8 @@ fn command_from_wire(command: &v1::Command) -> Result<Command> {
         Wire::RaiseVersion(r) => Command::RaiseVersion {
             version: u8::try_from(r.version).map_err(|_| ConvertError::Malformed("version"))?,
         },
+        Wire::PutResponse(r) => Command::PutResponse(responses::record_from_wire(r)?),
+        Wire::EndResponse(r) => responses::end_from_wire(r)?,
     })
 }
 
@@ -441,6 +444,12 @@ fn command_to_wire(command: &Command) -> v1::command::Command {
         | Command::PutJoinToken(_)
         | Command::UseJoinToken(_)
         | Command::RemoveJoinToken { .. } => tenants::to_wire(command),
+        Command::PutResponse(record) => Wire::PutResponse(responses::record_to_wire(record)),
+        Command::EndResponse { tenant, id, cancelled } => Wire::EndResponse(v1::EndResponse {
+            tenant: tenant.to_string(),
+            id: id.to_string(),
+            cancelled: *cancelled,
+        }),
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) fn allowed(path: &str) -> &'static [Role] {
         "Watch" | "Freshness" => &[Gateway, Worker, Control, Admin],
         "GetPin" => &[Gateway, Worker, Admin],
         "CreatePin" | "ExtendPin" | "ReleasePin" | "WritePins" | "ListPins" => &[Gateway, Admin],
+        // What was said is for those who answer with it.
+        "PutResponse" | "GetResponse" | "EndResponse" => &[Gateway],
         "Status" => &[Gateway, Control, Admin],
         "AddMember" | "RemoveMember" | "TransferLeader" => &[Control, Admin],
         "PutTenant" | "RemoveTenant" | "ListTenants" | "PutKey" | "RemoveKey" => &[Admin],

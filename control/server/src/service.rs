@@ -6,6 +6,7 @@
 mod members;
 mod pin_writes;
 mod pins;
+mod responses;
 mod tenants;
 mod workers;
 
@@ -200,6 +201,27 @@ impl Control for Service {
         let worker = WorkerId(request.get_ref().worker);
         access::own_worker(caller(&request).as_deref(), &self.group, worker)?;
         self.tokens_of_order(&request.into_inner()).map(Response::new)
+    }
+
+    async fn put_response(
+        &self,
+        request: Request<v1::PutResponse>,
+    ) -> Result<Response<v1::ResponseReply>, Status> {
+        self.keep_response(&request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_response(
+        &self,
+        request: Request<v1::GetResponseRequest>,
+    ) -> Result<Response<v1::ResponseReply>, Status> {
+        self.read_response(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn end_response(
+        &self,
+        request: Request<v1::EndResponse>,
+    ) -> Result<Response<v1::ResponseReply>, Status> {
+        self.finish_response(&request.into_inner()).await.map(Response::new)
     }
 
     type WatchStream = ReceiverStream<Item>;

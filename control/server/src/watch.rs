@@ -10,6 +10,7 @@
 
 use std::time::Duration;
 
+use mainstay_proto::convert::responses::withhold_payload;
 use mainstay_proto::convert::withhold_tokens;
 use mainstay_proto::v1;
 use mainstay_proto::v1::command::Command;
@@ -247,9 +248,11 @@ impl Watcher {
         if let Some(command) = command.as_deref_mut().filter(|c| version_of(c) > self.reads()) {
             *command = Command::Tick(v1::Tick {});
         }
-        if let Some(Command::PutPin(pin)) = command {
-            // Somebody's prompt, which no watcher needs.
-            withhold_tokens(pin);
+        // Somebody's prompt, which no watcher needs.
+        match command {
+            Some(Command::PutPin(pin)) => withhold_tokens(pin),
+            Some(Command::PutResponse(record)) => withhold_payload(record),
+            _ => {}
         }
         Some(Event::Entry(v1::Entry { log_index: entry.index, proposal: Some(proposal) }))
     }
@@ -280,7 +283,9 @@ fn version_of(command: &Command) -> u8 {
         | Command::RemoveKey(_)
         | Command::PutJoinToken(_)
         | Command::UseJoinToken(_)
-        | Command::RemoveJoinToken(_) => TENANTS_AND_REGIONS,
+        | Command::RemoveJoinToken(_)
+        | Command::PutResponse(_)
+        | Command::EndResponse(_) => TENANTS_AND_REGIONS,
         // Whoever reads that version knows it.
         Command::RaiseVersion(to) => crate::versions::known(to.version),
     }

@@ -12,7 +12,7 @@ pub const VERSION_OLDEST: u8 = 3;
 /// The newest version that this program knows; an image's first byte, as is every version.
 pub const VERSION_NEWEST: u8 = 4;
 
-/// The first version with regions, scopes, kept tokens, orders, tenants and join tokens.
+/// The first version with regions, scopes, kept tokens, orders, tenants, join tokens and stored responses.
 pub const TENANTS_AND_REGIONS: u8 = 4;
 /// As many workers as members before [`TENANTS_AND_REGIONS`] take, whatever the limits say.
 const WORKERS_MAX_BEFORE: u32 = 4_096;
@@ -53,10 +53,21 @@ pub fn fit(version: u8, command: &Command) -> Result<Option<Command>, NewerComma
         | Command::RemoveKey { .. }
         | Command::PutJoinToken(_)
         | Command::UseJoinToken(_)
-        | Command::RemoveJoinToken { .. } => {
-            Err(NewerCommand { needed: TENANTS_AND_REGIONS, version })
-        }
-        _ => Ok(None),
+        | Command::RemoveJoinToken { .. }
+        | Command::PutResponse(_)
+        | Command::EndResponse { .. } => Err(NewerCommand { needed: TENANTS_AND_REGIONS, version }),
+        // By name, so that a new command has to be thought about.
+        Command::Tick
+        | Command::Bootstrap { .. }
+        | Command::RegisterWorker { .. }
+        | Command::FenceWorker { .. }
+        | Command::Blocks(_)
+        | Command::PutPin(_)
+        | Command::ExtendPin { .. }
+        | Command::ReleasePin { .. }
+        | Command::ReportPin { .. }
+        | Command::Cut(_)
+        | Command::RaiseVersion { .. } => Ok(None),
     }
 }
 

@@ -256,6 +256,8 @@ fn kind_of(proposal: &v1::Proposal) -> &'static str {
         Some(Command::UseJoinToken(_)) => "use_join_token",
         Some(Command::RemoveJoinToken(_)) => "remove_join_token",
         Some(Command::RaiseVersion(_)) => "raise_version",
+        Some(Command::PutResponse(_)) => "put_response",
+        Some(Command::EndResponse(_)) => "end_response",
         None => "malformed",
     }
 }

@@ -7,6 +7,7 @@ mod guests;
 mod keeper;
 mod pin_writes;
 mod regions;
+mod responses;
 mod security;
 mod streams;
 mod versions;

@@ -12,6 +12,7 @@ mod kept;
 mod parts;
 mod read;
 mod regions;
+mod responses;
 mod sink;
 mod source;
 mod tenants;
@@ -77,6 +78,7 @@ pub(crate) fn encode(machine: &Machine, version: u8, parts: Parts) -> Vec<u8> {
     write::state(&mut bytes, machine, version);
     if tokens {
         kept::write_tokens(&mut bytes, machine);
+        responses::write_payloads(&mut bytes, machine);
     }
     if parts.blocks {
         write::blocks(&mut bytes, &machine.index);
@@ -114,6 +116,7 @@ pub(crate) fn decode(bytes: &[u8], limits: Limits) -> Result<Machine, ImageError
     let mut machine = read::state(&mut source, limits, version)?;
     if kind & WITH_TOKENS != 0 {
         kept::read_tokens(&mut source, &mut machine)?;
+        responses::read_payloads(&mut source, &mut machine)?;
     }
     if kind & WITH_BLOCKS != 0 {
         read::blocks(&mut source, &mut machine)?;

@@ -13,6 +13,7 @@ use mainstay_types::{
 use super::ImageError;
 use super::kept::{read_keeping, read_mark};
 use super::regions::{read_region, read_scope};
+use super::responses;
 use super::source::Source;
 use super::tenants;
 use super::write::{WORKER_LEASE_EXPIRED, WORKER_LEFT, WORKER_LIVE};
@@ -55,10 +56,11 @@ pub(super) fn state(
     check_workers(&workers, last_id, applied)?;
     let workers = Workers::restore(last_id, workers);
     let pins = read_pins(source, &limits, applied, time, &workers, all)?;
-    let (tenants, join_tokens, raised) = match all {
+    let (tenants, join_tokens, responses, raised) = match all {
         true => {
             let (tenants, join_tokens) = tenants::read(source, &limits)?;
-            (tenants, join_tokens, LogIndex(source.u64()?))
+            let responses = responses::read(source, &limits, applied, time)?;
+            (tenants, join_tokens, responses, LogIndex(source.u64()?))
         }
         false => Default::default(),
     };
@@ -76,6 +78,7 @@ pub(super) fn state(
         pins,
         tenants,
         join_tokens,
+        responses,
         index: BlockIndex::new(limits.index_blocks_max),
     })
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::testing::{
     Log, fence, frame, join, join_token, log, order, pin, prefix, put_key, put_tenant, register,
-    report, small_limits, stored, tokens,
+    report, response, small_limits, stored, tokens,
 };
 
 /// A machine with something of everything.
@@ -29,6 +29,8 @@ fn sample() -> Machine {
     log.apply(put_key("acme", "laptop", 1));
     log.apply(join_token("t", 2, JoinRole::Worker, Some("w1")));
     log.apply(join(2, JoinRole::Worker, "w1", 3));
+    log.apply(Command::PutResponse(response(1, None, 20)));
+    log.apply(Command::PutResponse(response(2, Some(1), 30)));
     log.machine
 }
 
@@ -52,6 +54,7 @@ fn an_image_holds_everything() {
     assert!(copy.pins().eq(machine.pins()));
     assert!(copy.tenants().eq(machine.tenants()) && copy.tenants().len() == 1);
     assert!(copy.join_tokens().eq(machine.join_tokens()) && copy.join_tokens().len() == 1);
+    assert!(copy.responses().eq(machine.responses()) && copy.responses().len() == 2);
     assert_eq!(copy.index().snapshot(), machine.index().snapshot());
     assert_eq!(copy.pins().filter(|p| !p.is_live()).count(), 1);
 }

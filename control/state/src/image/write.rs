@@ -5,6 +5,7 @@ use mainstay_types::{FenceCause, PinState};
 
 use super::kept;
 use super::regions::{write_region, write_scope};
+use super::responses;
 use super::sink::Sink;
 use super::tenants;
 use crate::machine::Machine;
@@ -48,6 +49,7 @@ pub(super) fn state(sink: &mut impl Sink, machine: &Machine, version: u8) {
     }
     if all {
         tenants::write(sink, machine);
+        responses::write(sink, machine);
         sink.u64(machine.raised.0);
     }
 }

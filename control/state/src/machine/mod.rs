@@ -6,7 +6,8 @@
 use mainstay_index::BlockIndex;
 use mainstay_types::{
     ClusterTime, Command, Epoch, ErrorCode, EventFrame, EventSequence, FenceCause, HashKey,
-    LogIndex, NamespaceId, PinId, Proposal, Region, SecretHash, SessionId, TenantId, WorkerId,
+    LogIndex, NamespaceId, PinId, Proposal, Region, ResponseId, SecretHash, SessionId, TenantId,
+    WorkerId,
 };
 
 use crate::image::{self, ImageError};
@@ -14,6 +15,7 @@ use crate::join_tokens::{JoinToken, JoinTokens};
 use crate::limits::Limits;
 use crate::outcome::{Outcome, Refusal};
 use crate::pins::{MissingCopies, Pin, Pins, matters};
+use crate::responses::{Response, Responses};
 use crate::tenants::{Tenant, Tenants};
 use crate::version::{VERSION_NEWEST, VERSION_OLDEST, fit, workers_max};
 use crate::workers::{Registration, Worker, Workers};
@@ -33,6 +35,7 @@ pub struct Machine {
     pub(crate) pins: Pins,
     pub(crate) tenants: Tenants,
     pub(crate) join_tokens: JoinTokens,
+    pub(crate) responses: Responses,
     pub(crate) index: BlockIndex,
 }
 
@@ -51,6 +54,7 @@ impl Machine {
             pins: Pins::default(),
             tenants: Tenants::default(),
             join_tokens: JoinTokens::default(),
+            responses: Responses::default(),
             index: BlockIndex::new(limits.index_blocks_max),
         }
     }
@@ -65,6 +69,7 @@ impl Machine {
         self.applied = index;
         self.time = self.time.advance(proposal.stamp);
         self.pins.expire(index, self.time.now_ms);
+        self.responses.expire(self.time.now_ms);
         match fit(self.version, &proposal.command) {
             Ok(fitted) => {
                 let command = fitted.as_ref().unwrap_or(&proposal.command);
@@ -123,6 +128,12 @@ impl Machine {
             | Command::PutJoinToken(_)
             | Command::UseJoinToken(_)
             | Command::RemoveJoinToken { .. } => self.change_access(command),
+            Command::PutResponse(record) => {
+                self.responses.put(index, self.time, &self.limits, record)
+            }
+            Command::EndResponse { tenant, id, cancelled } => {
+                self.responses.end(tenant, id, *cancelled)
+            }
         }
     }
 
@@ -265,6 +276,7 @@ impl Machine {
         self.pins.image_bytes()
             + workers * WORKER_BYTES
             + tenants * TENANT_BYTES
+            + self.responses.bytes()
             + self.index.held_count() * HELD_BYTES
     }
 
@@ -361,6 +373,32 @@ impl Machine {
     /// All join tokens that are remembered, by id.
     pub fn join_tokens(&self) -> impl ExactSizeIterator<Item = &JoinToken> {
         self.join_tokens.iter()
+    }
+
+    /// All stored responses, by tenant and id.
+    pub fn responses(&self) -> impl ExactSizeIterator<Item = &Response> {
+        self.responses.iter()
+    }
+
+    /// One stored response.
+    #[must_use]
+    pub fn response(&self, tenant: &TenantId, id: &ResponseId) -> Option<&Response> {
+        self.responses.get(tenant, id)
+    }
+
+    /// The chain that ends in a response, that one first; it stops where one is gone.
+    pub fn response_chain<'a>(
+        &'a self,
+        tenant: &TenantId,
+        id: &ResponseId,
+    ) -> impl Iterator<Item = &'a Response> + use<'a> {
+        self.responses.chain(tenant, id)
+    }
+
+    /// What a tenant's stored responses take of its budget.
+    #[must_use]
+    pub fn tenant_response_bytes(&self, tenant: &TenantId) -> u64 {
+        self.responses.tenant_bytes(tenant)
     }
 
     /// One pin.

@@ -5,6 +5,8 @@ mod health;
 mod pin_create;
 mod staleness;
 mod starting;
+mod stored;
+mod websocket;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,12 +27,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::aliases::ModelAliases;
-use crate::answer::AnswerForm;
+use crate::answer::{AnswerForm, Incoming};
 use crate::config::{GatewayConfig, Recompute};
 use crate::pins::Pins;
 use crate::placement::{Explained, Placement};
 use crate::replica::Replica;
-use crate::responses_store::ResponsesStore;
+use crate::stored::Stored;
 use crate::tenant::Tenants;
 use crate::workers::Workers;
 use starting::Starting;
@@ -55,7 +57,8 @@ pub(crate) struct App {
     pub(crate) recompute: Recompute,
     pub(crate) aliases: ModelAliases,
     pub(crate) parsing: ParseOptions,
-    pub(crate) stored: ResponsesStore,
+    pub(crate) stored: Stored,
+    pub(crate) sockets: websocket::Sockets,
     pub(crate) tenants: Tenants,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) metrics: Option<PrometheusHandle>,
@@ -69,14 +72,16 @@ impl App {
         workers: Workers,
         tenants: Tenants,
     ) -> Self {
+        let parsing = ParseOptions { media: config.media, ..ParseOptions::default() };
         Self {
+            stored: Stored::new(control.clone(), replica.clone(), parsing),
+            sockets: websocket::Sockets::new(config.websocket),
             placement: Placement::new(workers.clone(), replica.clone(), &config),
             pins: Pins::new(control.clone(), replica.clone()),
             pins_on: config.pins,
             recompute: config.recompute,
             aliases: config.aliases,
-            parsing: ParseOptions { media: config.media, ..ParseOptions::default() },
-            stored: ResponsesStore::default(),
+            parsing,
             permits: Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS))),
             metrics: config.metrics,
             region: config.region,
@@ -104,7 +109,11 @@ async fn leave(State(stopped): State<watch::Receiver<bool>>, mut response: Respo
 pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::Receiver<bool>) {
     let router = Router::new()
         .route("/v1/chat/completions", post(chat))
-        .route("/v1/responses", post(responses).get(no_websocket))
+        .route("/v1/responses", post(responses).get(websocket::connect))
+        .route("/v1/responses/compact", post(stored::compact))
+        .route("/v1/responses/{id}", get(stored::get).delete(stored::delete))
+        .route("/v1/responses/{id}/input_items", get(stored::input_items))
+        .route("/v1/responses/{id}/cancel", post(stored::cancel))
         .route("/v1/messages", post(messages))
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/v1/models", get(models))
@@ -210,7 +219,9 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
     let outcome = async {
         let admitted = app.admit(request.headers())?;
         let (headers, body) = read_body(request).await?;
-        app.answer(endpoint, admitted, &headers, body, &request_id).await
+        let request_id = &request_id;
+        let incoming = Incoming { endpoint, headers: &headers, body, request_id, last: None };
+        app.answer(admitted, incoming).await
     }
     .await;
     let name = format!("{endpoint:?}").to_lowercase();
@@ -223,11 +234,12 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
             response.headers_mut().insert(header::CONTENT_TYPE, json);
             response
         }
-        Ok(AnswerForm::Stream(body)) => {
+        Ok(AnswerForm::Stream(frames)) => {
             // The first token is in hand by now, so this is the time to first token.
             metrics::histogram!("mainstay_gateway_ttft_seconds", "endpoint" => name)
                 .record(started.elapsed().as_secs_f64());
-            let mut response = Response::new(body);
+            let frames = tokio_stream::wrappers::ReceiverStream::new(frames);
+            let mut response = Response::new(Body::from_stream(frames));
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -258,11 +270,6 @@ async fn messages(State(app): State<App>, request: Request<Body>) -> Response {
 
 async fn count_tokens(State(app): State<App>, request: Request<Body>) -> Response {
     handle(app, Endpoint::CountTokens, request).await
-}
-
-/// Codex asks for a WebSocket first and goes on by POST at once when told 426.
-async fn no_websocket() -> StatusCode {
-    StatusCode::UPGRADE_REQUIRED
 }
 
 fn model_json(app: &App, name: &str) -> Value {

@@ -587,6 +587,27 @@ impl Control for Member {
         Err(Status::unimplemented("not asked by workers"))
     }
 
+    async fn put_response(
+        &self,
+        _: Request<v1::PutResponse>,
+    ) -> Result<Response<v1::ResponseReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn get_response(
+        &self,
+        _: Request<v1::GetResponseRequest>,
+    ) -> Result<Response<v1::ResponseReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn end_response(
+        &self,
+        _: Request<v1::EndResponse>,
+    ) -> Result<Response<v1::ResponseReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
     type WatchStream = WatchStream;
 
     async fn watch(
