@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, Request, header};
 use axum::response::{IntoResponse, Response};
-use mainstay_chat::{ApiError, Endpoint, ErrorKind};
+use mainstay_chat::{ApiError, Endpoint};
 use serde_json::{Value, json};
 
 use super::{App, failure, new_request_id, read_body, with_request_id};
@@ -151,6 +151,8 @@ pub(super) async fn compact(State(app): State<App>, request: Request<Body>) -> R
 
 #[cfg(test)]
 mod tests {
+    use mainstay_chat::ErrorKind;
+
     use super::*;
 
     fn page(
