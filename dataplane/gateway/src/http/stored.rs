@@ -151,6 +151,8 @@ pub(super) async fn compact(State(app): State<App>, request: Request<Body>) -> R
 
 #[cfg(test)]
 mod tests {
+    use mainstay_chat::ErrorKind;
+
     use super::*;
 
     fn page(
