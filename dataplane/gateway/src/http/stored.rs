@@ -183,7 +183,7 @@ mod tests {
             page(None, Some("up"), None),
             page(None, None, Some("z")),
         ] {
-            assert_eq!(bad.unwrap_err().kind, mainstay_chat::ErrorKind::InvalidRequest);
+            assert_eq!(bad.unwrap_err().kind, ErrorKind::InvalidRequest);
         }
     }
 }
