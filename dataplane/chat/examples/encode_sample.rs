@@ -37,12 +37,13 @@ fn answer(request: &Request) -> Result<String, ApiError> {
     let rendered =
         template.render_with_breakpoints(&request.conversation, RenderOptions::of(request))?;
     if request.endpoint == Endpoint::CountTokens {
-        return Ok(encode::count_tokens_body(rendered.text.len() as u64));
+        return Ok(encode::count_tokens_body(rendered.text.len() as u64, None));
     }
     let usage = Usage {
         prompt_tokens: rendered.text.len() as u64,
         cached_tokens: 16,
         created_tokens: rendered.breakpoints.last().map_or(0, |last| last.end_bytes as u64 / 2),
+        created_long_tokens: 0,
         completion_tokens: 12,
         reasoning_tokens: 3,
     };
@@ -50,7 +51,7 @@ fn answer(request: &Request) -> Result<String, ApiError> {
         request_id: REQUEST_ID.to_owned(),
         model: request.model.clone(),
         created_unix_s: 1_700_000_000,
-        thinking_mac: None,
+        sealer: None,
         pins: Vec::new(),
     };
     let mut parser = OutputParser::new(request.output_options(rendered.thinking_open));

@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod edits;
 pub mod encode;
 pub mod error;
 mod hints;
@@ -35,6 +36,7 @@ mod session;
 pub mod template;
 mod ttl;
 
+pub use edits::{AppliedEdit, ContextEdits, Edit, apply_edits};
 pub use encode::{Finish, PinNote, ResponseMeta, StreamEncoder, Transcript, Usage};
 pub use error::{ApiError, ErrorKind};
 pub use hints::Hints;
@@ -49,7 +51,7 @@ pub use parse::{
 pub use request::{
     Endpoint, OutputFormat, Request, ResponsesEcho, Sampling, Thinking, ThinkingDisplay, Told,
 };
-pub use seal::ThinkingMac;
+pub use seal::{Seal, Sealer};
 pub use session::{Harness, RequestKind, SessionIds, SessionSource};
 pub use template::{ChatTemplate, RenderOptions, Rendered, TemplateError};
 

@@ -2,6 +2,9 @@
 //!
 //! This file is the order of these phases; each of them lives in a file of its own.
 
+mod choice;
+mod edits;
+mod inflate;
 mod read;
 mod writer;
 
@@ -11,7 +14,7 @@ use axum::body::Body;
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use mainstay_chat::template::RenderOptions;
-use mainstay_chat::{ApiError, Endpoint, ErrorKind, Request, encode};
+use mainstay_chat::{ApiError, Endpoint, ErrorKind, ParseOptions, Request, Sealer, encode};
 use mainstay_types::TenantId;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -20,6 +23,8 @@ use crate::http::App;
 use crate::model::ModelCard;
 use crate::prompt::{self, Prompt};
 use crate::quota::Spending;
+use crate::seal::TenantSeal;
+use choice::Generations;
 pub(crate) use read::compute;
 use writer::Writer;
 
@@ -30,6 +35,8 @@ struct Turn {
     card: Arc<ModelCard>,
     prompt: Prompt,
     tenant: TenantId,
+    /// Seals thinking for this tenant.
+    sealer: Option<Sealer>,
     /// Of the tenant's quota; the request counts as one in flight for as long as this lives.
     spending: Spending,
 }
@@ -82,21 +89,28 @@ impl App {
         let names = read::names(headers);
         let app = self.clone();
         let id = request_id.to_owned();
-        // A short Responses body may continue a long conversation.
-        let work_bytes = if endpoint == Endpoint::Responses { usize::MAX } else { body.len() };
+        // A short Responses body may continue a long conversation, and a compressed one may be long.
+        let encoding = read::encoding(headers);
+        let may_be_long = endpoint == Endpoint::Responses || encoding.is_some();
+        let work_bytes = if may_be_long { usize::MAX } else { body.len() };
         compute(work_bytes, move || {
-            let mut request = read::request(endpoint, &body, app.parsing, &names, &id)?;
+            let key = app.replica.read(mainstay_state::Machine::hash_key);
+            let sealer = key.map(|key| Arc::new(TenantSeal::new(key, &tenant)) as Sealer);
+            let parsing = ParseOptions { sealer: sealer.clone(), ..app.parsing.clone() };
+            let body = inflate::inflate(encoding.as_deref(), body)?;
+            let mut request = read::request(endpoint, &body, parsing, &names, &id)?;
             let previous = request.responses.as_ref().and_then(|r| r.previous_response_id.clone());
             if let Some(previous) = previous {
                 request.continue_from(&*app.stored.get(&tenant, &previous)?);
             }
             let card = app.model(&request.model)?;
-            let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
+            let key = key.ok_or_else(|| {
                 ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
             })?;
             let options = RenderOptions::of(&request);
+            edits::apply(&mut request, options, &card);
             let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
-            Ok((Turn { request, request_id: id, card, prompt, tenant, spending }, permit))
+            Ok((Turn { request, request_id: id, card, prompt, tenant, sealer, spending }, permit))
         })
         .await
     }
@@ -130,7 +144,8 @@ impl App {
         let (turn, permit) = self.turn(endpoint, admitted, headers, body, request_id).await?;
         let tokens = turn.prompt.tokens.len();
         if endpoint == Endpoint::CountTokens {
-            let form = AnswerForm::Json(encode::count_tokens_body(tokens as u64));
+            let original = edits::original_tokens(&turn.request, tokens as u64);
+            let form = AnswerForm::Json(encode::count_tokens_body(tokens as u64, original));
             return Ok(Answer { form, told: turn.request.told_header() });
         }
         let tokens_max = turn.card.context_tokens_max as usize;
@@ -153,23 +168,46 @@ impl App {
             let make = |wish| self.pins.make_in_background(wish, turn.request_id.clone());
             pins = wishes.into_iter().map(make).collect();
         };
-        let generation = generate::start(self.placement.clone(), turn.job(), make_pins).await?;
+        let generations = self.generations(&turn, make_pins).await?;
         let (told, stream) = (turn.request.told_header(), turn.request.stream);
-        let writer = Writer::new(turn, &generation, self.stored.clone(), pins);
+        let writer = Writer::new(turn, &generations, self.stored.clone(), pins);
         if stream {
-            let form = AnswerForm::Stream(writer.stream(generation, permit));
+            let form = AnswerForm::Stream(writer.stream(generations, permit));
             return Ok(Answer { form, told });
         }
-        let answer = writer.collect(generation).await.map(AnswerForm::Json);
+        let answer = writer.collect(generations).await.map(AnswerForm::Json);
         drop(permit);
         Ok(Answer { form: answer?, told })
+    }
+
+    /// Starts as many generations as answers are asked for: the others after the first was taken, so that they find
+    /// its prefix where it is computed.
+    async fn generations(
+        &self,
+        turn: &Turn,
+        on_accepted: impl FnOnce(),
+    ) -> Result<Generations, ApiError> {
+        let mut all =
+            vec![generate::start(self.placement.clone(), turn.job(0), on_accepted).await?];
+        let more = (1..turn.request.n)
+            .map(|n| Box::pin(generate::start(self.placement.clone(), turn.job(n), || {})));
+        all.extend(futures::future::try_join_all(more).await?);
+        Ok(Generations::new(all))
     }
 }
 
 impl Turn {
-    fn job(&self) -> Job {
+    /// What one of the answers needs, counted from 0.
+    fn job(&self, choice: u32) -> Job {
+        let mut sampling = prompt::sampling(&self.request, &self.card, self.prompt.tokens.len());
+        let mut request_id = self.request_id.clone();
+        if choice > 0 {
+            // The same seed would give the same answer.
+            sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(u64::from(choice)));
+            request_id = format!("{request_id}-{choice}");
+        }
         Job {
-            request_id: self.request_id.clone(),
+            request_id,
             tenant: self.tenant.clone(),
             model: self.card.name.clone(),
             revision: self.card.revision.clone(),
@@ -178,7 +216,7 @@ impl Turn {
             prompt: self.prompt.tokens.clone(),
             blocks: self.prompt.blocks.clone(),
             priority: self.request.hints.priority.unwrap_or(0),
-            sampling: prompt::sampling(&self.request, &self.card, self.prompt.tokens.len()),
+            sampling,
             ranges: Vec::new(),
             expected_output_tokens: self.request.hints.osl.unwrap_or(0),
             guided: None,

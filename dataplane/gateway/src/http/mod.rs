@@ -36,7 +36,7 @@ use crate::workers::Workers;
 use starting::Starting;
 
 /// The largest request body, in bytes: what Anthropic's API accepts.
-const BODY_BYTES_MAX: usize = 32 << 20;
+pub(crate) const BODY_BYTES_MAX: usize = 32 << 20;
 /// How long a body may take to arrive: the largest at 2 Mbit/s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long an operator waits for the control plane.
@@ -173,7 +173,7 @@ async fn read_body(request: Request<Body>) -> Result<(HeaderMap, Bytes), ApiErro
     let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, BODY_BYTES_MAX)).await;
     let Ok(read) = read else {
         let message = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
-        return Err(ApiError::new(ErrorKind::InvalidRequest, message));
+        return Err(ApiError::new(ErrorKind::Timeout, message));
     };
     match read {
         Ok(bytes) => Ok((parts.headers, bytes)),
