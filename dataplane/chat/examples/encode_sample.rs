@@ -7,8 +7,8 @@
 
 use mainstay_chat::{
     ApiError, ChatTemplate, Endpoint, Finish, OutputParser, RenderOptions, Request, ResponseMeta,
-    Role, StreamEncoder, TokenLogprob, Transcript, Usage, encode, parse_chat, parse_count_tokens,
-    parse_messages, parse_responses,
+    Role, StreamEncoder, TokenLogprob, ToolKind, Transcript, Usage, encode, parse_chat,
+    parse_count_tokens, parse_messages, parse_responses,
 };
 use std::io::{Read, Write};
 
@@ -85,12 +85,14 @@ fn answer(request: &Request) -> Result<String, ApiError> {
 /// What the scripted model writes.
 fn script(request: &Request) -> String {
     let last = request.conversation.messages.last().map(|message| message.role);
-    match (request.conversation.tools.first(), last) {
+    match (request.conversation.callable().next(), last) {
         (_, Some(Role::Tool)) => "It is -4 degrees and snowy in Oslo.".to_owned(),
         (Some(tool), _) => format!(
             "<think>I should call the {} tool.</think>Let me look.\
-             <tool_call>{{\"name\": \"{}\", \"arguments\": {{\"city\": \"Oslo\"}}}}</tool_call>",
-            tool.name, tool.name
+             <tool_call>{{\"name\": \"{}\", \"arguments\": {{\"{}\": \"Oslo\"}}}}</tool_call>",
+            tool.name,
+            tool.name,
+            if matches!(tool.kind, ToolKind::Custom { .. }) { "input" } else { "city" }
         ),
         (None, _) => "<think>A greeting.</think>Hello! How can I help you today?".to_owned(),
     }
