@@ -358,7 +358,7 @@ fn a_prefilled_answer_is_left_open() {
 
 #[test]
 fn ids_of_calls_do_not_reach_a_prompt() {
-    let source = "{% for m in messages %}{{ m.role }} {{ m.content }}{% for c in m.tool_calls or [] %} {{ c.id }}{% endfor %} {{ m.tool_call_id }} {{ m.name }}\n{% endfor %}";
+    let source = "{% for m in messages %}{{ m.role }} {{ m.content }}{% for c in m.tool_calls or [] %} {{ c.id }} {{ c.function.name }} {{ c.function.arguments }}{% endfor %} {{ m.tool_call_id }} {{ m.name }}\n{% endfor %}";
     let template = ChatTemplate::new(source, "", "").unwrap();
     let prompt = |ids: [&str; 3]| {
         let [a, b, c] = ids;
