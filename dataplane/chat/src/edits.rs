@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Conversation, Role};
 use crate::limits::{EDITS_MAX, TOOLS_MAX};
-use crate::parse::json::Node;
+use crate::parse::Node;
 use crate::request::Request;
 
 /// What stands in a cleared result's place.

@@ -7,17 +7,34 @@
 
 use core::fmt;
 
-use mainstay_chat::Seal;
+use std::sync::Arc;
+
+use mainstay_chat::{ParseOptions, Seal};
 use mainstay_types::{HashKey, TenantId};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hmac;
+
+use crate::replica::Replica;
 
 /// Keeps hashes of one use apart from those of another.
 const MARK: u8 = 0;
 const NONCE: u8 = 1;
 
+/// How a tenant's bodies are read: as the server is set, with what was sealed for it opened.
+pub(crate) fn parsing_of(
+    tenant: &TenantId,
+    replica: &Replica,
+    parsing: &ParseOptions,
+) -> ParseOptions {
+    let mut parsing = parsing.clone();
+    if let Some(key) = replica.read(mainstay_state::Machine::hash_key) {
+        parsing.sealer = Some(Arc::new(TenantSeal::new(key, tenant)));
+    }
+    parsing
+}
+
 /// The seal of one tenant.
-pub(crate) struct TenantSeal {
+struct TenantSeal {
     mac: hmac::Key,
     cipher: LessSafeKey,
 }
@@ -29,7 +46,7 @@ impl fmt::Debug for TenantSeal {
 }
 
 impl TenantSeal {
-    pub(crate) fn new(key: HashKey, tenant: &TenantId) -> Self {
+    fn new(key: HashKey, tenant: &TenantId) -> Self {
         let root = hmac::Key::new(hmac::HMAC_SHA256, &key.0);
         let derived = |label: &[u8]| {
             let mut context = hmac::Context::with_key(&root);

@@ -48,7 +48,7 @@ impl Echo {
             "max_output_tokens": sampling.max_tokens,
             "max_tool_calls": echo.max_tool_calls,
             "store": echo.store,
-            "background": false,
+            "background": echo.background,
             "service_tier": "default",
             "metadata": echo.metadata,
             "user": echo.user,

@@ -231,7 +231,7 @@ fn logprobs_value(tokens: &[TokenLogprob]) -> Value {
     tokens.iter().map(chat::token_value).collect()
 }
 
-pub(super) fn usage_value(usage: &Usage) -> Value {
+pub(crate) fn usage_value(usage: &Usage) -> Value {
     json!({
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {

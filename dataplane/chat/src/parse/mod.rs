@@ -8,7 +8,7 @@
 
 mod chat;
 mod common;
-pub(crate) mod json;
+mod json;
 mod messages;
 mod responses;
 mod tools;
@@ -16,6 +16,8 @@ mod tools;
 use crate::error::ApiError;
 use crate::request::{Endpoint, Request};
 use crate::seal::Sealer;
+pub(crate) use json::Node;
+pub(crate) use responses::{add_items, parse as parse_responses_with};
 
 /// What parsing may be told to do otherwise.
 #[derive(Clone, Debug)]

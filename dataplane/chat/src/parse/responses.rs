@@ -5,23 +5,23 @@
 //! Ids that clients put on items never reach the conversation. Items that refer to stored state
 //! other than `previous_response_id` are refused, since guessing their content would be worse.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::common::{self, text_blocks, warn_unforced_choice};
 use super::json::{Node, parse_body};
 use super::{ParseOptions, tools};
 use crate::error::ApiError;
-use crate::ir::{Block, Content, Role, ToolChoice};
+use crate::ir::{Block, Content, Conversation, Role, ToolChoice};
 use crate::limits::{
     BLOCKS_MAX, MESSAGES_MAX, METADATA_MEMBERS_MAX, REASONING_WORD_BYTES_MAX, TOOLS_MAX,
     TOP_LOGPROBS_MAX,
 };
 use crate::request::{Endpoint, Request, ResponsesEcho};
 use crate::session::read_codex_metadata;
-use crate::{seal, session};
+use crate::{compaction, seal, session};
 
-pub(super) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
-    let value = parse_body(bytes)?;
+pub(crate) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
+    let mut value = parse_body(bytes)?;
     let body = Node::root(&value);
     let mut request = common::start(&body, Endpoint::Responses, options)?;
     request.include_usage = true;
@@ -46,6 +46,16 @@ pub(super) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiE
         tool_choice(&choice, &mut request)?;
         echo.tool_choice = Some(choice.value.clone());
     }
+    // Only what is to be stored is worth its memory.
+    let store = echo.store;
+    echo.input = match value.get_mut("input").filter(|_| store).map(Value::take) {
+        Some(Value::Array(items)) => items,
+        Some(Value::String(text)) => {
+            let part = json!({"type": "input_text", "text": text});
+            vec![json!({"type": "message", "role": "user", "content": [part]})]
+        }
+        _ => Vec::new(),
+    };
     request.responses = Some(Box::new(echo));
     common::finish(request)
 }
@@ -55,11 +65,6 @@ fn refuse_unsupported(body: &Node<'_>) -> Result<(), ApiError> {
         if let Some(node) = body.get(name) {
             return Err(node.error("stored prompts and conversations are not supported"));
         }
-    }
-    if let Some(background) = body.get("background")
-        && background.bool()?
-    {
-        return Err(background.error("background responses are not supported; use `stream`"));
     }
     Ok(())
 }
@@ -102,6 +107,14 @@ fn echo(body: &Node<'_>) -> Result<ResponsesEcho, ApiError> {
     };
     if let Some(previous) = body.get("previous_response_id") {
         echo.previous_response_id = Some(common::call_id(&previous)?);
+    }
+    if let Some(background) = body.get("background") {
+        echo.background = background.bool()?;
+        let streams = body.get("stream").is_some_and(|stream| stream.value.as_bool() == Some(true));
+        if echo.background && (streams || !echo.store) {
+            let problem = "a background response is stored and not streamed; get it by its id";
+            return Err(background.error(problem));
+        }
     }
     if let Some(calls) = body.get("max_tool_calls") {
         echo.max_tool_calls = Some(calls.count(1, u32::MAX)?);
@@ -283,6 +296,20 @@ fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Appends items that a server kept to a conversation.
+pub(crate) fn add_items(
+    conversation: Conversation,
+    items: &[Value],
+    options: ParseOptions,
+) -> Result<Conversation, ApiError> {
+    let mut request = Request::new(Endpoint::Responses, String::new());
+    (request.conversation, request.options) = (conversation, options);
+    for (at, value) in items.iter().enumerate() {
+        add_item(&Node { value, path: format!("input[{at}]") }, &mut request)?;
+    }
+    Ok(request.conversation)
+}
+
 fn add_item(item: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     item.object()?;
     let kind = match item.get("type") {
@@ -311,6 +338,7 @@ fn add_item(item: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
             request.conversation.push(Role::Tool, vec![result]);
             Ok(())
         }
+        "compaction" | "compaction_summary" => compaction::add_item(item, request),
         "additional_tools" => add_tools(&item.require("tools")?, request),
         "item_reference" => {
             Err(item.error("items can't be referred to; send them, or use `previous_response_id`"))

@@ -3,7 +3,7 @@
 //! Long bodies are worked on away from the threads that serve streams, so that one client's history does not make
 //! the others' tokens late.
 
-use axum::http::{HeaderMap, header};
+use axum::http::HeaderMap;
 use mainstay_chat::{ApiError, Endpoint, ErrorKind, ParseOptions, Request};
 
 /// Bodies larger than this are parsed and tokenised away from the threads that serve streams.
@@ -15,12 +15,6 @@ pub(super) fn names(headers: &HeaderMap) -> Vec<(String, String)> {
         .iter()
         .filter_map(|(k, v)| Some((k.as_str().to_owned(), v.to_str().ok()?.to_owned())))
         .collect()
-}
-
-/// How the body is compressed, if it is.
-pub(super) fn encoding(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(header::CONTENT_ENCODING)?;
-    Some(value.to_str().unwrap_or("?").to_owned())
 }
 
 /// Reads a body, and what its headers say beside it.

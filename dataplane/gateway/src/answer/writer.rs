@@ -3,19 +3,20 @@
 //! A client that reads nothing is cut off, and one that leaves ends its generations: it holds a permit and workers'
 //! streams.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::body::Body;
 use bytes::Bytes;
 use mainstay_chat::encode::{self, KEEPALIVE};
 use mainstay_chat::{ApiError, ErrorKind, Finish, ResponseMeta, StreamEncoder, Transcript, Usage};
+use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::Turn;
 use super::choice::{Choice, Generations, Step};
 use crate::generate::Event;
 use crate::pins::{self, MadeLater};
-use crate::responses_store::ResponsesStore;
+use crate::stored::{FinishedTurn, Stored};
 
 /// Silence on a stream after which a comment is sent, so that nobody hangs up during a long prefill.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
@@ -24,7 +25,10 @@ const READ_STALL_MAX: Duration = Duration::from_secs(60);
 /// Frames on their way to one client.
 const FRAMES_MAX: usize = 64;
 
-fn unix_s() -> u64 {
+/// A stream on its way to its client: whoever drops this has left, which ends the generation.
+pub(crate) type Frames = mpsc::Receiver<Result<Bytes, std::convert::Infallible>>;
+
+pub(super) fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
@@ -34,7 +38,7 @@ pub(super) struct Writer {
     meta: ResponseMeta,
     choices: Vec<Choice>,
     usage: Usage,
-    stored: ResponsesStore,
+    stored: Stored,
     /// What the request wished to keep.
     pins: Vec<MadeLater>,
 }
@@ -43,7 +47,7 @@ impl Writer {
     pub(super) fn new(
         turn: Turn,
         generations: &Generations,
-        stored: ResponsesStore,
+        stored: Stored,
         pins: Vec<MadeLater>,
     ) -> Self {
         let cached_tokens = u64::from(generations.cached_tokens);
@@ -56,13 +60,7 @@ impl Writer {
             completion_tokens: 0,
             reasoning_tokens: 0,
         };
-        let meta = ResponseMeta {
-            request_id: turn.request_id.clone(),
-            model: turn.request.model.clone(),
-            created_unix_s: unix_s(),
-            sealer: turn.sealer.clone(),
-            pins: Vec::new(),
-        };
+        let meta = meta_of(&turn);
         let choices = (0..generations.len()).map(|_| Choice::new(&turn)).collect();
         Self { turn, meta, choices, usage, stored, pins }
     }
@@ -81,50 +79,88 @@ impl Writer {
         step
     }
 
-    /// Counts what was used and keeps what `previous_response_id` may ask for.
-    fn end(&self, transcript: &Transcript) {
-        record(&self.usage);
-        let Turn { request, request_id, tenant, .. } = &self.turn;
-        if request.responses.as_ref().is_some_and(|r| r.store) {
-            let answer = transcript.blocks(request.endpoint, request_id);
-            let id = encode::response_id(request_id);
-            self.stored.put(tenant, id, request.conversation_to_store(answer));
+    /// Keeps what `previous_response_id` may ask for. `response` makes the response object, as its client gets it.
+    async fn store(&mut self, transcript: &Transcript, response: impl FnOnce() -> Option<Value>) {
+        let Turn { request, request_id, tenant, before, last, .. } = &mut self.turn;
+        let Some(echo) = &mut request.responses else { return };
+        if !echo.store && last.is_none() {
+            return;
+        }
+        let (store, previous) = (echo.store, echo.previous_response_id.clone());
+        let input = std::mem::take(&mut echo.input);
+        let answer = transcript.blocks(request.endpoint, request_id);
+        let conversation = Arc::new(request.conversation_to_store(answer));
+        let id = encode::response_id(request_id);
+        if let Some(last) = last {
+            last.put(id.clone(), Arc::clone(&conversation));
+        }
+        if let Some(response) = store.then(response).flatten() {
+            let before = before.take();
+            let turn = FinishedTurn { id, previous, response, input, before, conversation };
+            self.stored.put(tenant, turn).await;
         }
     }
 
-    pub(super) async fn collect(
-        mut self,
+    /// Takes all of the generations, and counts what was used.
+    async fn take_all(
+        &mut self,
         mut generations: Generations,
-    ) -> Result<String, ApiError> {
-        let mut transcripts = vec![Transcript::default(); self.choices.len()];
-        let mut finishes = vec![Finish::Stop; self.choices.len()];
+    ) -> Result<Vec<(Transcript, Finish)>, ApiError> {
+        let mut answers = vec![(Transcript::default(), Finish::Stop); self.choices.len()];
         while let Some((at, event)) = generations.next().await {
             let (events, finish) = match self.take(at, event) {
                 Step::Output(events) => (events, None),
                 Step::End(events, finish) => (events, Some(finish)),
             };
-            events.iter().for_each(|e| transcripts[at].push(e));
+            events.iter().for_each(|e| answers[at].0.push(e));
             match finish {
                 None => continue,
                 Some(Finish::Error(error)) => return Err(error),
-                Some(finish) => finishes[at] = finish,
+                Some(finish) => answers[at].1 = finish,
             }
             if generations.end(at) {
-                self.end(&transcripts[0]);
-                self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
-                let answers: Vec<(&Transcript, &Finish)> =
-                    transcripts.iter().zip(&finishes).collect();
-                let request = &self.turn.request;
-                return Ok(encode::complete_choices(
-                    request,
-                    &self.meta,
-                    &answers,
-                    &self.usage,
-                    unix_s(),
-                ));
+                record(&self.usage);
+                return Ok(answers);
             }
         }
         Err(ApiError::new(ErrorKind::Internal, "the generation ended without an end"))
+    }
+
+    /// What the model says, for somebody here rather than for the client.
+    pub(super) async fn transcribe(
+        mut self,
+        generations: Generations,
+    ) -> Result<(Transcript, Usage), ApiError> {
+        let first = self.take_all(generations).await?.into_iter().next();
+        Ok((first.map(|(transcript, _)| transcript).unwrap_or_default(), self.usage))
+    }
+
+    /// The events of an answer that says nothing, once the prompt has been worked through.
+    pub(super) async fn warm(mut self, generations: Generations) -> Result<Frames, ApiError> {
+        self.take_all(generations).await?;
+        (self.usage.completion_tokens, self.usage.reasoning_tokens) = (0, 0);
+        self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
+        let mut encoder = StreamEncoder::new(&self.turn.request, self.meta.clone());
+        let mut text = encoder.start(&self.usage);
+        let end = encoder.finish(&Finish::Stop, &self.usage, unix_s());
+        self.store(encoder.transcript(), || last_response(&end)).await;
+        text.push_str(&end);
+        let (sender, receiver) = mpsc::channel(1);
+        // There is room for one, and the receiver is here.
+        let _ = sender.try_send(Ok(Bytes::from(text)));
+        Ok(receiver)
+    }
+
+    pub(super) async fn collect(mut self, generations: Generations) -> Result<String, ApiError> {
+        let answers = self.take_all(generations).await?;
+        self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
+        let (request, meta) = (&self.turn.request, &self.meta);
+        let parts: Vec<(&Transcript, &Finish)> = answers.iter().map(|(t, f)| (t, f)).collect();
+        let body = encode::complete_choices(request, meta, &parts, &self.usage, unix_s());
+        if let Some((transcript, _)) = answers.first() {
+            self.store(transcript, || serde_json::from_str(&body).ok()).await;
+        }
+        Ok(body)
     }
 
     /// The body of a stream. The client's leaving drops it, which ends the generations.
@@ -132,9 +168,8 @@ impl Writer {
         mut self,
         mut generations: Generations,
         permit: OwnedSemaphorePermit,
-    ) -> Body {
-        let (sender, receiver) =
-            mpsc::channel::<Result<Bytes, std::convert::Infallible>>(FRAMES_MAX);
+    ) -> Frames {
+        let (sender, receiver) = mpsc::channel(FRAMES_MAX);
         tokio::spawn(async move {
             let _permit = permit;
             let mut encoders: Vec<StreamEncoder> = (0..)
@@ -166,19 +201,53 @@ impl Writer {
                 text = events.iter().map(|e| encoder.event(e)).collect();
                 let Some(finish) = finish else { continue };
                 // One answer that fails ends the stream for all of them.
-                if !generations.end(at) && !matches!(finish, Finish::Error(_)) {
+                let failed = matches!(finish, Finish::Error(_));
+                if !generations.end(at) && !failed {
                     text.push_str(&encoder.finish_choice(&finish));
                     continue;
                 }
                 encoder.note_pins(pins::notes(std::mem::take(&mut self.pins)).await);
-                text.push_str(&encoder.finish(&finish, &self.usage, unix_s()));
-                self.end(encoders[0].transcript());
+                let end = encoder.finish(&finish, &self.usage, unix_s());
+                record(&self.usage);
+                if !failed {
+                    // Whoever has seen the end may continue it anywhere.
+                    self.store(encoders[0].transcript(), || last_response(&end)).await;
+                }
+                text.push_str(&end);
                 let _ = sender.send_timeout(Ok(Bytes::from(text)), READ_STALL_MAX).await;
                 return;
             }
         });
-        Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver))
+        receiver
     }
+}
+
+fn meta_of(turn: &Turn) -> ResponseMeta {
+    ResponseMeta {
+        request_id: turn.request_id.clone(),
+        model: turn.request.model.clone(),
+        created_unix_s: turn.created_unix_s,
+        sealer: turn.sealer.clone(),
+        pins: Vec::new(),
+    }
+}
+
+/// The response object of a turn that nobody works on yet.
+pub(super) fn queued(turn: &Turn) -> Option<Value> {
+    let mut encoder = StreamEncoder::new(&turn.request, meta_of(turn));
+    let mut response = last_response(&encoder.start(&Usage::default()))?;
+    response["status"] = "queued".into();
+    Some(response)
+}
+
+/// The response object in the last frame of a Responses stream.
+fn last_response(frames: &str) -> Option<Value> {
+    #[derive(serde::Deserialize)]
+    struct Last {
+        response: Value,
+    }
+    let data = frames.rsplit("data: ").next()?;
+    serde_json::from_str::<Last>(data.trim_end()).ok().map(|last| last.response)
 }
 
 fn record(usage: &Usage) {

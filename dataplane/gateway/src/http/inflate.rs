@@ -2,16 +2,25 @@
 
 use std::io::Read;
 
+use axum::http::{HeaderMap, header};
 use bytes::Bytes;
 use mainstay_chat::{ApiError, ErrorKind};
 use ruzstd::decoding::StreamingDecoder;
 use ruzstd::decoding::errors::FrameDecoderError;
 
-use crate::http::BODY_BYTES_MAX;
+use super::BODY_BYTES_MAX;
+use crate::answer::compute;
+
+/// The body that headers speak of, away from the threads that serve streams if it is compressed. The headers no longer
+/// speak of an encoding then.
+pub(super) async fn inflated(headers: &mut HeaderMap, body: Bytes) -> Result<Bytes, ApiError> {
+    let Some(value) = headers.remove(header::CONTENT_ENCODING) else { return Ok(body) };
+    compute(usize::MAX, move || inflate(value.to_str().unwrap_or("?"), body)).await
+}
 
 /// The body as it was before `encoding`, the value of `content-encoding`.
-pub(super) fn inflate(encoding: Option<&str>, body: Bytes) -> Result<Bytes, ApiError> {
-    let name = encoding.unwrap_or_default().trim().to_ascii_lowercase();
+fn inflate(encoding: &str, body: Bytes) -> Result<Bytes, ApiError> {
+    let name = encoding.trim().to_ascii_lowercase();
     match name.as_str() {
         "" | "identity" => Ok(body),
         "gzip" | "x-gzip" => bounded(flate2::read::MultiGzDecoder::new(body.as_ref()), &name),
@@ -75,10 +84,10 @@ mod tests {
     fn what_was_compressed_comes_back() {
         let body = br#"{"model": "demo", "input": "hello hello hello hello"}"#;
         for (encoding, packed) in [
-            (None, Bytes::from_static(body)),
-            (Some("identity"), Bytes::from_static(body)),
-            (Some(" GZip "), gzip(body)),
-            (Some("zstd"), zstd(body)),
+            ("", Bytes::from_static(body)),
+            ("identity", Bytes::from_static(body)),
+            (" GZip ", gzip(body)),
+            ("zstd", zstd(body)),
         ] {
             assert_eq!(inflate(encoding, packed).expect("sound").as_ref(), body, "{encoding:?}");
         }
@@ -89,11 +98,11 @@ mod tests {
         let zeros = vec![b' '; BODY_BYTES_MAX + 1];
         for (encoding, packed) in [("gzip", gzip(&zeros)), ("zstd", zstd(&zeros))] {
             assert!(packed.len() < 1 << 20, "{encoding}: {} bytes", packed.len());
-            let error = inflate(Some(encoding), packed).expect_err("too large");
+            let error = inflate(encoding, packed).expect_err("too large");
             assert_eq!(error.kind, ErrorKind::TooLarge, "{encoding}");
         }
         let just = vec![b' '; BODY_BYTES_MAX];
-        assert_eq!(inflate(Some("gzip"), gzip(&just)).expect("fits").len(), BODY_BYTES_MAX);
+        assert_eq!(inflate("gzip", gzip(&just)).expect("fits").len(), BODY_BYTES_MAX);
     }
 
     #[test]
@@ -101,17 +110,17 @@ mod tests {
         for encoding in ["gzip", "zstd"] {
             let good = if encoding == "gzip" { gzip(b"{\"a\": 1}") } else { zstd(b"{\"a\": 1}") };
             for cut in 0..good.len() {
-                let short = inflate(Some(encoding), good.slice(..cut));
+                let short = inflate(encoding, good.slice(..cut));
                 assert!(short.is_err() || cut + 4 >= good.len(), "{encoding} cut to {cut}");
                 let mut flipped = good.to_vec();
                 flipped[cut] ^= 0x55;
                 // Whatever comes of it, it comes.
-                let _ = inflate(Some(encoding), Bytes::from(flipped));
+                let _ = inflate(encoding, Bytes::from(flipped));
             }
-            let error = inflate(Some(encoding), Bytes::from_static(b"{}")).expect_err("plain text");
+            let error = inflate(encoding, Bytes::from_static(b"{}")).expect_err("plain text");
             assert_eq!(error.code.as_deref(), Some("invalid_encoding"));
         }
-        let error = inflate(Some("br"), Bytes::new()).expect_err("unknown");
+        let error = inflate("br", Bytes::new()).expect_err("unknown");
         assert_eq!(error.kind, ErrorKind::UnsupportedEncoding);
         assert_eq!(error.status(mainstay_chat::Endpoint::Chat), 415);
     }
