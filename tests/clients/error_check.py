@@ -25,7 +25,8 @@ REFUSED_BODY_BYTES = 66 << 20
 NESTING = 20_000
 TOO_LONG = re.compile(r"prompt is too long: (\d+) tokens > (\d+) maximum")
 ANTHROPIC_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
-                   404: "not_found_error", 413: "request_too_large", 415: "invalid_request_error", 429: "rate_limit_error", 529: "overloaded_error"}
+                   404: "not_found_error", 413: "request_too_large", 415: "invalid_request_error",
+                   429: "rate_limit_error", 529: "overloaded_error"}
 
 
 def valid(path: str, model: str, text: str = "Hello!") -> dict:
