@@ -9,6 +9,7 @@ able to serve a normal turn.
 """
 
 import argparse
+import gzip
 import json
 import re
 import socket
@@ -24,7 +25,8 @@ REFUSED_BODY_BYTES = 66 << 20
 NESTING = 20_000
 TOO_LONG = re.compile(r"prompt is too long: (\d+) tokens > (\d+) maximum")
 ANTHROPIC_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
-                   404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 529: "overloaded_error"}
+                   404: "not_found_error", 413: "request_too_large", 415: "invalid_request_error",
+                   429: "rate_limit_error", 529: "overloaded_error"}
 
 
 def valid(path: str, model: str, text: str = "Hello!") -> dict:
@@ -83,6 +85,17 @@ def expect_error(path: str, answer: Answer, statuses: tuple[int, ...]) -> str:
     return error["message"]
 
 
+class Compressed(Server):
+    """The same server, told that bodies are compressed."""
+
+    def __init__(self, server: Server, encoding: str):
+        super().__init__(server.base_url, server.api_key)
+        self.encoding = encoding
+
+    def headers(self, path: str) -> dict[str, str]:
+        return super().headers(path) | {"content-encoding": self.encoding}
+
+
 class ErrorChecks:
     def __init__(self, checks: Checks, server: Server, model: str):
         self.checks, self.server, self.model = checks, server, model
@@ -121,6 +134,7 @@ class ErrorChecks:
         self.each("wrong method", self.wrong_method)
         self.each("body of 31 MiB is read", self.large_body)
         self.each("body of 66 MiB is refused", self.huge_body)
+        self.each("compressed bodies", self.compressed)
         self.each("client hangs up inside its body", self.hang_up)
         self.each("client hangs up inside a stream", self.leave_stream)
 
@@ -208,6 +222,16 @@ class ErrorChecks:
     def huge_body(self, path: str) -> str:
         body = json.dumps(valid(path, self.model, "x" * REFUSED_BODY_BYTES)).encode()
         return expect_error(path, self.send_slowly(path, body), (413,))[:120]
+
+    def compressed(self, path: str) -> None:
+        body = json.dumps(valid(path, self.model)).encode()
+        zipped = Compressed(self.server, "gzip")
+        equal(zipped.request("POST", path, gzip.compress(body)).status, 200, "status of a gzip body")
+        expect_error(path, zipped.request("POST", path, body), (400,))
+        expect_error(path, Compressed(self.server, "br").request("POST", path, body), (415,))
+        bomb = gzip.compress(b" " * REFUSED_BODY_BYTES)
+        expect(len(bomb) < 1 << 20, "the bomb is no bomb")
+        expect_error(path, zipped.request("POST", path, bomb), (413,))
 
     def connect(self) -> socket.socket:
         address = urllib.parse.urlsplit(self.server.base_url)

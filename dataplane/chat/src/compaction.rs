@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use crate::encode::{Ids, Usage, usage_value};
 use crate::error::ApiError;
-use crate::ir::{Block, Content, Conversation, Role};
+use crate::ir::{Block, Content, Role};
 use crate::parse::{Node, ParseOptions, parse_responses_with};
 use crate::request::{Request, Thinking};
-use crate::seal::{ThinkingMac, open, seal};
+use crate::seal::{Sealer, open, seal};
 
 /// The longest summary, in tokens, unless the client asks for less.
 const SUMMARY_TOKENS_MAX: u32 = 4_096;
@@ -63,7 +63,7 @@ pub fn compact_body(
     summary: &str,
     usage: &Usage,
     created_unix_s: u64,
-    mac: Option<&ThinkingMac>,
+    sealer: Option<&Sealer>,
 ) -> String {
     let ids = Ids::new(request_id);
     let mut output: Vec<Value> = Vec::new();
@@ -81,7 +81,7 @@ pub fn compact_body(
     output.push(json!({
         "type": "compaction",
         "id": ids.item("cmp", output.len()),
-        "encrypted_content": seal(&format!("{MARK}{summary}"), true, mac),
+        "encrypted_content": seal(&format!("{MARK}{summary}"), true, sealer),
     }));
     let body = json!({
         "id": ids.response(), "object": "response.compaction", "output": output,
@@ -91,14 +91,14 @@ pub fn compact_body(
 }
 
 /// Puts an item's summary in the place of what it sums up.
-pub(crate) fn add_item(item: &Node<'_>, conversation: &mut Conversation) -> Result<(), ApiError> {
+pub(crate) fn add_item(item: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     let sealed = item.require("encrypted_content")?;
-    let opened = open(sealed.str()?);
+    let opened = open(sealed.str()?, request.options.sealer.as_ref());
     let summary = opened.as_deref().and_then(|text| text.strip_prefix(MARK));
     let summary = summary.ok_or_else(|| {
         sealed.error("this was not made by `/v1/responses/compact` here; send what it stands for")
     })?;
-    conversation.push(Role::User, vec![Block::text(format!("{ANSWER}{summary}"))]);
+    request.conversation.push(Role::User, vec![Block::text(format!("{ANSWER}{summary}"))]);
     Ok(())
 }
 

@@ -21,6 +21,10 @@ pub enum ErrorKind {
     Permission,
     /// No such model, response or path (404).
     NotFound,
+    /// The body did not arrive in time (408).
+    Timeout,
+    /// The body is compressed in a way that is not understood (415).
+    UnsupportedEncoding,
     /// The body is over the limit (413).
     TooLarge,
     /// The tenant's rate is used up (429).
@@ -108,6 +112,8 @@ impl ApiError {
             ErrorKind::Authentication => 401,
             ErrorKind::Permission => 403,
             ErrorKind::NotFound => 404,
+            ErrorKind::Timeout => 408,
+            ErrorKind::UnsupportedEncoding => 415,
             ErrorKind::TooLarge => 413,
             ErrorKind::RateLimited => 429,
             ErrorKind::Overloaded if endpoint.is_anthropic() => 529,
@@ -139,7 +145,10 @@ impl ApiError {
 
     fn anthropic_type(&self) -> &'static str {
         match self.kind {
-            ErrorKind::InvalidRequest | ErrorKind::ContextLength => "invalid_request_error",
+            ErrorKind::InvalidRequest
+            | ErrorKind::ContextLength
+            | ErrorKind::Timeout
+            | ErrorKind::UnsupportedEncoding => "invalid_request_error",
             ErrorKind::Authentication => "authentication_error",
             ErrorKind::Permission => "permission_error",
             ErrorKind::NotFound => "not_found_error",
@@ -155,6 +164,8 @@ impl ApiError {
             ErrorKind::InvalidRequest
             | ErrorKind::ContextLength
             | ErrorKind::NotFound
+            | ErrorKind::Timeout
+            | ErrorKind::UnsupportedEncoding
             | ErrorKind::TooLarge => "invalid_request_error",
             ErrorKind::Authentication => "authentication_error",
             ErrorKind::Permission => "permission_error",
@@ -173,6 +184,8 @@ impl ApiError {
             ErrorKind::Permission => Some("permission_denied"),
             ErrorKind::NotFound => Some("not_found"),
             ErrorKind::TooLarge => Some("request_too_large"),
+            ErrorKind::Timeout => Some("request_timeout"),
+            ErrorKind::UnsupportedEncoding => Some("unsupported_encoding"),
             ErrorKind::RateLimited => Some("rate_limit_exceeded"),
             ErrorKind::ContextLength => Some("context_length_exceeded"),
             ErrorKind::Overloaded | ErrorKind::Internal | ErrorKind::Unavailable => {

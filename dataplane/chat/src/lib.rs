@@ -24,6 +24,7 @@
 #![deny(missing_docs)]
 
 pub mod compaction;
+pub mod edits;
 pub mod encode;
 pub mod error;
 mod hints;
@@ -38,6 +39,7 @@ mod session;
 pub mod template;
 mod ttl;
 
+pub use edits::{AppliedEdit, ContextEdits, Edit, apply_edits};
 pub use encode::{Finish, PinNote, ResponseMeta, StreamEncoder, Transcript, Usage};
 pub use error::{ApiError, ErrorKind};
 pub use hints::Hints;
@@ -52,7 +54,7 @@ pub use parse::{
 pub use request::{
     Endpoint, OutputFormat, Request, ResponsesEcho, Sampling, Thinking, ThinkingDisplay, Told,
 };
-pub use seal::ThinkingMac;
+pub use seal::{Seal, Sealer};
 pub use session::{Harness, RequestKind, SessionIds, SessionSource};
 pub use template::{ChatTemplate, RenderOptions, Rendered, TemplateError};
 

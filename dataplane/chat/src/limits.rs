@@ -12,6 +12,14 @@ pub const MESSAGES_MAX: usize = 20_000;
 pub const BLOCKS_MAX: usize = 10_000;
 /// Most tools in one request, after namespaces are flattened.
 pub const TOOLS_MAX: usize = 2_048;
+/// Longest grammar of a custom tool, in bytes.
+pub const GRAMMAR_BYTES_MAX: usize = 256 << 10;
+/// Most answers to one Chat request.
+pub const CHOICES_MAX: u32 = 8;
+/// Longest word of `reasoning` that is repeated, in bytes.
+pub const REASONING_WORD_BYTES_MAX: usize = 64;
+/// Most edits of one request's context.
+pub const EDITS_MAX: usize = 16;
 /// Longest tool name in bytes.
 pub const TOOL_NAME_BYTES_MAX: usize = 256;
 /// Longest model name in bytes.

@@ -7,6 +7,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::edits::ContextEdits;
 use crate::hints::Hints;
 use crate::ir::{Block, Conversation, Grammar, Role, ToolChoice};
 use crate::limits::{TOLD_MAX, WARNINGS_MAX};
@@ -65,12 +66,16 @@ pub struct Request {
     pub output_format: OutputFormat,
     /// Whether the last message is the start of the answer, to be continued (Anthropic prefill).
     pub continue_final: bool,
+    /// Edits of the context, if `context_management` came with the request.
+    pub context: Option<ContextEdits>,
     /// What a Responses object repeats of its request; present for that endpoint only.
     pub responses: Option<Box<ResponsesEcho>>,
     /// What was ignored or clipped, in words; meant for a response header or log.
     pub warnings: Vec<String>,
     /// What the client ought to know of how its request was read, for the header `mainstay-hints`.
     pub told: Vec<Told>,
+    /// Deferred tools that the conversation refers to, until they are loaded.
+    pub(crate) referenced_tools: Vec<String>,
     pub(crate) options: ParseOptions,
     pub(crate) body_identity: BodyIdentity,
 }
@@ -92,9 +97,11 @@ impl Request {
             n: 1,
             output_format: OutputFormat::Text,
             continue_final: false,
+            context: None,
             responses: None,
             warnings: Vec::new(),
             told: Vec::new(),
+            referenced_tools: Vec::new(),
             options: ParseOptions::default(),
             body_identity: BodyIdentity::default(),
         }
@@ -288,10 +295,16 @@ pub struct ResponsesEcho {
     pub metadata: Map<String, Value>,
     /// Whether reasoning items carry `encrypted_content`.
     pub include_encrypted_reasoning: bool,
-    /// `reasoning.effort`, one of the known words.
-    pub reasoning_effort: Option<String>,
-    /// `reasoning.summary`, one of the known words.
-    pub reasoning_summary: Option<String>,
+    /// Whether the text's tokens carry their log probabilities.
+    pub include_logprobs: bool,
+    /// `tools` as sent.
+    pub tools: Vec<Value>,
+    /// `tool_choice` as sent.
+    pub tool_choice: Option<Value>,
+    /// `text.format` as sent, if it is one that is known.
+    pub format: Option<Value>,
+    /// The words of `reasoning`: `effort`, `summary` and others.
+    pub reasoning: Map<String, Value>,
     /// `text.verbosity`, one of the known words.
     pub verbosity: Option<String>,
     /// `max_tool_calls`.

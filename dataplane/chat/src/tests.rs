@@ -96,7 +96,7 @@ fn three_apis_one_answer() {
             request_id: "req_1".to_owned(),
             model: request.model.clone(),
             created_unix_s: 1,
-            thinking_mac: None,
+            sealer: None,
             pins: Vec::new(),
         };
         let mut encoder = StreamEncoder::new(&request, meta.clone());

@@ -66,6 +66,14 @@ pub(crate) struct Generation {
     task: tokio::task::JoinHandle<()>,
 }
 
+#[cfg(test)]
+impl Generation {
+    /// One whose events come from a test.
+    pub(crate) fn of(events: mpsc::Receiver<Event>, cached_tokens: u32) -> Self {
+        Self { events, cached_tokens, task: tokio::spawn(async {}) }
+    }
+}
+
 impl Drop for Generation {
     fn drop(&mut self) {
         self.task.abort();

@@ -7,8 +7,10 @@
 use serde_json::{Map, Value, json};
 
 use super::ids::Ids;
+use super::tools::{apart, custom_input, is_custom};
 use super::transcript::{Item, Transcript};
 use super::{Finish, Frames, ResponseMeta, Usage, note_pins};
+use crate::ir::Tool;
 use crate::output::{OutputEvent, TokenLogprob};
 use crate::request::{Endpoint, Request};
 
@@ -17,11 +19,17 @@ pub(super) struct ChatStream {
     ids: Ids,
     include_usage: bool,
     call_index: u32,
+    choice: u32,
+    tools: Vec<Tool>,
+    /// Arguments of an open call that is told as free text.
+    custom: Option<String>,
 }
 
 impl ChatStream {
-    pub(super) fn new(request: &Request, meta: ResponseMeta, ids: Ids) -> ChatStream {
-        ChatStream { meta, ids, include_usage: request.include_usage, call_index: 0 }
+    pub(super) fn new(request: &Request, meta: ResponseMeta, ids: Ids, choice: u32) -> ChatStream {
+        let tools = apart(&request.conversation.tools);
+        let include_usage = request.include_usage;
+        ChatStream { meta, ids, include_usage, call_index: 0, choice, tools, custom: None }
     }
 
     pub(super) fn start(&mut self, out: &mut Frames) {
@@ -38,31 +46,42 @@ impl ChatStream {
             }
             OutputEvent::ToolCallStart { index, name } => {
                 self.call_index = *index;
-                let call = json!({
-                    "index": index,
-                    "id": self.ids.call(*index),
-                    "type": "function",
-                    "function": {"name": name, "arguments": ""},
-                });
+                let id = self.ids.choice_call(self.choice, *index);
+                let call = if is_custom(&self.tools, name) {
+                    self.custom = Some(String::new());
+                    let custom = json!({"name": name, "input": ""});
+                    json!({"index": index, "id": id, "type": "custom", "custom": custom})
+                } else {
+                    let function = json!({"name": name, "arguments": ""});
+                    json!({"index": index, "id": id, "type": "function", "function": function})
+                };
                 self.delta(json!({"tool_calls": [call]}), &[], out);
             }
             OutputEvent::ToolCallArguments(delta) => {
+                if let Some(arguments) = &mut self.custom {
+                    arguments.push_str(delta);
+                    return;
+                }
                 let call = json!({"index": self.call_index, "function": {"arguments": delta}});
                 self.delta(json!({"tool_calls": [call]}), &[], out);
             }
-            OutputEvent::ToolCallEnd => {}
+            OutputEvent::ToolCallEnd => self.end_custom(out),
         }
     }
 
+    /// Free text can be told only once its call is whole.
+    fn end_custom(&mut self, out: &mut Frames) {
+        let Some(arguments) = self.custom.take() else { return };
+        let input = custom_input(&arguments);
+        let call = json!({"index": self.call_index, "custom": {"input": input}});
+        self.delta(json!({"tool_calls": [call]}), &[], out);
+    }
+
     pub(super) fn finish(&mut self, finish: &Finish, usage: &Usage, out: &mut Frames) {
-        if let Finish::Error(error) = finish {
-            out.data(&error.body_value(Endpoint::Chat, &self.meta.request_id));
+        self.finish_choice(finish, out);
+        if matches!(finish, Finish::Error(_)) {
             return;
         }
-        let choice = self.choice(json!({}), &[], finish_reason(finish).into());
-        let mut chunk = self.chunk_value(vec![choice]);
-        note_pins(&mut chunk, &self.meta.pins);
-        out.data(&chunk);
         if self.include_usage {
             let mut chunk = self.head();
             chunk.insert("choices".to_owned(), json!([]));
@@ -72,13 +91,25 @@ impl ChatStream {
         out.raw("[DONE]");
     }
 
+    pub(super) fn finish_choice(&mut self, finish: &Finish, out: &mut Frames) {
+        if let Finish::Error(error) = finish {
+            out.data(&error.body_value(Endpoint::Chat, &self.meta.request_id));
+            return;
+        }
+        self.end_custom(out);
+        let choice = self.choice(json!({}), &[], finish_reason(finish).into());
+        let mut chunk = self.chunk_value(vec![choice]);
+        note_pins(&mut chunk, &self.meta.pins);
+        out.data(&chunk);
+    }
+
     fn delta(&self, delta: Value, logprobs: &[TokenLogprob], out: &mut Frames) {
         self.chunk(vec![self.choice(delta, logprobs, Value::Null)], out);
     }
 
     fn choice(&self, delta: Value, logprobs: &[TokenLogprob], reason: Value) -> Value {
         json!({
-            "index": 0,
+            "index": self.choice,
             "delta": delta,
             "logprobs": logprobs_value(logprobs),
             "finish_reason": reason,
@@ -105,12 +136,36 @@ impl ChatStream {
 
 /// The body of an answer that is not streamed.
 pub(super) fn body(
+    request: &Request,
     meta: &ResponseMeta,
     ids: &Ids,
-    transcript: &Transcript,
-    finish: &Finish,
+    answers: &[(&Transcript, Finish)],
     usage: &Usage,
 ) -> Value {
+    let tools = apart(&request.conversation.tools);
+    let choices = (0..).zip(answers).map(|(index, (transcript, finish))| {
+        let (message, logprobs) = message(ids, index, transcript, &tools);
+        json!({
+            "index": index,
+            "message": message,
+            "logprobs": logprobs_value(&logprobs),
+            "finish_reason": finish_reason(finish),
+        })
+    });
+    let choices: Vec<Value> = choices.collect();
+    let mut body = head(meta, ids, "chat.completion");
+    body.insert("choices".to_owned(), choices.into());
+    body.insert("usage".to_owned(), usage_value(usage));
+    Value::Object(body)
+}
+
+/// One answer as a message, and the log probabilities of its text.
+fn message(
+    ids: &Ids,
+    choice: u32,
+    transcript: &Transcript,
+    tools: &[Tool],
+) -> (Map<String, Value>, Vec<TokenLogprob>) {
     let mut message = Map::new();
     let text = transcript.text();
     let content = if text.is_empty() && transcript.has_calls() { Value::Null } else { text.into() };
@@ -125,8 +180,15 @@ pub(super) fn body(
     let mut logprobs: Vec<TokenLogprob> = Vec::new();
     for item in transcript.items() {
         match item {
+            Item::ToolCall { index, name, arguments } if is_custom(tools, name) => {
+                calls.push(json!({
+                    "id": ids.choice_call(choice, *index),
+                    "type": "custom",
+                    "custom": {"name": name, "input": custom_input(arguments)},
+                }));
+            }
             Item::ToolCall { index, name, arguments } => calls.push(json!({
-                "id": ids.call(*index),
+                "id": ids.choice_call(choice, *index),
                 "type": "function",
                 "function": {"name": name, "arguments": arguments},
             })),
@@ -137,16 +199,7 @@ pub(super) fn body(
     if !calls.is_empty() {
         message.insert("tool_calls".to_owned(), calls.into());
     }
-    let mut body = head(meta, ids, "chat.completion");
-    let choice = json!({
-        "index": 0,
-        "message": message,
-        "logprobs": logprobs_value(&logprobs),
-        "finish_reason": finish_reason(finish),
-    });
-    body.insert("choices".to_owned(), json!([choice]));
-    body.insert("usage".to_owned(), usage_value(usage));
-    Value::Object(body)
+    (message, logprobs)
 }
 
 fn head(meta: &ResponseMeta, ids: &Ids, object: &str) -> Map<String, Value> {

@@ -43,6 +43,11 @@ impl Ids {
         format!("call_{}_{index}", self.base)
     }
 
+    /// A call of one of several answers.
+    pub(crate) fn choice_call(&self, choice: u32, index: u32) -> String {
+        if choice == 0 { self.call(index) } else { format!("call_{}_{choice}_{index}", self.base) }
+    }
+
     /// A call, in Anthropic's protocol.
     pub(crate) fn tool_use(&self, index: u32) -> String {
         format!("toolu_{}_{index}", self.base)

@@ -10,13 +10,19 @@ use serde_json::{Value, json};
 use super::ids::Ids;
 use super::transcript::{Item, Transcript};
 use super::{Finish, Frames, ResponseMeta, Usage, note_pins};
+use crate::edits::AppliedEdit;
 use crate::output::OutputEvent;
 use crate::request::{Endpoint, Request, ThinkingDisplay};
 use crate::seal::seal;
 
-/// The body of an answer to `count_tokens`.
-pub fn count_tokens_body(input_tokens: u64) -> String {
-    json!({"input_tokens": input_tokens}).to_string()
+/// The body of an answer to `count_tokens`; `original_tokens` is the prompt's length before edits, if any were asked
+/// for.
+pub fn count_tokens_body(input_tokens: u64, original_tokens: Option<u64>) -> String {
+    let mut body = json!({"input_tokens": input_tokens});
+    if let Some(original) = original_tokens {
+        body["context_management"] = json!({"original_input_tokens": original});
+    }
+    body.to_string()
 }
 
 enum Open {
@@ -31,11 +37,21 @@ pub(super) struct MessagesStream {
     display: ThinkingDisplay,
     open: Option<Open>,
     index: u32,
+    tokens_max: Option<u32>,
+    applied: Option<Value>,
 }
 
 impl MessagesStream {
     pub(super) fn new(request: &Request, meta: ResponseMeta, ids: Ids) -> MessagesStream {
-        MessagesStream { meta, ids, display: request.thinking_display, open: None, index: 0 }
+        MessagesStream {
+            meta,
+            ids,
+            display: request.thinking_display,
+            open: None,
+            index: 0,
+            tokens_max: request.sampling.max_tokens,
+            applied: applied_edits(request),
+        }
     }
 
     pub(super) fn start(&mut self, usage: &Usage, out: &mut Frames) {
@@ -74,12 +90,15 @@ impl MessagesStream {
             return;
         }
         self.close(out);
-        let (reason, sequence) = stop_reason(finish);
+        let (reason, sequence) = stop_reason(finish, self.tokens_max, usage);
         let mut delta = json!({
             "type": "message_delta",
             "delta": {"stop_reason": reason, "stop_sequence": sequence},
             "usage": usage_value(usage),
         });
+        if let Some(applied) = &self.applied {
+            delta["context_management"] = applied.clone();
+        }
         note_pins(&mut delta, &self.meta.pins);
         out.named("message_delta", &delta);
         out.named("message_stop", &json!({"type": "message_stop"}));
@@ -122,7 +141,7 @@ impl MessagesStream {
             None => return,
             Some(Open::Thinking(text)) => {
                 let carry = self.display == ThinkingDisplay::Omitted;
-                let signature = seal(&text, carry, self.meta.thinking_mac.as_ref());
+                let signature = seal(&text, carry, self.meta.sealer.as_ref());
                 self.delta(&json!({"type": "signature_delta", "signature": signature}), out);
             }
             Some(Open::Text | Open::ToolUse) => {}
@@ -150,7 +169,7 @@ pub(super) fn body(
             Item::Thinking(text) => {
                 let carry = display == ThinkingDisplay::Omitted;
                 let shown = if carry { "" } else { text.as_str() };
-                let signature = seal(text, carry, meta.thinking_mac.as_ref());
+                let signature = seal(text, carry, meta.sealer.as_ref());
                 content
                     .push(json!({"type": "thinking", "thinking": shown, "signature": signature}));
             }
@@ -164,7 +183,10 @@ pub(super) fn body(
         }
     }
     let mut message = message(meta, ids, content);
-    let (reason, sequence) = stop_reason(finish);
+    let (reason, sequence) = stop_reason(finish, request.sampling.max_tokens, usage);
+    if let Some(applied) = applied_edits(request) {
+        message["context_management"] = applied;
+    }
     message["stop_reason"] = reason.into();
     message["stop_sequence"] = sequence.into();
     message["usage"] = usage_value(usage);
@@ -192,8 +214,25 @@ fn input_object(arguments: &str) -> Value {
     }
 }
 
-fn stop_reason(finish: &Finish) -> (&'static str, Option<&str>) {
+/// `context_management` of an answer, if the request had one.
+fn applied_edits(request: &Request) -> Option<Value> {
+    let applied = &request.context.as_ref()?.applied;
+    let values: Vec<Value> = applied.iter().map(AppliedEdit::value).collect();
+    Some(json!({"applied_edits": values}))
+}
+
+fn stop_reason<'f>(
+    finish: &'f Finish,
+    tokens_max: Option<u32>,
+    usage: &Usage,
+) -> (&'static str, Option<&'f str>) {
     match finish {
+        // An answer that ended before its own limit filled the context.
+        Finish::Length
+            if tokens_max.is_some_and(|max| usage.completion_tokens < u64::from(max)) =>
+        {
+            ("model_context_window_exceeded", None)
+        }
         Finish::StopString(text) => ("stop_sequence", Some(text)),
         Finish::Length => ("max_tokens", None),
         Finish::ToolUse => ("tool_use", None),
@@ -207,6 +246,11 @@ fn usage_value(usage: &Usage) -> Value {
         "input_tokens": usage.prompt_tokens.saturating_sub(known),
         "cache_creation_input_tokens": usage.created_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": usage.created_tokens.saturating_sub(usage.created_long_tokens),
+            "ephemeral_1h_input_tokens": usage.created_long_tokens.min(usage.created_tokens),
+        },
         "output_tokens": usage.completion_tokens,
+        "service_tier": "standard",
     })
 }

@@ -7,17 +7,19 @@
 //! times are arguments, so that the same answer encodes to the same bytes.
 
 mod chat;
+mod echo;
 mod ids;
 mod messages;
 mod responses;
+mod tools;
 mod transcript;
 
 use serde_json::{Value, json};
 
-use crate::error::ApiError;
+use crate::error::{ApiError, ErrorKind};
 use crate::output::OutputEvent;
 use crate::request::{Endpoint, Request};
-use crate::seal::ThinkingMac;
+use crate::seal::Sealer;
 
 pub(crate) use ids::Ids;
 pub use messages::count_tokens_body;
@@ -36,8 +38,8 @@ pub struct ResponseMeta {
     pub model: String,
     /// When the answer was begun, in seconds since 1970.
     pub created_unix_s: u64,
-    /// A keyed checksum for thinking signatures, if the caller has one.
-    pub thinking_mac: Option<ThinkingMac>,
+    /// The key for thinking's signatures and sealed text, if the caller has one.
+    pub sealer: Option<Sealer>,
     /// What became of the pins that the request asked for, where that is not simply that they were made.
     pub pins: Vec<PinNote>,
 }
@@ -79,6 +81,8 @@ pub struct Usage {
     pub cached_tokens: u64,
     /// Those newly kept in it at the client's wish.
     pub created_tokens: u64,
+    /// Those of them that are kept for an hour or longer.
+    pub created_long_tokens: u64,
     /// Tokens generated, thinking included.
     pub completion_tokens: u64,
     /// Those that were thinking.
@@ -130,9 +134,15 @@ enum Protocol {
 impl StreamEncoder {
     /// An encoder in the shape that `request` came in by.
     pub fn new(request: &Request, meta: ResponseMeta) -> StreamEncoder {
+        StreamEncoder::for_choice(request, meta, 0)
+    }
+
+    /// An encoder of one of several answers to a Chat request, counted from 0. The frames of all of them make up one
+    /// stream.
+    pub fn for_choice(request: &Request, meta: ResponseMeta, choice: u32) -> StreamEncoder {
         let ids = Ids::new(&meta.request_id);
         let protocol = match request.endpoint {
-            Endpoint::Chat => Protocol::Chat(chat::ChatStream::new(request, meta, ids)),
+            Endpoint::Chat => Protocol::Chat(chat::ChatStream::new(request, meta, ids, choice)),
             Endpoint::Responses => {
                 let stream = responses::ResponsesStream::new(request, meta, ids);
                 Protocol::Responses(Box::new(stream))
@@ -176,6 +186,16 @@ impl StreamEncoder {
         }
     }
 
+    /// The last frames of a choice that is not the last to end.
+    pub fn finish_choice(&mut self, finish: &Finish) -> String {
+        let finish = finish.with_calls(self.transcript.has_calls());
+        let mut out = Frames::default();
+        if let Protocol::Chat(stream) = &mut self.protocol {
+            stream.finish_choice(&finish, &mut out);
+        }
+        out.text
+    }
+
     /// The last frames. `completed_unix_s` is when the answer ended.
     pub fn finish(&mut self, finish: &Finish, usage: &Usage, completed_unix_s: u64) -> String {
         let finish = finish.with_calls(self.transcript.has_calls());
@@ -206,13 +226,34 @@ pub fn complete(
     usage: &Usage,
     completed_unix_s: u64,
 ) -> String {
+    complete_choices(request, meta, &[(transcript, finish)], usage, completed_unix_s)
+}
+
+/// The body of several answers to one Chat request; of the other protocols, of the first.
+pub fn complete_choices(
+    request: &Request,
+    meta: &ResponseMeta,
+    choices: &[(&Transcript, &Finish)],
+    usage: &Usage,
+    completed_unix_s: u64,
+) -> String {
     let ids = Ids::new(&meta.request_id);
-    let finish = finish.with_calls(transcript.has_calls());
-    if let Finish::Error(error) = &finish {
-        return error.body(request.endpoint, &meta.request_id);
-    }
+    let ended: Vec<(&Transcript, Finish)> =
+        choices.iter().map(|(t, finish)| (*t, finish.with_calls(t.has_calls()))).collect();
+    let failed = ended.iter().find_map(|(_, finish)| match finish {
+        Finish::Error(error) => Some(error.clone()),
+        _ => None,
+    });
+    let (transcript, finish) = match (ended.first(), failed) {
+        (Some(first), None) => (first.0, first.1.clone()),
+        (_, Some(error)) => return error.body(request.endpoint, &meta.request_id),
+        (None, None) => {
+            let error = ApiError::new(ErrorKind::Internal, "no answer was made");
+            return error.body(request.endpoint, &meta.request_id);
+        }
+    };
     let mut body = match request.endpoint {
-        Endpoint::Chat => chat::body(meta, &ids, transcript, &finish, usage),
+        Endpoint::Chat => chat::body(request, meta, &ids, &ended, usage),
         Endpoint::Responses => {
             let answer = responses::Answer { finish: &finish, usage, completed_unix_s };
             responses::body(request, meta, &ids, transcript, &answer)
@@ -257,5 +298,7 @@ impl Frames {
     }
 }
 
+#[cfg(test)]
+mod call_tests;
 #[cfg(test)]
 mod tests;

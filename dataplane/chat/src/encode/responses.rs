@@ -5,15 +5,15 @@
 //! with a summary, plus opaque content if the client asked for it. Failures end in
 //! `response.failed`, never in an `error` event, which Codex ignores.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::echo::Echo;
 use super::ids::Ids;
+use super::tools::{custom_input, is_custom, told_name};
 use super::transcript::{Item, Transcript};
 use super::{Finish, Frames, ResponseMeta, Usage, chat, note_pins};
-use crate::ir::{Tool, ToolChoice, ToolKind};
 use crate::output::{OutputEvent, TokenLogprob};
-use crate::request::{OutputFormat, Request, ResponsesEcho};
-use crate::seal::seal;
+use crate::request::Request;
 
 pub(super) struct ResponsesStream {
     pub(super) meta: ResponseMeta,
@@ -52,17 +52,7 @@ impl ResponsesStream {
                 let (index, name) = (*index, name.clone());
                 self.open(Item::ToolCall { index, name, arguments: String::new() }, out);
             }
-            OutputEvent::ToolCallArguments(delta) => {
-                if let Some(Item::ToolCall { arguments, .. }) = &mut self.open {
-                    arguments.push_str(delta);
-                    self.on_item(
-                        "response.function_call_arguments.delta",
-                        "fc",
-                        json!({"delta": delta}),
-                        out,
-                    );
-                }
-            }
+            OutputEvent::ToolCallArguments(delta) => self.arguments(delta, out),
             OutputEvent::ToolCallEnd => self.close("completed", out),
         }
     }
@@ -74,7 +64,11 @@ impl ResponsesStream {
         completed_unix_s: u64,
         out: &mut Frames,
     ) {
-        let status = status(finish);
+        // A stream has no event of its own for an answer that was given up.
+        let status = match status(finish) {
+            "cancelled" => "incomplete",
+            other => other,
+        };
         self.close(if status == "completed" { "completed" } else { "incomplete" }, out);
         let answer = Answer { finish, usage, completed_unix_s };
         let mut response =
@@ -110,6 +104,16 @@ impl ResponsesStream {
         let part =
             json!({"content_index": 0, "delta": delta, "logprobs": logprobs_value(logprobs)});
         self.on_item("response.output_text.delta", "msg", part, out);
+    }
+
+    /// Text in place of arguments can be told only once they are whole.
+    fn arguments(&mut self, delta: &str, out: &mut Frames) {
+        let Some(Item::ToolCall { name, arguments, .. }) = &mut self.open else { return };
+        arguments.push_str(delta);
+        if !is_custom(&self.frame.tools, name) {
+            let part = json!({"delta": delta});
+            self.on_item("response.function_call_arguments.delta", "fc", part, out);
+        }
     }
 
     fn open(&mut self, item: Item, out: &mut Frames) {
@@ -151,7 +155,15 @@ impl ResponsesStream {
                 let part = json!({"content_index": 0, "part": text_part(text, logprobs)});
                 self.on_item("response.content_part.done", "msg", part, out);
             }
+            Item::ToolCall { name, arguments, .. } if is_custom(&self.frame.tools, name) => {
+                let input = custom_input(arguments);
+                let delta = json!({"delta": input});
+                self.on_item("response.custom_tool_call_input.delta", "ctc", delta, out);
+                let done = json!({"input": input});
+                self.on_item("response.custom_tool_call_input.done", "ctc", done, out);
+            }
             Item::ToolCall { name, arguments, .. } => {
+                let name = told_name(&self.frame.tools, name);
                 let done = json!({"name": name, "arguments": arguments});
                 self.on_item("response.function_call_arguments.done", "fc", done, out);
             }
@@ -206,156 +218,7 @@ fn status(finish: &Finish) -> &'static str {
     }
 }
 
-/// What every response object of a request repeats.
-struct Echo {
-    echo: ResponsesEcho,
-    members: Map<String, Value>,
-    tools: Vec<Tool>,
-}
-
-impl Echo {
-    fn new(request: &Request) -> Echo {
-        let echo = request.responses.as_deref().cloned().unwrap_or_default();
-        let sampling = &request.sampling;
-        let text_format = match &request.output_format {
-            OutputFormat::Text => json!({"type": "text"}),
-            OutputFormat::JsonObject => json!({"type": "json_object"}),
-            OutputFormat::JsonSchema { name, schema, strict } => json!({
-                "type": "json_schema", "name": name, "schema": schema,
-                "description": null, "strict": strict,
-            }),
-            OutputFormat::Grammar(_) => json!({"type": "text"}),
-        };
-        let mut text = json!({"format": text_format});
-        if let Some(verbosity) = &echo.verbosity {
-            text["verbosity"] = verbosity.as_str().into();
-        }
-        let members = json!({
-            "model": null,
-            "instructions": echo.instructions,
-            "previous_response_id": echo.previous_response_id,
-            "tools": request.conversation.tools.iter().map(tool_value).collect::<Vec<_>>(),
-            "tool_choice": choice_value(&request.conversation.tool_choice),
-            "parallel_tool_calls": request.conversation.parallel_tool_calls,
-            "truncation": if echo.truncation_auto { "auto" } else { "disabled" },
-            "text": text,
-            "reasoning": {"effort": echo.reasoning_effort, "summary": echo.reasoning_summary},
-            "temperature": sampling.temperature.unwrap_or(1.0),
-            "top_p": sampling.top_p.unwrap_or(1.0),
-            "presence_penalty": sampling.presence_penalty.unwrap_or(0.0),
-            "frequency_penalty": sampling.frequency_penalty.unwrap_or(0.0),
-            "top_logprobs": sampling.logprobs.unwrap_or(0),
-            "max_output_tokens": sampling.max_tokens,
-            "max_tool_calls": echo.max_tool_calls,
-            "store": echo.store,
-            "background": echo.background,
-            "service_tier": "default",
-            "metadata": echo.metadata,
-            "user": echo.user,
-            "safety_identifier": echo.safety_identifier,
-            "prompt_cache_key": request.hints.prompt_cache_key,
-        });
-        let members = match members {
-            Value::Object(members) => members,
-            _ => Map::new(),
-        };
-        Echo { echo, members, tools: request.conversation.tools.clone() }
-    }
-
-    fn object(
-        &self,
-        meta: &ResponseMeta,
-        ids: &Ids,
-        status: &str,
-        output: &[Value],
-        answer: Option<&Answer<'_>>,
-    ) -> Value {
-        let finish = answer.map(|answer| answer.finish);
-        let error = match finish {
-            Some(Finish::Error(error)) => {
-                let (code, message) = error.responses_failure();
-                json!({"code": code, "message": message})
-            }
-            _ => Value::Null,
-        };
-        let incomplete = match finish {
-            Some(Finish::Length) => json!({"reason": "max_output_tokens"}),
-            _ => Value::Null,
-        };
-        let completed_at = answer.filter(|_| status == "completed").map(|a| a.completed_unix_s);
-        let mut object = json!({
-            "id": ids.response(),
-            "object": "response",
-            "created_at": meta.created_unix_s,
-            "completed_at": completed_at,
-            "status": status,
-            "error": error,
-            "incomplete_details": incomplete,
-            "output": output,
-            "usage": answer.map(|answer| usage_value(answer.usage)),
-        });
-        merge(&mut object, Value::Object(self.members.clone()));
-        object["model"] = meta.model.as_str().into();
-        object
-    }
-
-    fn item(
-        &self,
-        meta: &ResponseMeta,
-        ids: &Ids,
-        index: usize,
-        item: &Item,
-        status: &str,
-    ) -> Value {
-        let begun = status == "in_progress";
-        match item {
-            Item::Thinking(text) => {
-                let summary = json!([{"type": "summary_text", "text": text}]);
-                let mut value = json!({
-                    "type": "reasoning",
-                    "id": ids.item("rs", index),
-                    "summary": if begun { json!([]) } else { summary },
-                });
-                if self.echo.include_encrypted_reasoning && !begun {
-                    value["encrypted_content"] =
-                        seal(text, true, meta.thinking_mac.as_ref()).into();
-                }
-                value
-            }
-            Item::Text { text, logprobs } => {
-                let part = text_part(text, logprobs);
-                json!({
-                    "type": "message",
-                    "id": ids.item("msg", index),
-                    "role": "assistant",
-                    "status": status,
-                    "content": if begun { json!([]) } else { json!([part]) },
-                })
-            }
-            Item::ToolCall { index: call, name, arguments } => {
-                let mut value = json!({
-                    "type": "function_call",
-                    "id": ids.item("fc", index),
-                    "call_id": ids.call(*call),
-                    "name": name,
-                    "arguments": arguments,
-                    "status": status,
-                });
-                if let Some(namespace) = self.namespace(name) {
-                    value["namespace"] = namespace.into();
-                }
-                value
-            }
-        }
-    }
-
-    /// The namespace a tool was offered under: the client finds its tool by both names.
-    fn namespace(&self, name: &str) -> Option<&str> {
-        self.tools.iter().find(|tool| tool.name == name)?.namespace.as_deref()
-    }
-}
-
-fn text_part(text: &str, logprobs: &[TokenLogprob]) -> Value {
+pub(super) fn text_part(text: &str, logprobs: &[TokenLogprob]) -> Value {
     json!({
         "type": "output_text",
         "text": text,
@@ -366,33 +229,6 @@ fn text_part(text: &str, logprobs: &[TokenLogprob]) -> Value {
 
 fn logprobs_value(tokens: &[TokenLogprob]) -> Value {
     tokens.iter().map(chat::token_value).collect()
-}
-
-fn tool_value(tool: &Tool) -> Value {
-    json!({
-        "type": "function",
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.schema,
-        "strict": matches!(tool.kind, ToolKind::Function { strict: true }),
-    })
-}
-
-fn choice_value(choice: &ToolChoice) -> Value {
-    match choice {
-        ToolChoice::Auto => "auto".into(),
-        ToolChoice::None => "none".into(),
-        ToolChoice::Required => "required".into(),
-        ToolChoice::Named(name) => json!({"type": "function", "name": name}),
-        ToolChoice::Allowed { names, required } => {
-            let one = |name: &String| json!({"type": "function", "name": name});
-            json!({
-                "type": "allowed_tools",
-                "mode": if *required { "required" } else { "auto" },
-                "tools": names.iter().map(one).collect::<Vec<_>>(),
-            })
-        }
-    }
 }
 
 pub(crate) fn usage_value(usage: &Usage) -> Value {
@@ -409,7 +245,7 @@ pub(crate) fn usage_value(usage: &Usage) -> Value {
 }
 
 /// Adds the members of one object to another.
-fn merge(into: &mut Value, from: Value) {
+pub(super) fn merge(into: &mut Value, from: Value) {
     if let (Value::Object(into), Value::Object(from)) = (into, from) {
         into.extend(from);
     }

@@ -6,20 +6,21 @@ use crate::output::TokenLogprob;
 use crate::parse::{parse_chat, parse_messages, parse_responses};
 use expect_test::{Expect, expect};
 
-fn meta() -> ResponseMeta {
+pub(super) fn meta() -> ResponseMeta {
     ResponseMeta {
         request_id: "req_42".to_owned(),
         model: "demo".to_owned(),
         created_unix_s: 1_700_000_000,
-        thinking_mac: None,
+        sealer: None,
         pins: Vec::new(),
     }
 }
 
-const USAGE: Usage = Usage {
+pub(super) const USAGE: Usage = Usage {
     prompt_tokens: 100,
     cached_tokens: 64,
     created_tokens: 16,
+    created_long_tokens: 0,
     completion_tokens: 20,
     reasoning_tokens: 5,
 };
@@ -59,7 +60,7 @@ fn responses() -> Request {
     parse_responses(body).unwrap()
 }
 
-fn stream(request: &Request, events: &[OutputEvent], finish: &Finish) -> String {
+pub(super) fn stream(request: &Request, events: &[OutputEvent], finish: &Finish) -> String {
     let mut encoder = StreamEncoder::new(request, meta());
     let mut out = encoder.start(&Usage { completion_tokens: 0, reasoning_tokens: 0, ..USAGE });
     for event in events {
@@ -69,13 +70,13 @@ fn stream(request: &Request, events: &[OutputEvent], finish: &Finish) -> String 
     out
 }
 
-fn whole(request: &Request, events: &[OutputEvent], finish: &Finish) -> String {
+pub(super) fn whole(request: &Request, events: &[OutputEvent], finish: &Finish) -> String {
     let mut transcript = Transcript::default();
     events.iter().for_each(|event| transcript.push(event));
     complete(request, &meta(), &transcript, finish, &USAGE, 1_700_000_002)
 }
 
-fn check(got: &str, expected: Expect) {
+pub(super) fn check(got: &str, expected: Expect) {
     expected.assert_eq(got);
 }
 
@@ -152,33 +153,33 @@ fn messages_text() {
     check(
         &stream(&messages(""), &text_events(), &Finish::StopString("\n\n".into())),
         expect![[r#"
-        event: message_start
-        data: {"type":"message_start","message":{"id":"msg_42","type":"message","role":"assistant","model":"demo","content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":20,"cache_creation_input_tokens":16,"cache_read_input_tokens":64,"output_tokens":0}}}
+            event: message_start
+            data: {"type":"message_start","message":{"id":"msg_42","type":"message","role":"assistant","model":"demo","content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":20,"cache_creation_input_tokens":16,"cache_read_input_tokens":64,"cache_creation":{"ephemeral_5m_input_tokens":16,"ephemeral_1h_input_tokens":0},"output_tokens":0,"service_tier":"standard"}}}
 
-        event: content_block_start
-        data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}
+            event: content_block_start
+            data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}
 
-        event: content_block_delta
-        data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hel"}}
+            event: content_block_delta
+            data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hel"}}
 
-        event: content_block_delta
-        data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"lo"}}
+            event: content_block_delta
+            data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"lo"}}
 
-        event: content_block_stop
-        data: {"type":"content_block_stop","index":0}
+            event: content_block_stop
+            data: {"type":"content_block_stop","index":0}
 
-        event: message_delta
-        data: {"type":"message_delta","delta":{"stop_reason":"stop_sequence","stop_sequence":"\n\n"},"usage":{"input_tokens":20,"cache_creation_input_tokens":16,"cache_read_input_tokens":64,"output_tokens":20}}
+            event: message_delta
+            data: {"type":"message_delta","delta":{"stop_reason":"stop_sequence","stop_sequence":"\n\n"},"usage":{"input_tokens":20,"cache_creation_input_tokens":16,"cache_read_input_tokens":64,"cache_creation":{"ephemeral_5m_input_tokens":16,"ephemeral_1h_input_tokens":0},"output_tokens":20,"service_tier":"standard"}}
 
-        event: message_stop
-        data: {"type":"message_stop"}
+            event: message_stop
+            data: {"type":"message_stop"}
 
-    "#]],
+        "#]],
     );
     check(
         &whole(&messages(""), &text_events(), &Finish::Length),
         expect![[
-            r#"{"id":"msg_42","type":"message","role":"assistant","model":"demo","content":[{"type":"text","text":"Hello"}],"stop_reason":"max_tokens","stop_sequence":null,"usage":{"input_tokens":20,"cache_creation_input_tokens":16,"cache_read_input_tokens":64,"output_tokens":20}}"#
+            r#"{"id":"msg_42","type":"message","role":"assistant","model":"demo","content":[{"type":"text","text":"Hello"}],"stop_reason":"model_context_window_exceeded","stop_sequence":null,"usage":{"input_tokens":20,"cache_creation_input_tokens":16,"cache_read_input_tokens":64,"cache_creation":{"ephemeral_5m_input_tokens":16,"ephemeral_1h_input_tokens":0},"output_tokens":20,"service_tier":"standard"}}"#
         ]],
     );
 }
@@ -188,54 +189,54 @@ fn messages_thinking_and_call() {
     check(
         &stream(&messages(THINKING), &call_events(), &Finish::Stop),
         expect![[r#"
-        event: message_start
-        data: {"type":"message_start","message":{"id":"msg_42","type":"message","role":"assistant","model":"demo","content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":20,"cache_creation_input_tokens":16,"cache_read_input_tokens":64,"output_tokens":0}}}
+            event: message_start
+            data: {"type":"message_start","message":{"id":"msg_42","type":"message","role":"assistant","model":"demo","content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":20,"cache_creation_input_tokens":16,"cache_read_input_tokens":64,"cache_creation":{"ephemeral_5m_input_tokens":16,"ephemeral_1h_input_tokens":0},"output_tokens":0,"service_tier":"standard"}}}
 
-        event: content_block_start
-        data: {"type":"content_block_start","index":0,"content_block":{"type":"thinking","thinking":"","signature":""}}
+            event: content_block_start
+            data: {"type":"content_block_start","index":0,"content_block":{"type":"thinking","thinking":"","signature":""}}
 
-        event: content_block_delta
-        data: {"type":"content_block_delta","index":0,"delta":{"type":"thinking_delta","thinking":"Look it up."}}
+            event: content_block_delta
+            data: {"type":"content_block_delta","index":0,"delta":{"type":"thinking_delta","thinking":"Look it up."}}
 
-        event: content_block_delta
-        data: {"type":"content_block_delta","index":0,"delta":{"type":"signature_delta","signature":"bWFpbnN0YXktdGhpbmtpbmctMQBbsOxvlRU+Ug=="}}
+            event: content_block_delta
+            data: {"type":"content_block_delta","index":0,"delta":{"type":"signature_delta","signature":"bWFpbnN0YXktdGhpbmtpbmctMQBbsOxvlRU+Ug=="}}
 
-        event: content_block_stop
-        data: {"type":"content_block_stop","index":0}
+            event: content_block_stop
+            data: {"type":"content_block_stop","index":0}
 
-        event: content_block_start
-        data: {"type":"content_block_start","index":1,"content_block":{"type":"text","text":""}}
+            event: content_block_start
+            data: {"type":"content_block_start","index":1,"content_block":{"type":"text","text":""}}
 
-        event: content_block_delta
-        data: {"type":"content_block_delta","index":1,"delta":{"type":"text_delta","text":"Wait."}}
+            event: content_block_delta
+            data: {"type":"content_block_delta","index":1,"delta":{"type":"text_delta","text":"Wait."}}
 
-        event: content_block_stop
-        data: {"type":"content_block_stop","index":1}
+            event: content_block_stop
+            data: {"type":"content_block_stop","index":1}
 
-        event: content_block_start
-        data: {"type":"content_block_start","index":2,"content_block":{"type":"tool_use","id":"toolu_42_0","name":"get_weather","input":{}}}
+            event: content_block_start
+            data: {"type":"content_block_start","index":2,"content_block":{"type":"tool_use","id":"toolu_42_0","name":"get_weather","input":{}}}
 
-        event: content_block_delta
-        data: {"type":"content_block_delta","index":2,"delta":{"type":"input_json_delta","partial_json":"{\"city\": "}}
+            event: content_block_delta
+            data: {"type":"content_block_delta","index":2,"delta":{"type":"input_json_delta","partial_json":"{\"city\": "}}
 
-        event: content_block_delta
-        data: {"type":"content_block_delta","index":2,"delta":{"type":"input_json_delta","partial_json":"\"Oslo\"}"}}
+            event: content_block_delta
+            data: {"type":"content_block_delta","index":2,"delta":{"type":"input_json_delta","partial_json":"\"Oslo\"}"}}
 
-        event: content_block_stop
-        data: {"type":"content_block_stop","index":2}
+            event: content_block_stop
+            data: {"type":"content_block_stop","index":2}
 
-        event: message_delta
-        data: {"type":"message_delta","delta":{"stop_reason":"tool_use","stop_sequence":null},"usage":{"input_tokens":20,"cache_creation_input_tokens":16,"cache_read_input_tokens":64,"output_tokens":20}}
+            event: message_delta
+            data: {"type":"message_delta","delta":{"stop_reason":"tool_use","stop_sequence":null},"usage":{"input_tokens":20,"cache_creation_input_tokens":16,"cache_read_input_tokens":64,"cache_creation":{"ephemeral_5m_input_tokens":16,"ephemeral_1h_input_tokens":0},"output_tokens":20,"service_tier":"standard"}}
 
-        event: message_stop
-        data: {"type":"message_stop"}
+            event: message_stop
+            data: {"type":"message_stop"}
 
-    "#]],
+        "#]],
     );
     check(
         &whole(&messages(THINKING), &call_events(), &Finish::Stop),
         expect![[
-            r#"{"id":"msg_42","type":"message","role":"assistant","model":"demo","content":[{"type":"thinking","thinking":"Look it up.","signature":"bWFpbnN0YXktdGhpbmtpbmctMQBbsOxvlRU+Ug=="},{"type":"text","text":"Wait."},{"type":"tool_use","id":"toolu_42_0","name":"get_weather","input":{"city":"Oslo"}}],"stop_reason":"tool_use","stop_sequence":null,"usage":{"input_tokens":20,"cache_creation_input_tokens":16,"cache_read_input_tokens":64,"output_tokens":20}}"#
+            r#"{"id":"msg_42","type":"message","role":"assistant","model":"demo","content":[{"type":"thinking","thinking":"Look it up.","signature":"bWFpbnN0YXktdGhpbmtpbmctMQBbsOxvlRU+Ug=="},{"type":"text","text":"Wait."},{"type":"tool_use","id":"toolu_42_0","name":"get_weather","input":{"city":"Oslo"}}],"stop_reason":"tool_use","stop_sequence":null,"usage":{"input_tokens":20,"cache_creation_input_tokens":16,"cache_read_input_tokens":64,"cache_creation":{"ephemeral_5m_input_tokens":16,"ephemeral_1h_input_tokens":0},"output_tokens":20,"service_tier":"standard"}}"#
         ]],
     );
 }
@@ -245,37 +246,37 @@ fn responses_text() {
     check(
         &stream(&responses(), &text_events(), &Finish::Stop),
         expect![[r#"
-        event: response.created
-        data: {"type":"response.created","sequence_number":0,"response":{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":null,"status":"in_progress","error":null,"incomplete_details":null,"output":[],"usage":null,"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"function","name":"get_weather","description":"","parameters":{"type":"object"},"strict":false}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}}
+            event: response.created
+            data: {"type":"response.created","sequence_number":0,"response":{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":null,"status":"in_progress","error":null,"incomplete_details":null,"output":[],"usage":null,"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"namespace","name":"city","tools":[{"type":"function","name":"get_weather","parameters":{"type":"object"}}]}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}}
 
-        event: response.in_progress
-        data: {"type":"response.in_progress","sequence_number":1,"response":{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":null,"status":"in_progress","error":null,"incomplete_details":null,"output":[],"usage":null,"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"function","name":"get_weather","description":"","parameters":{"type":"object"},"strict":false}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}}
+            event: response.in_progress
+            data: {"type":"response.in_progress","sequence_number":1,"response":{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":null,"status":"in_progress","error":null,"incomplete_details":null,"output":[],"usage":null,"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"namespace","name":"city","tools":[{"type":"function","name":"get_weather","parameters":{"type":"object"}}]}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}}
 
-        event: response.output_item.added
-        data: {"type":"response.output_item.added","sequence_number":2,"output_index":0,"item":{"type":"message","id":"msg_42_0","role":"assistant","status":"in_progress","content":[]}}
+            event: response.output_item.added
+            data: {"type":"response.output_item.added","sequence_number":2,"output_index":0,"item":{"type":"message","id":"msg_42_0","role":"assistant","status":"in_progress","content":[]}}
 
-        event: response.content_part.added
-        data: {"type":"response.content_part.added","sequence_number":3,"item_id":"msg_42_0","output_index":0,"content_index":0,"part":{"type":"output_text","text":"","annotations":[],"logprobs":[]}}
+            event: response.content_part.added
+            data: {"type":"response.content_part.added","sequence_number":3,"item_id":"msg_42_0","output_index":0,"content_index":0,"part":{"type":"output_text","text":"","annotations":[],"logprobs":[]}}
 
-        event: response.output_text.delta
-        data: {"type":"response.output_text.delta","sequence_number":4,"item_id":"msg_42_0","output_index":0,"content_index":0,"delta":"Hel","logprobs":[]}
+            event: response.output_text.delta
+            data: {"type":"response.output_text.delta","sequence_number":4,"item_id":"msg_42_0","output_index":0,"content_index":0,"delta":"Hel","logprobs":[]}
 
-        event: response.output_text.delta
-        data: {"type":"response.output_text.delta","sequence_number":5,"item_id":"msg_42_0","output_index":0,"content_index":0,"delta":"lo","logprobs":[]}
+            event: response.output_text.delta
+            data: {"type":"response.output_text.delta","sequence_number":5,"item_id":"msg_42_0","output_index":0,"content_index":0,"delta":"lo","logprobs":[]}
 
-        event: response.output_text.done
-        data: {"type":"response.output_text.done","sequence_number":6,"item_id":"msg_42_0","output_index":0,"content_index":0,"text":"Hello","logprobs":[]}
+            event: response.output_text.done
+            data: {"type":"response.output_text.done","sequence_number":6,"item_id":"msg_42_0","output_index":0,"content_index":0,"text":"Hello","logprobs":[]}
 
-        event: response.content_part.done
-        data: {"type":"response.content_part.done","sequence_number":7,"item_id":"msg_42_0","output_index":0,"content_index":0,"part":{"type":"output_text","text":"Hello","annotations":[],"logprobs":[]}}
+            event: response.content_part.done
+            data: {"type":"response.content_part.done","sequence_number":7,"item_id":"msg_42_0","output_index":0,"content_index":0,"part":{"type":"output_text","text":"Hello","annotations":[],"logprobs":[]}}
 
-        event: response.output_item.done
-        data: {"type":"response.output_item.done","sequence_number":8,"output_index":0,"item":{"type":"message","id":"msg_42_0","role":"assistant","status":"completed","content":[{"type":"output_text","text":"Hello","annotations":[],"logprobs":[]}]}}
+            event: response.output_item.done
+            data: {"type":"response.output_item.done","sequence_number":8,"output_index":0,"item":{"type":"message","id":"msg_42_0","role":"assistant","status":"completed","content":[{"type":"output_text","text":"Hello","annotations":[],"logprobs":[]}]}}
 
-        event: response.completed
-        data: {"type":"response.completed","sequence_number":9,"response":{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":1700000002,"status":"completed","error":null,"incomplete_details":null,"output":[{"type":"message","id":"msg_42_0","role":"assistant","status":"completed","content":[{"type":"output_text","text":"Hello","annotations":[],"logprobs":[]}]}],"usage":{"input_tokens":100,"input_tokens_details":{"cached_tokens":64,"cache_write_tokens":16},"output_tokens":20,"output_tokens_details":{"reasoning_tokens":5},"total_tokens":120},"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"function","name":"get_weather","description":"","parameters":{"type":"object"},"strict":false}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}}
+            event: response.completed
+            data: {"type":"response.completed","sequence_number":9,"response":{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":1700000002,"status":"completed","error":null,"incomplete_details":null,"output":[{"type":"message","id":"msg_42_0","role":"assistant","status":"completed","content":[{"type":"output_text","text":"Hello","annotations":[],"logprobs":[]}]}],"usage":{"input_tokens":100,"input_tokens_details":{"cached_tokens":64,"cache_write_tokens":16},"output_tokens":20,"output_tokens_details":{"reasoning_tokens":5},"total_tokens":120},"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"namespace","name":"city","tools":[{"type":"function","name":"get_weather","parameters":{"type":"object"}}]}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}}
 
-    "#]],
+        "#]],
     );
 }
 
@@ -284,72 +285,72 @@ fn responses_thinking_and_call() {
     check(
         &stream(&responses(), &call_events(), &Finish::Stop),
         expect![[r#"
-        event: response.created
-        data: {"type":"response.created","sequence_number":0,"response":{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":null,"status":"in_progress","error":null,"incomplete_details":null,"output":[],"usage":null,"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"function","name":"get_weather","description":"","parameters":{"type":"object"},"strict":false}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}}
+            event: response.created
+            data: {"type":"response.created","sequence_number":0,"response":{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":null,"status":"in_progress","error":null,"incomplete_details":null,"output":[],"usage":null,"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"namespace","name":"city","tools":[{"type":"function","name":"get_weather","parameters":{"type":"object"}}]}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}}
 
-        event: response.in_progress
-        data: {"type":"response.in_progress","sequence_number":1,"response":{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":null,"status":"in_progress","error":null,"incomplete_details":null,"output":[],"usage":null,"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"function","name":"get_weather","description":"","parameters":{"type":"object"},"strict":false}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}}
+            event: response.in_progress
+            data: {"type":"response.in_progress","sequence_number":1,"response":{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":null,"status":"in_progress","error":null,"incomplete_details":null,"output":[],"usage":null,"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"namespace","name":"city","tools":[{"type":"function","name":"get_weather","parameters":{"type":"object"}}]}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}}
 
-        event: response.output_item.added
-        data: {"type":"response.output_item.added","sequence_number":2,"output_index":0,"item":{"type":"reasoning","id":"rs_42_0","summary":[]}}
+            event: response.output_item.added
+            data: {"type":"response.output_item.added","sequence_number":2,"output_index":0,"item":{"type":"reasoning","id":"rs_42_0","summary":[]}}
 
-        event: response.reasoning_summary_part.added
-        data: {"type":"response.reasoning_summary_part.added","sequence_number":3,"item_id":"rs_42_0","output_index":0,"summary_index":0,"part":{"type":"summary_text","text":""}}
+            event: response.reasoning_summary_part.added
+            data: {"type":"response.reasoning_summary_part.added","sequence_number":3,"item_id":"rs_42_0","output_index":0,"summary_index":0,"part":{"type":"summary_text","text":""}}
 
-        event: response.reasoning_summary_text.delta
-        data: {"type":"response.reasoning_summary_text.delta","sequence_number":4,"item_id":"rs_42_0","output_index":0,"summary_index":0,"delta":"Look it up."}
+            event: response.reasoning_summary_text.delta
+            data: {"type":"response.reasoning_summary_text.delta","sequence_number":4,"item_id":"rs_42_0","output_index":0,"summary_index":0,"delta":"Look it up."}
 
-        event: response.reasoning_summary_text.done
-        data: {"type":"response.reasoning_summary_text.done","sequence_number":5,"item_id":"rs_42_0","output_index":0,"summary_index":0,"text":"Look it up."}
+            event: response.reasoning_summary_text.done
+            data: {"type":"response.reasoning_summary_text.done","sequence_number":5,"item_id":"rs_42_0","output_index":0,"summary_index":0,"text":"Look it up."}
 
-        event: response.reasoning_summary_part.done
-        data: {"type":"response.reasoning_summary_part.done","sequence_number":6,"item_id":"rs_42_0","output_index":0,"summary_index":0,"part":{"type":"summary_text","text":"Look it up."}}
+            event: response.reasoning_summary_part.done
+            data: {"type":"response.reasoning_summary_part.done","sequence_number":6,"item_id":"rs_42_0","output_index":0,"summary_index":0,"part":{"type":"summary_text","text":"Look it up."}}
 
-        event: response.output_item.done
-        data: {"type":"response.output_item.done","sequence_number":7,"output_index":0,"item":{"type":"reasoning","id":"rs_42_0","summary":[{"type":"summary_text","text":"Look it up."}],"encrypted_content":"bWFpbnN0YXktdGhpbmtpbmctMQFbsOxvlRU+Ukxvb2sgaXQgdXAu"}}
+            event: response.output_item.done
+            data: {"type":"response.output_item.done","sequence_number":7,"output_index":0,"item":{"type":"reasoning","id":"rs_42_0","summary":[{"type":"summary_text","text":"Look it up."}],"encrypted_content":"bWFpbnN0YXktdGhpbmtpbmctMQFbsOxvlRU+Ukxvb2sgaXQgdXAu"}}
 
-        event: response.output_item.added
-        data: {"type":"response.output_item.added","sequence_number":8,"output_index":1,"item":{"type":"message","id":"msg_42_1","role":"assistant","status":"in_progress","content":[]}}
+            event: response.output_item.added
+            data: {"type":"response.output_item.added","sequence_number":8,"output_index":1,"item":{"type":"message","id":"msg_42_1","role":"assistant","status":"in_progress","content":[]}}
 
-        event: response.content_part.added
-        data: {"type":"response.content_part.added","sequence_number":9,"item_id":"msg_42_1","output_index":1,"content_index":0,"part":{"type":"output_text","text":"","annotations":[],"logprobs":[]}}
+            event: response.content_part.added
+            data: {"type":"response.content_part.added","sequence_number":9,"item_id":"msg_42_1","output_index":1,"content_index":0,"part":{"type":"output_text","text":"","annotations":[],"logprobs":[]}}
 
-        event: response.output_text.delta
-        data: {"type":"response.output_text.delta","sequence_number":10,"item_id":"msg_42_1","output_index":1,"content_index":0,"delta":"Wait.","logprobs":[]}
+            event: response.output_text.delta
+            data: {"type":"response.output_text.delta","sequence_number":10,"item_id":"msg_42_1","output_index":1,"content_index":0,"delta":"Wait.","logprobs":[]}
 
-        event: response.output_text.done
-        data: {"type":"response.output_text.done","sequence_number":11,"item_id":"msg_42_1","output_index":1,"content_index":0,"text":"Wait.","logprobs":[]}
+            event: response.output_text.done
+            data: {"type":"response.output_text.done","sequence_number":11,"item_id":"msg_42_1","output_index":1,"content_index":0,"text":"Wait.","logprobs":[]}
 
-        event: response.content_part.done
-        data: {"type":"response.content_part.done","sequence_number":12,"item_id":"msg_42_1","output_index":1,"content_index":0,"part":{"type":"output_text","text":"Wait.","annotations":[],"logprobs":[]}}
+            event: response.content_part.done
+            data: {"type":"response.content_part.done","sequence_number":12,"item_id":"msg_42_1","output_index":1,"content_index":0,"part":{"type":"output_text","text":"Wait.","annotations":[],"logprobs":[]}}
 
-        event: response.output_item.done
-        data: {"type":"response.output_item.done","sequence_number":13,"output_index":1,"item":{"type":"message","id":"msg_42_1","role":"assistant","status":"completed","content":[{"type":"output_text","text":"Wait.","annotations":[],"logprobs":[]}]}}
+            event: response.output_item.done
+            data: {"type":"response.output_item.done","sequence_number":13,"output_index":1,"item":{"type":"message","id":"msg_42_1","role":"assistant","status":"completed","content":[{"type":"output_text","text":"Wait.","annotations":[],"logprobs":[]}]}}
 
-        event: response.output_item.added
-        data: {"type":"response.output_item.added","sequence_number":14,"output_index":2,"item":{"type":"function_call","id":"fc_42_2","call_id":"call_42_0","name":"get_weather","arguments":"","status":"in_progress","namespace":"city"}}
+            event: response.output_item.added
+            data: {"type":"response.output_item.added","sequence_number":14,"output_index":2,"item":{"type":"function_call","id":"fc_42_2","call_id":"call_42_0","name":"get_weather","status":"in_progress","arguments":"","namespace":"city"}}
 
-        event: response.function_call_arguments.delta
-        data: {"type":"response.function_call_arguments.delta","sequence_number":15,"item_id":"fc_42_2","output_index":2,"delta":"{\"city\": "}
+            event: response.function_call_arguments.delta
+            data: {"type":"response.function_call_arguments.delta","sequence_number":15,"item_id":"fc_42_2","output_index":2,"delta":"{\"city\": "}
 
-        event: response.function_call_arguments.delta
-        data: {"type":"response.function_call_arguments.delta","sequence_number":16,"item_id":"fc_42_2","output_index":2,"delta":"\"Oslo\"}"}
+            event: response.function_call_arguments.delta
+            data: {"type":"response.function_call_arguments.delta","sequence_number":16,"item_id":"fc_42_2","output_index":2,"delta":"\"Oslo\"}"}
 
-        event: response.function_call_arguments.done
-        data: {"type":"response.function_call_arguments.done","sequence_number":17,"item_id":"fc_42_2","output_index":2,"name":"get_weather","arguments":"{\"city\": \"Oslo\"}"}
+            event: response.function_call_arguments.done
+            data: {"type":"response.function_call_arguments.done","sequence_number":17,"item_id":"fc_42_2","output_index":2,"name":"get_weather","arguments":"{\"city\": \"Oslo\"}"}
 
-        event: response.output_item.done
-        data: {"type":"response.output_item.done","sequence_number":18,"output_index":2,"item":{"type":"function_call","id":"fc_42_2","call_id":"call_42_0","name":"get_weather","arguments":"{\"city\": \"Oslo\"}","status":"completed","namespace":"city"}}
+            event: response.output_item.done
+            data: {"type":"response.output_item.done","sequence_number":18,"output_index":2,"item":{"type":"function_call","id":"fc_42_2","call_id":"call_42_0","name":"get_weather","status":"completed","arguments":"{\"city\": \"Oslo\"}","namespace":"city"}}
 
-        event: response.completed
-        data: {"type":"response.completed","sequence_number":19,"response":{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":1700000002,"status":"completed","error":null,"incomplete_details":null,"output":[{"type":"reasoning","id":"rs_42_0","summary":[{"type":"summary_text","text":"Look it up."}],"encrypted_content":"bWFpbnN0YXktdGhpbmtpbmctMQFbsOxvlRU+Ukxvb2sgaXQgdXAu"},{"type":"message","id":"msg_42_1","role":"assistant","status":"completed","content":[{"type":"output_text","text":"Wait.","annotations":[],"logprobs":[]}]},{"type":"function_call","id":"fc_42_2","call_id":"call_42_0","name":"get_weather","arguments":"{\"city\": \"Oslo\"}","status":"completed","namespace":"city"}],"usage":{"input_tokens":100,"input_tokens_details":{"cached_tokens":64,"cache_write_tokens":16},"output_tokens":20,"output_tokens_details":{"reasoning_tokens":5},"total_tokens":120},"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"function","name":"get_weather","description":"","parameters":{"type":"object"},"strict":false}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}}
+            event: response.completed
+            data: {"type":"response.completed","sequence_number":19,"response":{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":1700000002,"status":"completed","error":null,"incomplete_details":null,"output":[{"type":"reasoning","id":"rs_42_0","summary":[{"type":"summary_text","text":"Look it up."}],"encrypted_content":"bWFpbnN0YXktdGhpbmtpbmctMQFbsOxvlRU+Ukxvb2sgaXQgdXAu"},{"type":"message","id":"msg_42_1","role":"assistant","status":"completed","content":[{"type":"output_text","text":"Wait.","annotations":[],"logprobs":[]}]},{"type":"function_call","id":"fc_42_2","call_id":"call_42_0","name":"get_weather","status":"completed","arguments":"{\"city\": \"Oslo\"}","namespace":"city"}],"usage":{"input_tokens":100,"input_tokens_details":{"cached_tokens":64,"cache_write_tokens":16},"output_tokens":20,"output_tokens_details":{"reasoning_tokens":5},"total_tokens":120},"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"namespace","name":"city","tools":[{"type":"function","name":"get_weather","parameters":{"type":"object"}}]}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}}
 
-    "#]],
+        "#]],
     );
     check(
         &whole(&responses(), &call_events(), &Finish::Stop),
         expect![[
-            r#"{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":1700000002,"status":"completed","error":null,"incomplete_details":null,"output":[{"type":"reasoning","id":"rs_42_0","summary":[{"type":"summary_text","text":"Look it up."}],"encrypted_content":"bWFpbnN0YXktdGhpbmtpbmctMQFbsOxvlRU+Ukxvb2sgaXQgdXAu"},{"type":"message","id":"msg_42_1","role":"assistant","status":"completed","content":[{"type":"output_text","text":"Wait.","annotations":[],"logprobs":[]}]},{"type":"function_call","id":"fc_42_2","call_id":"call_42_0","name":"get_weather","arguments":"{\"city\": \"Oslo\"}","status":"completed","namespace":"city"}],"usage":{"input_tokens":100,"input_tokens_details":{"cached_tokens":64,"cache_write_tokens":16},"output_tokens":20,"output_tokens_details":{"reasoning_tokens":5},"total_tokens":120},"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"function","name":"get_weather","description":"","parameters":{"type":"object"},"strict":false}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}"#
+            r#"{"id":"resp_42","object":"response","created_at":1700000000,"completed_at":1700000002,"status":"completed","error":null,"incomplete_details":null,"output":[{"type":"reasoning","id":"rs_42_0","summary":[{"type":"summary_text","text":"Look it up."}],"encrypted_content":"bWFpbnN0YXktdGhpbmtpbmctMQFbsOxvlRU+Ukxvb2sgaXQgdXAu"},{"type":"message","id":"msg_42_1","role":"assistant","status":"completed","content":[{"type":"output_text","text":"Wait.","annotations":[],"logprobs":[]}]},{"type":"function_call","id":"fc_42_2","call_id":"call_42_0","name":"get_weather","status":"completed","arguments":"{\"city\": \"Oslo\"}","namespace":"city"}],"usage":{"input_tokens":100,"input_tokens_details":{"cached_tokens":64,"cache_write_tokens":16},"output_tokens":20,"output_tokens_details":{"reasoning_tokens":5},"total_tokens":120},"model":"demo","instructions":"Brief.","previous_response_id":null,"tools":[{"type":"namespace","name":"city","tools":[{"type":"function","name":"get_weather","parameters":{"type":"object"}}]}],"tool_choice":"auto","parallel_tool_calls":true,"truncation":"disabled","text":{"format":{"type":"text"}},"reasoning":{"effort":null,"summary":null},"temperature":1.0,"top_p":1.0,"presence_penalty":0.0,"frequency_penalty":0.0,"top_logprobs":0,"max_output_tokens":null,"max_tool_calls":null,"store":true,"background":false,"service_tier":"default","metadata":{"k":"v"},"user":null,"safety_identifier":null,"prompt_cache_key":null}"#
         ]],
     );
 }
@@ -430,7 +431,11 @@ fn length_and_cancellation_in_responses() {
     let cut = stream(&responses(), &text_events(), &Finish::Length);
     assert_eq!(names(&cut).last(), Some(&"response.incomplete"));
     assert!(cut.contains(r#""incomplete_details":{"reason":"max_output_tokens"}"#));
+    // A stream has no event of its own for it; a body read later says what happened.
     let cancelled = stream(&responses(), &text_events(), &Finish::Cancelled);
+    assert_eq!(names(&cancelled).last(), Some(&"response.incomplete"));
+    assert!(!cancelled.contains(r#""status":"cancelled""#));
+    let cancelled = whole(&responses(), &text_events(), &Finish::Cancelled);
     assert!(cancelled.contains(r#""status":"cancelled""#));
 }
 
@@ -477,7 +482,7 @@ fn ids_are_safe_and_bounded() {
     let id = response_id(&hostile);
     assert_eq!(id, format!("resp_a{}", "b".repeat(63)));
     assert_eq!(response_id("req_7"), "resp_7");
-    assert_eq!(count_tokens_body(12), r#"{"input_tokens":12}"#);
+    assert_eq!(count_tokens_body(12, None), r#"{"input_tokens":12}"#);
 }
 
 #[test]

@@ -6,9 +6,9 @@
 
 use serde_json::Value;
 
-use super::ParseOptions;
 use super::common::{self, text_blocks, warn_unforced_choice};
 use super::json::{Node, parse_body};
+use super::{ParseOptions, tools};
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Role, ToolChoice};
 use crate::limits::{BLOCKS_MAX, MESSAGES_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX};
@@ -37,7 +37,7 @@ pub(super) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiE
     if request.conversation.messages.is_empty() && request.conversation.system.is_empty() {
         return Err(messages.error("at least one message is required"));
     }
-    Ok(common::finish(request))
+    common::finish(request)
 }
 
 fn members(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
@@ -79,29 +79,26 @@ fn members(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
 
 fn add_tool(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     node.object()?;
-    match node.peek_str("type") {
-        Some("function") | None => {}
-        Some(kind) => {
-            common::skip(node, kind, request);
-            return Ok(());
-        }
-    }
-    let mut tool = common::function(&node.require("function")?, "parameters")?;
-    tool.cache_control = common::cache_control(node, &mut request.warnings);
-    common::add_tool(tool, node, request)
+    let tool = match node.peek_str("type") {
+        Some("function") | None => tools::function(&node.require("function")?, "parameters")?,
+        Some("custom") => tools::custom(&node.require("custom")?, request)?,
+        Some(kind) => return tools::add_hosted(node, kind, request),
+    };
+    tools::add(tool, node, request)
+}
+
+/// The tool that an object with `function` or `custom` in it names.
+fn named(node: &Node<'_>) -> Result<Option<String>, ApiError> {
+    let holder = node.get("function").or_else(|| node.get("custom"));
+    holder.map(|holder| tools::tool_name(&holder.require("name")?)).transpose()
 }
 
 fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     request.conversation.tool_choice = match node.value {
-        Value::String(word) => match word.as_str() {
-            "auto" => ToolChoice::Auto,
-            "none" => ToolChoice::None,
-            "required" => ToolChoice::Required,
-            _ => return Err(node.error("expected `auto`, `none`, `required` or an object")),
-        },
-        Value::Object(_) => match node.get("function") {
-            Some(function) => ToolChoice::Named(common::tool_name(&function.require("name")?)?),
-            None => ToolChoice::Auto,
+        Value::String(word) => tools::choice_word(node, word)?,
+        Value::Object(_) => match node.get("allowed_tools") {
+            Some(holder) => tools::allowed(&holder, named)?,
+            None => named(node)?.map_or(ToolChoice::Auto, ToolChoice::Named),
         },
         _ => return Err(node.wrong_type("a string or an object")),
     };
@@ -159,6 +156,15 @@ fn assistant_blocks(node: &Node<'_>, request: &mut Request) -> Result<Vec<Block>
 }
 
 fn tool_call(node: &Node<'_>) -> Result<Block, ApiError> {
+    let id = common::call_id(&node.require("id")?)?;
+    if let Some(custom) = node.get("custom") {
+        let text = custom.get("input").map(|input| input.str()).transpose()?.unwrap_or_default();
+        return Ok(Block::from(Content::ToolCall {
+            id,
+            name: tools::tool_name(&custom.require("name")?)?,
+            arguments: tools::custom_arguments(text),
+        }));
+    }
     let function = node.require("function")?;
     // Arguments are JSON text by the protocol, but some clients send the object itself.
     let arguments = match function.get("arguments") {
@@ -167,8 +173,8 @@ fn tool_call(node: &Node<'_>) -> Result<Block, ApiError> {
         Some(arguments) => common::canonical_arguments(arguments.str()?),
     };
     Ok(Block::from(Content::ToolCall {
-        id: common::call_id(&node.require("id")?)?,
-        name: common::tool_name(&function.require("name")?)?,
+        id,
+        name: tools::tool_name(&function.require("name")?)?,
         arguments,
     }))
 }

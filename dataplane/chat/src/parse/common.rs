@@ -2,16 +2,16 @@
 //!
 //! Kept in one place so that a limit or a refusal is the same whichever API it is met in.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::json::Node;
-use super::{Media, ParseOptions};
+use super::{Media, ParseOptions, tools};
 use crate::error::ApiError;
 use crate::hints::{parse_body_hints, parse_cache_control};
-use crate::ir::{Block, CacheControl, Content, Tool, ToolKind};
+use crate::ir::{Block, CacheControl, Content};
 use crate::limits::{
-    BLOCKS_MAX, ID_BYTES_MAX, MODEL_BYTES_MAX, OUTPUT_TOKENS_MAX, STOP_STRING_BYTES_MAX,
-    STOP_STRINGS_MAX, TOOL_NAME_BYTES_MAX, TOOLS_MAX,
+    BLOCKS_MAX, CHOICES_MAX, ID_BYTES_MAX, MODEL_BYTES_MAX, OUTPUT_TOKENS_MAX,
+    STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, TOOL_NAME_BYTES_MAX, TOOLS_MAX,
 };
 use crate::request::{Endpoint, OutputFormat, Request, Thinking};
 
@@ -38,9 +38,11 @@ pub(crate) fn start(
 }
 
 /// Ends a request once everything in the body was read.
-pub(crate) fn finish(mut request: Request) -> Request {
+pub(crate) fn finish(mut request: Request) -> Result<Request, ApiError> {
+    tools::load_referenced(&mut request);
+    tools::check_choice(&request)?;
     request.session = request.body_identity.resolve();
-    request
+    Ok(request)
 }
 
 fn sampling(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
@@ -63,10 +65,12 @@ fn sampling(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
         let seed = node.value.as_i64().or_else(|| node.value.as_u64().map(|s| s as i64));
         sampling.seed = Some(seed.ok_or_else(|| node.wrong_type("a whole number"))?);
     }
-    if let Some(node) = body.get("n")
-        && node.count(1, u32::MAX)? != 1
-    {
-        return Err(node.error("only one choice per request is served; send the request n times"));
+    if let Some(node) = body.get("n") {
+        request.n = node.count(1, u32::MAX)?;
+        let choices_max = if request.endpoint == Endpoint::Chat { CHOICES_MAX } else { 1 };
+        if request.n > choices_max {
+            return Err(node.error(&format!("must be at most {choices_max}, got {}", request.n)));
+        }
     }
     sampling.ignore_eos =
         body.get("ignore_eos").and_then(|node| node.value.as_bool()) == Some(true);
@@ -164,6 +168,9 @@ fn other_part(
     kind: &str,
     request: &mut Request,
 ) -> Result<Option<Block>, ApiError> {
+    if let Some(text) = written(part, kind, request) {
+        return Ok(text_block(&text, cache_control(part, &mut request.warnings)));
+    }
     let Some(media) = media_word(kind) else {
         skip(part, kind, request);
         return Ok(None);
@@ -177,6 +184,35 @@ fn other_part(
     request.warn(format!("`{}` left out: this model reads text", part.path));
     let text = format!("[{media} left out: this model reads text]");
     Ok(text_block(&text, cache_control(part, &mut request.warnings)))
+}
+
+/// The text of a part that is not called text and yet holds some.
+fn written(part: &Node<'_>, kind: &str, request: &mut Request) -> Option<String> {
+    let titled = |text: String| match part.peek_str("title") {
+        Some(title) if !title.is_empty() => format!("{title}\n{text}"),
+        _ => text,
+    };
+    match kind {
+        "document" => {
+            let source = part.get("source").filter(|s| s.peek_str("type") == Some("text"))?;
+            source.peek_str("data").map(|text| titled(text.to_owned()))
+        }
+        "search_result" => {
+            let content = part.get("content")?;
+            let parts = content.value.as_array()?;
+            let texts = parts.iter().filter_map(|p| p.get("text").and_then(Value::as_str));
+            Some(titled(texts.collect::<Vec<_>>().join("\n")))
+        }
+        "tool_reference" => {
+            let name = part.peek_str("tool_name").filter(|n| n.len() <= TOOL_NAME_BYTES_MAX)?;
+            let known = &mut request.referenced_tools;
+            if known.len() < TOOLS_MAX && !known.iter().any(|k| k == name) {
+                known.push(name.to_owned());
+            }
+            Some(format!("[tool {name} can be called now]"))
+        }
+        _ => None,
+    }
 }
 
 /// The kind of media that a part's type names, if it names one.
@@ -211,50 +247,6 @@ pub(crate) fn result_block(
     let call_id = call_id(call)?;
     let inner = blocks.iter_mut().filter_map(|block| block.cache_control.take()).last();
     Ok(Block { content: Content::ToolResult { call_id, blocks, is_error }, cache_control: inner })
-}
-
-/// A tool's name.
-pub(crate) fn tool_name(node: &Node<'_>) -> Result<String, ApiError> {
-    let name = node.str()?;
-    if name.is_empty() || name.len() > TOOL_NAME_BYTES_MAX {
-        return Err(node.error(&format!("must have 1 to {TOOL_NAME_BYTES_MAX} bytes")));
-    }
-    Ok(name.to_owned())
-}
-
-/// A function definition with its schema under `schema_member`.
-pub(crate) fn function(node: &Node<'_>, schema_member: &str) -> Result<Tool, ApiError> {
-    let name = tool_name(&node.require("name")?)?;
-    let description = node.get("description").map(|d| d.str()).transpose()?.unwrap_or_default();
-    let schema = match node.get(schema_member) {
-        Some(schema) => Value::Object(schema.object()?.clone()),
-        None => json!({"type": "object", "properties": {}}),
-    };
-    let strict = node.get("strict").and_then(|strict| strict.value.as_bool()) == Some(true);
-    Ok(Tool {
-        name,
-        description: description.to_owned(),
-        schema,
-        client_name: None,
-        namespace: None,
-        kind: ToolKind::Function { strict },
-        deferred: false,
-        cache_control: None,
-    })
-}
-
-/// Adds a tool; a second one of the same name is dropped with a warning.
-pub(crate) fn add_tool(tool: Tool, at: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
-    let tools = &mut request.conversation.tools;
-    if tools.len() >= TOOLS_MAX {
-        return Err(at.error(&format!("at most {TOOLS_MAX} tools are allowed")));
-    }
-    if tools.iter().any(|known| known.name == tool.name) {
-        request.warn(format!("`{}` ignored: a tool of this name was given before", at.path));
-    } else {
-        tools.push(tool);
-    }
-    Ok(())
 }
 
 /// Canonical argument text: compact if it is a JSON object, else what the client sent.

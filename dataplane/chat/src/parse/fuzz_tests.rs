@@ -21,6 +21,16 @@ fn any_json() -> impl Strategy<Value = Value> {
         "message",
         "reasoning",
         "namespace",
+        "custom",
+        "allowed_tools",
+        "grammar",
+        "tool_reference",
+        "document",
+        "search_result",
+        "clear_thinking_20251015",
+        "clear_tool_uses_20250919",
+        "custom_tool_call",
+        "additional_tools",
         "image",
         "auto",
         "ephemeral",
@@ -64,6 +74,20 @@ fn any_json() -> impl Strategy<Value = Value> {
         "parameters",
         "input_schema",
         "reasoning_content",
+        "custom",
+        "format",
+        "definition",
+        "syntax",
+        "allowed_tools",
+        "mode",
+        "namespace",
+        "defer_loading",
+        "tool_name",
+        "source",
+        "edits",
+        "keep",
+        "trigger",
+        "value",
     ]);
     leaf.prop_recursive(5, 80, 6, move |inner| {
         prop_oneof![
@@ -107,6 +131,7 @@ fn bodies() -> impl Strategy<Value = Value> {
         "prompt_cache_key",
         "prompt_cache_retention",
         "temperature",
+        "context_management",
     ]);
     prop::collection::vec((keys, any_json()), 0..8).prop_map(|members| {
         let mut body: Value = members.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
@@ -129,6 +154,10 @@ proptest! {
                 Ok(mut request) => {
                     request.apply_headers([("x-session-id", "s"), ("x-codex-turn-metadata", text.as_str())]);
                     let _ = request.conversation.breakpoints();
+                    if let Some(context) = &request.context {
+                        let edits = context.edits.clone();
+                        crate::apply_edits(&mut request.conversation, &edits, |c| c.messages.len() as u64);
+                    }
                     prop_assert!(request.warnings.len() <= crate::limits::WARNINGS_MAX);
                 }
                 Err(error) => prop_assert!(!error.message.is_empty()),

@@ -7,15 +7,17 @@
 
 use serde_json::Value;
 
-use super::ParseOptions;
 use super::common::{self, text_blocks, text_part, warn_unforced_choice};
 use super::json::{Node, parse_body};
+use super::{ParseOptions, tools};
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Role, ToolChoice};
-use crate::limits::{BLOCKS_MAX, HEADER_JSON_BYTES_MAX, MESSAGES_MAX, TOOLS_MAX};
+use crate::limits::{
+    BLOCKS_MAX, HEADER_JSON_BYTES_MAX, MESSAGES_MAX, OUTPUT_TOKENS_MAX, TOOLS_MAX,
+};
 use crate::request::{Endpoint, Request, Thinking, ThinkingDisplay};
 use crate::session::Harness;
-use crate::{seal, session};
+use crate::{edits, seal, session};
 
 const BILLING_HEADER: &str = "x-anthropic-billing-header:";
 
@@ -29,7 +31,9 @@ pub(super) fn parse(
     let mut request = common::start(&body, endpoint, options)?;
     request.include_usage = true;
     if endpoint == Endpoint::Messages {
-        request.sampling.max_tokens = Some(common::max_tokens(&body.require("max_tokens")?)?);
+        let limit = body.require("max_tokens")?;
+        // 0 asks for a prompt to be computed and kept, and for no answer.
+        request.sampling.max_tokens = Some(limit.count(0, OUTPUT_TOKENS_MAX)?);
     }
     members(&body, &mut request)?;
     if let Some(system) = body.get("system") {
@@ -46,7 +50,7 @@ pub(super) fn parse(
     };
     let text_last = matches!(last.blocks.last(), Some(Block { content: Content::Text(_), .. }));
     request.continue_final = last.role == Role::Assistant && text_last;
-    Ok(common::finish(request))
+    common::finish(request)
 }
 
 fn members(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
@@ -64,6 +68,9 @@ fn members(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     request.thinking_display = ThinkingDisplay::Hidden;
     if let Some(node) = body.get("thinking") {
         thinking(&node, request)?;
+    }
+    if let Some(context) = body.get("context_management") {
+        edits::parse(&context, request)?;
     }
     if let Some(config) = body.get("output_config") {
         if let Some(format) = config.get("format") {
@@ -115,16 +122,10 @@ fn thinking(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
 fn add_tool(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     node.object()?;
     match node.peek_str("type") {
-        Some("custom") | None => {}
+        Some("custom") | None => tools::add(tools::function(node, "input_schema")?, node, request),
         // Tools that Anthropic's own servers run: nothing here runs them.
-        Some(kind) => {
-            common::skip(node, kind, request);
-            return Ok(());
-        }
+        Some(kind) => tools::add_hosted(node, kind, request),
     }
-    let mut tool = common::function(node, "input_schema")?;
-    tool.cache_control = common::cache_control(node, &mut request.warnings);
-    common::add_tool(tool, node, request)
 }
 
 fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
@@ -133,7 +134,7 @@ fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
         "auto" => ToolChoice::Auto,
         "none" => ToolChoice::None,
         "any" => ToolChoice::Required,
-        "tool" => ToolChoice::Named(common::tool_name(&node.require("name")?)?),
+        "tool" => ToolChoice::Named(tools::tool_name(&node.require("name")?)?),
         _ => return Err(kind.error("expected `auto`, `any`, `tool` or `none`")),
     };
     if let Some(disable) = node.get("disable_parallel_tool_use") {
@@ -236,9 +237,9 @@ fn assistant_blocks(content: &Node<'_>, request: &mut Request) -> Result<Vec<Blo
     let mut blocks = Vec::new();
     for part in content.items(BLOCKS_MAX)? {
         let block = match part.peek_str("type") {
-            Some("thinking") => thinking_block(&part)?,
+            Some("thinking") => thinking_block(&part, request)?,
             // Its text is readable only to whoever made it.
-            Some("redacted_thinking") => None,
+            Some("redacted_thinking") => redacted_block(&part, request),
             Some("tool_use") => Some(tool_use(&part, request)?),
             _ => text_part(&part, request)?,
         };
@@ -247,16 +248,26 @@ fn assistant_blocks(content: &Node<'_>, request: &mut Request) -> Result<Vec<Blo
     Ok(blocks)
 }
 
-fn thinking_block(part: &Node<'_>) -> Result<Option<Block>, ApiError> {
+fn thinking_block(part: &Node<'_>, request: &Request) -> Result<Option<Block>, ApiError> {
     let signature = part.peek_str("signature").filter(|s| !s.is_empty()).map(str::to_owned);
     let shown = part.require("thinking")?.str()?;
     let text = match shown {
-        "" => signature.as_deref().and_then(seal::open).unwrap_or_default(),
+        "" => {
+            let sealer = request.options.sealer.as_ref();
+            let opened = signature.as_deref().and_then(|mark| seal::open(mark, sealer));
+            opened.unwrap_or_default()
+        }
         _ => shown.to_owned(),
     };
     let block = Block::from(Content::Thinking { text, signature });
     Ok(Some(block)
         .filter(|b| !matches!(&b.content, Content::Thinking { text, .. } if text.is_empty())))
+}
+
+fn redacted_block(part: &Node<'_>, request: &Request) -> Option<Block> {
+    let data = part.peek_str("data")?;
+    let text = seal::open(data, request.options.sealer.as_ref()).filter(|t| !t.is_empty())?;
+    Some(Block::from(Content::Thinking { text, signature: Some(data.to_owned()) }))
 }
 
 fn tool_use(part: &Node<'_>, request: &mut Request) -> Result<Block, ApiError> {
@@ -270,7 +281,7 @@ fn tool_use(part: &Node<'_>, request: &mut Request) -> Result<Block, ApiError> {
     Ok(Block {
         content: Content::ToolCall {
             id: common::call_id(&part.require("id")?)?,
-            name: common::tool_name(&part.require("name")?)?,
+            name: tools::tool_name(&part.require("name")?)?,
             arguments: input,
         },
         cache_control: common::cache_control(part, &mut request.warnings),

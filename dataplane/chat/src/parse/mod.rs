@@ -11,24 +11,28 @@ mod common;
 mod json;
 mod messages;
 mod responses;
+mod tools;
 
 use crate::error::ApiError;
 use crate::request::{Endpoint, Request};
+use crate::seal::Sealer;
 pub(crate) use json::Node;
 pub(crate) use responses::{add_items, parse as parse_responses_with};
 
 /// What parsing may be told to do otherwise.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ParseOptions {
     /// Drop the `x-anthropic-billing-header:` line from the system prompt.
     pub strip_billing_header: bool,
     /// What becomes of images, documents and sounds.
     pub media: Media,
+    /// Opens what an earlier answer sealed.
+    pub sealer: Option<Sealer>,
 }
 
 impl Default for ParseOptions {
     fn default() -> Self {
-        ParseOptions { strip_billing_header: true, media: Media::Text }
+        ParseOptions { strip_billing_header: true, media: Media::Text, sealer: None }
     }
 }
 

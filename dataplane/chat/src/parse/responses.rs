@@ -5,14 +5,17 @@
 //! Ids that clients put on items never reach the conversation. Items that refer to stored state
 //! other than `previous_response_id` are refused, since guessing their content would be worse.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::ParseOptions;
 use super::common::{self, text_blocks, warn_unforced_choice};
 use super::json::{Node, parse_body};
+use super::{ParseOptions, tools};
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Conversation, Role, ToolChoice};
-use crate::limits::{BLOCKS_MAX, MESSAGES_MAX, METADATA_MEMBERS_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX};
+use crate::limits::{
+    BLOCKS_MAX, MESSAGES_MAX, METADATA_MEMBERS_MAX, REASONING_WORD_BYTES_MAX, TOOLS_MAX,
+    TOP_LOGPROBS_MAX,
+};
 use crate::request::{Endpoint, Request, ResponsesEcho};
 use crate::session::read_codex_metadata;
 use crate::{compaction, seal, session};
@@ -34,12 +37,15 @@ pub(crate) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiE
     }
     if let Some(tools) = body.get("tools") {
         add_tools(&tools, &mut request)?;
-    }
-    if let Some(choice) = body.get("tool_choice") {
-        tool_choice(&choice, &mut request)?;
+        echo.tools = tools.items(TOOLS_MAX)?.map(|tool| echoed_tool(tool.value)).collect();
     }
     identity(&body, &mut request);
     input(&body, echo.previous_response_id.is_some(), &mut request)?;
+    // After the input, which may bring tools of its own.
+    if let Some(choice) = body.get("tool_choice") {
+        tool_choice(&choice, &mut request)?;
+        echo.tool_choice = Some(choice.value.clone());
+    }
     // Only what is to be stored is worth its memory.
     let store = echo.store;
     echo.input = match value.get_mut("input").filter(|_| store).map(Value::take) {
@@ -51,7 +57,7 @@ pub(crate) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiE
         _ => Vec::new(),
     };
     request.responses = Some(Box::new(echo));
-    Ok(common::finish(request))
+    common::finish(request)
 }
 
 fn refuse_unsupported(body: &Node<'_>) -> Result<(), ApiError> {
@@ -89,15 +95,10 @@ fn echo(body: &Node<'_>) -> Result<ResponsesEcho, ApiError> {
         let word = node?.peek_str(name)?;
         known.contains(&word).then(|| word.to_owned())
     };
-    let reasoning = body.get("reasoning");
     let mut echo = ResponsesEcho {
         store: body.get("store").map(|node| node.bool()).transpose()?.unwrap_or(true),
-        reasoning_effort: word(
-            reasoning.clone(),
-            "effort",
-            &["none", "minimal", "low", "medium", "high", "xhigh"],
-        ),
-        reasoning_summary: word(reasoning, "summary", &["auto", "concise", "detailed"]),
+        reasoning: reasoning_words(body),
+        format: body.get("text").and_then(|text| text.get("format")).and_then(echoed_format),
         verbosity: word(body.get("text"), "verbosity", &["low", "medium", "high"]),
         truncation_auto: body.peek_str("truncation") == Some("auto"),
         user: body.peek_str("user").and_then(session::id),
@@ -120,7 +121,9 @@ fn echo(body: &Node<'_>) -> Result<ResponsesEcho, ApiError> {
     }
     if let Some(include) = body.get("include") {
         for item in include.items(BLOCKS_MAX)? {
-            echo.include_encrypted_reasoning |= item.str()? == "reasoning.encrypted_content";
+            let item = item.str()?;
+            echo.include_encrypted_reasoning |= item == "reasoning.encrypted_content";
+            echo.include_logprobs |= item == "message.output_text.logprobs";
         }
     }
     if let Some(Value::Object(metadata)) = body.get("metadata").map(|node| node.value) {
@@ -129,6 +132,56 @@ fn echo(body: &Node<'_>) -> Result<ResponsesEcho, ApiError> {
         echo.metadata = kept.collect();
     }
     Ok(echo)
+}
+
+/// `reasoning` to be repeated: its words, whether or not they mean something here.
+fn reasoning_words(body: &Node<'_>) -> Map<String, Value> {
+    let mut words: Map<String, Value> =
+        ["effort", "summary"].map(|name| (name.to_owned(), Value::Null)).into_iter().collect();
+    let given = body.get("reasoning").and_then(|node| node.value.as_object());
+    for (name, value) in given.into_iter().flatten() {
+        let short = |text: &str| text.len() <= REASONING_WORD_BYTES_MAX;
+        if short(name) && value.as_str().is_some_and(short) && words.len() < METADATA_MEMBERS_MAX {
+            words.insert(name.clone(), value.clone());
+        }
+    }
+    words
+}
+
+/// `text.format` to be repeated, with the members that strict clients look for.
+fn echoed_format(format: Node<'_>) -> Option<Value> {
+    let mut echoed = format.value.as_object()?.clone();
+    match format.peek_str("type") {
+        Some("json_schema") => {
+            fill(&mut echoed, "name", "schema".into());
+            fill(&mut echoed, "description", Value::Null);
+            fill(&mut echoed, "strict", false.into());
+        }
+        Some("text" | "json_object") => {}
+        _ => return None,
+    }
+    Some(Value::Object(echoed))
+}
+
+/// A tool to be repeated, as it came, with the members that strict clients look for.
+fn echoed_tool(tool: &Value) -> Value {
+    let Value::Object(members) = tool else { return tool.clone() };
+    let mut echoed = members.clone();
+    if echoed.get("type").and_then(Value::as_str) == Some("function") {
+        for name in ["description", "parameters"] {
+            fill(&mut echoed, name, Value::Null);
+        }
+        fill(&mut echoed, "strict", false.into());
+    }
+    Value::Object(echoed)
+}
+
+/// Sets a member that is missing or null.
+fn fill(members: &mut Map<String, Value>, name: &str, value: Value) {
+    let member = members.entry(name).or_insert(Value::Null);
+    if member.is_null() {
+        *member = value;
+    }
 }
 
 fn members(
@@ -144,6 +197,9 @@ fn members(
             return Err(top.error(&format!("must be at most {TOP_LOGPROBS_MAX}, got {count}")));
         }
         request.sampling.logprobs = (count > 0).then_some(count);
+    }
+    if echo.include_logprobs && request.sampling.logprobs.is_none() {
+        request.sampling.logprobs = Some(0);
     }
     if let Some(effort) = body.get("reasoning").and_then(|reasoning| reasoning.get("effort")) {
         common::effort(&effort, request)?;
@@ -181,7 +237,7 @@ fn add_tools(tools: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     for tool in tools.items(TOOLS_MAX)? {
         tool.object()?;
         if tool.peek_str("type") == Some("namespace") {
-            let namespace = common::tool_name(&tool.require("name")?)?;
+            let namespace = tools::tool_name(&tool.require("name")?)?;
             for inner in tool.require("tools")?.items(TOOLS_MAX)? {
                 add_tool(&inner, Some(&namespace), request)?;
             }
@@ -198,35 +254,42 @@ fn add_tool(
     request: &mut Request,
 ) -> Result<(), ApiError> {
     node.object()?;
-    let kind = node.require("type")?.str()?;
-    if kind != "function" {
-        // Hosted and free-form tools: the model here can't call them, the rest still works.
-        common::skip(node, kind, request);
-        return Ok(());
-    }
-    let mut tool = common::function(node, "parameters")?;
+    let mut tool = match node.require("type")?.str()? {
+        "function" => tools::function(node, "parameters")?,
+        "custom" => tools::custom(node, request)?,
+        // Hosted tools: the model here can't call them, the rest still works.
+        kind => return tools::add_hosted(node, kind, request),
+    };
     tool.namespace = namespace.map(str::to_owned);
-    tool.cache_control = common::cache_control(node, &mut request.warnings);
-    common::add_tool(tool, node, request)
+    tools::add(tool, node, request)
+}
+
+/// The model's name of the tool that an object with `name` and perhaps `namespace` names; `None` for a hosted one.
+fn named(node: &Node<'_>, request: &Request) -> Result<Option<String>, ApiError> {
+    if !matches!(node.peek_str("type"), Some("function" | "custom")) {
+        return Ok(None);
+    }
+    let name = tools::tool_name(&node.require("name")?)?;
+    Ok(Some(tools::model_name(request, node.peek_str("namespace"), name)))
 }
 
 fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
-    request.conversation.tool_choice = match node.value {
-        Value::String(word) => match word.as_str() {
-            "auto" => ToolChoice::Auto,
-            "none" => ToolChoice::None,
-            "required" => ToolChoice::Required,
-            _ => return Err(node.error("expected `auto`, `none`, `required` or an object")),
+    let choice = match node.value {
+        Value::String(word) => tools::choice_word(node, word)?,
+        Value::Object(_) if node.peek_str("type") == Some("allowed_tools") => {
+            tools::allowed(node, |tool| named(tool, request))?
+        }
+        Value::Object(_) => match named(node, request)? {
+            Some(name) => ToolChoice::Named(name),
+            None => {
+                request
+                    .warn("`tool_choice` ignored: only functions and custom tools can be chosen");
+                ToolChoice::Auto
+            }
         },
-        Value::Object(_) if node.peek_str("type") == Some("function") => {
-            ToolChoice::Named(common::tool_name(&node.require("name")?)?)
-        }
-        Value::Object(_) => {
-            request.warn("`tool_choice` ignored: only functions can be chosen");
-            ToolChoice::Auto
-        }
         _ => return Err(node.wrong_type("a string or an object")),
     };
+    request.conversation.tool_choice = choice;
     if matches!(request.conversation.tool_choice, ToolChoice::Required | ToolChoice::Named(_)) {
         warn_unforced_choice(node, request);
     }
@@ -260,7 +323,7 @@ fn add_item(item: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
             Ok(())
         }
         "function_call" | "custom_tool_call" => {
-            let call = call(item, kind)?;
+            let call = call(item, kind, request)?;
             request.conversation.push(Role::Assistant, vec![call]);
             Ok(())
         }
@@ -275,9 +338,7 @@ fn add_item(item: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
             request.conversation.push(Role::Tool, vec![result]);
             Ok(())
         }
-        "compaction" | "compaction_summary" => {
-            compaction::add_item(item, &mut request.conversation)
-        }
+        "compaction" | "compaction_summary" => compaction::add_item(item, request),
         "additional_tools" => add_tools(&item.require("tools")?, request),
         "item_reference" => {
             Err(item.error("items can't be referred to; send them, or use `previous_response_id`"))
@@ -316,7 +377,8 @@ fn add_reasoning(item: &Node<'_>, request: &mut Request) {
     let sealed = item.peek_str("encrypted_content");
     let mut text = texts("content");
     if text.is_empty() {
-        text = sealed.and_then(seal::open).unwrap_or_default();
+        let sealer = request.options.sealer.as_ref();
+        text = sealed.and_then(|mark| seal::open(mark, sealer)).unwrap_or_default();
     }
     if text.is_empty() {
         text = texts("summary");
@@ -327,18 +389,18 @@ fn add_reasoning(item: &Node<'_>, request: &mut Request) {
     }
 }
 
-fn call(item: &Node<'_>, kind: &str) -> Result<Block, ApiError> {
+fn call(item: &Node<'_>, kind: &str, request: &Request) -> Result<Block, ApiError> {
     let arguments = if kind == "custom_tool_call" {
-        // Free text, not JSON: wrapped so that templates can treat it like any call.
         let text = item.get("input").map(|input| input.str()).transpose()?.unwrap_or_default();
-        serde_json::json!({"input": text}).to_string()
+        tools::custom_arguments(text)
     } else {
         let text = item.get("arguments").map(|a| a.str()).transpose()?.unwrap_or_default();
         common::canonical_arguments(text)
     };
+    let name = tools::tool_name(&item.require("name")?)?;
     Ok(Block::from(Content::ToolCall {
         id: common::call_id(&item.require("call_id")?)?,
-        name: common::tool_name(&item.require("name")?)?,
+        name: tools::model_name(request, item.peek_str("namespace"), name),
         arguments,
     }))
 }

@@ -102,22 +102,23 @@ fn messages_of_a_harness() {
     check(
         messages(harness_body()),
         expect![[r#"
-        prompt: "You are an agent." [300000 ms]
-        prompt: "Rules." [3600000 ms]
-        user: "<reminder>"
-        user: "Read notes.txt"
-        system: "Mind the time."
-        assistant: thinks "I should look."
-        assistant: "Reading."
-        assistant: calls toolu_1 Read {"file_path":"/w/notes.txt"}
-        assistant: calls toolu_2 Bash {"command":"ls"}
-        tool: toolu_1 gave [Text("alpha")]
-        tool: toolu_2 gave [Text("no")] (error) [300000 ms]
-        user: "Go on."
-        tool Read "Reads" {"type":"object","properties":{"file_path":{"type":"string"}}}
-        tool Bash "" {"type":"object"} [3600000 ms]
-        warning: `tools[1]` ignored: unknown type `web_search_20250305`
-    "#]],
+            prompt: "You are an agent." [300000 ms]
+            prompt: "Rules." [3600000 ms]
+            user: "<reminder>"
+            user: "Read notes.txt"
+            system: "Mind the time."
+            assistant: thinks "I should look."
+            assistant: "Reading."
+            assistant: calls toolu_1 Read {"file_path":"/w/notes.txt"}
+            assistant: calls toolu_2 Bash {"command":"ls"}
+            tool: toolu_1 gave [Text("alpha")]
+            tool: toolu_2 gave [Text("no")] (error) [300000 ms]
+            user: "Go on."
+            tool Read "Reads" {"type":"object","properties":{"file_path":{"type":"string"}}}
+            tool web_search "" {"type":"object","properties":{}}
+            tool Bash "" {"type":"object"} [3600000 ms]
+            warning: `tools[1]` ignored: unknown type `web_search_20250305`
+        "#]],
     );
     let request = messages(harness_body()).unwrap();
     assert!(request.stream && request.session.is_subagent);
@@ -129,7 +130,7 @@ fn messages_of_a_harness() {
     assert_eq!(
         positions,
         [
-            Position::Tool { index: 1 },
+            Position::Tool { index: 2 },
             Position::System { index: 0 },
             Position::System { index: 1 },
             Position::Message { message: 3, block: 1 },
@@ -199,9 +200,9 @@ fn chat_of_an_agent() {
             user: "x"
             user: "y"
             tool read "Read a file" {"type":"object"}
+            tool free "" {"type":"object","properties":{"input":{"type":"string","description":"The whole input, as plain text."}},"required":["input"],"additionalProperties":false}
             tool bare "" {"type":"object","properties":{}}
             warning: `tools[1]` ignored: a tool of this name was given before
-            warning: `tools[2]` ignored: unknown type `custom`
             warning: `tool_choice` is passed on but not enforced
         "#]],
     );
@@ -246,10 +247,11 @@ fn responses_of_an_agent() {
             tool: call_2 gave [Text("2")]
             assistant: "Two."
             user: "Thanks"
+            tool web_search "" {"type":"object","properties":{}}
             tool f "" {"type":"object","properties":{}}
+            tool functions/exec "x" {"type":"object","properties":{"input":{"type":"string","description":"The whole input, as plain text."}},"required":["input"],"additionalProperties":false}
             tool functions/wait "Waits" {"type":"object"}
             warning: `tools[0]` ignored: unknown type `web_search`
-            warning: `input[0].tools[0].tools[0]` ignored: unknown type `custom`
             warning: `input[9]` ignored: unknown type `web_search_call`
         "#]],
     );
@@ -275,7 +277,7 @@ fn refusals_name_the_member() {
         json!({"model": "m", "messages": [{"role": "robot", "content": "hi"}]}),
         json!({"model": "m", "messages": [{"role": "user", "content": 5}]}),
         json!({"model": "m", "messages": [{"role": "tool", "content": "x"}]}),
-        json!({"model": "m", "messages": user, "n": 2}),
+        json!({"model": "m", "messages": user, "n": 9}),
         json!({"model": "m", "messages": user, "max_tokens": -1}),
         json!({"model": "m", "messages": user, "max_tokens": 0}),
         json!({"model": "m", "messages": user, "max_tokens": 1.5}),
@@ -319,7 +321,7 @@ fn refusals_name_the_member() {
         InvalidRequest Some("messages[0].role") invalid `messages[0].role`: unknown role `robot`; use system, developer, user, assistant or tool
         InvalidRequest Some("messages[0].content") invalid `messages[0].content`: expected a string or an array of parts, got a number
         InvalidRequest Some("messages[0].tool_call_id") invalid `messages[0].tool_call_id`: this field is required
-        InvalidRequest Some("n") invalid `n`: only one choice per request is served; send the request n times
+        InvalidRequest Some("n") invalid `n`: must be at most 8, got 9
         InvalidRequest Some("max_tokens") invalid `max_tokens`: must be at least 1, got -1
         InvalidRequest Some("max_tokens") invalid `max_tokens`: must be at least 1, got 0
         InvalidRequest Some("max_tokens") invalid `max_tokens`: expected a whole number, got a number
@@ -540,7 +542,8 @@ fn formats_efforts_and_choices() {
     assert!(!request.conversation.parallel_tool_calls);
     assert_eq!(request.thinking_display, ThinkingDisplay::Hidden);
     let request = responses(json!({"model": "m", "input": "x", "reasoning": {"effort": "low"},
-        "text": {"format": {"type": "json_object"}}, "tool_choice": {"type": "function", "name": "f"}})).unwrap();
+        "text": {"format": {"type": "json_object"}}, "tool_choice": {"type": "function", "name": "f"},
+        "tools": [{"type": "function", "name": "f"}]})).unwrap();
     assert_eq!(request.thinking, Thinking::Enabled);
     assert_eq!(request.output_format, OutputFormat::JsonObject);
     assert_eq!(request.conversation.tool_choice, ToolChoice::Named("f".into()));

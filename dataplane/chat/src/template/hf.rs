@@ -46,8 +46,7 @@ pub(super) fn messages(conversation: &Conversation, shape: Shape) -> Value {
             pending_system = system;
         }
     }
-    // Results say only which call they answer; templates want the tool's name too.
-    let mut called: HashMap<&str, &str> = HashMap::new();
+    let mut calls = Calls::default();
     for message in &conversation.messages {
         match message.role {
             Role::System if shape.late_system => {
@@ -60,11 +59,8 @@ pub(super) fn messages(conversation: &Conversation, shape: Shape) -> Value {
                 }
                 push_user(&mut out, text, shape);
             }
-            Role::Assistant => {
-                called.extend(calls(message));
-                push_assistant(&mut out, message, shape);
-            }
-            Role::Tool => push_results(&mut out, message, &called, shape),
+            Role::Assistant => push_assistant(&mut out, message, &mut calls, shape),
+            Role::Tool => push_results(&mut out, message, &mut calls, shape),
         }
     }
     if !pending_system.is_empty() {
@@ -88,6 +84,38 @@ pub(super) fn tools(conversation: &Conversation) -> Value {
     tools.collect()
 }
 
+/// The calls of a conversation, under names of our own.
+///
+/// Ids differ between two runs of one harness, so a template that prints them would end the prefix which the runs
+/// share. They are numbered instead, in the nine letters and digits that the strictest templates ask for.
+#[derive(Default)]
+struct Calls<'c> {
+    /// By the client's id: the number, and the tool's name if a call was seen.
+    known: HashMap<&'c str, (usize, Option<&'c str>)>,
+    count: usize,
+}
+
+impl<'c> Calls<'c> {
+    /// The number of a new call; clients that count from 0 in each turn give one id to many calls.
+    fn made(&mut self, id: &'c str, name: &'c str) -> String {
+        self.count += 1;
+        self.known.insert(id, (self.count, Some(name)));
+        Self::written(self.count)
+    }
+
+    /// The number of the call that a result answers, and the tool's name, which templates want and results lack.
+    fn answered(&mut self, id: &'c str) -> (String, Option<&'c str>) {
+        let next = self.count + 1;
+        let (number, name) = *self.known.entry(id).or_insert((next, None));
+        self.count = self.count.max(number);
+        (Self::written(number), name)
+    }
+
+    fn written(number: usize) -> String {
+        format!("call{number:05}")
+    }
+}
+
 fn push_user(out: &mut Vec<Value>, text: String, shape: Shape) {
     push_text(out, "user", text, shape);
 }
@@ -106,7 +134,12 @@ fn push_text(out: &mut Vec<Value>, role: &str, text: String, shape: Shape) {
     out.push(json!({"role": role, "content": text}));
 }
 
-fn push_assistant(out: &mut Vec<Value>, message: &Message, shape: Shape) {
+fn push_assistant<'c>(
+    out: &mut Vec<Value>,
+    message: &'c Message,
+    known: &mut Calls<'c>,
+    shape: Shape,
+) {
     // Pieces of one answer were cut from one text, so nothing goes between them.
     let mut content = joined(&message.blocks, "");
     let mut dict = Map::new();
@@ -117,12 +150,14 @@ fn push_assistant(out: &mut Vec<Value>, message: &Message, shape: Shape) {
         match &block.content {
             Content::Thinking { text, .. } => reasoning.push_str(text),
             Content::ToolCall { id, name, arguments } if shape.tool_calls => {
+                let id = known.made(id, name);
                 calls.push(json!({"type": "function", "id": id, "function": {
                     "name": name,
                     "arguments": arguments_value(arguments),
                 }}));
             }
-            Content::ToolCall { name, arguments, .. } => {
+            Content::ToolCall { id, name, arguments } => {
+                known.made(id, name);
                 let name = Value::from(name.as_str());
                 content.push_str(&format!(
                     "<tool_call>{{\"name\": {name}, \"arguments\": {arguments}}}</tool_call>"
@@ -145,10 +180,10 @@ fn push_assistant(out: &mut Vec<Value>, message: &Message, shape: Shape) {
     out.push(Value::Object(dict));
 }
 
-fn push_results(
+fn push_results<'c>(
     out: &mut Vec<Value>,
-    message: &Message,
-    called: &HashMap<&str, &str>,
+    message: &'c Message,
+    known: &mut Calls<'c>,
     shape: Shape,
 ) {
     for block in &message.blocks {
@@ -160,21 +195,14 @@ fn push_results(
         }
         let mut dict = Map::new();
         dict.insert("role".to_owned(), "tool".into());
-        if let Some(name) = called.get(call_id.as_str()) {
-            dict.insert("name".to_owned(), (*name).into());
+        let (id, name) = known.answered(call_id);
+        if let Some(name) = name {
+            dict.insert("name".to_owned(), name.into());
         }
-        dict.insert("tool_call_id".to_owned(), call_id.as_str().into());
+        dict.insert("tool_call_id".to_owned(), id.into());
         dict.insert("content".to_owned(), text.into());
         out.push(Value::Object(dict));
     }
-}
-
-/// The calls of a message: id and tool name.
-fn calls(message: &Message) -> impl Iterator<Item = (&str, &str)> {
-    message.blocks.iter().filter_map(|block| match &block.content {
-        Content::ToolCall { id, name, .. } => Some((id.as_str(), name.as_str())),
-        _ => None,
-    })
 }
 
 /// Arguments as an object; text that isn't one stays text.

@@ -355,3 +355,33 @@ fn a_prefilled_answer_is_left_open() {
     let text = template(DEMO).render(&c, options).unwrap();
     assert!(text.ends_with("<|assistant|>The answer is ("), "{text}");
 }
+
+#[test]
+fn ids_of_calls_do_not_reach_a_prompt() {
+    let source = "{% for m in messages %}{{ m.role }} {{ m.content }}{% for c in m.tool_calls or [] %} {{ c.id }} {{ c.function.name }} {{ c.function.arguments }}{% endfor %} {{ m.tool_call_id }} {{ m.name }}\n{% endfor %}";
+    let template = ChatTemplate::new(source, "", "").unwrap();
+    let prompt = |ids: [&str; 3]| {
+        let [a, b, c] = ids;
+        let mut talk = Conversation::default();
+        talk.push(Role::User, vec![Block::text("go")]);
+        talk.push(Role::Assistant, vec![call(a, "read", "{}"), call(b, "list", "{}")]);
+        talk.push(Role::Tool, vec![result(b, "B"), result(a, "A"), result("lost", "?")]);
+        talk.push(Role::Assistant, vec![call(c, "read", "{}")]);
+        talk.push(Role::Tool, vec![result(c, "C")]);
+        template.render(&talk, RenderOptions::default()).unwrap()
+    };
+    let first = prompt(["toolu_1", "toolu_2", "toolu_3"]);
+    expect![[r#"
+        user go  
+        assistant <tool_call>{"name": "read", "arguments": {}}</tool_call><tool_call>{"name": "list", "arguments": {}}</tool_call>  
+        tool B call00002 list
+        tool A call00001 read
+        tool ? call00003 
+        assistant <tool_call>{"name": "read", "arguments": {}}</tool_call>  
+        tool C call00004 read
+    "#]]
+    .assert_eq(&first);
+    assert_eq!(first, prompt(["call_9_0", "call_9_1", "call_11_0"]));
+    // An id that comes twice names two calls.
+    assert_eq!(first, prompt(["0", "1", "0"]));
+}

@@ -6,6 +6,7 @@ use mainstay_chat::{ApiError, ErrorKind};
 use super::writer::unix_s;
 use super::{Admitted, Incoming};
 use crate::http::App;
+use crate::seal::parsing_of;
 
 impl App {
     /// Answers `POST /v1/responses/compact`.
@@ -15,7 +16,9 @@ impl App {
         incoming: Incoming<'_>,
     ) -> Result<String, ApiError> {
         // What only this body must not have, before anything costs time.
-        parse_compact(&incoming.body, self.parsing)?;
+        let parsing = parsing_of(&admitted.tenant, &self.replica, &self.parsing);
+        let sealer = parsing.sealer.clone();
+        parse_compact(&incoming.body, parsing)?;
         let request_id = incoming.request_id.to_owned();
         let (turn, permit) = self.turn(admitted, incoming, ask_for_summary).await?;
         let prompt = kept_prompt(&turn.request);
@@ -27,6 +30,6 @@ impl App {
             let message = "the model gave no summary; try again, or with another model";
             return Err(ApiError::new(ErrorKind::Internal, message));
         }
-        Ok(compact_body(&request_id, &prompt, summary.trim(), &usage, unix_s(), None))
+        Ok(compact_body(&request_id, &prompt, summary.trim(), &usage, unix_s(), sealer.as_ref()))
     }
 }

@@ -3,7 +3,9 @@
 //! This file is the order of these phases; each of them lives in a file of its own.
 
 mod background;
+mod choice;
 mod compact;
+mod edits;
 mod read;
 mod writer;
 
@@ -12,17 +14,21 @@ use std::sync::Arc;
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use mainstay_chat::template::RenderOptions;
-use mainstay_chat::{ApiError, Conversation, Endpoint, ErrorKind, Request, encode, history};
+use mainstay_chat::{
+    ApiError, Conversation, Endpoint, ErrorKind, Request, Sealer, encode, history,
+};
 use mainstay_types::TenantId;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::generate::{self, Generation, Job};
+use crate::generate::{self, Job};
 use crate::http::App;
 use crate::model::ModelCard;
 use crate::prompt::{self, Prompt};
 use crate::quota::Spending;
+use crate::seal::parsing_of;
 use crate::stored::LastTurn;
 pub(crate) use background::shown_error;
+use choice::Generations;
 pub(crate) use read::compute;
 pub(crate) use writer::Frames;
 use writer::Writer;
@@ -34,6 +40,8 @@ struct Turn {
     card: Arc<ModelCard>,
     prompt: Prompt,
     tenant: TenantId,
+    /// Seals thinking for this tenant.
+    sealer: Option<Sealer>,
     /// Of the tenant's quota; the request counts as one in flight for as long as this lives.
     spending: Spending,
     /// What `previous_response_id` stands for.
@@ -101,8 +109,10 @@ impl App {
         let app = self.clone();
         let id = request_id.to_owned();
         let bytes = body.len();
+        let parsing = parsing_of(&tenant, &self.replica, &self.parsing);
+        let sealer = parsing.sealer.clone();
         let parse = move || {
-            let request = read::request(endpoint, &body, app.parsing, &names, &id)?;
+            let request = read::request(endpoint, &body, parsing, &names, &id)?;
             Ok((request, app, id))
         };
         let (mut request, app, id) = compute(bytes, parse).await?;
@@ -121,6 +131,7 @@ impl App {
                 ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
             })?;
             let options = RenderOptions::of(&request);
+            edits::apply(&mut request, options, &card);
             let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
             let request_id = id;
             let turn = Turn {
@@ -129,6 +140,7 @@ impl App {
                 card,
                 prompt,
                 tenant,
+                sealer,
                 spending,
                 before,
                 last,
@@ -182,18 +194,20 @@ impl App {
         let (told, stream) = (turn.request.told_header(), turn.request.stream);
         if endpoint == Endpoint::CountTokens {
             let tokens = turn.prompt.tokens.len() as u64;
-            return Ok(Answer { form: AnswerForm::Json(encode::count_tokens_body(tokens)), told });
+            let original = edits::original_tokens(&turn.request, tokens);
+            let form = AnswerForm::Json(encode::count_tokens_body(tokens, original));
+            return Ok(Answer { form, told });
         }
         if turn.request.responses.as_ref().is_some_and(|r| r.background) {
             let queued = self.answer_later(turn, permit).await?;
             return Ok(Answer { form: AnswerForm::Json(queued), told });
         }
-        let (writer, generation) = self.begin(turn, |_| {}).await?;
+        let (writer, generations) = self.begin(turn, |_| {}).await?;
         if stream {
-            let form = AnswerForm::Stream(writer.stream(generation, permit));
+            let form = AnswerForm::Stream(writer.stream(generations, permit));
             return Ok(Answer { form, told });
         }
-        let answer = writer.collect(generation).await.map(AnswerForm::Json);
+        let answer = writer.collect(generations).await.map(AnswerForm::Json);
         drop(permit);
         Ok(Answer { form: answer?, told })
     }
@@ -217,7 +231,7 @@ impl App {
         &self,
         turn: Turn,
         shape: impl FnOnce(&mut Job),
-    ) -> Result<(Writer, Generation), ApiError> {
+    ) -> Result<(Writer, Generations), ApiError> {
         let tokens = turn.prompt.tokens.len();
         let tokens_max = turn.card.context_tokens_max as usize;
         if tokens >= tokens_max {
@@ -239,11 +253,16 @@ impl App {
             let make = |wish| self.pins.make_in_background(wish, turn.request_id.clone());
             pins = wishes.into_iter().map(make).collect();
         };
-        let mut job = turn.job();
-        shape(&mut job);
-        let generation = generate::start(self.placement.clone(), job, make_pins).await?;
-        let writer = Writer::new(turn, &generation, self.stored.clone(), pins);
-        Ok((writer, generation))
+        let mut first = turn.job(0);
+        shape(&mut first);
+        let mut all = vec![generate::start(self.placement.clone(), first, make_pins).await?];
+        // The others begin once the first was taken, so that they find its prefix where it is computed.
+        let more = (1..turn.request.n)
+            .map(|n| Box::pin(generate::start(self.placement.clone(), turn.job(n), || {})));
+        all.extend(futures::future::try_join_all(more).await?);
+        let generations = Generations::new(all);
+        let writer = Writer::new(turn, &generations, self.stored.clone(), pins);
+        Ok((writer, generations))
     }
 }
 
@@ -255,9 +274,17 @@ fn check_results(conversation: &Conversation) -> Result<(), ApiError> {
 }
 
 impl Turn {
-    fn job(&self) -> Job {
+    /// What one of the answers needs, counted from 0.
+    fn job(&self, choice: u32) -> Job {
+        let mut sampling = prompt::sampling(&self.request, &self.card, self.prompt.tokens.len());
+        let mut request_id = self.request_id.clone();
+        if choice > 0 {
+            // The same seed would give the same answer.
+            sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(u64::from(choice)));
+            request_id = format!("{request_id}-{choice}");
+        }
         Job {
-            request_id: self.request_id.clone(),
+            request_id,
             tenant: self.tenant.clone(),
             model: self.card.name.clone(),
             revision: self.card.revision.clone(),
@@ -266,7 +293,7 @@ impl Turn {
             prompt: self.prompt.tokens.clone(),
             blocks: self.prompt.blocks.clone(),
             priority: self.request.hints.priority.unwrap_or(0),
-            sampling: prompt::sampling(&self.request, &self.card, self.prompt.tokens.len()),
+            sampling,
             ranges: Vec::new(),
             expected_output_tokens: self.request.hints.osl.unwrap_or(0),
             guided: None,

@@ -1,24 +1,20 @@
-//! An answer written: a generation's tokens become text, events, and the frames or the body of a client.
+//! An answer written: a request's generations become the frames or the body of its client.
 //!
-//! A client that reads nothing is cut off, and one that leaves ends its generation: it holds a permit and a
-//! worker's stream.
+//! A client that reads nothing is cut off, and one that leaves ends its generations: it holds a permit and workers'
+//! streams.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use mainstay_chat::encode::{self, KEEPALIVE};
-use mainstay_chat::{
-    ApiError, ErrorKind, Finish, OutputEvent, OutputParser, ResponseMeta, StreamEncoder,
-    TokenLogprob, Transcript, Usage,
-};
-use mainstay_proto::v1;
+use mainstay_chat::{ApiError, ErrorKind, Finish, ResponseMeta, StreamEncoder, Transcript, Usage};
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::Turn;
-use crate::generate::{Event, Generation};
-use crate::model::Detokenizer;
+use super::choice::{Choice, Generations, Step};
+use crate::generate::Event;
 use crate::pins::{self, MadeLater};
 use crate::stored::{FinishedTurn, Stored};
 
@@ -36,103 +32,51 @@ pub(super) fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// Turns a generation's tokens into the client's events.
+/// Turns generations' tokens into the client's events.
 pub(super) struct Writer {
     turn: Turn,
     meta: ResponseMeta,
-    parser: OutputParser,
-    detokenizer: Detokenizer,
+    choices: Vec<Choice>,
     usage: Usage,
-    thinking: bool,
     stored: Stored,
     /// What the request wished to keep.
     pins: Vec<MadeLater>,
 }
 
-/// What a generation's event comes to.
-enum Step {
-    Output(Vec<OutputEvent>),
-    End(Vec<OutputEvent>, Finish),
-}
-
 impl Writer {
     pub(super) fn new(
         turn: Turn,
-        generation: &Generation,
+        generations: &Generations,
         stored: Stored,
         pins: Vec<MadeLater>,
     ) -> Self {
-        let cached_tokens = u64::from(generation.cached_tokens);
+        let cached_tokens = u64::from(generations.cached_tokens);
+        let block_tokens = turn.card.block_tokens;
         let usage = Usage {
             prompt_tokens: turn.prompt.tokens.len() as u64,
             cached_tokens,
-            created_tokens: turn.prompt.created_tokens(cached_tokens, turn.card.block_tokens),
+            created_tokens: turn.prompt.created_tokens(cached_tokens, block_tokens),
+            created_long_tokens: turn.prompt.created_long_tokens(cached_tokens, block_tokens),
             completion_tokens: 0,
             reasoning_tokens: 0,
         };
         let meta = meta_of(&turn);
-        let parser = OutputParser::new(turn.request.output_options(turn.prompt.thinking_open));
-        let detokenizer =
-            Detokenizer::new(Arc::clone(&turn.card.tokenizer), turn.card.end_tokens.clone());
-        let thinking = turn.prompt.thinking_open;
-        Self { turn, meta, parser, detokenizer, usage, thinking, stored, pins }
+        let choices = (0..generations.len()).map(|_| Choice::new(&turn)).collect();
+        Self { turn, meta, choices, usage, stored, pins }
     }
 
-    fn take(&mut self, event: Event) -> Step {
-        match event {
-            Event::Tokens { tokens, logprobs } => {
-                self.turn.spending.answer(tokens.len() as u64);
-                let mut out = Vec::new();
-                for (at, token) in tokens.iter().enumerate() {
-                    self.usage.completion_tokens += 1;
-                    let text = self.detokenizer.push(*token);
-                    let events = match self.logprob(at, &text, &logprobs) {
-                        Some(logprob) => self.parser.push_token(&text, logprob),
-                        None => self.parser.push(&text),
-                    };
-                    self.count_reasoning();
-                    out.extend(events);
-                    if let Some(stop) = self.parser.stopped().map(str::to_owned) {
-                        out.extend(self.parser.finish());
-                        return Step::End(out, Finish::StopString(stop));
-                    }
-                }
-                Step::Output(out)
-            }
-            Event::Done { finish } => {
-                let rest = self.detokenizer.finish();
-                let mut out = self.parser.push(&rest);
-                out.extend(self.parser.finish());
-                let finish = match (self.parser.stopped(), finish) {
-                    (Some(stop), _) => Finish::StopString(stop.to_owned()),
-                    (None, v1::Finish::Length) => Finish::Length,
-                    (None, v1::Finish::Cancelled) => Finish::Cancelled,
-                    (None, _) => Finish::Stop,
-                };
-                Step::End(out, finish)
-            }
-            Event::Failed(error) => Step::End(self.parser.finish(), Finish::Error(error)),
+    fn take(&mut self, at: usize, event: Event) -> Step {
+        if self.turn.request.sampling.max_tokens == Some(0) {
+            // The prompt is computed and kept; that was all.
+            return match event {
+                Event::Failed(error) => Step::End(Vec::new(), Finish::Error(error)),
+                Event::Tokens { .. } | Event::Done { .. } => Step::End(Vec::new(), Finish::Length),
+            };
         }
-    }
-
-    /// A token counts as reasoning from the opening of a thought to its close, both tags included.
-    fn count_reasoning(&mut self) {
-        let was = std::mem::replace(&mut self.thinking, self.parser.is_thinking());
-        self.usage.reasoning_tokens += u64::from(was || self.thinking);
-    }
-
-    fn logprob(&self, at: usize, text: &str, all: &[v1::Logprob]) -> Option<TokenLogprob> {
-        let mine = || all.iter().filter(|l| l.position as usize == at);
-        let chosen = mine().find(|l| l.rank == 0)?;
-        let name = |token: u32| self.turn.card.tokenizer.text_of(token);
-        Some(TokenLogprob {
-            token: text.to_owned(),
-            logprob: f64::from(chosen.logprob),
-            top: mine()
-                .filter(|l| l.rank > 0)
-                .map(|l| (name(l.token), f64::from(l.logprob)))
-                .collect(),
-        })
+        let step = self.choices[at].take(event, &self.turn);
+        self.usage.completion_tokens = self.choices.iter().map(|c| c.completion_tokens).sum();
+        self.usage.reasoning_tokens = self.choices.iter().map(|c| c.reasoning_tokens).sum();
+        step
     }
 
     /// Keeps what `previous_response_id` may ask for. `response` makes the response object, as its client gets it.
@@ -157,25 +101,26 @@ impl Writer {
         }
     }
 
-    /// Takes all of a generation, and counts what was used.
+    /// Takes all of the generations, and counts what was used.
     async fn take_all(
         &mut self,
-        mut generation: Generation,
-    ) -> Result<(Transcript, Finish), ApiError> {
-        let mut transcript = Transcript::default();
-        while let Some(event) = generation.events.recv().await {
-            let (events, finish) = match self.take(event) {
+        mut generations: Generations,
+    ) -> Result<Vec<(Transcript, Finish)>, ApiError> {
+        let mut answers = vec![(Transcript::default(), Finish::Stop); self.choices.len()];
+        while let Some((at, event)) = generations.next().await {
+            let (events, finish) = match self.take(at, event) {
                 Step::Output(events) => (events, None),
                 Step::End(events, finish) => (events, Some(finish)),
             };
-            events.iter().for_each(|e| transcript.push(e));
+            events.iter().for_each(|e| answers[at].0.push(e));
             match finish {
-                None => {}
+                None => continue,
                 Some(Finish::Error(error)) => return Err(error),
-                Some(finish) => {
-                    record(&self.usage);
-                    return Ok((transcript, finish));
-                }
+                Some(finish) => answers[at].1 = finish,
+            }
+            if generations.end(at) {
+                record(&self.usage);
+                return Ok(answers);
             }
         }
         Err(ApiError::new(ErrorKind::Internal, "the generation ended without an end"))
@@ -184,15 +129,15 @@ impl Writer {
     /// What the model says, for somebody here rather than for the client.
     pub(super) async fn transcribe(
         mut self,
-        generation: Generation,
+        generations: Generations,
     ) -> Result<(Transcript, Usage), ApiError> {
-        let (transcript, _) = self.take_all(generation).await?;
-        Ok((transcript, self.usage))
+        let first = self.take_all(generations).await?.into_iter().next();
+        Ok((first.map(|(transcript, _)| transcript).unwrap_or_default(), self.usage))
     }
 
     /// The events of an answer that says nothing, once the prompt has been worked through.
-    pub(super) async fn warm(mut self, generation: Generation) -> Result<Frames, ApiError> {
-        self.take_all(generation).await?;
+    pub(super) async fn warm(mut self, generations: Generations) -> Result<Frames, ApiError> {
+        self.take_all(generations).await?;
         (self.usage.completion_tokens, self.usage.reasoning_tokens) = (0, 0);
         self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
         let mut encoder = StreamEncoder::new(&self.turn.request, self.meta.clone());
@@ -206,26 +151,32 @@ impl Writer {
         Ok(receiver)
     }
 
-    pub(super) async fn collect(mut self, generation: Generation) -> Result<String, ApiError> {
-        let (transcript, finish) = self.take_all(generation).await?;
+    pub(super) async fn collect(mut self, generations: Generations) -> Result<String, ApiError> {
+        let answers = self.take_all(generations).await?;
         self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
         let (request, meta) = (&self.turn.request, &self.meta);
-        let body = encode::complete(request, meta, &transcript, &finish, &self.usage, unix_s());
-        self.store(&transcript, || serde_json::from_str(&body).ok()).await;
+        let parts: Vec<(&Transcript, &Finish)> = answers.iter().map(|(t, f)| (t, f)).collect();
+        let body = encode::complete_choices(request, meta, &parts, &self.usage, unix_s());
+        if let Some((transcript, _)) = answers.first() {
+            self.store(transcript, || serde_json::from_str(&body).ok()).await;
+        }
         Ok(body)
     }
 
-    /// The body of a stream. The client's leaving drops it, which ends the generation.
+    /// The body of a stream. The client's leaving drops it, which ends the generations.
     pub(super) fn stream(
         mut self,
-        mut generation: Generation,
+        mut generations: Generations,
         permit: OwnedSemaphorePermit,
     ) -> Frames {
         let (sender, receiver) = mpsc::channel(FRAMES_MAX);
         tokio::spawn(async move {
             let _permit = permit;
-            let mut encoder = StreamEncoder::new(&self.turn.request, self.meta.clone());
-            let mut text = encoder.start(&self.usage);
+            let mut encoders: Vec<StreamEncoder> = (0..)
+                .zip(&self.choices)
+                .map(|(n, _)| StreamEncoder::for_choice(&self.turn.request, self.meta.clone(), n))
+                .collect();
+            let mut text: String = encoders.iter_mut().map(|e| e.start(&self.usage)).collect();
             loop {
                 let frames = std::mem::take(&mut text);
                 if !frames.is_empty()
@@ -234,36 +185,37 @@ impl Writer {
                     return;
                 }
                 let event = tokio::select! {
-                    event = generation.events.recv() => event,
+                    event = generations.next() => event,
                     () = sender.closed() => return,
                     () = tokio::time::sleep(KEEPALIVE_AFTER) => {
                         text = KEEPALIVE.to_owned();
                         continue;
                     }
                 };
-                let event = event.unwrap_or_else(|| {
-                    Event::Failed(ApiError::new(
-                        ErrorKind::Internal,
-                        "the generation ended without an end",
-                    ))
-                });
-                let (events, finish) = match self.take(event) {
+                let Some((at, event)) = event else { return };
+                let (events, finish) = match self.take(at, event) {
                     Step::Output(events) => (events, None),
                     Step::End(events, finish) => (events, Some(finish)),
                 };
+                let encoder = &mut encoders[at];
                 text = events.iter().map(|e| encoder.event(e)).collect();
-                if let Some(finish) = finish {
-                    encoder.note_pins(pins::notes(std::mem::take(&mut self.pins)).await);
-                    let end = encoder.finish(&finish, &self.usage, unix_s());
-                    record(&self.usage);
-                    if !matches!(finish, Finish::Error(_)) {
-                        // Whoever has seen the end may continue it anywhere.
-                        self.store(encoder.transcript(), || last_response(&end)).await;
-                    }
-                    text.push_str(&end);
-                    let _ = sender.send_timeout(Ok(Bytes::from(text)), READ_STALL_MAX).await;
-                    return;
+                let Some(finish) = finish else { continue };
+                // One answer that fails ends the stream for all of them.
+                let failed = matches!(finish, Finish::Error(_));
+                if !generations.end(at) && !failed {
+                    text.push_str(&encoder.finish_choice(&finish));
+                    continue;
                 }
+                encoder.note_pins(pins::notes(std::mem::take(&mut self.pins)).await);
+                let end = encoder.finish(&finish, &self.usage, unix_s());
+                record(&self.usage);
+                if !failed {
+                    // Whoever has seen the end may continue it anywhere.
+                    self.store(encoders[0].transcript(), || last_response(&end)).await;
+                }
+                text.push_str(&end);
+                let _ = sender.send_timeout(Ok(Bytes::from(text)), READ_STALL_MAX).await;
+                return;
             }
         });
         receiver
@@ -275,7 +227,7 @@ fn meta_of(turn: &Turn) -> ResponseMeta {
         request_id: turn.request_id.clone(),
         model: turn.request.model.clone(),
         created_unix_s: turn.created_unix_s,
-        thinking_mac: None,
+        sealer: turn.sealer.clone(),
         pins: Vec::new(),
     }
 }

@@ -3,6 +3,7 @@
 mod admin;
 mod door;
 mod health;
+mod inflate;
 mod pin_create;
 mod staleness;
 mod starting;
@@ -76,7 +77,7 @@ impl App {
     ) -> Self {
         let parsing = ParseOptions { media: config.media, ..ParseOptions::default() };
         Self {
-            stored: Stored::new(control.clone(), replica.clone(), parsing),
+            stored: Stored::new(control.clone(), replica.clone(), parsing.clone()),
             sockets: websocket::Sockets::new(config.websocket),
             placement: Placement::new(workers.clone(), replica.clone(), &config),
             pins: Pins::new(control.clone(), replica.clone()),
@@ -181,7 +182,7 @@ fn with_request_id(mut response: Response, request_id: &str) -> Response {
 
 /// Reads a whole body, or says which limit it broke.
 async fn read_body(request: Request<Body>) -> Result<(HeaderMap, Bytes), ApiError> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let too_large = || {
         let message = format!("the body is larger than {BODY_BYTES_MAX} bytes");
         ApiError::new(ErrorKind::TooLarge, message)
@@ -193,10 +194,13 @@ async fn read_body(request: Request<Body>) -> Result<(HeaderMap, Bytes), ApiErro
     let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, BODY_BYTES_MAX)).await;
     let Ok(read) = read else {
         let message = format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs());
-        return Err(ApiError::new(ErrorKind::InvalidRequest, message));
+        return Err(ApiError::new(ErrorKind::Timeout, message));
     };
     match read {
-        Ok(bytes) => Ok((parts.headers, bytes)),
+        Ok(bytes) => {
+            let bytes = inflate::inflated(&mut parts.headers, bytes).await?;
+            Ok((parts.headers, bytes))
+        }
         Err(error) => {
             let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
             while let Some(e) = cause {

@@ -67,7 +67,7 @@ fn wish(app: &App, tenant: TenantId, body: &[u8]) -> Result<Wish, ApiError> {
     let parsed: Value = serde_json::from_slice(body)
         .map_err(|e| ApiError::invalid("", &format!("not JSON: {e}")))?;
     let terms = terms(&parsed, &app.region)?;
-    let conversation = mainstay_chat::parse(Endpoint::Chat, body, app.parsing)?;
+    let conversation = mainstay_chat::parse(Endpoint::Chat, body, app.parsing.clone())?;
     let card = app.model(&conversation.model)?;
     let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
         ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")

@@ -21,6 +21,7 @@ use tonic::{Code, Status};
 
 use crate::answer::shown_error;
 use crate::replica::Replica;
+use crate::seal::parsing_of;
 use memory::{Memory, Remembered};
 use payload::Said;
 
@@ -165,7 +166,7 @@ impl Stored {
             let message = format!("response `{id}` has not ended; wait for it, then continue it");
             return Err(ApiError::invalid("previous_response_id", &message));
         }
-        let parsing = self.parsing;
+        let parsing = parsing_of(tenant, &self.replica, &self.parsing);
         let read = tokio::task::spawn_blocking(move || {
             let said = chain.iter().map(said).collect::<Result<Vec<_>, _>>()?;
             payload::conversation_of(&said, parsing)

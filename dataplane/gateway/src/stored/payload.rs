@@ -50,7 +50,7 @@ pub(super) fn conversation_of(
     let mut conversation = Conversation::default();
     for said in chain {
         for items in [said.before.as_slice(), &said.input, said.output()] {
-            history::append_items(&mut conversation, items, parsing).map_err(|error| {
+            history::append_items(&mut conversation, items, parsing.clone()).map_err(|error| {
                 let message = format!("a stored response can't be read: {}", error.message);
                 ApiError::new(ErrorKind::Internal, message)
             })?;
