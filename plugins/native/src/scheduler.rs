@@ -24,7 +24,7 @@ use mainstay_engine_abi::sdk::{
 use mainstay_kernels::{KvPool, Pool};
 
 use crate::LoadError;
-use crate::block_pool::{BlockPool, PinError};
+use mainstay_engine_blocks::{BlockPool, PinError};
 use crate::model::{Batch, Model, Scratch};
 use crate::sampler::{Choice, NotFinite};
 use sequence::{Grid, Place, Sequence};

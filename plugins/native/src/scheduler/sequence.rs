@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
 use mainstay_engine_abi::sdk::{Logprob, Output, Request, RetentionRange, TOKENS_TO_END};
 
-use crate::block_pool::{BlockId, Claim};
+use mainstay_engine_blocks::{BlockId, Claim};
 use crate::sampler::Sampler;
 
 /// The order of service: priority, then arrival. Less comes first.
