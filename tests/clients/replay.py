@@ -1,14 +1,16 @@
 """Whether every request that real clients were recorded to send gets a valid answer.
 
-    python replay.py --base-url URL --model NAME --recordings FOLDER [--only TEXT]
+    mainstay serve --engine sim --script harness/replay.toml --any-model
+    python replay.py --base-url URL --recordings FOLDER [--only TEXT]
 
 FOLDER holds recordings, one JSON file a request (method, path, query, headers, body), in
 folders of one session each. Bodies go out as they are, except what only their recorder
-could know: the model's name, unless --model is left out, and ids that the recorder's own
-server gave (`previous_response_id` and calls that nothing in the body makes), which are
+could know: ids that its own server gave (`previous_response_id` and calls that nothing in the body makes), which are
 those of this server's answers here. An answer is valid when its status is right, each
 body and event fits the official SDK's types, events come in their protocol's order, and
-the same body without `stream` gets the same text, calls and token counts.
+the same body without `stream` gets the same text, calls and token counts. That last asks
+for an engine that answers a prompt alike each time, as the sim engine does. `--model NAME`
+names another model in each body, for a server that takes only its own name.
 
 Recordings are not part of the project: without FOLDER this says so and ends with status 77.
 """

@@ -38,9 +38,12 @@ class Cluster:
         for number, port in enumerate(ports, 1):
             self.spawn(f"m{number}", "control", f"--node-id={number}", f"--listen=127.0.0.1:{port}",
                        f"--members={listed}", f"--data-dir={self.folder}/m{number}")
+        models = self.folder / "gateway.toml"
+        # Clients have names of models built in.
+        models.write_text(f'[models]\naliases = {{ "*" = "{MODEL}" }}\n')
         self.gateways = [("127.0.0.1", free_port()) for _ in range(gateways)]
         for number, (host, port) in enumerate(self.gateways, 1):
-            self.spawn(f"g{number}", "gateway", f"--control={control}", f"--listen={host}:{port}")
+            self.spawn(f"g{number}", "gateway", f"--control={control}", f"--listen={host}:{port}", f"--config={models}")
         config = self.folder / "engine.toml"
         config.write_text("[engine]\n" + "".join(f"{key} = {value}\n" for key, value in engine.items()))
         for number in range(1, workers + 1):
