@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(answer(late).text, "It says plenty, for $5.");
         assert_eq!(
             answer("please read a.txt").text,
-            r#"<think>a file</think><tool_call>{"name":"Read","arguments":{"file_path":"/p/a.txt","limit":7,"deep":[{"at":"a.txt"}]}}</tool_call>"#
+            r#"<think>a file</think><tool_call>{"name":"Read","arguments":{"deep":[{"at":"a.txt"}],"file_path":"/p/a.txt","limit":7}}</tool_call>"#
         );
         assert_eq!(answer("long"), Answer { text: String::new(), words: 9 });
         assert_eq!(answer("hello").text, "nothing");

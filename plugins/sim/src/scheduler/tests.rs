@@ -184,7 +184,7 @@ fn the_same_prefix_in_flight_is_computed_once() {
 
 #[test]
 fn the_cache_evicts_by_priority_and_never_what_is_pinned() {
-    let mut bench = Bench::new(r#"{"blocks": 32}"#);
+    let mut bench = Bench::new(r#"{"blocks": 24}"#);
     let run = |bench: &mut Bench, id, seed, priority| {
         let range = RetentionRange { start: 0, end: TOKENS_TO_END, priority, duration_ms: 0 };
         let request = Request { ranges: vec![range], ..request(id, &prompt(seed, 127), 1) };
