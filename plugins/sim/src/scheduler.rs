@@ -158,7 +158,8 @@ impl Scheduler {
         let counts = self.blocks.counts();
         let unread = |s: &Sequence| (s.tokens.len() - s.computed) as u64;
         let waiting: u64 = self.waiting.values().map(|s| unread(s)).sum();
-        let running: u64 = self.running.values().filter(|s| s.prefilling()).map(|s| unread(s)).sum();
+        let running: u64 =
+            self.running.values().filter(|s| s.prefilling()).map(|s| unread(s)).sum();
         Stats {
             running: self.running.len() as u32,
             waiting: self.waiting.len() as u32,
@@ -213,9 +214,8 @@ impl Scheduler {
             let Some(mut sequence) = self.waiting.remove(&place) else { return };
             let hits = self.hits(&sequence);
             sequence.waits_for = sequence.hashes.get(hits).copied();
-            sequence.waits_for = sequence
-                .waits_for
-                .filter(|hash| self.is_computed_before(*hash, place));
+            sequence.waits_for =
+                sequence.waits_for.filter(|hash| self.is_computed_before(*hash, place));
             if sequence.waits_for.is_some() {
                 self.waiting.insert(place, sequence);
                 continue;

@@ -117,9 +117,9 @@ impl Text {
 
 /// Whether a token is a word with its leading space, as the usual tokenizers write that.
 fn is_word(token: &str) -> bool {
-    token.strip_prefix(['Ġ', '▁']).is_some_and(|word| {
-        word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_lowercase())
-    })
+    token
+        .strip_prefix(['Ġ', '▁'])
+        .is_some_and(|word| word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_lowercase()))
 }
 
 /// A model's file; `None` where an optional one is not there.

@@ -45,8 +45,8 @@ ROWS = [
     Row("500", all_but([])),
     Row("503+retry-after", all_but([]), wait_s=1.0),
     Row("401", {"claude": "ok", "codex": "ok", "openai": "fatal", "anthropic": "fatal"}),
-    # opencode makes the conversation smaller and goes on; the others tell the user.
-    Row("too-long", {"claude": "fatal", "codex": "fatal", "opencode-chat": "shrinks", "openai": "fatal", "anthropic": "fatal"}),
+    # Claude Code and opencode make the conversation smaller and go on; the others tell the user.
+    Row("too-long", {"claude": "shrinks", "codex": "fatal", "opencode-chat": "shrinks", "openai": "fatal", "anthropic": "fatal"}),
     Row("drop", all_but([])),
     Row("error-event", {"claude": "ok", "codex": "ok", "opencode-messages": "ok", "anthropic": "fatal"}),
     Row("cut", {name: "ok" for name in AGENTS} | dict.fromkeys(SDKS, "fatal")),

@@ -64,7 +64,9 @@ impl EngineArgs {
         match self.engine.as_str() {
             "native" => Ok(native()),
             SIM => Ok(Source::Linked(mainstay_sim::entry())),
-            "remote" => bail!("engine \"remote\" is not in this build; use native, sim or a FILE.so"),
+            "remote" => {
+                bail!("engine \"remote\" is not in this build; use native, sim or a FILE.so")
+            }
             file => {
                 let path = Path::new(file);
                 if !path.is_file() {
@@ -96,9 +98,8 @@ impl EngineArgs {
             if self.engine != SIM {
                 bail!("only `--engine sim` has a --script");
             }
-            let script = script
-                .canonicalize()
-                .with_context(|| format!("no script {}", script.display()))?;
+            let script =
+                script.canonicalize().with_context(|| format!("no script {}", script.display()))?;
             config.insert("script".into(), json!(script.to_string_lossy()));
         }
         let numbers = [

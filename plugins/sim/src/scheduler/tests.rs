@@ -141,10 +141,8 @@ fn limits_and_stop_tokens_are_kept() {
 fn a_moved_request_goes_on_where_it_stopped() {
     let tokens = prompt(1, 50);
     let whole = Bench::new("{}").run(request(1, &tokens, 30)).tokens;
-    let moved = Request {
-        sampled_before: 12,
-        ..request(2, &[&tokens[..], &whole[..12]].concat(), 18)
-    };
+    let moved =
+        Request { sampled_before: 12, ..request(2, &[&tokens[..], &whole[..12]].concat(), 18) };
     assert_eq!(Bench::new("{}").run(moved).tokens, whole[12..]);
 }
 
