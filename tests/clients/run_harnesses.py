@@ -131,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--binary", type=Path, required=True, help="the mainstay program")
     parser.add_argument("--installed", type=Path, required=True, help="where install.sh has put the harnesses")
+    parser.add_argument("--engine", default="sim", help="the sim engine's library, where the program has none of its own")
     parser.add_argument("--part", action="append", choices=["tasks", "session", "faults"], help="default: all")
     parser.add_argument("--only", default="", help="run the checks whose name contains this")
     parser.add_argument("--keep", type=Path, help="write what passed through the proxy to this folder")
@@ -141,7 +142,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mainstay-harness-") as scratch:
         place = Workplace(Path(scratch))
         clients = place.clients(arguments.installed.resolve())
-        cluster = Cluster(arguments.binary.resolve(), place.script())
+        cluster = Cluster(arguments.binary.resolve(), place.script(), engine=arguments.engine)
         proxy = Proxy(cluster.gateways)
         try:
             if "tasks" in parts:
@@ -149,7 +150,7 @@ def main() -> None:
                     checks.run(f"{client.name} finishes a task", lambda: check_task(client, place, proxy))
                     keep(arguments.keep, client.name, proxy)
             if "session" in parts:
-                oracle = Cluster(arguments.binary.resolve(), place.script(), gateways=1, workers=1)
+                oracle = Cluster(arguments.binary.resolve(), place.script(), gateways=1, workers=1, engine=arguments.engine)
                 try:
                     checks.run(f"a session of {SESSION_STEPS} steps", lambda: check_session(clients[0], proxy, oracle))
                 finally:

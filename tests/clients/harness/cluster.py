@@ -21,17 +21,17 @@ class Cluster:
     """Runs until closed; logs stay in its folder until then."""
 
     def __init__(self, binary: Path, script: Path, gateways: int = 2, workers: int = 3, members: int = 1,
-                 engine: dict[str, int] | None = None):
+                 engine: str = "sim"):
         self.binary = binary
         self.folder = Path(tempfile.mkdtemp(prefix="mainstay-cluster-"))
         self.processes: dict[str, subprocess.Popen] = {}
         try:
-            self.start(script, gateways, workers, members, engine or {})
+            self.start(script, gateways, workers, members, engine)
         except BaseException:
             self.close()
             raise
 
-    def start(self, script: Path, gateways: int, workers: int, members: int, engine: dict[str, int]) -> None:
+    def start(self, script: Path, gateways: int, workers: int, members: int, engine: str) -> None:
         ports = [free_port() for _ in range(members)]
         listed = ",".join(f"{n + 1}=127.0.0.1:{port}" for n, port in enumerate(ports))
         control = ",".join(f"127.0.0.1:{port}" for port in ports)
@@ -45,10 +45,10 @@ class Cluster:
         for number, (host, port) in enumerate(self.gateways, 1):
             self.spawn(f"g{number}", "gateway", f"--control={control}", f"--listen={host}:{port}", f"--config={models}")
         config = self.folder / "engine.toml"
-        config.write_text("[engine]\n" + "".join(f"{key} = {value}\n" for key, value in engine.items()))
+        config.write_text(f'[engine]\nscript = "{script}"\n')
         for number in range(1, workers + 1):
-            self.spawn(f"w{number}", "worker", f"--control={control}", f"--name=w{number}", "--engine=sim",
-                       f"--script={script}", f"--model-name={MODEL}", f"--config={config}")
+            self.spawn(f"w{number}", "worker", f"--control={control}", f"--name=w{number}", f"--engine={engine}",
+                       f"--model-name={MODEL}", f"--config={config}")
         self.wait()
 
     def spawn(self, name: str, *arguments: str) -> None:
