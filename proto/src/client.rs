@@ -4,6 +4,8 @@
 //! Every control write is idempotent (ids and incarnations are chosen by the caller), so a write whose answer
 //! was lost may be sent again.
 
+mod pin_writes;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,6 +42,7 @@ struct Inner {
     connector: Connector,
     members: std::sync::RwLock<Vec<(String, Channel)>>,
     current: AtomicUsize,
+    links: pin_writes::Links,
 }
 
 /// Opens a lazy channel to `host:port` in plain text.
@@ -106,6 +109,7 @@ impl ControlPlane {
                 connector,
                 members: std::sync::RwLock::new(members),
                 current: AtomicUsize::new(0),
+                links: pin_writes::Links::default(),
             }),
         })
     }
@@ -181,12 +185,21 @@ impl ControlPlane {
         F: FnMut(ControlClient<Channel>) -> Fut,
         Fut: Future<Output = Result<tonic::Response<T>, Status>>,
     {
+        self.call_at(deadline, |_, client| call(client)).await
+    }
+
+    /// [`ControlPlane::call`], with the member's place in the list.
+    async fn call_at<T, F, Fut>(&self, deadline: Duration, mut call: F) -> Result<T, Status>
+    where
+        F: FnMut(usize, ControlClient<Channel>) -> Fut,
+        Fut: Future<Output = Result<tonic::Response<T>, Status>>,
+    {
         let end = tokio::time::Instant::now() + deadline;
         let mut doubts = Doubts::default();
         loop {
             let patience = end.min(tokio::time::Instant::now() + ATTEMPT_MAX);
             let (at, client) = self.pick(&doubts);
-            let result = tokio::time::timeout_at(patience, call(client)).await;
+            let result = tokio::time::timeout_at(patience, call(at, client)).await;
             let status = match result {
                 Ok(Ok(reply)) => return Ok(reply.into_inner()),
                 Ok(Err(status)) => status,

@@ -1,6 +1,7 @@
 //! Conversions between wire messages and [`mainstay_types`]. A malformed message is a typed error, never a
 //! default: a hash of the wrong length must not become block 0.
 
+pub mod responses;
 pub mod tenants;
 
 use bytes::Bytes;
@@ -246,9 +247,16 @@ pub fn kept_from_wire(kept: &v1::KeptTokens) -> Result<KeptTokens> {
 #[must_use]
 pub fn kept_to_wire(kept: &KeptTokens) -> v1::KeptTokens {
     v1::KeptTokens {
+        packed: kept.packed().map(Bytes::copy_from_slice).unwrap_or_default(),
+        ..kept_to_wire_withheld(kept)
+    }
+}
+
+fn kept_to_wire_withheld(kept: &KeptTokens) -> v1::KeptTokens {
+    v1::KeptTokens {
         model: kept.model().to_owned(),
         revision: kept.revision().to_owned(),
-        packed: kept.packed().map(Bytes::copy_from_slice).unwrap_or_default(),
+        packed: Bytes::new(),
         count: kept.count(),
         packed_bytes: kept.packed_bytes(),
         sum: u128_to_wire(kept.sum()),
@@ -266,17 +274,27 @@ pub fn withhold_tokens(pin: &mut v1::PutPin) {
 #[must_use]
 pub fn pin_to_wire(pin: &PinRequest) -> v1::PutPin {
     v1::PutPin {
+        blocks: hashes_to_wire(&pin.blocks),
+        tokens: pin.tokens.as_ref().map(|tokens| Box::new(kept_to_wire(tokens))),
+        ..pin_to_wire_in_short(pin)
+    }
+}
+
+/// Writes a pin request without its blocks, and with its tokens withheld.
+#[must_use]
+pub fn pin_to_wire_in_short(pin: &PinRequest) -> v1::PutPin {
+    v1::PutPin {
         id: u128_to_wire(pin.id.0),
         tenant: pin.tenant.as_str().to_owned(),
         namespace: u128_to_wire(pin.namespace.0),
         owner: pin.owner.as_ref().map(|o| o.as_str().to_owned()).unwrap_or_default(),
-        blocks: hashes_to_wire(&pin.blocks),
         prefix_tokens: pin.prefix_tokens,
         ttl_ms: pin.ttl_ms,
         priority: u32::from(pin.priority),
         copies_min: pin.copies_min,
-        tokens: pin.tokens.as_ref().map(|tokens| Box::new(kept_to_wire(tokens))),
         scope: pin.scope.to_string(),
+        blocks: Bytes::new(),
+        tokens: pin.tokens.as_ref().map(|tokens| Box::new(kept_to_wire_withheld(tokens))),
     }
 }
 
@@ -346,6 +364,11 @@ fn command_from_wire(command: &v1::Command) -> Result<Command> {
         Wire::PutJoinToken(t) => tenants::put_join_token(t)?,
         Wire::UseJoinToken(j) => tenants::use_join_token(j)?,
         Wire::RemoveJoinToken(t) => Command::RemoveJoinToken { id: tenants::key_id(&t.id)? },
+        Wire::RaiseVersion(r) => Command::RaiseVersion {
+            version: u8::try_from(r.version).map_err(|_| ConvertError::Malformed("version"))?,
+        },
+        Wire::PutResponse(r) => Command::PutResponse(responses::record_from_wire(r)?),
+        Wire::EndResponse(r) => responses::end_from_wire(r)?,
     })
 }
 
@@ -411,6 +434,9 @@ fn command_to_wire(command: &Command) -> v1::command::Command {
             worker: worker.0,
             epoch: epoch.0,
         }),
+        Command::RaiseVersion { version } => {
+            Wire::RaiseVersion(v1::RaiseVersion { version: u32::from(*version) })
+        }
         Command::PutTenant { .. }
         | Command::RemoveTenant { .. }
         | Command::PutKey { .. }
@@ -418,6 +444,12 @@ fn command_to_wire(command: &Command) -> v1::command::Command {
         | Command::PutJoinToken(_)
         | Command::UseJoinToken(_)
         | Command::RemoveJoinToken { .. } => tenants::to_wire(command),
+        Command::PutResponse(record) => Wire::PutResponse(responses::record_to_wire(record)),
+        Command::EndResponse { tenant, id, cancelled } => Wire::EndResponse(v1::EndResponse {
+            tenant: tenant.to_string(),
+            id: id.to_string(),
+            cancelled: *cancelled,
+        }),
     }
 }
 

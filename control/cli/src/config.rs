@@ -17,6 +17,8 @@ pub(crate) struct FileConfig {
     pub(crate) pins: PinsConfig,
     /// Names of models, and what is not text.
     pub(crate) models: ModelsConfig,
+    /// How the Responses API is served.
+    pub(crate) responses: ResponsesConfig,
     /// Passed to the engine as it is, beside what flags set.
     pub(crate) engine: toml::Table,
 }
@@ -37,6 +39,14 @@ pub(crate) struct ModelsConfig {
     aliases: BTreeMap<String, String>,
     /// What becomes of images and other content that is not text: `text` or `refuse`.
     media: Option<String>,
+}
+
+/// `[responses]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ResponsesConfig {
+    /// Whether over WebSocket, too; true if it does not say.
+    websocket: Option<bool>,
 }
 
 /// One API key.
@@ -74,6 +84,7 @@ impl FileConfig {
         gateway.recompute = self.recompute()?;
         let aliases = self.models.aliases.iter().map(|(a, b)| (a.clone(), b.clone()));
         gateway.aliases = ModelAliases::new(aliases).map_err(|e| anyhow!("models.aliases: {e}"))?;
+        gateway.websocket = self.responses.websocket.unwrap_or(gateway.websocket);
         if let Some(name) = &self.models.media {
             gateway.media = Media::from_name(name).with_context(|| {
                 let names: Vec<&str> = Media::ALL.iter().map(|choice| choice.name()).collect();

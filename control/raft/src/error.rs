@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use mainstay_state::NewerCommand;
+
 /// A data directory that can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -24,14 +26,14 @@ pub enum StoreError {
     },
     /// It was written in a format this program does not read.
     #[error(
-        "data directory {dir} has format {found}, this program reads format {expected}; start the version that wrote it, or pass another --data-dir"
+        "data directory {dir} has format {found}, this program reads formats up to {expected}; start the version that wrote it or a newer one, or pass another --data-dir"
     )]
     Version {
         /// The directory.
         dir: PathBuf,
         /// Its format.
         found: String,
-        /// Ours.
+        /// The newest that this program reads.
         expected: u32,
     },
     /// It belongs to another member.
@@ -173,6 +175,14 @@ pub enum ProposeError {
         /// The limit.
         max: usize,
     },
+    /// Members of the cluster's version could not read it.
+    #[error("{newer}: {why}")]
+    Newer {
+        /// What it needs.
+        newer: NewerCommand,
+        /// Why the version is not raised, and what to do.
+        why: String,
+    },
     /// The group has ended.
     #[error("the replicated log has ended: {0}")]
     Fatal(String),
@@ -205,6 +215,18 @@ pub enum MemberError {
     Unknown {
         /// The id.
         id: u64,
+    },
+    /// It runs an older program than the cluster's log takes.
+    #[error(
+        "member {id} runs version {knows}, the cluster is at version {version}; start it with the program that the other members run"
+    )]
+    Older {
+        /// The id.
+        id: u64,
+        /// The newest version that it knows.
+        knows: u8,
+        /// The cluster's.
+        version: u8,
     },
     /// One more than the group may have.
     #[error("the group has {max} members already")]

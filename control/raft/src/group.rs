@@ -8,6 +8,7 @@ mod config;
 mod lead;
 mod membership;
 mod proposer;
+mod version;
 mod view;
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use mainstay_proto::client::MESSAGE_BYTES_MAX;
 use mainstay_proto::v1::raft_server::RaftServer;
-use mainstay_state::{Machine, Outcome};
+use mainstay_state::{Machine, Outcome, VERSION_NEWEST, VERSION_OLDEST};
 use mainstay_types::{Command, CutSource, LogIndex, NodeId, Stamp, Tenure};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
@@ -73,6 +74,7 @@ struct Inner {
     instances: Arc<Instances>,
     boot: u64,
     started: Instant,
+    version_max: u8,
     raft: Raft,
     shared: Arc<Shared>,
     proposals: Semaphore,
@@ -81,6 +83,8 @@ struct Inner {
     ended: watch::Receiver<Option<String>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     proposer: Proposer,
+    /// Why the cluster's version is not raised; `None` until that was looked at.
+    held_back: Mutex<Option<String>>,
     store: Mutex<Option<Log>>,
 }
 
@@ -131,10 +135,13 @@ impl Group {
             return Err(GroupError::Settings("a member's id must not be 0".into()));
         }
         let boot = boot_nonce()?;
-        let (store, snapshots, instance) = open(&config).await?;
+        let (store, snapshots, folder) = open(&config).await?;
+        // A simulated disk is never given to another member.
+        let instance = folder.as_ref().map_or(node, Folder::instance);
         let snapshots = Arc::new(snapshots);
         let shared = Arc::new(Shared::new(config.limits));
-        let machine = StateMachine::new(Arc::clone(&shared), snapshots, store.clone());
+        let mut machine = StateMachine::new(Arc::clone(&shared), snapshots, store.clone());
+        machine.folder = folder;
         let instances = Arc::new(Instances::default());
         let network = Network {
             own: Identity { id: node, instance },
@@ -162,6 +169,7 @@ impl Group {
             instances,
             boot,
             started,
+            version_max: config.settings.version_max.clamp(VERSION_OLDEST, VERSION_NEWEST),
             raft,
             shared,
             proposals: Semaphore::new(PROPOSALS_MAX),
@@ -169,6 +177,7 @@ impl Group {
             recovered,
             ended,
             proposer,
+            held_back: Mutex::default(),
             tasks: Mutex::default(),
             store: Mutex::new(Some(store)),
         };
@@ -223,10 +232,10 @@ impl Group {
         if commands.len() > PROPOSALS_MAX {
             return Err(ProposeError::TooLarge { bytes: commands.len(), max: PROPOSALS_MAX });
         }
-        let commands: Arc<[Command]> = commands.into();
         let work = async {
             let permit = self.inner.proposals.acquire_many(batch).await;
             let _permit = permit.map_err(|_| self.fatal("closed"))?;
+            let commands: Arc<[Command]> = self.fit(commands).await?.into();
             let until = Instant::now() + LEASE_WAIT;
             loop {
                 match self.inner.proposer.write(Arc::clone(&commands)).await {
@@ -458,18 +467,17 @@ fn boot_nonce() -> Result<u64, GroupError> {
     getrandom::u64().map_err(|e| GroupError::Settings(format!("the system has no randomness: {e}")))
 }
 
-/// Opens the log and the images; answers whose directory it is, too.
-async fn open(config: &GroupConfig) -> Result<(Log, SnapshotStore, u64), GroupError> {
+/// Opens the log and the images; answers which folder they are in, too.
+async fn open(config: &GroupConfig) -> Result<(Log, SnapshotStore, Option<Folder>), GroupError> {
     #[cfg(feature = "simulation")]
     if let Some(disk) = &config.disk {
-        // A simulated disk is never given to another member.
-        return Ok((Log::in_memory(disk)?, SnapshotStore::in_memory(disk.clone()), config.node.0));
+        return Ok((Log::in_memory(disk)?, SnapshotStore::in_memory(disk.clone()), None));
     }
     let (dir, node) = (config.data_dir.clone(), config.node.0);
     tokio::task::spawn_blocking(move || {
         let folder = Folder::claim(&dir, node)?;
         let store = LogStore::open(&folder)?;
-        Ok((Log::Rocks(store), SnapshotStore::new(folder.snapshot()), folder.instance()))
+        Ok((Log::Rocks(store), SnapshotStore::new(folder.snapshot()), Some(folder)))
     })
     .await
     .map_err(|e| GroupError::Ended(e.to_string()))?

@@ -7,13 +7,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use mainstay_proto::convert::proposal_from_wire;
 use mainstay_proto::v1;
-use mainstay_state::{Limits, Machine, Outcome};
+use mainstay_state::{Limits, Machine, Outcome, VERSION_NEWEST};
 use mainstay_types::{Command, LogIndex, Proposal};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
@@ -22,7 +22,7 @@ use prost::Message;
 
 use crate::feed::{Applied, Feed};
 use crate::snapshot::SnapshotStore;
-use crate::store::Log;
+use crate::store::{Folder, Log};
 use crate::streams::StreamHub;
 use crate::types::{Answer, Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 
@@ -41,13 +41,17 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     /// Bytes of proposals that were applied since an image was last asked for.
     pub(crate) bytes_since_image: AtomicU64,
+    /// The machine's, to be looked at without its lock.
+    pub(crate) version: AtomicU8,
 }
 
 impl Shared {
     pub(crate) fn new(limits: Limits) -> Self {
-        let machine = RwLock::new(Machine::new(limits));
+        let machine = Machine::new(limits);
         let (feed, streams) = (Feed::new(), StreamHub::new(&limits));
-        Self { machine, feed, streams, limits, bytes_since_image: AtomicU64::new(0) }
+        let (bytes_since_image, version) = (AtomicU64::new(0), AtomicU8::new(machine.version()));
+        let machine = RwLock::new(machine);
+        Self { machine, feed, streams, limits, bytes_since_image, version }
     }
 }
 
@@ -58,13 +62,28 @@ pub(crate) struct StateMachine {
     applied: Option<LogId>,
     membership: StoredMembership,
     copied_bytes_max: u64,
+    /// Where it is written that older programs can't read what is here; none in memory.
+    pub(crate) folder: Option<Folder>,
 }
 
 impl StateMachine {
     pub(crate) fn new(shared: Arc<Shared>, snapshots: Arc<SnapshotStore>, log: Log) -> Self {
         let membership = StoredMembership::default();
         let copied_bytes_max = COPIED_IMAGE_BYTES_MAX;
-        Self { shared, snapshots, log, applied: None, membership, copied_bytes_max }
+        Self { shared, snapshots, log, applied: None, membership, copied_bytes_max, folder: None }
+    }
+
+    /// Notes the version of the state, in the data directory too.
+    fn reached(&self, version: u8) -> io::Result<()> {
+        if self.shared.version.load(Ordering::Acquire) == version {
+            return Ok(());
+        }
+        if let Some(folder) = &self.folder {
+            folder.stamp(version).map_err(io::Error::other)?;
+        }
+        self.shared.version.store(version, Ordering::Release);
+        tracing::info!(version, "the cluster's version");
+        Ok(())
     }
 
     fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
@@ -75,7 +94,7 @@ impl StateMachine {
         let mut answers = Vec::with_capacity(opened.len());
         let mut applied = Vec::with_capacity(opened.len());
         let (mut cuts, mut epochs) = (Vec::new(), false);
-        {
+        let version = {
             let mut machine = self.shared.machine.write();
             for (proposal, entry, responder) in opened {
                 let index = entry.log_id.index;
@@ -90,7 +109,10 @@ impl StateMachine {
                 applied.push(Applied { index, proposal, bytes });
                 answers.extend(responder.map(|r| (r, outcome)));
             }
-        }
+            machine.version()
+        };
+        // Before the answers: nothing newer is written until somebody has one.
+        self.reached(version)?;
         let bytes: u64 = applied.iter().map(|a| a.bytes as u64).sum();
         self.shared.bytes_since_image.fetch_add(bytes, Ordering::Relaxed);
         metrics::counter!("mainstay_control_entries_applied_total").increment(applied.len() as u64);
@@ -127,6 +149,13 @@ pub(crate) fn open(entry: &Entry) -> io::Result<Option<Opened>> {
     let bytes = body.0.len();
     let wire = v1::Proposal::decode(body.0.clone()).map_err(|e| malformed(e.to_string()))?;
     let words = proposal_from_wire(&wire).map_err(|e| malformed(e.to_string()))?;
+    if let Command::RaiseVersion { version } = words.command
+        && version > VERSION_NEWEST
+    {
+        return Err(malformed(format!(
+            "the cluster is at version {version}, this program knows version {VERSION_NEWEST}; start a newer one"
+        )));
+    }
     Ok(Some(Opened { wire: Arc::new(wire), words, bytes }))
 }
 
@@ -181,14 +210,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, state: Bytes) -> io::Result<()> {
         let snapshots = Arc::clone(&self.snapshots);
         let limits = self.shared.limits;
-        let saved = meta.clone();
+        let (saved, folder) = (meta.clone(), self.folder.clone());
         let machine = blocking(&self.snapshots, move || {
             // Decoded first, so that an image that can't be read never replaces one that can.
             let machine = decode_image(&state, &limits)?;
+            if let Some(folder) = folder {
+                folder.stamp(machine.version()).map_err(io::Error::other)?;
+            }
             snapshots.save(&saved, &state)?;
             Ok(machine)
         })
         .await?;
+        self.shared.version.store(machine.version(), Ordering::Release);
         *self.shared.machine.write() = machine;
         self.shared.streams.follow(&self.shared.machine.read());
         self.applied = meta.last_log_id;

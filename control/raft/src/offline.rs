@@ -13,12 +13,12 @@ pub use inspect::{Inspection, LogSeen, MemberSeen, Position, SnapshotSeen, VoteS
 use std::path::Path;
 
 use crate::error::StoreError;
-use crate::store::Folder;
+use crate::store::{Folder, Marker};
 
 /// The folder of a member that exists, or why it is none.
-fn existing(dir: &Path) -> Result<(Folder, u64), StoreError> {
+fn existing(dir: &Path) -> Result<(Folder, Marker), StoreError> {
     let marker = Folder::look(dir)?.ok_or_else(|| StoreError::Absent { dir: dir.to_owned() })?;
-    Ok((Folder::existing(dir, marker), marker.member))
+    Ok((Folder::existing(dir, marker), marker))
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ use crate::codec::{CodecError, Coded};
 use crate::error::StoreError;
 use crate::types::{Entry, LogId, TypeConfig, Vote};
 use flusher::Flusher;
-pub(crate) use folder::{FORMAT, Folder};
+pub(crate) use folder::{Folder, Marker};
 pub(crate) use log::Log;
 pub(crate) use reader::{LogFile, open_record, seed};
 use tail::Tail;
@@ -47,6 +47,9 @@ const PURGED: &[u8] = b"purged";
 const READ_BYTES_MAX: usize = 4 << 20;
 const WRITE_BUFFER_BYTES: usize = 32 << 20;
 const WAL_BYTES_MAX: u64 = 256 << 20;
+/// The pace at which full buffers go to disk: well above what a log takes in, and slow enough that fsyncs of the log
+/// don't queue behind them.
+const FLUSH_BYTES_PER_S: i64 = 64 << 20;
 const CHECKSUM_BYTES: usize = 4;
 /// How long closing waits for openraft's tasks to let go of the database.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
@@ -169,6 +172,7 @@ fn open_db(dir: &Path, database: &Path) -> Result<DB, StoreError> {
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_max_total_wal_size(WAL_BYTES_MAX);
     options.set_keep_log_file_num(4);
+    options.set_ratelimiter(FLUSH_BYTES_PER_S, 10_000, 10);
     let column = || {
         let mut column = Options::default();
         column.set_write_buffer_size(WRITE_BUFFER_BYTES);

@@ -19,7 +19,9 @@ pub(crate) fn allowed(path: &str) -> &'static [Role] {
         "Register" | "Publish" | "Leave" | "PinTokens" => &[Worker],
         "Watch" | "Freshness" => &[Gateway, Worker, Control, Admin],
         "GetPin" => &[Gateway, Worker, Admin],
-        "CreatePin" | "ExtendPin" | "ReleasePin" | "ListPins" => &[Gateway, Admin],
+        "CreatePin" | "ExtendPin" | "ReleasePin" | "WritePins" | "ListPins" => &[Gateway, Admin],
+        // What was said is for those who answer with it.
+        "PutResponse" | "GetResponse" | "EndResponse" => &[Gateway],
         "Status" => &[Gateway, Control, Admin],
         "AddMember" | "RemoveMember" | "TransferLeader" => &[Control, Admin],
         "PutTenant" | "RemoveTenant" | "ListTenants" | "PutKey" | "RemoveKey" => &[Admin],

@@ -7,11 +7,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mainstay_raft::{Group, Leadership, ProposeError};
+use mainstay_raft::{Connector, Group, Leadership, ProposeError};
 use mainstay_types::{Command, Epoch, FenceCause, WorkerId};
 
 use crate::keeper::Keeper;
 use crate::leases::Leases;
+use crate::versions;
 
 /// Between two looks at leases, and between two ticks while pins or workers live.
 const PACE: Duration = Duration::from_millis(100);
@@ -19,7 +20,7 @@ const PACE: Duration = Duration::from_millis(100);
 const IDLE_TICK: Duration = Duration::from_secs(10);
 
 /// Runs for as long as the member does.
-pub(crate) async fn run(group: Group, leases: Arc<Leases>) {
+pub(crate) async fn run(group: Group, leases: Arc<Leases>, connector: Connector) {
     let mut leadership = group.leadership();
     loop {
         let serving = leadership.wait_for(|l| matches!(l, Leadership::Serving { .. })).await;
@@ -30,7 +31,7 @@ pub(crate) async fn run(group: Group, leases: Arc<Leases>) {
             let changed = async { leadership.wait_for(|l| *l != serving).await.is_err() };
             tokio::select! {
                 ended = changed => ended,
-                () = lead(&group, &leases) => true,
+                () = lead(&group, &leases, &connector) => true,
             }
         };
         if ended {
@@ -40,7 +41,7 @@ pub(crate) async fn run(group: Group, leases: Arc<Leases>) {
 }
 
 /// Returns only when the group has ended.
-async fn lead(group: &Group, leases: &Leases) {
+async fn lead(group: &Group, leases: &Leases, connector: &Connector) {
     let mut ticked = Instant::now();
     let mut looked = Instant::now();
     let mut keeper = Keeper::default();
@@ -50,6 +51,8 @@ async fn lead(group: &Group, leases: &Leases) {
         pace.tick().await;
         let result = async {
             if group.read(|m| m.hash_key().is_none()) {
+                // In this order, so that whoever finds a key finds a version, too.
+                versions::begin(group, connector).await?;
                 bootstrap(group).await?;
             }
             // Whoever was cut off from its quorum, or asleep, has heard nobody; that is not the workers' silence.

@@ -69,7 +69,8 @@ fn founder((id, address): &(NodeId, String)) -> Founder {
 /// What a member says of itself; `None` if it does not answer soon.
 pub(crate) async fn ask(connector: &Connector, address: &str) -> Option<v1::StatusReply> {
     let mut client = ControlClient::new(connector(address).ok()?);
-    let asked = client.status(v1::StatusRequest { local_only: true });
+    let asked =
+        client.status(v1::StatusRequest { local_only: true, ..v1::StatusRequest::default() });
     Some(tokio::time::timeout(ASK_TIMEOUT, asked).await.ok()?.ok()?.into_inner())
 }
 
@@ -96,7 +97,13 @@ pub(crate) async fn join(
         }
         let instance = group.instance();
         let address = advertised.clone();
-        let request = v1::AddMemberRequest { id, address, learner_only, instance };
+        let request = v1::AddMemberRequest {
+            id,
+            address,
+            learner_only,
+            instance,
+            version: u32::from(group.knows()),
+        };
         let asked = plane.call(JOIN_PATIENCE, |mut c| {
             let request = request.clone();
             async move { c.add_member(request).await }

@@ -22,7 +22,7 @@ use crate::error::ControlError;
 use crate::freshness::{self, Place};
 use crate::leases::Leases;
 use crate::service::Service;
-use crate::{cuts, duties, founding, identities};
+use crate::{cuts, duties, founding, identities, versions};
 
 /// Streams that do not end by themselves are cut after this when a member stops.
 const DRAIN: Duration = Duration::from_millis(500);
@@ -93,7 +93,8 @@ pub async fn start(mut config: ControlConfig) -> Result<ControlHandle, ControlEr
         }
     });
     let tasks = vec![
-        tokio::spawn(duties::run(group.clone(), leases)),
+        tokio::spawn(duties::run(group.clone(), leases, Arc::clone(&config.connector))),
+        tokio::spawn(versions::run(group.clone(), Arc::clone(&config.connector))),
         tokio::spawn(cuts::run(group.clone())),
         tokio::spawn(freshness::run(group.clone(), place, Arc::clone(&config.connector))),
         tokio::spawn(identities::run(group.clone(), Arc::clone(&config.connector))),

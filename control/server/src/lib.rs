@@ -6,7 +6,7 @@
 //!
 //! Layout: [`config`] says how a member is started, `service` answers calls, `watch` feeds replicas, `duties` is
 //! what a leader does unasked, `keeper` how it makes pins whole again, `cuts` what it says of the index, `freshness` how old a member's state may be, `leases` who was heard when, `founding` how a group
-//! comes to be, `identities` which data directories its members have.
+//! comes to be, `identities` which data directories its members have, `versions` what its log may say.
 #![forbid(unsafe_code)]
 
 mod access;
@@ -23,6 +23,7 @@ mod keeper;
 mod leases;
 mod service;
 mod time_text;
+mod versions;
 mod watch;
 
 pub use config::{ControlConfig, Origin};

@@ -4,7 +4,9 @@
 //! machine's to say: its refusals come out as gRPC codes.
 
 mod members;
+mod pin_writes;
 mod pins;
+mod responses;
 mod tenants;
 mod workers;
 
@@ -20,16 +22,20 @@ use mainstay_state::Outcome;
 use mainstay_types::{Command, ErrorCode, WorkerId};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use crate::access;
 use crate::freshness::Place;
 use crate::leases::Leases;
 use crate::watch::{Item, QUEUE, Watcher};
+use pins::Form;
 
 /// How many watchers one member serves.
 const WATCHERS_MAX: usize = 1024;
+/// How many streams of pins one member serves.
+const WRITERS_MAX: usize = 1024;
 
+#[derive(Clone)]
 pub(crate) struct Service {
     group: Group,
     leases: Arc<Leases>,
@@ -39,6 +45,7 @@ pub(crate) struct Service {
     identity: Option<Identity>,
     closes: watch::Receiver<bool>,
     watchers: Arc<Semaphore>,
+    writers: Arc<Semaphore>,
 }
 
 impl Service {
@@ -52,7 +59,8 @@ impl Service {
         closes: watch::Receiver<bool>,
     ) -> Self {
         let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
-        Self { group, leases, place, plain_index, connector, identity, closes, watchers }
+        let writers = Arc::new(Semaphore::new(WRITERS_MAX));
+        Self { group, leases, place, plain_index, connector, identity, closes, watchers, writers }
     }
 }
 
@@ -68,6 +76,7 @@ fn refuse(error: ProposeError) -> Status {
             status
         }
         ProposeError::TooLarge { .. } => Status::invalid_argument(text),
+        ProposeError::Newer { .. } => Status::failed_precondition(text),
         ProposeError::Unavailable(_) | ProposeError::Fatal(_) => Status::unavailable(text),
     }
 }
@@ -80,6 +89,7 @@ fn refuse_member(error: MemberError) -> Status {
             Status::already_exists(text)
         }
         MemberError::Unknown { .. } => Status::not_found(text),
+        MemberError::Older { .. } => Status::failed_precondition(text),
         MemberError::Full { .. } => Status::resource_exhausted(text),
         MemberError::LastVoter { .. } | MemberError::Refused(_) => {
             Status::failed_precondition(text)
@@ -132,21 +142,42 @@ impl Control for Service {
         &self,
         request: Request<v1::PutPin>,
     ) -> Result<Response<v1::PinReply>, Status> {
-        self.put_pin(request.into_inner()).await.map(Response::new)
+        self.put_pin(request.into_inner(), Form::Whole).await.map(Response::new)
     }
 
     async fn extend_pin(
         &self,
         request: Request<v1::ExtendPin>,
     ) -> Result<Response<v1::PinReply>, Status> {
-        self.prolong_pin(request.into_inner()).await.map(Response::new)
+        self.prolong_pin(request.into_inner(), Form::Whole).await.map(Response::new)
     }
 
     async fn release_pin(
         &self,
         request: Request<v1::ReleasePin>,
     ) -> Result<Response<v1::PinReply>, Status> {
-        self.give_pin_back(request.into_inner()).await.map(Response::new)
+        self.give_pin_back(request.into_inner(), Form::Whole).await.map(Response::new)
+    }
+
+    type WritePinsStream = ReceiverStream<Result<v1::PinWritten, Status>>;
+
+    async fn write_pins(
+        &self,
+        request: Request<Streaming<v1::PinWrite>>,
+    ) -> Result<Response<Self::WritePinsStream>, Status> {
+        let permit = Arc::clone(&self.writers).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "this member serves {WRITERS_MAX} streams of pins already"
+            ))
+        })?;
+        let (answers, out) = mpsc::channel(pin_writes::ANSWERS_MAX);
+        let serving =
+            pin_writes::serve(self.clone(), request.into_inner(), answers, self.closes.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            serving.await;
+        });
+        Ok(Response::new(ReceiverStream::new(out)))
     }
 
     async fn get_pin(
@@ -170,6 +201,27 @@ impl Control for Service {
         let worker = WorkerId(request.get_ref().worker);
         access::own_worker(caller(&request).as_deref(), &self.group, worker)?;
         self.tokens_of_order(&request.into_inner()).map(Response::new)
+    }
+
+    async fn put_response(
+        &self,
+        request: Request<v1::PutResponse>,
+    ) -> Result<Response<v1::ResponseReply>, Status> {
+        self.keep_response(&request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get_response(
+        &self,
+        request: Request<v1::GetResponseRequest>,
+    ) -> Result<Response<v1::ResponseReply>, Status> {
+        self.read_response(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn end_response(
+        &self,
+        request: Request<v1::EndResponse>,
+    ) -> Result<Response<v1::ResponseReply>, Status> {
+        self.finish_response(&request.into_inner()).await.map(Response::new)
     }
 
     type WatchStream = ReceiverStream<Item>;

@@ -4,15 +4,19 @@
 //! entries that it rests on. The stream's queue is short and the ring it reads from is shared, so a slow watcher costs a few entries of
 //! memory; if the ring passes it by, it gets a new image. A watcher that is ahead of this member is sent to
 //! another one, so that nobody's view goes back in time.
+//!
+//! A watcher says which version it reads. One of an older program gets the state in that version's words, and of an entry
+//! that it could not read only the time: it sees less of the cluster, and goes on.
 
 use std::time::Duration;
 
+use mainstay_proto::convert::responses::withhold_payload;
 use mainstay_proto::convert::withhold_tokens;
 use mainstay_proto::v1;
 use mainstay_proto::v1::command::Command;
 use mainstay_proto::v1::watch_event::Event;
 use mainstay_raft::{Applied, Group, ItemsRead, Read, StreamItem};
-use mainstay_state::Position;
+use mainstay_state::{Position, TENANTS_AND_REGIONS, VERSION_OLDEST};
 use mainstay_types::{Epoch, EventSequence, LogIndex, WorkerId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -206,14 +210,10 @@ impl Watcher {
         let group = self.group.clone();
         // Entries without a proposal move the log on, but not the machine; all up to here are in the image.
         let floor = *group.watch_applied().borrow();
-        let bare = self.request.without_blocks;
+        let (bare, reads) = (self.request.without_blocks, self.reads());
         // Encoding a big state takes a while; it is not for the async threads.
         let (at, state) = tokio::task::spawn_blocking(move || {
-            group.read(|m| {
-                let image =
-                    if bare { m.encode_without_blocks() } else { m.encode_without_tokens() };
-                (m.applied(), image)
-            })
+            group.read(|m| (m.applied(), m.encode_for(reads, !bare)))
         })
         .await
         .map_err(|e| Status::internal(e.to_string()))?;
@@ -230,6 +230,11 @@ impl Watcher {
         Ok(LogIndex(at.0.max(floor)).next())
     }
 
+    /// The newest version that the watcher reads.
+    fn reads(&self) -> u8 {
+        crate::versions::known(self.request.version)
+    }
+
     /// The event of an entry, if it has one for this watcher.
     fn event(&self, entry: Applied) -> Option<Event> {
         let proposal = entry.proposal?;
@@ -239,11 +244,15 @@ impl Watcher {
             return None;
         }
         let mut proposal = v1::Proposal::clone(&proposal);
-        if let Some(Command::PutPin(pin)) =
-            proposal.command.as_mut().and_then(|c| c.command.as_mut())
-        {
-            // Somebody's prompt, which no watcher needs.
-            withhold_tokens(pin);
+        let mut command = proposal.command.as_mut().and_then(|c| c.command.as_mut());
+        if let Some(command) = command.as_deref_mut().filter(|c| version_of(c) > self.reads()) {
+            *command = Command::Tick(v1::Tick {});
+        }
+        // Somebody's prompt, which no watcher needs.
+        match command {
+            Some(Command::PutPin(pin)) => withhold_tokens(pin),
+            Some(Command::PutResponse(record)) => withhold_payload(record),
+            _ => {}
         }
         Some(Event::Entry(v1::Entry { log_index: entry.index, proposal: Some(proposal) }))
     }
@@ -251,6 +260,34 @@ impl Watcher {
     async fn send(&self, event: Event) -> Result<(), Status> {
         let event = v1::WatchEvent { event: Some(event) };
         self.out.send(Ok(event)).await.map_err(|_| Status::cancelled("the watcher is gone"))
+    }
+}
+
+/// The first version whose programs can read a command.
+fn version_of(command: &Command) -> u8 {
+    match command {
+        Command::Tick(_)
+        | Command::Bootstrap(_)
+        | Command::RegisterWorker(_)
+        | Command::FenceWorker(_)
+        | Command::Blocks(_)
+        | Command::PutPin(_)
+        | Command::ExtendPin(_)
+        | Command::ReleasePin(_)
+        | Command::ReportPin(_)
+        | Command::Cut(_) => VERSION_OLDEST,
+        Command::OrderPin(_)
+        | Command::PutTenant(_)
+        | Command::RemoveTenant(_)
+        | Command::PutKey(_)
+        | Command::RemoveKey(_)
+        | Command::PutJoinToken(_)
+        | Command::UseJoinToken(_)
+        | Command::RemoveJoinToken(_)
+        | Command::PutResponse(_)
+        | Command::EndResponse(_) => TENANTS_AND_REGIONS,
+        // Whoever reads that version knows it.
+        Command::RaiseVersion(to) => crate::versions::known(to.version),
     }
 }
 

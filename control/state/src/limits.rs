@@ -36,6 +36,14 @@ pub struct Limits {
     pub keys_per_tenant_max: u32,
     /// Join tokens, used and expired ones included; the longest expired one makes room for a new one.
     pub join_tokens_max: u32,
+    /// What one stored response's payload may take.
+    pub response_payload_bytes_max: u32,
+    /// What all stored responses may take.
+    pub response_bytes_max: u64,
+    /// What one tenant's stored responses may take.
+    pub response_bytes_per_tenant_max: u64,
+    /// Responses of one chain, each the one before's continuation.
+    pub response_chain_max: u32,
 }
 
 impl Limits {
@@ -44,7 +52,8 @@ impl Limits {
     /// 8,192 workers; 65,536 pins, 16,384 a tenant; 131,072 blocks a pin (two million tokens at 16 a block);
     /// 8,388,608 pinned blocks, 1,048,576 a tenant; kept tokens of 2 MiB a pin, 64 MiB, 16 MiB a tenant (two or
     /// three bytes a token); a TTL of a day; 16,777,216 blocks in the index;
-    /// 4,096 tenants with 16,384 keys, 64 a tenant; 1,024 join tokens.
+    /// 4,096 tenants with 16,384 keys, 64 a tenant; 1,024 join tokens; stored responses of 1 MiB each, 64 MiB, 16 MiB
+    /// a tenant, in chains of 1,024.
     #[must_use]
     pub const fn standard() -> Self {
         Self {
@@ -63,6 +72,10 @@ impl Limits {
             keys_max: 16_384,
             keys_per_tenant_max: 64,
             join_tokens_max: 1_024,
+            response_payload_bytes_max: 1 << 20,
+            response_bytes_max: 64 << 20,
+            response_bytes_per_tenant_max: 16 << 20,
+            response_chain_max: 1_024,
         }
     }
 }

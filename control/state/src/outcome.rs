@@ -3,7 +3,9 @@
 //! A refusal is an answer like any other: the entry stays in the log, every member refuses it alike, and only
 //! time has moved.
 
-use mainstay_types::{Epoch, ErrorCode, EventSequence, HashKey, PinId, PinState, WorkerId};
+use mainstay_types::{
+    Epoch, ErrorCode, EventSequence, HashKey, PinId, PinState, ResponseState, WorkerId,
+};
 
 /// The answer to one command, equal on all members.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +60,18 @@ pub enum Outcome {
     },
     /// The node may have its certificate.
     Joined,
+    /// The cluster has this version, or a newer one.
+    Raised {
+        /// The version of the cluster.
+        version: u8,
+    },
+    /// A response is kept, cancelled or forgotten, as asked.
+    Response {
+        /// Where it stands, or stood when it was forgotten.
+        state: ResponseState,
+        /// False if it was so before.
+        changed: bool,
+    },
     /// Nothing was done.
     Refused {
         /// Why, for programs.

@@ -3,13 +3,13 @@
 
 use mainstay_types::{
     BlockEvent, Command, Epoch, EventFrame, EventSequence, FenceCause, JoinRequest, JoinRole,
-    JoinTokenRequest, KeptTokens, KeyId, LogIndex, ModelSpec, NamespaceId, PinId, PinRequest,
-    PinScope, Proposal, Quota, Region, SecretHash, SequenceHash, SessionId, Stamp, TenantId,
-    Tenure, Tier, WorkerId,
+    JoinTokenRequest, KeptTokens, KeyId, LogIndex, ModelSpec, NamespaceId, Payload, PinId,
+    PinRequest, PinScope, Proposal, Quota, Region, ResponseId, ResponseRecord, ResponseState,
+    SecretHash, SequenceHash, SessionId, Stamp, TenantId, Tenure, Tier, WorkerId,
 };
 use proptest::prelude::*;
 
-use crate::{Limits, Machine, Outcome};
+use crate::{Limits, Machine, Outcome, VERSION_NEWEST};
 
 /// Limits small enough that random commands run into all of them.
 pub(crate) fn small_limits() -> Limits {
@@ -29,6 +29,10 @@ pub(crate) fn small_limits() -> Limits {
         keys_max: 5,
         keys_per_tenant_max: 3,
         join_tokens_max: 3,
+        response_payload_bytes_max: 300,
+        response_bytes_max: 2_400,
+        response_bytes_per_tenant_max: 1_500,
+        response_chain_max: 3,
     }
 }
 
@@ -44,8 +48,18 @@ pub(crate) struct Log {
     index: u64,
 }
 
+/// A machine whose log was raised to the newest version before its first entry.
+pub(crate) fn machine(limits: Limits) -> Machine {
+    Machine { version: VERSION_NEWEST, ..Machine::new(limits) }
+}
+
 impl Log {
     pub(crate) fn new(limits: Limits) -> Self {
+        Self { machine: machine(limits), now_ms: 0, index: 0 }
+    }
+
+    /// A log of the oldest version.
+    pub(crate) fn old(limits: Limits) -> Self {
         Self { machine: Machine::new(limits), now_ms: 0, index: 0 }
     }
 
@@ -202,6 +216,54 @@ pub(crate) fn join(token: u8, role: JoinRole, node: &str, key: u8) -> Command {
     })
 }
 
+pub(crate) fn response_id(id: u64) -> ResponseId {
+    ResponseId::new(&format!("resp_{id}")).expect("a name")
+}
+
+/// An ended response of tenant `acme`, for one second, of so many bytes that depend on its id.
+pub(crate) fn response(id: u64, previous: Option<u64>, bytes: usize) -> ResponseRecord {
+    let held: Vec<u8> = (0..bytes).map(|at| (id as usize + at) as u8).collect();
+    ResponseRecord {
+        tenant: tenant("acme"),
+        id: response_id(id),
+        previous: previous.map(response_id),
+        ttl_ms: 1_000,
+        state: ResponseState::Ended,
+        payload: Payload::new(&held).expect("short"),
+    }
+}
+
+pub(crate) fn end_response(name: &str, id: u64, cancelled: bool) -> Command {
+    Command::EndResponse { tenant: tenant(name), id: response_id(id), cancelled }
+}
+
+/// Commands about stored responses.
+pub(crate) fn responses() -> impl Strategy<Value = Command> {
+    const NAMES: [&str; 3] = ["acme", "zeta", "c"];
+    let name = || proptest::sample::select(&NAMES[..]);
+    let state = prop_oneof![
+        6 => Just(ResponseState::Ended), 2 => Just(ResponseState::Running),
+        1 => Just(ResponseState::Cancelled)
+    ];
+    let what = (0_u64..12, proptest::option::of(0_u64..12), 0_usize..320);
+    let put = (name(), what, 0_u64..4_000, state).prop_map(
+        |(name, (id, before, bytes), ttl_ms, state)| {
+            // Mostly what a gateway would write: one that comes after the one that it continues.
+            let before = before.filter(|before| before != &id);
+            Command::PutResponse(ResponseRecord {
+                tenant: tenant(name),
+                ttl_ms,
+                state,
+                ..response(id, before, bytes)
+            })
+        },
+    );
+    prop_oneof![
+        8 => put,
+        1 => (name(), 0_u64..12, any::<bool>()).prop_map(|(n, id, c)| end_response(n, id, c)),
+    ]
+}
+
 /// Commands about tenants, keys and join tokens.
 fn access() -> impl Strategy<Value = Command> {
     const NAMES: [&str; 5] = ["acme", "zeta", "c", "d", "e"];
@@ -230,6 +292,7 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
     let pin_id = || (0_u128..14).prop_map(PinId);
     prop_oneof![
         1 => Just(Command::Tick),
+        1 => (0_u8..6).prop_map(|version| Command::RaiseVersion { version }),
         1 => (0_u8..3).prop_map(|byte| Command::Bootstrap { hash_key: [byte; 16] }),
         5 => registers,
         2 => (1_u32..7, 0_u64..4).prop_map(|(worker, epoch)| fence(worker, epoch)),
@@ -242,6 +305,7 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         4 => (0_u128..14, 1_u32..7, 1_u64..3)
             .prop_map(|(id, worker, epoch)| order(id, worker, epoch)),
         8 => access(),
+        9 => responses(),
     ]
 }
 

@@ -15,6 +15,7 @@
 //! - [`output`]: [`OutputParser`] cuts generated text into thinking, text and tool calls, and
 //!   watches for stop strings.
 //! - [`encode`]: [`StreamEncoder`] for server-sent events, [`encode::complete`] for plain bodies.
+//! - [`compaction`] and [`history`]: what the Responses API keeps of conversations.
 //! - [`error`]: [`ApiError`], with the status and body each protocol expects.
 //!
 //! All input is hostile: malformed bodies, endless templates and broken model output give typed
@@ -22,9 +23,11 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod compaction;
 pub mod encode;
 pub mod error;
 mod hints;
+pub mod history;
 mod ir;
 pub mod limits;
 pub mod output;

@@ -282,6 +282,8 @@ pub struct ResponsesEcho {
     pub previous_response_id: Option<String>,
     /// Whether the client wants the response kept.
     pub store: bool,
+    /// Whether the answer is made behind the client's back, to be got by its id.
+    pub background: bool,
     /// `metadata` as sent: text members only.
     pub metadata: Map<String, Value>,
     /// Whether reasoning items carry `encrypted_content`.
@@ -300,4 +302,6 @@ pub struct ResponsesEcho {
     pub user: Option<String>,
     /// `safety_identifier`.
     pub safety_identifier: Option<String>,
+    /// The input as items, as they were sent, where the response is to be stored.
+    pub input: Vec<Value>,
 }

@@ -124,6 +124,7 @@ pub struct ChatTemplate {
     bos_token: String,
     eos_token: String,
     shape: Shape,
+    known: breakpoints::Known,
 }
 
 impl ChatTemplate {
@@ -139,8 +140,10 @@ impl ChatTemplate {
             bos_token: bos.to_owned(),
             eos_token: eos.to_owned(),
             shape: Shape::FULL,
+            known: breakpoints::Known::default(),
         };
         template.shape = probe::probe(&template)?;
+        template.known = breakpoints::Known::of(&template);
         Ok(template)
     }
 
@@ -156,7 +159,7 @@ impl ChatTemplate {
 
     /// Renders a prompt and finds how far each cache breakpoint's prefix reaches in it.
     ///
-    /// Costs one more rendering per breakpoint.
+    /// Costs one more rendering per breakpoint that is neither in a head that was seen before nor at the very end.
     pub fn render_with_breakpoints(
         &self,
         conversation: &Conversation,

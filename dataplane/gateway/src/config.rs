@@ -37,6 +37,8 @@ pub struct GatewayConfig {
     pub aliases: ModelAliases,
     /// What becomes of images and other content that is not text.
     pub media: Media,
+    /// Whether Responses are served over WebSocket, too; else its clients are told to go on by POST.
+    pub websocket: bool,
     /// Requests in progress at most; beyond it clients are told to retry.
     pub requests_max: usize,
     /// Who it is towards members and workers; without it, it calls them in plain text.
@@ -60,6 +62,7 @@ impl GatewayConfig {
             recompute: Recompute::Explicit,
             aliases: ModelAliases::default(),
             media: Media::default(),
+            websocket: true,
             requests_max: REQUESTS_MAX,
             identity: None,
             metrics: None,

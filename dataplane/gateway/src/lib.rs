@@ -2,7 +2,7 @@
 //!
 //! Layout: [`config`] what it is told; `replica` the cluster's state; `members` whom it has that from; `workers` who serves; `model` tokenizer
 //! and template; `placement` where a request goes; `generate` one generation with its moves; `answer` from
-//! body to answer; `aliases` other names of models; `pins`; `tenant` and `quota`; `responses_store`; `http` the routes.
+//! body to answer; `aliases` other names of models; `pins`; `tenant` and `quota`; `stored` responses; `http` the routes.
 //! It keeps no state that another gateway lacks: any of them can serve a session's next turn.
 #![forbid(unsafe_code)]
 
@@ -18,7 +18,7 @@ mod placement;
 mod prompt;
 mod quota;
 mod replica;
-mod responses_store;
+mod stored;
 mod tenant;
 mod workers;
 

@@ -2,7 +2,8 @@
 //!
 //! Members say their region, how old what they know is, and who the others are, so that a gateway that was told of one
 //! member finds its region's. A member that is cut off from the rest is better than none, and worse than any that is
-//! not: a gateway leaves it once somebody fresher answers.
+//! not: a gateway leaves it once somebody fresher answers. So is a member of an older program, which is not asked how fresh
+//! it is: while all members are upgraded, somebody has to be followed.
 
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,8 @@ use mainstay_proto::v1;
 use mainstay_proto::v1::control_client::ControlClient;
 use mainstay_types::Region;
 use parking_lot::Mutex;
-use tonic::Status;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 
 /// How long a member may take to say how fresh it is.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -58,6 +59,16 @@ impl Member {
     fn class_at(&self, age_ms: Option<u64>) -> Class {
         (is_stale(age_ms), !self.near)
     }
+}
+
+/// Whether a member refuses a question because its program is older than the question.
+fn is_older(status: &Status) -> bool {
+    matches!(status.code(), Code::Unimplemented | Code::PermissionDenied)
+}
+
+/// What a member of such a program amounts to: it serves a cluster without regions, and can't say how fresh it is.
+fn older() -> v1::FreshnessReply {
+    v1::FreshnessReply { region: Region::LOCAL.to_owned(), ..v1::FreshnessReply::default() }
 }
 
 fn is_stale(age_ms: Option<u64>) -> bool {
@@ -116,7 +127,11 @@ impl Members {
         let asked = Instant::now();
         let mut client = known.client.clone();
         let answer = client.freshness(v1::FreshnessRequest {});
-        let answer = tokio::time::timeout(ASK_TIMEOUT, answer).await.ok()?.ok()?.into_inner();
+        let answer = match tokio::time::timeout(ASK_TIMEOUT, answer).await.ok()? {
+            Ok(answer) => answer.into_inner(),
+            Err(status) if is_older(&status) => older(),
+            Err(_) => return None,
+        };
         for address in &answer.members {
             // An address that makes no sense is its member's trouble.
             if let Err(status) = self.learn(address) {

@@ -10,6 +10,7 @@ use mainstay_chat::PinNote;
 use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::pin_to_wire;
 use mainstay_proto::v1;
+use mainstay_proto::v1::pin_write::Change;
 use mainstay_types::{
     KeptTokens, NamespaceId, PinId, PinRequest, PinScope, Region, SequenceHash, SessionId, TenantId,
 };
@@ -68,11 +69,7 @@ impl Pins {
                 id: mainstay_proto::convert::u128_to_wire(id.0),
                 ttl_ms: wish.ttl_ms,
             };
-            let extended = self.control.call(CALL_DEADLINE, |mut c| {
-                let request = request.clone();
-                async move { c.extend_pin(request).await }
-            });
-            match extended.await {
+            match self.control.write_pin(CALL_DEADLINE, Change::Extend(request)).await {
                 // It ended meanwhile: the wish is for a new one.
                 Err(status) if gone(&status) => {}
                 other => return other,
@@ -91,27 +88,29 @@ impl Pins {
             tokens: wish.tokens,
             scope: wish.scope,
         });
-        self.control
-            .call(CALL_DEADLINE, |mut c| {
-                let request = request.clone();
-                async move { c.create_pin(request).await }
-            })
-            .await
+        self.control.write_pin(CALL_DEADLINE, Change::Put(request)).await
     }
 
     fn same_prefix(&self, wish: &Wish) -> Option<PinId> {
+        let same = |p: &&mainstay_state::Pin| {
+            p.is_live()
+                && p.request.tenant == wish.tenant
+                && p.request.namespace == wish.namespace
+                && p.request.owner == wish.owner
+                && p.request.copies_min >= wish.copies_min
+                && (p.request.tokens.is_some() || wish.tokens.is_none())
+                && p.request.scope == wish.scope
+                && p.request.blocks == wish.blocks
+        };
         self.replica.read(|machine| {
-            let mut live = machine.pins().filter(|p| p.is_live());
-            live.find(|p| {
-                p.request.tenant == wish.tenant
-                    && p.request.namespace == wish.namespace
-                    && p.request.owner == wish.owner
-                    && p.request.copies_min >= wish.copies_min
-                    && (p.request.tokens.is_some() || wish.tokens.is_none())
-                    && p.request.scope == wish.scope
-                    && p.request.blocks == wish.blocks
-            })
-            .map(|p| p.request.id)
+            let found = match &wish.owner {
+                Some(owner) => {
+                    machine.pins_of_owner(&wish.tenant, owner, wish.namespace).find(same)
+                }
+                // Few pins are nobody's: they are made by hand.
+                None => machine.pins().find(same),
+            };
+            found.map(|p| p.request.id)
         })
     }
 
@@ -140,23 +139,13 @@ impl Pins {
         ttl_ms: u64,
     ) -> Result<v1::PinReply, tonic::Status> {
         let request = v1::ExtendPin { id: mainstay_proto::convert::u128_to_wire(id.0), ttl_ms };
-        self.control
-            .call(CALL_DEADLINE, |mut c| {
-                let request = request.clone();
-                async move { c.extend_pin(request).await }
-            })
-            .await
+        self.control.write_pin(CALL_DEADLINE, Change::Extend(request)).await
     }
 
     /// Ends a pin.
     pub(crate) async fn release(&self, id: PinId) -> Result<v1::PinReply, tonic::Status> {
         let request = v1::ReleasePin { id: mainstay_proto::convert::u128_to_wire(id.0) };
-        self.control
-            .call(CALL_DEADLINE, |mut c| {
-                let request = request.clone();
-                async move { c.release_pin(request).await }
-            })
-            .await
+        self.control.write_pin(CALL_DEADLINE, Change::Release(request)).await
     }
 }
 

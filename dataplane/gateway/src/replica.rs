@@ -18,6 +18,7 @@ use mainstay_proto::v1::stream_item::Item;
 use mainstay_proto::v1::watch_event::Event;
 use mainstay_state::{
     CutCheck, Freshness, IndexLoader, Limits, Machine, Outcome, Position, Streams, Taken,
+    VERSION_NEWEST,
 };
 use mainstay_types::{Command, Epoch, EventSequence, LogIndex, StreamMark, WorkerId};
 use parking_lot::{Mutex, RwLock};
@@ -126,6 +127,12 @@ impl Replica {
     #[cfg(test)]
     pub(crate) fn test_apply(&self, command: Command) {
         let mut machine = self.inner.machine.write();
+        if machine.version() < VERSION_NEWEST {
+            let raise = Command::RaiseVersion { version: VERSION_NEWEST };
+            let stamp = mainstay_types::Stamp::default();
+            let at = machine.applied().next();
+            machine.apply(at, &mainstay_types::Proposal { stamp, command: raise });
+        }
         let at = machine.applied().next();
         let proposal =
             mainstay_types::Proposal { stamp: mainstay_types::Stamp::default(), command };
@@ -185,7 +192,9 @@ impl Replica {
         positions: Vec<v1::StreamPosition>,
     ) -> Result<(), End> {
         let from = if self.has_begun() { self.read(|m| m.applied().0 + 1) } else { 0 };
-        let request = v1::WatchRequest { from_log_index: from, without_blocks: false, positions };
+        let version = u32::from(VERSION_NEWEST);
+        let request =
+            v1::WatchRequest { from_log_index: from, without_blocks: false, positions, version };
         let opened = tokio::time::timeout(SILENCE_MAX, member.client.clone().watch(request)).await;
         let mut stream =
             opened.map_err(|_| Status::deadline_exceeded("watch did not open"))??.into_inner();

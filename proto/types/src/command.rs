@@ -2,7 +2,7 @@
 
 use crate::{
     CutSource, Epoch, EventFrame, JoinRequest, JoinTokenRequest, KeyId, PinId, PinRequest, Quota,
-    Region, SecretHash, Stamp, TenantId, WorkerId,
+    Region, ResponseId, ResponseRecord, SecretHash, Stamp, TenantId, WorkerId,
 };
 
 /// What a worker serves; equal specs may stand in for each other.
@@ -135,6 +135,22 @@ pub enum Command {
     RemoveJoinToken {
         /// Which.
         id: KeyId,
+    },
+    /// From here on the log may say what that version knows. Every member does, or it would not be proposed.
+    RaiseVersion {
+        /// The version of the cluster.
+        version: u8,
+    },
+    /// Keeps a response, or the end of one that runs.
+    PutResponse(ResponseRecord),
+    /// Has a running response stop, or forgets a response.
+    EndResponse {
+        /// Whose.
+        tenant: TenantId,
+        /// Which.
+        id: ResponseId,
+        /// It shall stop and be remembered as cancelled; else it is forgotten.
+        cancelled: bool,
     },
 }
 

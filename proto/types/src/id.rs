@@ -101,6 +101,12 @@ name!(
 );
 
 name!(
+    /// A stored response, as its client knows it, within one tenant.
+    ResponseId,
+    128
+);
+
+name!(
     /// A credential's public name: of a tenant's key, or of a token to join by. It is no secret.
     KeyId,
     64

@@ -3,7 +3,7 @@
 //! No serialisation, no async, no clock: wire forms live in `mainstay-proto`, time comes in as a value.
 //! Layout: [`hash`] names blocks, [`id`] names everything else, [`block`] says what workers hold,
 //! [`pin`] what was promised, [`kept`] what it takes to keep that when all holders are lost, [`region`] what is near,
-//! [`tenant`] who may use what, [`command`] what the Raft log carries, [`error_code`] what can go wrong.
+//! [`tenant`] who may use what, [`response`] what was answered, [`command`] what the Raft log carries, [`error_code`] what can go wrong.
 // Denied, not forbidden: `hash/hardware.rs` alone calls functions for instruction sets that were detected.
 #![deny(unsafe_code)]
 #![deny(missing_docs)]
@@ -16,6 +16,7 @@ pub mod id;
 pub mod kept;
 pub mod pin;
 pub mod region;
+pub mod response;
 pub mod tenant;
 pub mod time;
 
@@ -24,10 +25,12 @@ pub use command::{Command, FenceCause, ModelSpec, Proposal};
 pub use error_code::ErrorCode;
 pub use hash::{BlockHashKey, BlockHasher, HashKey, NamespaceId, SequenceHash};
 pub use id::{
-    Epoch, EventSequence, KeyId, LogIndex, NodeId, PinId, SessionId, TenantId, Term, WorkerId,
+    Epoch, EventSequence, KeyId, LogIndex, NodeId, PinId, ResponseId, SessionId, TenantId, Term,
+    WorkerId,
 };
 pub use kept::KeptTokens;
 pub use pin::{PinRequest, PinScope, PinState};
 pub use region::Region;
+pub use response::{Payload, ResponseRecord, ResponseState};
 pub use tenant::{JoinRequest, JoinRole, JoinTokenRequest, Quota, SecretHash};
 pub use time::{ClusterTime, Stamp, Tenure};

@@ -56,6 +56,11 @@ impl Client {
         read(self.http.post(format!("{}{path}", self.base)).json(body).send().await?).await
     }
 
+    /// A DELETE.
+    pub async fn delete(&self, path: &str) -> Result<Reply> {
+        read(self.http.delete(format!("{}{path}", self.base)).send().await?).await
+    }
+
     /// A POST of raw bytes.
     pub async fn post_raw(&self, path: &str, body: Vec<u8>) -> Result<Reply> {
         let request = self.http.post(format!("{}{path}", self.base));

@@ -11,6 +11,7 @@ use anyhow::Result;
 use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::u128_to_wire;
 use mainstay_proto::v1;
+use mainstay_proto::v1::pin_write::Change;
 use tokio::sync::watch;
 use tonic::{Code, Status};
 
@@ -209,6 +210,18 @@ async fn ask(
     patience: Duration,
 ) -> Answer {
     let reply = match asked {
+        // As gateways do it, and below as others do.
+        Asked::Create(spec) if spec.id.is_multiple_of(2) => {
+            plane.write_pin_counting(patience, Change::Put(on_wire(spec)), attempts).await
+        }
+        Asked::Extend { id, ttl_ms } if id.is_multiple_of(2) => {
+            let request = v1::ExtendPin { id: u128_to_wire(*id), ttl_ms: *ttl_ms };
+            plane.write_pin_counting(patience, Change::Extend(request), attempts).await
+        }
+        Asked::Release { id } if id.is_multiple_of(2) => {
+            let request = v1::ReleasePin { id: u128_to_wire(*id) };
+            plane.write_pin_counting(patience, Change::Release(request), attempts).await
+        }
         Asked::Create(spec) => {
             let request = on_wire(spec);
             let call = plane.call(patience, |mut c| {

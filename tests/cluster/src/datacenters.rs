@@ -188,7 +188,8 @@ impl Datacenters {
         for (at, address) in self.direct.iter().enumerate() {
             let Ok(channel) = mainstay_proto::client::channel(address) else { continue };
             let mut client = ControlClient::new(channel);
-            let asked = client.status(v1::StatusRequest { local_only: true });
+            let asked = client
+                .status(v1::StatusRequest { local_only: true, ..v1::StatusRequest::default() });
             let Ok(Ok(status)) = tokio::time::timeout(Duration::from_secs(1), asked).await else {
                 continue;
             };

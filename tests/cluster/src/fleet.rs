@@ -253,7 +253,7 @@ impl Fleet {
         let asked = running.map(async |member| {
             let channel = mainstay_proto::client::channel(&member.listen.to_string()).ok()?;
             let mut client = ControlClient::new(channel);
-            let status = client.status(StatusRequest { local_only: true });
+            let status = client.status(StatusRequest { local_only: true, with_digest: false });
             let status = tokio::time::timeout(ASK_TIMEOUT, status).await.ok()?.ok()?.into_inner();
             let lead = Lead { member: member.id, term: status.term };
             (status.leader == member.id).then_some(lead)
@@ -263,8 +263,9 @@ impl Fleet {
     }
 
     /// Waits until all members show their pins at one log index, and answers with it and how many there are. What
-    /// they show there must be equal to the last field.
+    /// they show there must be equal to the last field, and at some index so must be the digests of their states.
     pub fn agree(&self, limit: Duration) -> Result<(u64, usize)> {
+        self.agree_on_digests(limit)?;
         let started = Instant::now();
         loop {
             let shown = self.members.iter().map(async |member| {
@@ -283,6 +284,32 @@ impl Fleet {
                 let same = shown.iter().all(|list| list.pins == shown[0].pins);
                 ensure!(same, "members differ at one log index: {shown:#?}");
                 return Ok((shown[0].log_index, shown[0].pins.len()));
+            }
+            ensure!(started.elapsed() < limit, "members are at no common index after {limit:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn agree_on_digests(&self, limit: Duration) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let told = self.members.iter().map(async |member| {
+                let channel = mainstay_proto::client::channel(&member.listen.to_string())?;
+                let asked = StatusRequest { local_only: true, with_digest: true };
+                let reply = ControlClient::new(channel).status(asked).await?.into_inner();
+                Ok::<_, tonic::Status>((reply.digest_index, reply.digest))
+            });
+            let told = futures::future::try_join_all(told);
+            let told =
+                self.runtime.block_on(async { tokio::time::timeout(ASK_TIMEOUT, told).await });
+            if let Ok(Ok(told)) = told
+                && told.iter().all(|(index, _)| *index == told[0].0)
+            {
+                let (index, digest) = &told[0];
+                let same = digest.len() == 16 && told.iter().all(|(_, other)| other == digest);
+                ensure!(same, "states differ at entry {index}: {told:?}");
+                println!("states are equal at entry {index}");
+                return Ok(());
             }
             ensure!(started.elapsed() < limit, "members are at no common index after {limit:?}");
             std::thread::sleep(Duration::from_millis(20));

@@ -136,6 +136,11 @@ impl Process {
         Ok(())
     }
 
+    /// Starts without that argument the next time.
+    pub fn forget(&mut self, argument: &str) {
+        self.args.retain(|known| known != argument);
+    }
+
     /// A signal by its name, such as `STOP`, through the shell's own `kill`: a small system has no other.
     pub fn signal(&self, name: &str) -> Result<()> {
         let kill = format!("kill -{name} {}", self.child.id());
@@ -197,11 +202,11 @@ pub struct Cluster {
 impl Cluster {
     /// Starts all roles and waits until every gateway can serve.
     pub fn start(shape: &Shape) -> Result<Self> {
-        Self::start_as(&binary(), shape)
+        Self::start_as(&binary(), shape, &[])
     }
 
-    /// [`Cluster::start`] of a binary that may be another version.
-    pub fn start_as(binary: &Path, shape: &Shape) -> Result<Self> {
+    /// [`Cluster::start`] of a binary that may be another version, with more arguments for members.
+    pub fn start_as(binary: &Path, shape: &Shape, more: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let config = dir.path().join("mainstay.toml");
         std::fs::write(
@@ -216,7 +221,7 @@ impl Cluster {
         let mut members = Vec::new();
         for (id, address) in (1..).zip(&member_addresses) {
             let data = dir.path().join(format!("m{id}"));
-            let args = strings(&[
+            let mut args = strings(&[
                 "control",
                 "--node-id",
                 &format!("{id}"),
@@ -227,6 +232,7 @@ impl Cluster {
                 "--data-dir",
                 &data.to_string_lossy(),
             ]);
+            args.extend(strings(more));
             members.push(Process::start_as(binary, &format!("m{id}"), &args)?);
         }
         let control = member_addresses.join(",");

@@ -8,6 +8,7 @@ use clap::Subcommand;
 use mainstay_control::config::LEASE_TTL_MS;
 use mainstay_control::{ControlConfig, Origin, Settings};
 use mainstay_identity::Role;
+use mainstay_state::{VERSION_NEWEST, VERSION_OLDEST};
 use mainstay_types::{NodeId, Region};
 
 use crate::commands::identity::{self, CertArgs, InitArgs, ListenerArgs};
@@ -104,6 +105,10 @@ struct PaceArgs {
     /// Milliseconds that a worker may be silent before its epoch ends
     #[arg(long, default_value_t = LEASE_TTL_MS)]
     lease_ttl_ms: u64,
+    /// The newest cluster version that this member agrees to; lower keeps the way back to the program before open
+    #[arg(long, default_value_t = VERSION_NEWEST,
+          value_parser = clap::value_parser!(u8).range(i64::from(VERSION_OLDEST)..=i64::from(VERSION_NEWEST)))]
+    version_max: u8,
     /// For tests: added to the wall clock in this member's stamps
     #[arg(long, hide = true, allow_hyphen_values = true, default_value_t = 0)]
     clock_offset_ms: i64,
@@ -114,6 +119,7 @@ impl PaceArgs {
         settings.heartbeat_ms = self.heartbeat_ms;
         (settings.election_ms_min, settings.election_ms_max) = self.election_ms;
         settings.wall_offset_ms = self.clock_offset_ms;
+        settings.version_max = self.version_max;
     }
 }
 

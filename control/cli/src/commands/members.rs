@@ -11,7 +11,7 @@ use tonic::{Response, Status};
 
 use crate::commands::admin::{AdminArgs, Credentials, Pass};
 use crate::http::Target;
-use crate::output::{Format, print, print_json};
+use crate::output::{Format, cell, print, print_json};
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -68,7 +68,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         None => list(args.list).await,
         Some(MembersCommand::Ls(args)) => list(args).await,
         Some(MembersCommand::Add { id, address, learner: learner_only, members }) => {
-            let request = v1::AddMemberRequest { id, address, learner_only, instance: 0 };
+            let request = v1::AddMemberRequest {
+                id,
+                address,
+                learner_only,
+                ..v1::AddMemberRequest::default()
+            };
             let add = async |mut c: ControlClient<Channel>, pass: Pass| {
                 c.add_member(pass.request(request.clone())).await
             };
@@ -92,10 +97,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn list(args: ListArgs) -> anyhow::Result<()> {
-    let members = match args.control {
+    let (members, version) = match args.control {
         Some(control) => {
             let ask = async |mut c: ControlClient<Channel>, pass: Pass| {
-                let request = v1::StatusRequest { local_only: false };
+                let request = v1::StatusRequest::default();
                 let reply = c.status(pass.request(request)).await?;
                 // A member without its disk, or a new one, knows nobody; another may.
                 if reply.get_ref().members.is_empty() {
@@ -103,11 +108,15 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
                 }
                 Ok(reply)
             };
-            json_of(&args.credentials.ask(&control, ask).await?.members)
+            let reply = args.credentials.ask(&control, ask).await?;
+            (json_of(&reply.members), json!(known(reply.cluster_version)))
         }
-        None => args.target.get("/api/v1/status").await?["members"].clone(),
+        None => {
+            let status = args.target.get("/api/v1/status").await?;
+            (status["members"].clone(), status["version"].clone())
+        }
     };
-    show(&members, args.target.output);
+    show(&members, &version, args.target.output);
     Ok(())
 }
 
@@ -116,15 +125,24 @@ async fn change(
     change: impl AsyncFn(ControlClient<Channel>, Pass) -> Result<Response<v1::MembersReply>, Status>,
 ) -> anyhow::Result<()> {
     let reply = members.ask(change).await?;
-    show(&json_of(&reply.members), members.output);
+    let version = json!(known(reply.cluster_version));
+    show(&json_of(&reply.members), &version, members.output);
     Ok(())
 }
 
-fn show(members: &Value, output: Format) {
+fn show(members: &Value, version: &Value, output: Format) {
     match output {
         Format::Json => print_json(members),
-        Format::Table => print(&super::status::members(&json!({"members": members}))),
+        Format::Table => {
+            print(&format!("cluster version {}", cell(&json!({"version": version}), "version")));
+            print(&super::status::members(&json!({"members": members})));
+        }
     }
+}
+
+/// A version that was told: members of older programs say none.
+fn known(version: u32) -> Option<u32> {
+    Some(version).filter(|version| *version > 0)
 }
 
 fn json_of(members: &[v1::Member]) -> Value {
@@ -133,6 +151,7 @@ fn json_of(members: &[v1::Member]) -> Value {
             "id": m.id, "address": m.address, "role": m.role, "last_log_index": m.last_log_index,
             "applied_index": m.applied_index, "lag": m.lag, "reachable": m.reachable,
             "region": Some(&m.region).filter(|r| !r.is_empty()),
+            "version": known(m.version),
             "instance": format!("{:016x}", m.instance),
         })
     };

@@ -18,9 +18,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     print(&format!(
-        "leader m{} (term {}) · log index {} · {} live pins · {} blocks in the index · replica {} ms old · gateway in {}\n",
+        "leader m{} (term {}) · version {} · log index {} · {} live pins · {} blocks in the index · replica {} ms old · gateway in {}\n",
         cell(&status, "leader"),
         cell(&status, "term"),
+        cell(&status, "version"),
         cell(&status, "applied_index"),
         cell(&status, "pins_live"),
         cell(&status, "index_blocks"),
@@ -46,11 +47,29 @@ fn list<'a>(status: &'a Value, key: &str) -> &'a [Value] {
 
 /// The members' table, also of `mainstay control members`.
 pub(crate) fn members(status: &Value) -> String {
-    let keys =
-        ["id", "region", "role", "address", "last_log_index", "applied_index", "lag", "reachable"];
+    let keys = [
+        "id",
+        "region",
+        "role",
+        "version",
+        "address",
+        "last_log_index",
+        "applied_index",
+        "lag",
+        "reachable",
+    ];
     let rows: Vec<Vec<String>> =
         list(status, "members").iter().map(|m| keys.iter().map(|k| cell(m, k)).collect()).collect();
-    let headers =
-        ["MEMBER", "REGION", "ROLE", "ADDRESS", "LAST LOG", "APPLIED", "LAG", "REACHABLE"];
+    let headers = [
+        "MEMBER",
+        "REGION",
+        "ROLE",
+        "VERSION",
+        "ADDRESS",
+        "LAST LOG",
+        "APPLIED",
+        "LAG",
+        "REACHABLE",
+    ];
     table(&headers, &rows)
 }

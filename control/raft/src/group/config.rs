@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mainstay_state::Limits;
+use mainstay_state::{Limits, VERSION_NEWEST};
 use mainstay_types::NodeId;
 use openraft::SnapshotPolicy;
 
@@ -30,6 +30,9 @@ pub struct Settings {
     /// Added to the wall clock in this member's stamps. Zero but in tests, where members' clocks must disagree
     /// while they share a machine's.
     pub wall_offset_ms: i64,
+    /// The newest version of the cluster that this member agrees to. Lower than the newest that the program knows keeps the
+    /// way back to the program before it open.
+    pub version_max: u8,
 }
 
 impl Default for Settings {
@@ -41,6 +44,7 @@ impl Default for Settings {
             snapshot_entries: 65_536,
             kept_entries: 8_192,
             wall_offset_ms: 0,
+            version_max: VERSION_NEWEST,
         }
     }
 }

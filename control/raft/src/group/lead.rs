@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mainstay_types::Command;
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::Fatal;
@@ -107,7 +106,7 @@ async fn make_barrier(inner: Arc<Inner>, term: u64, leadership: watch::Sender<Le
         return;
     }
     while *leadership.borrow() == (Leadership::Starting { term }) {
-        match group.propose(Command::Tick).await {
+        match group.propose(group.barrier()).await {
             Ok(_) => {
                 leadership.send_if_modified(|l| {
                     let starting = *l == Leadership::Starting { term };

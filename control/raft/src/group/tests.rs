@@ -1,6 +1,7 @@
 //! Members in one process that talk over loopback: elections, failover, restarts, images, joining and leaving.
 
 mod identity;
+mod version;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

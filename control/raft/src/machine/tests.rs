@@ -1,5 +1,6 @@
 //! openraft's own suite over log store and machine, and the image against the live state.
 
+use mainstay_state::VERSION_OLDEST;
 use mainstay_types::{Command, NamespaceId, PinId, PinRequest, PinScope, SequenceHash, TenantId};
 use mainstay_types::{Stamp, Tenure};
 use openraft::StorageError;
@@ -205,4 +206,50 @@ async fn an_image_that_can_not_be_read_replaces_nothing() {
     assert!(machine.install_snapshot(&meta, Bytes::from_static(b"\xffnonsense")).await.is_err());
     assert_eq!(machine.shared.machine.read().digest(), digest);
     assert!(machine.get_current_snapshot().await.unwrap().is_none());
+}
+
+fn raise(index: u64, version: u8) -> Entry {
+    let stamp = Stamp::default();
+    let command = Command::RaiseVersion { version };
+    let wire = mainstay_proto::convert::proposal_to_wire(&Proposal { stamp, command });
+    let log_id = LogId::new(LeaderId { term: 1, node_id: 1 }, index);
+    Entry { log_id, payload: EntryPayload::Normal(Body(wire.encode_to_vec().into())) }
+}
+
+#[tokio::test]
+async fn a_version_that_is_not_known_ends_the_member_and_says_why() {
+    let (_dir, mut log, mut machine) = build();
+    put(&mut log, &mut machine, 1..=3).await;
+    let version = |machine: &StateMachine| machine.shared.version.load(Ordering::Acquire);
+    assert_eq!(version(&machine), VERSION_OLDEST);
+    let apply = |entry| futures::stream::iter([Ok((entry, None))]);
+    machine.apply(apply(raise(4, VERSION_NEWEST))).await.unwrap();
+    assert_eq!(version(&machine), VERSION_NEWEST);
+    let error = machine.apply(apply(raise(5, VERSION_NEWEST + 1))).await.unwrap_err();
+    let text =
+        "entry 5: the cluster is at version 5, this program knows version 4; start a newer one";
+    assert_eq!(error.to_string(), text);
+    assert_eq!(machine.shared.machine.read().applied(), LogIndex(4));
+}
+
+#[tokio::test]
+async fn an_image_of_an_earlier_version_and_the_log_that_raises_it_are_one_state() {
+    let (_dir, mut log, mut machine) = build();
+    machine.copied_bytes_max = 0;
+    let first = Entry {
+        log_id: LogId::new(LeaderId { term: 0, node_id: 0 }, 0),
+        payload: EntryPayload::Blank,
+    };
+    log.blocking_append([first]).await.unwrap();
+    put(&mut log, &mut machine, 1..=20).await;
+    let image = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    assert_eq!(image.snapshot[0], VERSION_OLDEST);
+    log.blocking_append([raise(21, VERSION_NEWEST)]).await.unwrap();
+    machine.apply(futures::stream::iter([Ok((raise(21, VERSION_NEWEST), None))])).await.unwrap();
+    put(&mut log, &mut machine, 22..=40).await;
+    // Built from the earlier image and the entries since.
+    let image = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    assert_eq!(image.snapshot[0], VERSION_NEWEST);
+    let read = decode_image(&image.snapshot, &Limits::standard()).unwrap();
+    assert_eq!(read.digest(), machine.shared.machine.read().digest());
 }

@@ -24,7 +24,7 @@ use crate::codec::{LogIdForm, VoteForm};
 use crate::error::{OfflineError, StoreError};
 use crate::machine::{decode_image, open};
 use crate::snapshot::{self, SNAPSHOT_BYTES_MAX, SnapshotStore};
-use crate::store::{Folder, LogFile, open_record, seed};
+use crate::store::{Folder, LogFile, Marker, open_record, seed};
 use crate::types::{LeaderId, LogId, Membership, Peer, SnapshotMeta, StoredMembership, Vote};
 
 const MAGIC: [u8; 8] = *b"MSTBACK1";
@@ -109,7 +109,7 @@ pub struct Restored {
 
 /// Copies log and snapshot in `dir` into the new file `file`; changes nothing in `dir`.
 pub fn backup(dir: &Path, file: &Path) -> Result<BackedUp, OfflineError> {
-    let (folder, member) = existing(dir)?;
+    let (folder, Marker { member, .. }) = existing(dir)?;
     let log = LogFile::open(&folder)?;
     // Under its own name from the start: a backup that is cut off is noticed by what reads it.
     let archive = Archive::create(file)?;
@@ -403,6 +403,7 @@ fn write_folder(dir: &Path, read: State, to: &RestoreTo) -> Result<Restored, Off
     let _: Outcome = machine.apply(LogIndex(index), &tick);
 
     let folder = Folder::claim(dir, member)?;
+    folder.stamp(machine.version())?;
     let at = LogId::new(leader_id, index);
     seed(&folder, &Vote { leader_id, committed: false }, &at)?;
     let peer = Peer { address: to.address.clone(), instance: folder.instance() };

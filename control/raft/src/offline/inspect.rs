@@ -15,7 +15,7 @@ use super::existing;
 use crate::error::{OfflineError, StoreError};
 use crate::machine::{decode_image, open};
 use crate::snapshot::SnapshotStore;
-use crate::store::{FORMAT, Folder, LogFile};
+use crate::store::{Folder, LogFile};
 use crate::types::{Entry, LogId, Membership, StoredMembership};
 
 /// Problems that are listed one by one; more are only counted.
@@ -69,6 +69,8 @@ pub struct SnapshotSeen {
     pub at: Option<Position>,
     /// The size of the image.
     pub bytes: u64,
+    /// The version of the cluster in it.
+    pub version: u8,
     /// The digest of the state, equal on members with equal states.
     pub digest: u128,
     /// Cluster time in it.
@@ -97,7 +99,7 @@ pub struct Inspection {
     pub member: u64,
     /// Its own number; 0 in directories from before these numbers.
     pub instance: u64,
-    /// The format of the directory.
+    /// The format of the directory, which goes up with the cluster's version.
     pub format: u32,
     /// The vote.
     pub vote: Option<VoteSeen>,
@@ -137,11 +139,11 @@ impl Inspection {
 
 /// Looks at `dir` and changes nothing in it.
 pub fn inspect(dir: &Path, limits: &Limits) -> Result<Inspection, OfflineError> {
-    let (folder, member) = existing(dir)?;
+    let (folder, marker) = existing(dir)?;
     let mut seen = Inspection {
-        member,
+        member: marker.member,
         instance: folder.instance(),
-        format: FORMAT,
+        format: marker.format,
         vote: None,
         committed: None,
         purged: None,
@@ -253,6 +255,9 @@ fn kind_of(proposal: &v1::Proposal) -> &'static str {
         Some(Command::PutJoinToken(_)) => "put_join_token",
         Some(Command::UseJoinToken(_)) => "use_join_token",
         Some(Command::RemoveJoinToken(_)) => "remove_join_token",
+        Some(Command::RaiseVersion(_)) => "raise_version",
+        Some(Command::PutResponse(_)) => "put_response",
+        Some(Command::EndResponse(_)) => "end_response",
         None => "malformed",
     }
 }
@@ -265,6 +270,7 @@ fn look_at_snapshot(folder: &Folder, limits: &Limits, seen: &mut Inspection) -> 
             seen.snapshot = Some(SnapshotSeen {
                 at: snapshot.meta.last_log_id.as_ref().map(Position::from),
                 bytes: snapshot.snapshot.len() as u64,
+                version: machine.version(),
                 digest: machine.digest(),
                 time_ms: machine.time().now_ms,
                 pins: machine.pins().cloned().collect(),

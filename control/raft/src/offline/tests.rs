@@ -106,7 +106,7 @@ async fn looking_tells_everything_and_leaves_no_trace() {
         backup(&path, &dir.path().join("copy")).unwrap();
         assert_eq!(fingerprint(&path), before);
 
-        assert_eq!((seen.member, seen.format), (3, 1));
+        assert_eq!((seen.member, seen.format), (3, 2));
         assert_ne!(seen.instance, 0);
         assert_eq!(seen.problems, Vec::<String>::new());
         let member = MemberSeen {

@@ -4,17 +4,26 @@
 //! instance number, by which the group tells this folder from any other that claims the same member: a voter
 //! whose disk was lost has forgotten its votes and must not come back under its old id. A folder with other files
 //! in it is refused, so that a mistyped path never fills somebody's home with a database.
+//!
+//! The format goes up with the cluster's version: from then on the log has entries that older programs can't read, and
+//! those stop at the marker rather than at such an entry. It never goes down.
 
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use mainstay_state::{VERSION_NEWEST, VERSION_OLDEST};
+
 use crate::error::StoreError;
 
-/// The format this program writes: the layout of the folder, of keys and of records.
-pub(crate) const FORMAT: u32 = 1;
+/// What a format has to be taken off the cluster's version that it stands for.
+const FORMAT_BEHIND: u32 = 2;
+/// The formats that this program reads: the layout of the folder, of keys and of records, and the versions of those.
+const FORMAT_OLDEST: u32 = VERSION_OLDEST as u32 - FORMAT_BEHIND;
+const FORMAT: u32 = VERSION_NEWEST as u32 - FORMAT_BEHIND;
 const MARKER: &str = "MEMBER";
+const TEMPORARY: &str = "MEMBER.tmp";
 const DATABASE: &str = "log";
 const SNAPSHOT: &str = "snapshot";
 /// A marker is a few dozen bytes; more is not one.
@@ -24,12 +33,14 @@ const MARKER_BYTES_MAX: u64 = 256;
 #[derive(Debug, Clone)]
 pub(crate) struct Folder {
     path: PathBuf,
+    member: u64,
     instance: u64,
 }
 
 /// What a marker says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Marker {
+    pub(crate) format: u32,
     pub(crate) member: u64,
     /// 0 in the markers of folders that are older than these numbers.
     pub(crate) instance: u64,
@@ -41,8 +52,10 @@ impl Folder {
         // It holds the cluster's hash key and prompts that are kept with pins: nobody else's business.
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(|e| StoreError::io(path, &e))?;
-        let temporary = path.join("MEMBER.tmp");
-        let instance = match Self::look(path)? {
+        let temporary = path.join(TEMPORARY);
+        let found = Self::look(path)?;
+        let format = found.map_or(FORMAT_OLDEST, |marker| marker.format);
+        let instance = match found {
             Some(marker) if marker.member != member => {
                 let (dir, found) = (path.to_owned(), marker.member);
                 return Err(StoreError::OtherMember { dir, found, expected: member });
@@ -54,12 +67,24 @@ impl Folder {
                 }
                 let instance = random_instance(path)?;
                 let marker = path.join(MARKER);
-                write(path, &temporary, &marker, &Marker { member, instance })
+                write(path, &temporary, &marker, &Marker { format, member, instance })
                     .map_err(|e| StoreError::io(path, &e))?;
                 instance
             }
         };
-        Ok(Self { path: path.to_owned(), instance })
+        Ok(Self { path: path.to_owned(), member, instance })
+    }
+
+    /// Writes down that the cluster has reached `version`, so that no program that does not know it opens the folder.
+    pub(crate) fn stamp(&self, version: u8) -> Result<(), StoreError> {
+        let format = u32::from(version).saturating_sub(FORMAT_BEHIND);
+        let known = Self::look(&self.path)?;
+        if known.is_some_and(|marker| marker.format >= format) {
+            return Ok(());
+        }
+        let (temporary, marker) = (self.path.join(TEMPORARY), self.path.join(MARKER));
+        let says = Marker { format, member: self.member, instance: self.instance };
+        write(&self.path, &temporary, &marker, &says).map_err(|e| StoreError::io(&self.path, &e))
     }
 
     /// Reads the marker of `path` and changes nothing; `None` if there is none.
@@ -80,7 +105,7 @@ impl Folder {
 
     /// A folder whose marker was read; nothing is created.
     pub(crate) fn existing(path: &Path, marker: Marker) -> Self {
-        Self { path: path.to_owned(), instance: marker.instance }
+        Self { path: path.to_owned(), member: marker.member, instance: marker.instance }
     }
 
     /// What tells this folder from every other.
@@ -123,9 +148,9 @@ fn random_instance(path: &Path) -> Result<u64, StoreError> {
 }
 
 fn write(path: &Path, temporary: &Path, marker: &Path, says: &Marker) -> std::io::Result<()> {
-    let Marker { member, instance } = says;
+    let Marker { format, member, instance } = says;
     let text =
-        format!("mainstay-control format {FORMAT} member {member} instance {instance:016x}\n");
+        format!("mainstay-control format {format} member {member} instance {instance:016x}\n");
     let mut file = fs::File::create(temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
@@ -138,10 +163,11 @@ fn parse(path: &Path, text: &str) -> Result<Marker, StoreError> {
     let ["mainstay-control", "format", format, rest @ ..] = words.as_slice() else {
         return Err(StoreError::corrupt(path, "its MEMBER file does not say what it is"));
     };
-    if format.parse() != Ok(FORMAT) {
+    let found: Option<u32> = format.parse().ok();
+    let Some(format) = found.filter(|f| (FORMAT_OLDEST..=FORMAT).contains(f)) else {
         let found = (*format).to_owned();
         return Err(StoreError::Version { dir: path.to_owned(), found, expected: FORMAT });
-    }
+    };
     let (id, instance) = match rest {
         ["member", id] => (id.parse().ok(), Some(0)),
         ["member", id, "instance", instance] => {
@@ -150,7 +176,7 @@ fn parse(path: &Path, text: &str) -> Result<Marker, StoreError> {
         _ => (None, None),
     };
     match (id, instance) {
-        (Some(member), Some(instance)) => Ok(Marker { member, instance }),
+        (Some(member), Some(instance)) => Ok(Marker { format, member, instance }),
         _ => Err(StoreError::corrupt(path, "its MEMBER file names no member")),
     }
 }

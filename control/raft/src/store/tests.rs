@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use mainstay_state::{VERSION_NEWEST, VERSION_OLDEST};
 use openraft::EntryPayload;
 use openraft::storage::RaftLogStorageExt;
 
@@ -244,4 +245,28 @@ async fn a_folder_in_use_is_refused() {
     assert!(matches!(error, StoreError::Locked { .. }), "{error}");
     store.close().await;
     open(dir.path()).unwrap();
+}
+
+#[test]
+fn a_folder_of_a_raised_cluster_is_no_older_programs() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Folder::claim(dir.path(), 1).unwrap();
+    let marker = || fs::read_to_string(dir.path().join("MEMBER")).unwrap();
+    // Until then the program of the last version may be started on it again.
+    let first = marker();
+    assert!(first.starts_with("mainstay-control format 1 member 1 instance "), "{first}");
+    folder.stamp(VERSION_OLDEST).unwrap();
+    assert_eq!(marker(), first);
+    folder.stamp(VERSION_NEWEST).unwrap();
+    assert_eq!(marker(), first.replace("format 1", "format 2"));
+    for version in [0, VERSION_OLDEST, VERSION_NEWEST] {
+        folder.stamp(version).unwrap();
+        assert_eq!(Folder::claim(dir.path(), 1).unwrap().instance(), folder.instance());
+        assert_eq!(marker(), first.replace("format 1", "format 2"));
+    }
+    for other in ["format 0", "format 3", "format -1"] {
+        fs::write(dir.path().join("MEMBER"), first.replace("format 1", other)).unwrap();
+        let error = Folder::claim(dir.path(), 1).unwrap_err();
+        assert!(matches!(error, StoreError::Version { expected: 2, .. }), "{error}");
+    }
 }

@@ -4,16 +4,17 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use mainstay_proto::convert::model_to_wire;
+use mainstay_proto::convert::{model_to_wire, u128_to_wire};
 use mainstay_proto::v1;
 use mainstay_proto::v1::control_client::ControlClient;
-use mainstay_raft::{GroupStatus, MemberStatus, Role};
+use mainstay_raft::{GroupStatus, MemberError, MemberStatus, Role};
 use mainstay_types::{LogIndex, NodeId};
 use tonic::Status;
 
 use super::{Service, refuse_member};
 use crate::founding;
 use crate::time_text::rfc3339;
+use crate::versions::known;
 
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long a new member may take to catch up before it gets its vote.
@@ -62,7 +63,13 @@ impl Service {
                     0
                 },
             });
+            let (digest, digest_index) = match request.with_digest {
+                true => (u128_to_wire(m.digest()), m.applied().0),
+                false => Default::default(),
+            };
             v1::StatusReply {
+                digest,
+                digest_index,
                 node: status.node.0,
                 leader: status.leader.map_or(0, |id| id.0),
                 term: status.term,
@@ -80,6 +87,8 @@ impl Service {
                 instance: self.group.instance(),
                 region: self.place.region.to_string(),
                 age_ms,
+                version: u32::from(self.group.knows()),
+                cluster_version: u32::from(m.version()),
             }
         })
     }
@@ -95,6 +104,7 @@ impl Service {
             reachable: true,
             instance: member.instance,
             region: self.place.region.to_string(),
+            version: u32::from(self.group.knows()),
         };
         let mut members: Vec<v1::Member> = if local_only {
             status.members.iter().filter(|m| m.id == status.node).map(me).collect()
@@ -121,7 +131,10 @@ impl Service {
         let asked = async {
             let channel = (self.connector)(&member.address).ok()?;
             let mut client = ControlClient::new(channel);
-            let reply = client.status(v1::StatusRequest { local_only: true }).await.ok()?;
+            let reply = client
+                .status(v1::StatusRequest { local_only: true, ..v1::StatusRequest::default() })
+                .await
+                .ok()?;
             Some(reply.into_inner())
         };
         let reply = tokio::time::timeout(ASK_TIMEOUT, asked).await.ok().flatten();
@@ -149,6 +162,7 @@ impl Service {
             reachable: reply.is_some(),
             instance: member.instance,
             region: self.place.region_of(member.id.0),
+            version: reply.as_ref().map_or(0, |r| u32::from(known(r.version))),
         }
     }
 
@@ -164,14 +178,20 @@ impl Service {
         if !(1..=ADDRESS_BYTES_MAX).contains(&address.len()) || (self.connector)(address).is_err() {
             return Err(Status::invalid_argument("address must be HOST:PORT"));
         }
-        let instance = match request.instance {
+        let (instance, knows) = match request.instance {
             // Whoever adds it may know only where it is. One that does not answer is looked for later.
             0 => {
                 let answer = founding::ask(&self.connector, address).await;
-                answer.filter(|a| a.node == id.0).map_or(0, |a| a.instance)
+                let answer = answer.filter(|a| a.node == id.0);
+                answer.map_or((0, None), |a| (a.instance, Some(known(a.version))))
             }
-            told => told,
+            told => (told, Some(known(request.version))),
         };
+        // Only the leader is sure of the cluster's version, and only it takes members in.
+        let version = self.group.version();
+        if let Some(knows) = knows.filter(|knows| self.group.leads() && *knows < version) {
+            return Err(refuse_member(MemberError::Older { id: id.0, knows, version }));
+        }
         self.group.add_learner(id, address, instance).await.map_err(refuse_member)?;
         if !request.learner_only {
             self.group.promote(id, PROMOTE_PATIENCE).await.map_err(refuse_member)?;
@@ -202,6 +222,9 @@ impl Service {
 
     async fn members(&self) -> v1::MembersReply {
         let status = self.group.status();
-        v1::MembersReply { members: self.describe_members(&status, false).await }
+        v1::MembersReply {
+            members: self.describe_members(&status, false).await,
+            cluster_version: u32::from(self.group.version()),
+        }
     }
 }

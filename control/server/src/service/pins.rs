@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use mainstay_proto::convert::{
-    pin_from_wire, pin_to_wire, u128_from_wire, u128_to_wire, withhold_tokens,
+    hashes_to_wire, pin_from_wire, pin_to_wire_in_short, u128_from_wire, u128_to_wire,
 };
 use mainstay_proto::v1;
 use mainstay_state::{Machine, Outcome, Pin};
@@ -20,8 +20,20 @@ const STAMP_AGE_MAX: Duration = Duration::from_millis(300);
 /// Pins in one answer.
 const LIST_MAX: usize = 1000;
 
+/// How much of a pin a write is answered with.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Form {
+    Whole,
+    /// Without its blocks.
+    Short,
+}
+
 impl Service {
-    pub(super) async fn put_pin(&self, request: v1::PutPin) -> Result<v1::PinReply, Status> {
+    pub(super) async fn put_pin(
+        &self,
+        request: v1::PutPin,
+        form: Form,
+    ) -> Result<v1::PinReply, Status> {
         let request = pin_from_wire(&request)?;
         let blocks_max = self.group.read(|m| m.limits().pin_blocks_max) as usize;
         if request.blocks.len() > blocks_max {
@@ -32,7 +44,7 @@ impl Service {
         }
         self.check_tokens(&request)?;
         let id = request.id;
-        self.change(id, Command::PutPin(request)).await
+        self.change(id, Command::PutPin(request), form).await
     }
 
     /// Kept tokens must be there, and be those of the blocks: others would be computed in vain for ever.
@@ -86,20 +98,30 @@ impl Service {
         }
     }
 
-    pub(super) async fn prolong_pin(&self, request: v1::ExtendPin) -> Result<v1::PinReply, Status> {
+    pub(super) async fn prolong_pin(
+        &self,
+        request: v1::ExtendPin,
+        form: Form,
+    ) -> Result<v1::PinReply, Status> {
         let id = PinId(u128_from_wire(&request.id, "id")?);
-        self.change(id, Command::ExtendPin { id, ttl_ms: request.ttl_ms }).await
+        self.change(id, Command::ExtendPin { id, ttl_ms: request.ttl_ms }, form).await
     }
 
     pub(super) async fn give_pin_back(
         &self,
         request: v1::ReleasePin,
+        form: Form,
     ) -> Result<v1::PinReply, Status> {
         let id = PinId(u128_from_wire(&request.id, "id")?);
-        self.change(id, Command::ReleasePin { id }).await
+        self.change(id, Command::ReleasePin { id }, form).await
     }
 
-    async fn change(&self, id: PinId, command: Command) -> Result<v1::PinReply, Status> {
+    async fn change(
+        &self,
+        id: PinId,
+        command: Command,
+        form: Form,
+    ) -> Result<v1::PinReply, Status> {
         let (at, outcome) = self.group.propose(command).await.map_err(refuse)?;
         let Outcome::Pin { state, expires_ms, .. } = outcome else {
             return Err(unexpected(&outcome));
@@ -107,7 +129,10 @@ impl Service {
         // The entry's own outcome counts, not what a later entry may have made of the pin meanwhile.
         let pin = self.group.read(|m| {
             m.pin(id).map(|pin| {
-                let mut wire = pin_on_wire(m, pin);
+                let mut wire = match form {
+                    Form::Whole => pin_on_wire(m, pin),
+                    Form::Short => pin_in_short(m, pin),
+                };
                 state.name().clone_into(&mut wire.state);
                 wire.ttl_left_ms = left_ms(m, pin.is_live(), expires_ms);
                 wire
@@ -188,14 +213,21 @@ fn left_ms(machine: &Machine, live: bool, expires_ms: u64) -> u64 {
 }
 
 fn pin_on_wire(machine: &Machine, pin: &Pin) -> v1::Pin {
+    let mut wire = pin_in_short(machine, pin);
+    if let Some(request) = &mut wire.request {
+        request.blocks = hashes_to_wire(&pin.request.blocks);
+    }
+    wire
+}
+
+/// The pin without its blocks, for its owner, who has them. Tokens are a prompt; who asks how a pin is does not ask
+/// for that.
+fn pin_in_short(machine: &Machine, pin: &Pin) -> v1::Pin {
     let holders = pin.holders.iter().map(|(worker, blocks_held)| v1::PinHolder {
         worker: worker.0,
         name: machine.worker(*worker).map(|w| w.name.clone()).unwrap_or_default(),
         blocks_held: *blocks_held,
     });
-    // Tokens are a prompt; who asks how a pin is does not ask for that.
-    let mut request = pin_to_wire(&pin.request);
-    withhold_tokens(&mut request);
     let now_ms = machine.time().now_ms;
     let orders = pin.keeping.orders.iter().map(|(worker, order)| v1::PinOrder {
         worker: worker.0,
@@ -205,7 +237,7 @@ fn pin_on_wire(machine: &Machine, pin: &Pin) -> v1::Pin {
         attempts: order.attempts,
     });
     v1::Pin {
-        request: Some(request),
+        request: Some(pin_to_wire_in_short(&pin.request)),
         state: pin.state.name().to_owned(),
         ttl_left_ms: left_ms(machine, pin.is_live(), pin.expires_ms),
         holders: holders.collect(),
@@ -213,5 +245,7 @@ fn pin_on_wire(machine: &Machine, pin: &Pin) -> v1::Pin {
         reason: pin.reason.clone(),
         orders: orders.collect(),
         order_attempts: pin.keeping.attempts,
+        blocks: u32::try_from(pin.request.blocks.len()).unwrap_or(u32::MAX),
+        last_block: pin.request.blocks.last().map(|b| u128_to_wire(b.0)).unwrap_or_default(),
     }
 }

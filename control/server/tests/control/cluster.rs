@@ -9,24 +9,34 @@ use super::streams::{Told, chain, mark_at};
 use super::*;
 
 /// Members that were given the same list.
-struct Cluster {
+pub(super) struct Cluster {
     dir: TempDir,
-    members: Vec<(NodeId, String)>,
-    running: BTreeMap<u64, ControlHandle>,
+    pub(super) members: Vec<(NodeId, String)>,
+    pub(super) running: BTreeMap<u64, ControlHandle>,
 }
 
 impl Cluster {
-    async fn three() -> Self {
+    /// Three members that are yet to be started.
+    pub(super) fn of_three() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let members = (1..=3).map(|id| (NodeId(id), free_port().to_string())).collect();
-        let mut cluster = Self { dir, members, running: BTreeMap::new() };
+        Self { dir, members, running: BTreeMap::new() }
+    }
+
+    pub(super) async fn three() -> Self {
+        let mut cluster = Self::of_three();
         for id in 1..=3 {
             cluster.start(id, Origin::Members(cluster.members.clone())).await;
         }
         cluster
     }
 
-    async fn start(&mut self, id: u64, origin: Origin) {
+    pub(super) async fn start(&mut self, id: u64, origin: Origin) {
+        self.start_as(id, origin, mainstay_state::VERSION_NEWEST).await;
+    }
+
+    /// [`Cluster::start`] of a member that agrees to no newer version of the cluster.
+    pub(super) async fn start_as(&mut self, id: u64, origin: Origin, version_max: u8) {
         let known = self.members.iter().find(|(m, _)| m.0 == id).map(|(_, a)| a.clone());
         let address = known.unwrap_or_else(|| {
             let address = free_port().to_string();
@@ -37,22 +47,23 @@ impl Cluster {
         let mut config = ControlConfig::single(NodeId(id), path);
         config.listen = address.parse().unwrap();
         config.origin = origin;
+        config.settings.version_max = version_max;
         self.running.insert(id, start(config).await.unwrap());
     }
 
-    fn plane(&self) -> ControlPlane {
+    pub(super) fn plane(&self) -> ControlPlane {
         let addresses: Vec<String> = self.members.iter().map(|(_, a)| a.clone()).collect();
         ControlPlane::new(&addresses).unwrap()
     }
 
-    async fn leader(&self) -> u64 {
+    pub(super) async fn leader(&self) -> u64 {
         eventually("leading", async || {
             self.running.iter().find(|(_, h)| h.group().leads()).map(|(id, _)| *id)
         })
         .await
     }
 
-    async fn agree(&self) {
+    pub(super) async fn agree(&self) {
         let leader = &self.running[&self.leader().await];
         eventually("agreement", async || {
             let at = state_of(leader);
@@ -63,7 +74,7 @@ impl Cluster {
         .await;
     }
 
-    async fn end(self) {
+    pub(super) async fn end(self) {
         for handle in self.running.into_values() {
             handle.shutdown().await;
         }
@@ -276,6 +287,7 @@ async fn a_wiped_member_is_told_the_cure_and_the_cure_works() {
         address: cluster.running[&wiped].advertised().to_owned(),
         instance: mine,
         learner_only: false,
+        version: u32::from(mainstay_state::VERSION_NEWEST),
     };
     // Whether it names its directory or is asked for it.
     for instance in [mine, 0] {

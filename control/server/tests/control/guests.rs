@@ -79,7 +79,7 @@ fn joining(token: &ClusterSecret, node: &str, request: &[u8]) -> v1::JoinRequest
 async fn an_operator_with_the_admin_token_may_do_what_an_admin_may() {
     let cluster = Signing::start().await;
     let mut c = cluster.guest();
-    let status = v1::StatusRequest { local_only: true };
+    let status = v1::StatusRequest { local_only: true, ..v1::StatusRequest::default() };
     let error = c.status(status).await.unwrap_err();
     assert_eq!(error.code(), Code::Unauthenticated);
     assert!(error.message().contains("--admin-token-file"), "{error}");

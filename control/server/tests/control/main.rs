@@ -5,9 +5,12 @@
 mod cluster;
 mod guests;
 mod keeper;
+mod pin_writes;
 mod regions;
+mod responses;
 mod security;
 mod streams;
+mod versions;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -307,6 +310,7 @@ impl Replica {
         let request = v1::WatchRequest {
             from_log_index: from,
             without_blocks,
+            version: u32::from(mainstay_state::VERSION_NEWEST),
             ..v1::WatchRequest::default()
         };
         let mut stream = client.watch(request).await.unwrap().into_inner();

@@ -140,7 +140,10 @@ async fn a_group_over_tls_serves_each_role_what_it_may_have() {
 async fn strangers_are_refused_and_new_certificates_need_no_restart() {
     let cluster = Secured::three().await;
     let status = async |plane: &ControlPlane| {
-        let asked = plane.current().status(v1::StatusRequest { local_only: true }).await;
+        let asked = plane
+            .current()
+            .status(v1::StatusRequest { local_only: true, ..v1::StatusRequest::default() })
+            .await;
         asked.map(|reply| reply.into_inner())
     };
     let plain = ControlPlane::new(&cluster.addresses).unwrap();

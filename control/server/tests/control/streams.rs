@@ -163,6 +163,7 @@ impl Viewer {
             from_log_index: if self.images == 0 { 0 } else { self.machine.applied().0 + 1 },
             without_blocks: false,
             positions: self.streams.positions().into_iter().map(position).collect(),
+            version: u32::from(mainstay_state::VERSION_NEWEST),
         };
         let mut stream = client.watch(request).await.unwrap().into_inner();
         let mut loader = None;

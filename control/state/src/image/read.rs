@@ -6,33 +6,41 @@ use std::collections::{BTreeMap, BTreeSet};
 use mainstay_index::{BlockIndex, BlockKey, HeldStretch, RestoreError, RunSnapshot, TierSet};
 use mainstay_types::{
     ClusterTime, Epoch, EventSequence, FenceCause, HashKey, LogIndex, ModelSpec, NamespaceId,
-    PinId, PinRequest, PinState, SequenceHash, SessionId, StreamMark, TenantId, Tenure, WorkerId,
+    PinId, PinRequest, PinScope, PinState, Region, SequenceHash, SessionId, StreamMark, TenantId,
+    Tenure, WorkerId,
 };
 
 use super::ImageError;
 use super::kept::{read_keeping, read_mark};
 use super::regions::{read_region, read_scope};
+use super::responses;
 use super::source::Source;
 use super::tenants;
 use super::write::{WORKER_LEASE_EXPIRED, WORKER_LEFT, WORKER_LIVE};
 use crate::limits::Limits;
 use crate::machine::Machine;
 use crate::pins::{ENDED_BLOCKS_MAX, ENDED_PINS_MAX, Keeping, Pin, Pins, token_bytes};
+use crate::version::TENANTS_AND_REGIONS;
 use crate::workers::{
     ADDRESS_BYTES_MAX, MODEL_BYTES_MAX, NAME_BYTES_MAX, Worker, WorkerState, Workers, text_is_fine,
 };
 
 const REASON_BYTES_MAX: usize = 256;
 /// The least that one element takes, with the shortest texts and lists that are allowed.
-const WORKER_BYTES_MIN: usize = 98;
-const PIN_BYTES_MIN: usize = 162;
+const WORKER_BYTES_MIN: usize = 89;
+const PIN_BYTES_MIN: usize = 124;
 const RUN_BYTES_MIN: usize = 69;
 const KEY_BYTES: usize = 8;
 const HOLDER_BYTES_MIN: usize = 21;
 const STRETCH_BYTES: usize = 9;
 
-/// Everything but the block index.
-pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, ImageError> {
+/// Everything but the block index, as `version` writes it.
+pub(super) fn state(
+    source: &mut Source<'_>,
+    limits: Limits,
+    version: u8,
+) -> Result<Machine, ImageError> {
+    let all = version >= TENANTS_AND_REGIONS;
     let applied = LogIndex(source.u64()?);
     let time = read_time(source)?;
     let hash_key = match source.flag("hash key")? {
@@ -43,14 +51,26 @@ pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, 
     let count = source.count("workers", u64::from(limits.workers_max), WORKER_BYTES_MIN)?;
     let mut workers = Vec::with_capacity(count);
     for _ in 0..count {
-        workers.push(read_worker(source)?);
+        workers.push(read_worker(source, all)?);
     }
     check_workers(&workers, last_id, applied)?;
     let workers = Workers::restore(last_id, workers);
-    let pins = read_pins(source, &limits, applied, time, &workers)?;
-    let (tenants, join_tokens) = tenants::read(source, &limits)?;
+    let pins = read_pins(source, &limits, applied, time, &workers, all)?;
+    let (tenants, join_tokens, responses, raised) = match all {
+        true => {
+            let (tenants, join_tokens) = tenants::read(source, &limits)?;
+            let responses = responses::read(source, &limits, applied, time)?;
+            (tenants, join_tokens, responses, LogIndex(source.u64()?))
+        }
+        false => Default::default(),
+    };
+    if raised > applied {
+        return Err(ImageError::Invalid("index of the version"));
+    }
     Ok(Machine {
         limits,
+        version,
+        raised,
         applied,
         time,
         hash_key,
@@ -58,6 +78,7 @@ pub(super) fn state(source: &mut Source<'_>, limits: Limits) -> Result<Machine, 
         pins,
         tenants,
         join_tokens,
+        responses,
         index: BlockIndex::new(limits.index_blocks_max),
     })
 }
@@ -68,7 +89,7 @@ fn read_time(source: &mut Source<'_>) -> Result<ClusterTime, ImageError> {
     Ok(ClusterTime { now_ms, tenure, mono_ms: source.u64()? })
 }
 
-fn read_worker(source: &mut Source<'_>) -> Result<Worker, ImageError> {
+fn read_worker(source: &mut Source<'_>, all: bool) -> Result<Worker, ImageError> {
     let id = WorkerId(source.u32()?);
     let name = read_text(source, "worker name", 1, NAME_BYTES_MAX)?;
     let address = read_text(source, "worker address", 1, ADDRESS_BYTES_MAX)?;
@@ -97,7 +118,7 @@ fn read_worker(source: &mut Source<'_>) -> Result<Worker, ImageError> {
         false => None,
     };
     let changed_index = LogIndex(source.u64()?);
-    let region = read_region(source)?;
+    let region = if all { read_region(source)? } else { Region::default() };
     if epoch.0 == 0 || next_sequence.0 == 0 || model.block_tokens == 0 {
         return Err(ImageError::Invalid("worker"));
     }
@@ -149,11 +170,12 @@ fn read_pins(
     applied: LogIndex,
     time: ClusterTime,
     workers: &Workers,
+    all: bool,
 ) -> Result<Pins, ImageError> {
     let count = source.count("live pins", u64::from(limits.pins_max), PIN_BYTES_MIN)?;
     let mut live: Vec<Pin> = Vec::with_capacity(count);
     for _ in 0..count {
-        let mut pin = read_pin(source, limits, applied)?;
+        let mut pin = read_pin(source, limits, applied, all)?;
         let lives = |id: &WorkerId| workers.get(*id).is_some_and(Worker::is_live);
         let keepers = pin.holders.keys().all(lives) && pin.keeping.orders.keys().all(lives);
         let was = (pin.ever_active, pin.keeping.clone());
@@ -172,7 +194,7 @@ fn read_pins(
     let count = source.count("ended pins", ENDED_PINS_MAX as u64, PIN_BYTES_MIN)?;
     let mut ended: Vec<Pin> = Vec::with_capacity(count);
     for _ in 0..count {
-        let mut pin = read_pin(source, limits, applied)?;
+        let mut pin = read_pin(source, limits, applied, all)?;
         let released = source.flag("pin state")?;
         pin.state = if released { PinState::Released } else { PinState::Expired };
         pin.reason = read_text(source, "reason", 1, REASON_BYTES_MAX)?;
@@ -208,14 +230,20 @@ fn read_pin(
     source: &mut Source<'_>,
     limits: &Limits,
     applied: LogIndex,
+    all: bool,
 ) -> Result<Pin, ImageError> {
-    let mut request = read_request(source, limits)?;
+    let mut request = read_request(source, limits, all)?;
     let (created_ms, expires_ms) = (source.u64()?, source.u64()?);
     let (created_index, changed_index) = (LogIndex(source.u64()?), LogIndex(source.u64()?));
     let ever_active = source.flag("pin")?;
     let holders = read_holders(source, limits, request.blocks.len())?;
-    request.tokens = read_mark(source)?;
-    let keeping = read_keeping(source)?;
+    let keeping = match all {
+        true => {
+            request.tokens = read_mark(source)?;
+            read_keeping(source)?
+        }
+        false => Keeping::default(),
+    };
     if created_index > changed_index || changed_index > applied || created_ms > expires_ms {
         return Err(ImageError::Invalid("pin"));
     }
@@ -233,7 +261,11 @@ fn read_pin(
     })
 }
 
-fn read_request(source: &mut Source<'_>, limits: &Limits) -> Result<PinRequest, ImageError> {
+fn read_request(
+    source: &mut Source<'_>,
+    limits: &Limits,
+    all: bool,
+) -> Result<PinRequest, ImageError> {
     let id = PinId(source.u128()?);
     let tenant = TenantId::new(source.text("tenant", TenantId::BYTES_MAX)?);
     let tenant = tenant.ok_or(ImageError::Invalid("tenant"))?;
@@ -254,7 +286,7 @@ fn read_request(source: &mut Source<'_>, limits: &Limits) -> Result<PinRequest, 
     let ttl_ms = source.u64()?;
     let priority = source.u8()?;
     let copies_min = source.u32()?;
-    let scope = read_scope(source)?;
+    let scope = if all { read_scope(source)? } else { PinScope::default() };
     if blocks.is_empty() || ttl_ms == 0 || priority > 100 || copies_min == 0 {
         return Err(ImageError::Invalid("pin request"));
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::testing::{
     Log, fence, frame, join, join_token, log, order, pin, prefix, put_key, put_tenant, register,
-    report, small_limits, stored, tokens,
+    report, response, small_limits, stored, tokens,
 };
 
 /// A machine with something of everything.
@@ -29,6 +29,8 @@ fn sample() -> Machine {
     log.apply(put_key("acme", "laptop", 1));
     log.apply(join_token("t", 2, JoinRole::Worker, Some("w1")));
     log.apply(join(2, JoinRole::Worker, "w1", 3));
+    log.apply(Command::PutResponse(response(1, None, 20)));
+    log.apply(Command::PutResponse(response(2, Some(1), 30)));
     log.machine
 }
 
@@ -52,6 +54,7 @@ fn an_image_holds_everything() {
     assert!(copy.pins().eq(machine.pins()));
     assert!(copy.tenants().eq(machine.tenants()) && copy.tenants().len() == 1);
     assert!(copy.join_tokens().eq(machine.join_tokens()) && copy.join_tokens().len() == 1);
+    assert!(copy.responses().eq(machine.responses()) && copy.responses().len() == 2);
     assert_eq!(copy.index().snapshot(), machine.index().snapshot());
     assert_eq!(copy.pins().filter(|p| !p.is_live()).count(), 1);
 }
@@ -95,8 +98,10 @@ fn damage_is_named() {
     let bytes = sample().encode();
     let decode = |bytes: &[u8]| Machine::decode(bytes, small_limits()).map(|_| ());
     assert_eq!(decode(&[]), Err(ImageError::Truncated));
-    assert_eq!(decode(&[IMAGE_VERSION]), Err(ImageError::Truncated));
-    assert_eq!(decode(&[9; 100]), Err(ImageError::Version(9)));
+    assert_eq!(decode(&[VERSION_NEWEST]), Err(ImageError::Truncated));
+    for other in [0, VERSION_OLDEST - 1, VERSION_NEWEST + 1] {
+        assert_eq!(decode(&[other; 100]), Err(ImageError::Version(other)));
+    }
     assert_eq!(decode(&bytes[..bytes.len() - 1]), Err(ImageError::Checksum));
     let mut longer = bytes.clone();
     longer.extend([0; 5]);
@@ -200,8 +205,9 @@ proptest! {
     fn forged_images_are_refused_or_canonical(
         log in log(60),
         changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        old in any::<bool>(),
     ) {
-        let mut machine = Machine::new(small_limits());
+        let mut machine = if old { Machine::new } else { crate::testing::machine }(small_limits());
         for (at, proposal) in log.iter().enumerate() {
             machine.apply(LogIndex(at as u64 + 1), proposal);
         }
@@ -213,7 +219,7 @@ proptest! {
         let bytes = sealed(bytes);
         if let Ok(mut forged) = Machine::decode(&bytes, small_limits()) {
             let (blocks, tokens) = (bytes[1] & WITH_BLOCKS != 0, bytes[1] & WITH_TOKENS != 0);
-            prop_assert_eq!(encode(&forged, Parts { blocks, tokens }), bytes);
+            prop_assert_eq!(encode(&forged, bytes[0], Parts { blocks, tokens }), bytes);
             // It works on as any other would.
             for proposal in &log {
                 let index = LogIndex(forged.applied().0.saturating_add(1));
@@ -227,9 +233,10 @@ proptest! {
     fn any_bytes_are_safe(mut bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         let _ = Machine::decode(&bytes, small_limits());
         if bytes.len() > CHECKSUM_BYTES + 2 {
-            bytes[0] = IMAGE_VERSION;
-            bytes[1] = WITH_BLOCKS | WITH_TOKENS;
-            let _ = Machine::decode(&sealed(bytes), small_limits());
+            for (version, kind) in [(VERSION_NEWEST, WITH_BLOCKS | WITH_TOKENS), (VERSION_OLDEST, WITH_BLOCKS)] {
+                (bytes[0], bytes[1]) = (version, kind);
+                let _ = Machine::decode(&sealed(bytes.clone()), small_limits());
+            }
         }
     }
 }

@@ -5,18 +5,21 @@ use mainstay_types::{FenceCause, PinState};
 
 use super::kept;
 use super::regions::{write_region, write_scope};
+use super::responses;
 use super::sink::Sink;
 use super::tenants;
 use crate::machine::Machine;
 use crate::pins::Pin;
+use crate::version::TENANTS_AND_REGIONS;
 use crate::workers::{Worker, WorkerState};
 
 pub(super) const WORKER_LIVE: u8 = 0;
 pub(super) const WORKER_LEASE_EXPIRED: u8 = 1;
 pub(super) const WORKER_LEFT: u8 = 2;
 
-/// Everything but the block index.
-pub(super) fn state(sink: &mut impl Sink, machine: &Machine) {
+/// Everything but the block index, as far as `version` has words for it.
+pub(super) fn state(sink: &mut impl Sink, machine: &Machine, version: u8) {
+    let all = version >= TENANTS_AND_REGIONS;
     sink.u64(machine.applied.0);
     let time = machine.time;
     for value in [time.now_ms, time.tenure.term, time.tenure.node, time.tenure.boot, time.mono_ms] {
@@ -30,18 +33,25 @@ pub(super) fn state(sink: &mut impl Sink, machine: &Machine) {
     sink.count(machine.workers.len());
     for worker in machine.workers.iter() {
         write_worker(sink, worker);
+        if all {
+            write_region(sink, &worker.region);
+        }
     }
     sink.count(machine.pins.live_count());
     for pin in machine.pins.live() {
-        write_pin(sink, pin);
+        write_pin(sink, pin, all);
     }
     sink.count(machine.pins.ended().len());
     for pin in machine.pins.ended().filter_map(|id| machine.pins.get(*id)) {
-        write_pin(sink, pin);
+        write_pin(sink, pin, all);
         sink.flag(pin.state == PinState::Released);
         sink.text(&pin.reason);
     }
-    tenants::write(sink, machine);
+    if all {
+        tenants::write(sink, machine);
+        responses::write(sink, machine);
+        sink.u64(machine.raised.0);
+    }
 }
 
 fn write_worker(sink: &mut impl Sink, worker: &Worker) {
@@ -68,11 +78,10 @@ fn write_worker(sink: &mut impl Sink, worker: &Worker) {
         sink.u64(mark.blocks);
     }
     sink.u64(worker.changed_index.0);
-    write_region(sink, &worker.region);
 }
 
 /// What live and ended pins have in common. A live pin's state follows from its holders and is not written.
-fn write_pin(sink: &mut impl Sink, pin: &Pin) {
+fn write_pin(sink: &mut impl Sink, pin: &Pin, all: bool) {
     let request = &pin.request;
     sink.u128(request.id.0);
     sink.text(request.tenant.as_str());
@@ -89,18 +98,24 @@ fn write_pin(sink: &mut impl Sink, pin: &Pin) {
     sink.u64(request.ttl_ms);
     sink.u8(request.priority);
     sink.u32(request.copies_min);
-    write_scope(sink, &request.scope);
+    if all {
+        write_scope(sink, &request.scope);
+    }
     for value in [pin.created_ms, pin.expires_ms, pin.created_index.0, pin.changed_index.0] {
         sink.u64(value);
     }
-    sink.flag(pin.ever_active);
+    // Without scopes, enough whole copies anywhere make a pin active, and readers insist on it.
+    let copies = || pin.is_live() && pin.copies() >= request.copies_min as usize;
+    sink.flag(pin.ever_active || !all && copies());
     sink.count(pin.holders.len());
     for (worker, held) in &pin.holders {
         sink.u32(worker.0);
         sink.u32(*held);
     }
-    kept::write_mark(sink, pin.request.tokens.as_ref());
-    kept::write_keeping(sink, &pin.keeping);
+    if all {
+        kept::write_mark(sink, pin.request.tokens.as_ref());
+        kept::write_keeping(sink, &pin.keeping);
+    }
 }
 
 /// The block index, run by run.

@@ -6,7 +6,8 @@
 use mainstay_index::BlockIndex;
 use mainstay_types::{
     ClusterTime, Command, Epoch, ErrorCode, EventFrame, EventSequence, FenceCause, HashKey,
-    LogIndex, PinId, Proposal, Region, SecretHash, TenantId, WorkerId,
+    LogIndex, NamespaceId, PinId, Proposal, Region, ResponseId, SecretHash, SessionId, TenantId,
+    WorkerId,
 };
 
 use crate::image::{self, ImageError};
@@ -14,13 +15,19 @@ use crate::join_tokens::{JoinToken, JoinTokens};
 use crate::limits::Limits;
 use crate::outcome::{Outcome, Refusal};
 use crate::pins::{MissingCopies, Pin, Pins, matters};
+use crate::responses::{Response, Responses};
 use crate::tenants::{Tenant, Tenants};
+use crate::version::{VERSION_NEWEST, VERSION_OLDEST, fit, workers_max};
 use crate::workers::{Registration, Worker, Workers};
 
 /// The whole replicated state.
 #[derive(Debug, Clone)]
 pub struct Machine {
     pub(crate) limits: Limits,
+    /// What the log may say.
+    pub(crate) version: u8,
+    /// The entry that raised the version last; 0 if none did.
+    pub(crate) raised: LogIndex,
     pub(crate) applied: LogIndex,
     pub(crate) time: ClusterTime,
     pub(crate) hash_key: Option<HashKey>,
@@ -28,6 +35,7 @@ pub struct Machine {
     pub(crate) pins: Pins,
     pub(crate) tenants: Tenants,
     pub(crate) join_tokens: JoinTokens,
+    pub(crate) responses: Responses,
     pub(crate) index: BlockIndex,
 }
 
@@ -37,6 +45,8 @@ impl Machine {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
+            version: VERSION_OLDEST,
+            raised: LogIndex(0),
             applied: LogIndex(0),
             time: ClusterTime::default(),
             hash_key: None,
@@ -44,6 +54,7 @@ impl Machine {
             pins: Pins::default(),
             tenants: Tenants::default(),
             join_tokens: JoinTokens::default(),
+            responses: Responses::default(),
             index: BlockIndex::new(limits.index_blocks_max),
         }
     }
@@ -58,13 +69,22 @@ impl Machine {
         self.applied = index;
         self.time = self.time.advance(proposal.stamp);
         self.pins.expire(index, self.time.now_ms);
-        self.run(index, &proposal.command).unwrap_or_else(Outcome::from)
+        self.responses.expire(self.time.now_ms);
+        match fit(self.version, &proposal.command) {
+            Ok(fitted) => {
+                let command = fitted.as_ref().unwrap_or(&proposal.command);
+                self.run(index, command).unwrap_or_else(Outcome::from)
+            }
+            // No leader that follows the rules proposes it.
+            Err(newer) => Refusal::new(ErrorCode::FailedPrecondition, newer.to_string()).into(),
+        }
     }
 
     fn run(&mut self, index: LogIndex, command: &Command) -> Result<Outcome, Refusal> {
         match command {
             Command::Tick => Ok(Outcome::Ticked),
             Command::Bootstrap { hash_key } => self.bootstrap(HashKey(*hash_key)),
+            Command::RaiseVersion { version } => self.raise(index, *version),
             Command::RegisterWorker { name, address, incarnation, model, blocks_total, region } => {
                 let registration = Registration {
                     name,
@@ -86,7 +106,7 @@ impl Machine {
             }
             Command::PutPin(request) => {
                 let limits = self.limits_of(&request.tenant);
-                self.pins.put(index, self.time, &limits, request)
+                self.pins.put(index, self.time, &limits, self.raised, request)
             }
             Command::ExtendPin { id, ttl_ms } => {
                 self.pins.extend(index, self.time, &self.limits, *id, *ttl_ms)
@@ -108,6 +128,12 @@ impl Machine {
             | Command::PutJoinToken(_)
             | Command::UseJoinToken(_)
             | Command::RemoveJoinToken { .. } => self.change_access(command),
+            Command::PutResponse(record) => {
+                self.responses.put(index, self.time, &self.limits, record)
+            }
+            Command::EndResponse { tenant, id, cancelled } => {
+                self.responses.end(tenant, id, *cancelled)
+            }
         }
     }
 
@@ -128,11 +154,35 @@ impl Machine {
         }
     }
 
-    /// The limits with the tenant's own pin budget in place of the general one.
+    /// The limits of this version, with the tenant's own pin budget in place of the general one.
     fn limits_of(&self, tenant: &TenantId) -> Limits {
         let own = self.tenants.get(tenant).and_then(|t| t.quota.pinned_blocks_max);
         let general = self.limits.pinned_blocks_per_tenant_max;
-        Limits { pinned_blocks_per_tenant_max: own.unwrap_or(general), ..self.limits }
+        Limits {
+            workers_max: self.workers_max(),
+            pinned_blocks_per_tenant_max: own.unwrap_or(general),
+            ..self.limits
+        }
+    }
+
+    fn workers_max(&self) -> u32 {
+        workers_max(self.version, self.limits.workers_max)
+    }
+
+    /// From here on the log may say what that version knows. What an older image does not hold begins here on every
+    /// member, whether it has read such an image or has applied all entries.
+    fn raise(&mut self, index: LogIndex, version: u8) -> Result<Outcome, Refusal> {
+        if version > VERSION_NEWEST {
+            let message =
+                format!("version {version} is newer than {VERSION_NEWEST}, the newest known");
+            return Err(Refusal::new(ErrorCode::FailedPrecondition, message));
+        }
+        if version > self.version {
+            self.version = version;
+            self.raised = index;
+            self.pins.begin_keeping(self.time.now_ms, &self.workers);
+        }
+        Ok(Outcome::Raised { version: self.version })
     }
 
     fn bootstrap(&mut self, hash_key: HashKey) -> Result<Outcome, Refusal> {
@@ -154,7 +204,7 @@ impl Machine {
         registration: &Registration<'_>,
     ) -> Result<Outcome, Refusal> {
         let regions = self.workers.live_region_count();
-        let registered = self.workers.register(index, self.limits.workers_max, registration)?;
+        let registered = self.workers.register(index, self.workers_max(), registration)?;
         if registered.fenced {
             self.drop_holdings(index, registered.worker);
         }
@@ -209,6 +259,12 @@ impl Machine {
         &self.limits
     }
 
+    /// The version of the cluster at the last applied entry.
+    #[must_use]
+    pub fn version(&self) -> u8 {
+        self.version
+    }
+
     /// How large an image is, about.
     #[must_use]
     pub fn image_bytes(&self) -> u64 {
@@ -220,6 +276,7 @@ impl Machine {
         self.pins.image_bytes()
             + workers * WORKER_BYTES
             + tenants * TENANT_BYTES
+            + self.responses.bytes()
             + self.index.held_count() * HELD_BYTES
     }
 
@@ -261,6 +318,16 @@ impl Machine {
     /// All pins that are remembered, ended ones too, by id.
     pub fn pins(&self) -> impl Iterator<Item = &Pin> {
         self.pins.iter()
+    }
+
+    /// Live pins of one owner in a namespace, oldest first; at most [`crate::OWNER_PINS_MAX`].
+    pub fn pins_of_owner(
+        &self,
+        tenant: &TenantId,
+        owner: &SessionId,
+        namespace: NamespaceId,
+    ) -> impl Iterator<Item = &Pin> {
+        self.pins.of_owner(tenant, owner, namespace)
     }
 
     /// Live pins that lack copies and could be computed again, by id.
@@ -308,6 +375,32 @@ impl Machine {
         self.join_tokens.iter()
     }
 
+    /// All stored responses, by tenant and id.
+    pub fn responses(&self) -> impl ExactSizeIterator<Item = &Response> {
+        self.responses.iter()
+    }
+
+    /// One stored response.
+    #[must_use]
+    pub fn response(&self, tenant: &TenantId, id: &ResponseId) -> Option<&Response> {
+        self.responses.get(tenant, id)
+    }
+
+    /// The chain that ends in a response, that one first; it stops where one is gone.
+    pub fn response_chain<'a>(
+        &'a self,
+        tenant: &TenantId,
+        id: &ResponseId,
+    ) -> impl Iterator<Item = &'a Response> + use<'a> {
+        self.responses.chain(tenant, id)
+    }
+
+    /// What a tenant's stored responses take of its budget.
+    #[must_use]
+    pub fn tenant_response_bytes(&self, tenant: &TenantId) -> u64 {
+        self.responses.tenant_bytes(tenant)
+    }
+
     /// One pin.
     #[must_use]
     pub fn pin(&self, id: PinId) -> Option<&Pin> {
@@ -332,29 +425,37 @@ impl Machine {
         &self.index
     }
 
-    /// Equal on members with equal states. Blocks come in by their digest and count per worker, so that it costs
+    /// Equal on members with equal states, of whatever program: it covers what the cluster's version knows. Blocks come in by their digest and count per worker, so that it costs
     /// the number of workers and pinned blocks and not the number of all blocks.
     #[must_use]
     pub fn digest(&self) -> u128 {
         image::digest(self)
     }
 
-    /// The whole state as bytes; a state that was read from them gives the same bytes.
+    /// The whole state as bytes, in the cluster's version; a state that was read from them gives the same bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        image::encode(self, image::Parts { blocks: true, tokens: true })
+        image::encode(self, self.version, image::Parts { blocks: true, tokens: true })
     }
 
     /// The state without the tokens that pins keep, for readers that are no members. Its digest is the same.
     #[must_use]
     pub fn encode_without_tokens(&self) -> Vec<u8> {
-        image::encode(self, image::Parts { blocks: true, tokens: false })
+        image::encode(self, self.version, image::Parts { blocks: true, tokens: false })
     }
 
     /// The state without the block index and the tokens, for readers that fill their index from streams.
     #[must_use]
     pub fn encode_without_blocks(&self) -> Vec<u8> {
-        image::encode(self, image::Parts { blocks: false, tokens: false })
+        image::encode(self, self.version, image::Parts { blocks: false, tokens: false })
+    }
+
+    /// The state without the tokens, with or without the block index, for a reader of `version`. What an older version
+    /// has no words for is left out of it, so such a reader may show a pin in another state than members do.
+    #[must_use]
+    pub fn encode_for(&self, version: u8, blocks: bool) -> Vec<u8> {
+        let version = version.clamp(VERSION_OLDEST, self.version);
+        image::encode(self, version, image::Parts { blocks, tokens: false })
     }
 
     /// Reads what [`Machine::encode`] and its like wrote; what was left out of it is empty or withheld. Any bytes are

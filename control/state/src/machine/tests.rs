@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::WorkerState;
 use crate::testing::{
-    Log, fence, frame, log, pin, prefix, register, report, small_limits, stamp, stored,
+    Log, fence, frame, log, machine, pin, prefix, register, report, small_limits, stamp, stored,
 };
 
 fn registered(worker: u32, epoch: u64) -> Outcome {
@@ -209,9 +209,10 @@ proptest! {
     fn equal_logs_make_equal_machines_and_a_snapshot_replaces_its_log(
         log in log(120),
         cut in any::<prop::sample::Index>(),
+        old in any::<bool>(),
     ) {
-        let mut one = Machine::new(small_limits());
-        let mut two = Machine::new(small_limits());
+        let begin = if old { Machine::new } else { machine };
+        let (mut one, mut two) = (begin(small_limits()), begin(small_limits()));
         let cut = cut.index(log.len() + 1);
         for (at, proposal) in log.iter().enumerate() {
             if at == cut {
@@ -233,7 +234,7 @@ proptest! {
 
     #[test]
     fn a_refused_command_changes_nothing_but_time(log in log(80)) {
-        let mut machine = Machine::new(small_limits());
+        let mut machine = machine(small_limits());
         for (at, proposal) in log.iter().enumerate() {
             let index = LogIndex(at as u64 + 1);
             let mut ticked = machine.clone();

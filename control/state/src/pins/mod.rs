@@ -135,6 +135,17 @@ impl Pins {
         self.all.values()
     }
 
+    /// Live pins of one owner, oldest first.
+    pub(crate) fn of_owner(
+        &self,
+        tenant: &TenantId,
+        owner: &SessionId,
+        namespace: NamespaceId,
+    ) -> impl Iterator<Item = &Pin> {
+        let key = (tenant.clone(), owner.clone(), namespace);
+        self.owners.get(&key).into_iter().flatten().filter_map(|(_, id)| self.all.get(id))
+    }
+
     pub(crate) fn live(&self) -> impl Iterator<Item = &Pin> {
         self.all.values().filter(|pin| pin.is_live())
     }
@@ -170,6 +181,14 @@ impl Pins {
             && expires_ms <= now_ms
         {
             self.end(index, id, PinState::Expired, "its time ended".to_owned(), 0);
+        }
+    }
+
+    /// The keeper's notes begin: no image of an earlier version has any.
+    pub(crate) fn begin_keeping(&mut self, now_ms: u64, workers: &Workers) {
+        for pin in self.all.values_mut().filter(|pin| pin.is_live()) {
+            pin.keeping = Keeping::begin(now_ms);
+            pin.derive_state(workers);
         }
     }
 

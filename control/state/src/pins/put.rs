@@ -9,6 +9,7 @@ use mainstay_types::{ClusterTime, ErrorCode, LogIndex, PinId, PinRequest, PinSta
 use super::{BlockSet, OWNER_PINS_MAX, Pin, Pins, TenantUse, owner_key};
 use crate::limits::Limits;
 use crate::outcome::{Outcome, Refusal};
+use crate::version::plain;
 use crate::workers::{MODEL_BYTES_MAX, text_is_fine};
 
 const PRIORITY_MAX: u8 = 100;
@@ -20,10 +21,13 @@ impl Pins {
         index: LogIndex,
         time: ClusterTime,
         limits: &Limits,
+        raised: LogIndex,
         request: &PinRequest,
     ) -> Result<Outcome, Refusal> {
         if let Some(known) = self.all.get(&request.id) {
-            if known.request == *request {
+            // One that was made in an older version was made without what that had no words for.
+            let older = known.created_index < raised;
+            if known.request == *request || older && known.request == plain(request) {
                 return Ok(known.outcome());
             }
             return Err(Refusal::new(
@@ -49,18 +53,18 @@ impl Pins {
         };
         let outcome = pin.outcome();
         // A turn's prefix is its predecessor's and some more: the predecessor's blocks change hands, uncounted.
-        let inherited = superseded.last().map_or(0, |(_, blocks)| *blocks);
-        self.insert_live(pin, inherited);
-        let last = superseded.len().saturating_sub(1);
-        for (at, (id, blocks)) in superseded.into_iter().enumerate() {
+        let heir = longest(&superseded);
+        self.insert_live(pin, heir.map_or(0, |(_, blocks)| blocks));
+        for (id, blocks) in superseded {
             let reason = format!("superseded by {}", request.id);
-            self.end(index, id, PinState::Released, reason, if at == last { blocks } else { 0 });
+            let passed_on = if heir == Some((id, blocks)) { blocks } else { 0 };
+            self.end(index, id, PinState::Released, reason, passed_on);
         }
         Ok(outcome)
     }
 
-    /// The earlier pins of the same owner that `request` covers, and how many blocks each has, the longest last; a
-    /// refusal if too many others would be left.
+    /// The earlier pins of the same owner that `request` covers, oldest first, and how many blocks each has; a refusal
+    /// if too many others would be left.
     fn superseded_by(
         &self,
         request: &PinRequest,
@@ -80,10 +84,7 @@ impl Pins {
                 ),
             ));
         }
-        let mut covered: Vec<(PinId, usize)> =
-            covered.iter().map(|pin| (pin.request.id, pin.request.blocks.len())).collect();
-        covered.sort_by_key(|(_, blocks)| *blocks);
-        Ok(covered)
+        Ok(covered.iter().map(|pin| (pin.request.id, pin.request.blocks.len())).collect())
     }
 
     fn check_budgets(
@@ -94,7 +95,7 @@ impl Pins {
     ) -> Result<(), Refusal> {
         let freed_pins = superseded.len() as u64;
         let freed_blocks: u64 = superseded.iter().map(|(_, blocks)| *blocks as u64).sum();
-        let inherited = superseded.last().map_or(0, |(_, blocks)| *blocks);
+        let inherited = longest(superseded).map_or(0, |(_, blocks)| blocks);
         let tenant = &request.tenant;
         let unused = TenantUse::default();
         let usage = self.tenants.get(tenant).unwrap_or(&unused);
@@ -163,6 +164,11 @@ impl Pins {
         }
         Ok(())
     }
+}
+
+/// The longest of the pins that end, which passes its blocks on.
+fn longest(superseded: &[(PinId, usize)]) -> Option<(PinId, usize)> {
+    superseded.iter().copied().max_by_key(|(_, blocks)| *blocks)
 }
 
 /// What a pin's tokens are charged with.

@@ -7,7 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Machine;
-use crate::testing::{Log, fence, log, pin, prefix, register, report, small_limits, stamp};
+use crate::testing::{
+    Log, fence, log, machine, pin, prefix, register, report, small_limits, stamp,
+};
 
 fn put(log: &mut Log, request: PinRequest) -> Outcome {
     log.apply(Command::PutPin(request))
@@ -367,7 +369,7 @@ proptest! {
 
     #[test]
     fn promises_are_kept_and_budgets_too(log in log(150)) {
-        let mut machine = Machine::new(small_limits());
+        let mut machine = machine(small_limits());
         let mut oracle = Oracle::default();
         for (at, proposal) in log.iter().enumerate() {
             let outcome = machine.apply(LogIndex(at as u64 + 1), proposal);

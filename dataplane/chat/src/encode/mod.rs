@@ -18,9 +18,10 @@ use crate::error::ApiError;
 use crate::output::OutputEvent;
 use crate::request::{Endpoint, Request};
 use crate::seal::ThinkingMac;
-use ids::Ids;
 
+pub(crate) use ids::Ids;
 pub use messages::count_tokens_body;
+pub(crate) use responses::usage_value;
 pub use transcript::{Item, Transcript};
 
 /// A server-sent comment: keeps proxies and clients from giving up on a silent stream.

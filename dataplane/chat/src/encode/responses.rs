@@ -248,7 +248,7 @@ impl Echo {
             "max_output_tokens": sampling.max_tokens,
             "max_tool_calls": echo.max_tool_calls,
             "store": echo.store,
-            "background": false,
+            "background": echo.background,
             "service_tier": "default",
             "metadata": echo.metadata,
             "user": echo.user,
@@ -395,7 +395,7 @@ fn choice_value(choice: &ToolChoice) -> Value {
     }
 }
 
-fn usage_value(usage: &Usage) -> Value {
+pub(crate) fn usage_value(usage: &Usage) -> Value {
     json!({
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {

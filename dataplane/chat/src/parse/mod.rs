@@ -14,6 +14,8 @@ mod responses;
 
 use crate::error::ApiError;
 use crate::request::{Endpoint, Request};
+pub(crate) use json::Node;
+pub(crate) use responses::{add_items, parse as parse_responses_with};
 
 /// What parsing may be told to do otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

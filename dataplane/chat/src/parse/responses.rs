@@ -5,20 +5,20 @@
 //! Ids that clients put on items never reach the conversation. Items that refer to stored state
 //! other than `previous_response_id` are refused, since guessing their content would be worse.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::ParseOptions;
 use super::common::{self, text_blocks, warn_unforced_choice};
 use super::json::{Node, parse_body};
 use crate::error::ApiError;
-use crate::ir::{Block, Content, Role, ToolChoice};
+use crate::ir::{Block, Content, Conversation, Role, ToolChoice};
 use crate::limits::{BLOCKS_MAX, MESSAGES_MAX, METADATA_MEMBERS_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX};
 use crate::request::{Endpoint, Request, ResponsesEcho};
 use crate::session::read_codex_metadata;
-use crate::{seal, session};
+use crate::{compaction, seal, session};
 
-pub(super) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
-    let value = parse_body(bytes)?;
+pub(crate) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
+    let mut value = parse_body(bytes)?;
     let body = Node::root(&value);
     let mut request = common::start(&body, Endpoint::Responses, options)?;
     request.include_usage = true;
@@ -40,6 +40,16 @@ pub(super) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiE
     }
     identity(&body, &mut request);
     input(&body, echo.previous_response_id.is_some(), &mut request)?;
+    // Only what is to be stored is worth its memory.
+    let store = echo.store;
+    echo.input = match value.get_mut("input").filter(|_| store).map(Value::take) {
+        Some(Value::Array(items)) => items,
+        Some(Value::String(text)) => {
+            let part = json!({"type": "input_text", "text": text});
+            vec![json!({"type": "message", "role": "user", "content": [part]})]
+        }
+        _ => Vec::new(),
+    };
     request.responses = Some(Box::new(echo));
     Ok(common::finish(request))
 }
@@ -50,16 +60,14 @@ fn refuse_unsupported(body: &Node<'_>) -> Result<(), ApiError> {
             return Err(node.error("stored prompts and conversations are not supported"));
         }
     }
-    if let Some(background) = body.get("background")
-        && background.bool()?
-    {
-        return Err(background.error("background responses are not supported; use `stream`"));
-    }
     Ok(())
 }
 
 fn input(body: &Node<'_>, continues: bool, request: &mut Request) -> Result<(), ApiError> {
-    let input = body.require("input")?;
+    let input = match body.get("input") {
+        None if continues => return Ok(()),
+        _ => body.require("input")?,
+    };
     if input.value.is_string() {
         let blocks = text_blocks(&input, request)?;
         request.conversation.push(Role::User, blocks);
@@ -98,6 +106,14 @@ fn echo(body: &Node<'_>) -> Result<ResponsesEcho, ApiError> {
     };
     if let Some(previous) = body.get("previous_response_id") {
         echo.previous_response_id = Some(common::call_id(&previous)?);
+    }
+    if let Some(background) = body.get("background") {
+        echo.background = background.bool()?;
+        let streams = body.get("stream").is_some_and(|stream| stream.value.as_bool() == Some(true));
+        if echo.background && (streams || !echo.store) {
+            let problem = "a background response is stored and not streamed; get it by its id";
+            return Err(background.error(problem));
+        }
     }
     if let Some(calls) = body.get("max_tool_calls") {
         echo.max_tool_calls = Some(calls.count(1, u32::MAX)?);
@@ -217,6 +233,20 @@ fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Appends items that a server kept to a conversation.
+pub(crate) fn add_items(
+    conversation: Conversation,
+    items: &[Value],
+    options: ParseOptions,
+) -> Result<Conversation, ApiError> {
+    let mut request = Request::new(Endpoint::Responses, String::new());
+    (request.conversation, request.options) = (conversation, options);
+    for (at, value) in items.iter().enumerate() {
+        add_item(&Node { value, path: format!("input[{at}]") }, &mut request)?;
+    }
+    Ok(request.conversation)
+}
+
 fn add_item(item: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     item.object()?;
     let kind = match item.get("type") {
@@ -244,6 +274,9 @@ fn add_item(item: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
             result.cache_control = own.or(result.cache_control);
             request.conversation.push(Role::Tool, vec![result]);
             Ok(())
+        }
+        "compaction" | "compaction_summary" => {
+            compaction::add_item(item, &mut request.conversation)
         }
         "additional_tools" => add_tools(&item.require("tools")?, request),
         "item_reference" => {

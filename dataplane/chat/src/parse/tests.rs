@@ -302,7 +302,7 @@ fn refusals_name_the_member() {
         refusal(responses(json!({"model": "m"}))),
         refusal(responses(json!({"model": "m", "input": []}))),
         refusal(responses(json!({"model": "m", "input": [{"type": "item_reference", "id": "x"}]}))),
-        refusal(responses(json!({"model": "m", "input": "x", "background": true}))),
+        refusal(responses(json!({"model": "m", "input": "x", "background": true, "stream": true}))),
         refusal(parse_chat(b"{\"model\":")),
         refusal(parse_chat(b"[]")),
         refusal(parse_chat(b"\xff\xfe")),
@@ -340,7 +340,7 @@ fn refusals_name_the_member() {
         InvalidRequest Some("input") invalid `input`: this field is required
         InvalidRequest Some("input") invalid `input`: at least one item is required
         InvalidRequest Some("input[0]") invalid `input[0]`: items can't be referred to; send them, or use `previous_response_id`
-        InvalidRequest Some("background") invalid `background`: background responses are not supported; use `stream`
+        InvalidRequest Some("background") invalid `background`: a background response is stored and not streamed; get it by its id
         InvalidRequest None invalid request body: not valid JSON (EOF while parsing a value at line 1 column 9)
         InvalidRequest None invalid request body: expected an object, got an array
         InvalidRequest None invalid request body: not valid JSON (expected value at line 1 column 1)

@@ -2,25 +2,29 @@
 //!
 //! This file is the order of these phases; each of them lives in a file of its own.
 
+mod background;
+mod compact;
 mod read;
 mod writer;
 
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use mainstay_chat::template::RenderOptions;
-use mainstay_chat::{ApiError, Endpoint, ErrorKind, Request, encode};
+use mainstay_chat::{ApiError, Conversation, Endpoint, ErrorKind, Request, encode, history};
 use mainstay_types::TenantId;
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::generate::{self, Job};
+use crate::generate::{self, Generation, Job};
 use crate::http::App;
 use crate::model::ModelCard;
 use crate::prompt::{self, Prompt};
 use crate::quota::Spending;
+use crate::stored::LastTurn;
+pub(crate) use background::shown_error;
 pub(crate) use read::compute;
+pub(crate) use writer::Frames;
 use writer::Writer;
 
 /// A request on its way.
@@ -32,6 +36,21 @@ struct Turn {
     tenant: TenantId,
     /// Of the tenant's quota; the request counts as one in flight for as long as this lives.
     spending: Spending,
+    /// What `previous_response_id` stands for.
+    before: Option<Arc<Conversation>>,
+    /// Where a connection remembers what becomes of this.
+    last: Option<LastTurn>,
+    created_unix_s: u64,
+}
+
+/// A request as it comes in.
+pub(crate) struct Incoming<'a> {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) request_id: &'a str,
+    /// What its connection remembers, where it is one that does.
+    pub(crate) last: Option<&'a LastTurn>,
 }
 
 /// A request that may be read and worked on.
@@ -53,7 +72,7 @@ pub(crate) enum AnswerForm {
     /// A whole body.
     Json(String),
     /// Server-sent events.
-    Stream(Body),
+    Stream(Frames),
 }
 
 impl App {
@@ -72,33 +91,66 @@ impl App {
     /// while its prompt is prepared.
     async fn turn(
         &self,
-        endpoint: Endpoint,
         admitted: Admitted,
-        headers: &HeaderMap,
-        body: Bytes,
-        request_id: &str,
+        incoming: Incoming<'_>,
+        finish: impl FnOnce(&mut Request) + Send + 'static,
     ) -> Result<(Turn, OwnedSemaphorePermit), ApiError> {
         let Admitted { tenant, permit, spending } = admitted;
+        let Incoming { endpoint, headers, body, request_id, last } = incoming;
         let names = read::names(headers);
         let app = self.clone();
         let id = request_id.to_owned();
-        // A short Responses body may continue a long conversation.
-        let work_bytes = if endpoint == Endpoint::Responses { usize::MAX } else { body.len() };
+        let bytes = body.len();
+        let parse = move || {
+            let request = read::request(endpoint, &body, app.parsing, &names, &id)?;
+            Ok((request, app, id))
+        };
+        let (mut request, app, id) = compute(bytes, parse).await?;
+        let before = self.before(&tenant, &request, last).await?;
+        let last = last.cloned();
+        // A short body may continue a long conversation.
+        let work_bytes = if before.is_some() { usize::MAX } else { bytes };
         compute(work_bytes, move || {
-            let mut request = read::request(endpoint, &body, app.parsing, &names, &id)?;
-            let previous = request.responses.as_ref().and_then(|r| r.previous_response_id.clone());
-            if let Some(previous) = previous {
-                request.continue_from(&*app.stored.get(&tenant, &previous)?);
+            if let Some(before) = &before {
+                request.continue_from(before);
+                check_results(&request.conversation)?;
             }
+            finish(&mut request);
             let card = app.model(&request.model)?;
             let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
                 ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
             })?;
             let options = RenderOptions::of(&request);
             let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
-            Ok((Turn { request, request_id: id, card, prompt, tenant, spending }, permit))
+            let request_id = id;
+            let turn = Turn {
+                request,
+                request_id,
+                card,
+                prompt,
+                tenant,
+                spending,
+                before,
+                last,
+                created_unix_s: writer::unix_s(),
+            };
+            Ok((turn, permit))
         })
         .await
+    }
+
+    /// The conversation that a request continues.
+    async fn before(
+        &self,
+        tenant: &TenantId,
+        request: &Request,
+        last: Option<&LastTurn>,
+    ) -> Result<Option<Arc<Conversation>>, ApiError> {
+        let echo = request.responses.as_ref();
+        let Some(id) = echo.and_then(|r| r.previous_response_id.as_deref()) else {
+            return Ok(None);
+        };
+        self.stored.history(tenant, id, last).await.map(Some)
     }
 
     /// The model of that name, or the one that it stands for.
@@ -118,21 +170,55 @@ impl App {
         })
     }
 
-    /// Answers one of the three APIs.
+    /// Answers one of the three APIs. A connection gets a stream, whatever the body says.
     pub(crate) async fn answer(
         &self,
-        endpoint: Endpoint,
         admitted: Admitted,
-        headers: &HeaderMap,
-        body: Bytes,
-        request_id: &str,
+        incoming: Incoming<'_>,
     ) -> Result<Answer, ApiError> {
-        let (turn, permit) = self.turn(endpoint, admitted, headers, body, request_id).await?;
-        let tokens = turn.prompt.tokens.len();
+        let (endpoint, connection) = (incoming.endpoint, incoming.last.is_some());
+        let streams = move |request: &mut Request| request.stream |= connection;
+        let (turn, permit) = self.turn(admitted, incoming, streams).await?;
+        let (told, stream) = (turn.request.told_header(), turn.request.stream);
         if endpoint == Endpoint::CountTokens {
-            let form = AnswerForm::Json(encode::count_tokens_body(tokens as u64));
-            return Ok(Answer { form, told: turn.request.told_header() });
+            let tokens = turn.prompt.tokens.len() as u64;
+            return Ok(Answer { form: AnswerForm::Json(encode::count_tokens_body(tokens)), told });
         }
+        if turn.request.responses.as_ref().is_some_and(|r| r.background) {
+            let queued = self.answer_later(turn, permit).await?;
+            return Ok(Answer { form: AnswerForm::Json(queued), told });
+        }
+        let (writer, generation) = self.begin(turn, |_| {}).await?;
+        if stream {
+            let form = AnswerForm::Stream(writer.stream(generation, permit));
+            return Ok(Answer { form, told });
+        }
+        let answer = writer.collect(generation).await.map(AnswerForm::Json);
+        drop(permit);
+        Ok(Answer { form: answer?, told })
+    }
+
+    /// Brings a turn's prompt into the cache and answers with a response that says nothing, to be continued.
+    pub(crate) async fn warm(
+        &self,
+        admitted: Admitted,
+        incoming: Incoming<'_>,
+    ) -> Result<Answer, ApiError> {
+        let (turn, permit) = self.turn(admitted, incoming, |_| {}).await?;
+        let told = turn.request.told_header();
+        let (writer, generation) = self.begin(turn, |job| job.sampling.tokens_max = 1).await?;
+        let frames = writer.warm(generation).await?;
+        drop(permit);
+        Ok(Answer { form: AnswerForm::Stream(frames), told })
+    }
+
+    /// Has a prepared request placed; its pins are on their way then.
+    async fn begin(
+        &self,
+        turn: Turn,
+        shape: impl FnOnce(&mut Job),
+    ) -> Result<(Writer, Generation), ApiError> {
+        let tokens = turn.prompt.tokens.len();
         let tokens_max = turn.card.context_tokens_max as usize;
         if tokens >= tokens_max {
             return Err(ApiError::context_length(tokens as u64, tokens_max as u64 - 1));
@@ -153,17 +239,19 @@ impl App {
             let make = |wish| self.pins.make_in_background(wish, turn.request_id.clone());
             pins = wishes.into_iter().map(make).collect();
         };
-        let generation = generate::start(self.placement.clone(), turn.job(), make_pins).await?;
-        let (told, stream) = (turn.request.told_header(), turn.request.stream);
+        let mut job = turn.job();
+        shape(&mut job);
+        let generation = generate::start(self.placement.clone(), job, make_pins).await?;
         let writer = Writer::new(turn, &generation, self.stored.clone(), pins);
-        if stream {
-            let form = AnswerForm::Stream(writer.stream(generation, permit));
-            return Ok(Answer { form, told });
-        }
-        let answer = writer.collect(generation).await.map(AnswerForm::Json);
-        drop(permit);
-        Ok(Answer { form: answer?, told })
+        Ok((writer, generation))
     }
+}
+
+/// A result that answers no call of the conversation that it continues.
+fn check_results(conversation: &Conversation) -> Result<(), ApiError> {
+    let Some(call) = history::orphan_result(conversation) else { return Ok(()) };
+    let problem = format!("no tool call `{call}` comes before this output");
+    Err(ApiError::invalid("input", &problem).with_code("invalid_function_call_output"))
 }
 
 impl Turn {

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::body::Body;
 use bytes::Bytes;
 use mainstay_chat::encode::{self, KEEPALIVE};
 use mainstay_chat::{
@@ -14,13 +13,14 @@ use mainstay_chat::{
     TokenLogprob, Transcript, Usage,
 };
 use mainstay_proto::v1;
+use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::Turn;
 use crate::generate::{Event, Generation};
 use crate::model::Detokenizer;
 use crate::pins::{self, MadeLater};
-use crate::responses_store::ResponsesStore;
+use crate::stored::{FinishedTurn, Stored};
 
 /// Silence on a stream after which a comment is sent, so that nobody hangs up during a long prefill.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
@@ -29,7 +29,10 @@ const READ_STALL_MAX: Duration = Duration::from_secs(60);
 /// Frames on their way to one client.
 const FRAMES_MAX: usize = 64;
 
-fn unix_s() -> u64 {
+/// A stream on its way to its client: whoever drops this has left, which ends the generation.
+pub(crate) type Frames = mpsc::Receiver<Result<Bytes, std::convert::Infallible>>;
+
+pub(super) fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
@@ -41,7 +44,7 @@ pub(super) struct Writer {
     detokenizer: Detokenizer,
     usage: Usage,
     thinking: bool,
-    stored: ResponsesStore,
+    stored: Stored,
     /// What the request wished to keep.
     pins: Vec<MadeLater>,
 }
@@ -56,7 +59,7 @@ impl Writer {
     pub(super) fn new(
         turn: Turn,
         generation: &Generation,
-        stored: ResponsesStore,
+        stored: Stored,
         pins: Vec<MadeLater>,
     ) -> Self {
         let cached_tokens = u64::from(generation.cached_tokens);
@@ -67,13 +70,7 @@ impl Writer {
             completion_tokens: 0,
             reasoning_tokens: 0,
         };
-        let meta = ResponseMeta {
-            request_id: turn.request_id.clone(),
-            model: turn.request.model.clone(),
-            created_unix_s: unix_s(),
-            thinking_mac: None,
-            pins: Vec::new(),
-        };
+        let meta = meta_of(&turn);
         let parser = OutputParser::new(turn.request.output_options(turn.prompt.thinking_open));
         let detokenizer =
             Detokenizer::new(Arc::clone(&turn.card.tokenizer), turn.card.end_tokens.clone());
@@ -138,18 +135,33 @@ impl Writer {
         })
     }
 
-    /// Counts what was used and keeps what `previous_response_id` may ask for.
-    fn end(&self, transcript: &Transcript) {
-        record(&self.usage);
-        let Turn { request, request_id, tenant, .. } = &self.turn;
-        if request.responses.as_ref().is_some_and(|r| r.store) {
-            let answer = transcript.blocks(request.endpoint, request_id);
-            let id = encode::response_id(request_id);
-            self.stored.put(tenant, id, request.conversation_to_store(answer));
+    /// Keeps what `previous_response_id` may ask for. `response` makes the response object, as its client gets it.
+    async fn store(&mut self, transcript: &Transcript, response: impl FnOnce() -> Option<Value>) {
+        let Turn { request, request_id, tenant, before, last, .. } = &mut self.turn;
+        let Some(echo) = &mut request.responses else { return };
+        if !echo.store && last.is_none() {
+            return;
+        }
+        let (store, previous) = (echo.store, echo.previous_response_id.clone());
+        let input = std::mem::take(&mut echo.input);
+        let answer = transcript.blocks(request.endpoint, request_id);
+        let conversation = Arc::new(request.conversation_to_store(answer));
+        let id = encode::response_id(request_id);
+        if let Some(last) = last {
+            last.put(id.clone(), Arc::clone(&conversation));
+        }
+        if let Some(response) = store.then(response).flatten() {
+            let before = before.take();
+            let turn = FinishedTurn { id, previous, response, input, before, conversation };
+            self.stored.put(tenant, turn).await;
         }
     }
 
-    pub(super) async fn collect(mut self, mut generation: Generation) -> Result<String, ApiError> {
+    /// Takes all of a generation, and counts what was used.
+    async fn take_all(
+        &mut self,
+        mut generation: Generation,
+    ) -> Result<(Transcript, Finish), ApiError> {
         let mut transcript = Transcript::default();
         while let Some(event) = generation.events.recv().await {
             let (events, finish) = match self.take(event) {
@@ -157,23 +169,50 @@ impl Writer {
                 Step::End(events, finish) => (events, Some(finish)),
             };
             events.iter().for_each(|e| transcript.push(e));
-            let Some(finish) = finish else { continue };
-            if let Finish::Error(error) = finish {
-                return Err(error);
+            match finish {
+                None => {}
+                Some(Finish::Error(error)) => return Err(error),
+                Some(finish) => {
+                    record(&self.usage);
+                    return Ok((transcript, finish));
+                }
             }
-            self.end(&transcript);
-            self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
-            let request = &self.turn.request;
-            return Ok(encode::complete(
-                request,
-                &self.meta,
-                &transcript,
-                &finish,
-                &self.usage,
-                unix_s(),
-            ));
         }
         Err(ApiError::new(ErrorKind::Internal, "the generation ended without an end"))
+    }
+
+    /// What the model says, for somebody here rather than for the client.
+    pub(super) async fn transcribe(
+        mut self,
+        generation: Generation,
+    ) -> Result<(Transcript, Usage), ApiError> {
+        let (transcript, _) = self.take_all(generation).await?;
+        Ok((transcript, self.usage))
+    }
+
+    /// The events of an answer that says nothing, once the prompt has been worked through.
+    pub(super) async fn warm(mut self, generation: Generation) -> Result<Frames, ApiError> {
+        self.take_all(generation).await?;
+        (self.usage.completion_tokens, self.usage.reasoning_tokens) = (0, 0);
+        self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
+        let mut encoder = StreamEncoder::new(&self.turn.request, self.meta.clone());
+        let mut text = encoder.start(&self.usage);
+        let end = encoder.finish(&Finish::Stop, &self.usage, unix_s());
+        self.store(encoder.transcript(), || last_response(&end)).await;
+        text.push_str(&end);
+        let (sender, receiver) = mpsc::channel(1);
+        // There is room for one, and the receiver is here.
+        let _ = sender.try_send(Ok(Bytes::from(text)));
+        Ok(receiver)
+    }
+
+    pub(super) async fn collect(mut self, generation: Generation) -> Result<String, ApiError> {
+        let (transcript, finish) = self.take_all(generation).await?;
+        self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
+        let (request, meta) = (&self.turn.request, &self.meta);
+        let body = encode::complete(request, meta, &transcript, &finish, &self.usage, unix_s());
+        self.store(&transcript, || serde_json::from_str(&body).ok()).await;
+        Ok(body)
     }
 
     /// The body of a stream. The client's leaving drops it, which ends the generation.
@@ -181,9 +220,8 @@ impl Writer {
         mut self,
         mut generation: Generation,
         permit: OwnedSemaphorePermit,
-    ) -> Body {
-        let (sender, receiver) =
-            mpsc::channel::<Result<Bytes, std::convert::Infallible>>(FRAMES_MAX);
+    ) -> Frames {
+        let (sender, receiver) = mpsc::channel(FRAMES_MAX);
         tokio::spawn(async move {
             let _permit = permit;
             let mut encoder = StreamEncoder::new(&self.turn.request, self.meta.clone());
@@ -216,15 +254,48 @@ impl Writer {
                 text = events.iter().map(|e| encoder.event(e)).collect();
                 if let Some(finish) = finish {
                     encoder.note_pins(pins::notes(std::mem::take(&mut self.pins)).await);
-                    text.push_str(&encoder.finish(&finish, &self.usage, unix_s()));
-                    self.end(encoder.transcript());
+                    let end = encoder.finish(&finish, &self.usage, unix_s());
+                    record(&self.usage);
+                    if !matches!(finish, Finish::Error(_)) {
+                        // Whoever has seen the end may continue it anywhere.
+                        self.store(encoder.transcript(), || last_response(&end)).await;
+                    }
+                    text.push_str(&end);
                     let _ = sender.send_timeout(Ok(Bytes::from(text)), READ_STALL_MAX).await;
                     return;
                 }
             }
         });
-        Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver))
+        receiver
     }
+}
+
+fn meta_of(turn: &Turn) -> ResponseMeta {
+    ResponseMeta {
+        request_id: turn.request_id.clone(),
+        model: turn.request.model.clone(),
+        created_unix_s: turn.created_unix_s,
+        thinking_mac: None,
+        pins: Vec::new(),
+    }
+}
+
+/// The response object of a turn that nobody works on yet.
+pub(super) fn queued(turn: &Turn) -> Option<Value> {
+    let mut encoder = StreamEncoder::new(&turn.request, meta_of(turn));
+    let mut response = last_response(&encoder.start(&Usage::default()))?;
+    response["status"] = "queued".into();
+    Some(response)
+}
+
+/// The response object in the last frame of a Responses stream.
+fn last_response(frames: &str) -> Option<Value> {
+    #[derive(serde::Deserialize)]
+    struct Last {
+        response: Value,
+    }
+    let data = frames.rsplit("data: ").next()?;
+    serde_json::from_str::<Last>(data.trim_end()).ok().map(|last| last.response)
 }
 
 fn record(usage: &Usage) {

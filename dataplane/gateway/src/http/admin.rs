@@ -219,7 +219,12 @@ pub(super) fn pin_json(pin: &v1::Pin) -> Value {
             .map(|v| format!("{v:032x}"))
             .unwrap_or_default()
     };
-    let last = request.blocks.len().saturating_sub(16);
+    // A member of an older version counts nothing and sends all blocks.
+    let blocks = (pin.blocks as usize).max(request.blocks.len() / 16);
+    let last = match pin.last_block.is_empty() {
+        true => request.blocks.get(request.blocks.len().saturating_sub(16)..).unwrap_or_default(),
+        false => &pin.last_block,
+    };
     json!({
         "object": "pin",
         "id": format!("p-{}", hex(&request.id)),
@@ -228,13 +233,13 @@ pub(super) fn pin_json(pin: &v1::Pin) -> Value {
         "state": pin.state,
         "reason": pin.reason,
         "prefix_tokens": request.prefix_tokens,
-        "blocks": request.blocks.len() / 16,
-        "last_block": hex(request.blocks.get(last..).unwrap_or_default()),
+        "blocks": blocks,
+        "last_block": hex(last),
         "ttl_ms": request.ttl_ms,
         "ttl_left_ms": pin.ttl_left_ms,
         "priority": request.priority,
         "copies_min": request.copies_min,
-        "copies": pin.holders.iter().filter(|h| h.blocks_held as usize * 16 >= request.blocks.len()).count(),
+        "copies": pin.holders.iter().filter(|h| h.blocks_held as usize >= blocks).count(),
         // That it keeps its tokens; never the tokens, which are a prompt.
         "recompute": request.tokens.is_some(),
         "orders": pin.orders.iter().map(|o| json!({
@@ -268,13 +273,15 @@ pub(super) async fn status(State(app): State<App>, headers: HeaderMap) -> Reply 
     let _admitted = app.admit(&headers)?;
     let s = ask_status(&app).await?;
     let known = |region: &str| (!region.is_empty()).then(|| region.to_owned());
+    // Members of older programs say none.
+    let version = |version: u32| Some(version).filter(|v| *v > 0);
     let members: Vec<Value> = s
         .members
         .iter()
         .map(|m| json!({
             "id": m.id, "address": m.address, "role": m.role, "last_log_index": m.last_log_index,
             "applied_index": m.applied_index, "lag": m.lag, "reachable": m.reachable,
-            "region": known(&m.region),
+            "region": known(&m.region), "version": version(m.version),
         }))
         .collect();
     let workers: Vec<Value> = s
@@ -291,7 +298,7 @@ pub(super) async fn status(State(app): State<App>, headers: HeaderMap) -> Reply 
         "node": s.node, "leader": s.leader, "term": s.term, "last_log_index": s.last_log_index,
         "applied_index": s.applied_index, "pins_live": s.pins_live, "index_blocks": s.index_blocks,
         "log_index": s.applied_index, "index_age_ms": s.age_ms, "region": known(&s.region),
-        "members": members, "workers": workers,
+        "version": version(s.cluster_version), "members": members, "workers": workers,
         "gateway": {
             "models": app.workers.model_names(),
             "region": app.region.as_str(),

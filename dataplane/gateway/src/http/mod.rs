@@ -1,11 +1,14 @@
 //! The gateway's routes.
 
 mod admin;
+mod door;
 mod health;
 mod openapi;
 mod pin_create;
 mod staleness;
 mod starting;
+mod stored;
+mod websocket;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,14 +29,15 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::aliases::ModelAliases;
-use crate::answer::AnswerForm;
+use crate::answer::{AnswerForm, Incoming};
 use crate::config::{GatewayConfig, Recompute};
 use crate::pins::Pins;
 use crate::placement::{Explained, Placement};
 use crate::replica::Replica;
-use crate::responses_store::ResponsesStore;
+use crate::stored::Stored;
 use crate::tenant::Tenants;
 use crate::workers::Workers;
+use door::Door;
 use starting::Starting;
 
 /// The largest request body, in bytes: what Anthropic's API accepts.
@@ -56,7 +60,8 @@ pub(crate) struct App {
     pub(crate) recompute: Recompute,
     pub(crate) aliases: ModelAliases,
     pub(crate) parsing: ParseOptions,
-    pub(crate) stored: ResponsesStore,
+    pub(crate) stored: Stored,
+    pub(crate) sockets: websocket::Sockets,
     pub(crate) tenants: Tenants,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) metrics: Option<PrometheusHandle>,
@@ -70,14 +75,16 @@ impl App {
         workers: Workers,
         tenants: Tenants,
     ) -> Self {
+        let parsing = ParseOptions { media: config.media, ..ParseOptions::default() };
         Self {
+            stored: Stored::new(control.clone(), replica.clone(), parsing),
+            sockets: websocket::Sockets::new(config.websocket),
             placement: Placement::new(workers.clone(), replica.clone(), &config),
             pins: Pins::new(control.clone(), replica.clone()),
             pins_on: config.pins,
             recompute: config.recompute,
             aliases: config.aliases,
-            parsing: ParseOptions { media: config.media, ..ParseOptions::default() },
-            stored: ResponsesStore::default(),
+            parsing,
             permits: Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS))),
             metrics: config.metrics,
             region: config.region,
@@ -93,7 +100,11 @@ impl App {
 pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::Receiver<bool>) {
     let router = Router::new()
         .route("/v1/chat/completions", post(chat))
-        .route("/v1/responses", post(responses).get(no_websocket))
+        .route("/v1/responses", post(responses).get(websocket::connect))
+        .route("/v1/responses/compact", post(stored::compact))
+        .route("/v1/responses/{id}", get(stored::get).delete(stored::delete))
+        .route("/v1/responses/{id}/input_items", get(stored::input_items))
+        .route("/v1/responses/{id}/cancel", post(stored::cancel))
         .route("/v1/messages", post(messages))
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/v1/models", get(models))
@@ -115,15 +126,24 @@ pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::R
         .layer(axum::extract::DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(Starting::new(app.clone()), starting::hold))
         .layer(middleware::map_response_with_state(app.clone(), staleness::state))
+        .layer(middleware::map_response_with_state(stopped.clone(), door::leave))
         .with_state(app);
-    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+    let door = match Door::new(listener, stopped.clone()) {
+        Ok(door) => door,
+        Err(error) => {
+            tracing::error!(%error, "the listener has no address");
+            return;
+        }
+    };
+    let door = axum::serve::ListenerExt::tap_io(door, |stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY on a connection");
         }
     });
-    let served = axum::serve(listener, router)
+    let served = axum::serve(door, router)
         .with_graceful_shutdown(async move {
-            let _ = stopped.wait_for(|s| *s).await;
+            door::ends(&mut stopped).await;
+            tokio::time::sleep(door::LEAVE).await;
         })
         .await;
     if let Err(error) = served {
@@ -198,7 +218,9 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
     let outcome = async {
         let admitted = app.admit(request.headers())?;
         let (headers, body) = read_body(request).await?;
-        app.answer(endpoint, admitted, &headers, body, &request_id).await
+        let request_id = &request_id;
+        let incoming = Incoming { endpoint, headers: &headers, body, request_id, last: None };
+        app.answer(admitted, incoming).await
     }
     .await;
     let name = format!("{endpoint:?}").to_lowercase();
@@ -211,11 +233,12 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
             response.headers_mut().insert(header::CONTENT_TYPE, json);
             response
         }
-        Ok(AnswerForm::Stream(body)) => {
+        Ok(AnswerForm::Stream(frames)) => {
             // The first token is in hand by now, so this is the time to first token.
             metrics::histogram!("mainstay_gateway_ttft_seconds", "endpoint" => name)
                 .record(started.elapsed().as_secs_f64());
-            let mut response = Response::new(body);
+            let frames = tokio_stream::wrappers::ReceiverStream::new(frames);
+            let mut response = Response::new(Body::from_stream(frames));
             let headers = response.headers_mut();
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -246,11 +269,6 @@ async fn messages(State(app): State<App>, request: Request<Body>) -> Response {
 
 async fn count_tokens(State(app): State<App>, request: Request<Body>) -> Response {
     handle(app, Endpoint::CountTokens, request).await
-}
-
-/// Codex asks for a WebSocket first and goes on by POST at once when told 426.
-async fn no_websocket() -> StatusCode {
-    StatusCode::UPGRADE_REQUIRED
 }
 
 fn model_json(app: &App, name: &str) -> Value {

@@ -111,6 +111,13 @@ pub(super) fn pin_on_wire(machine: &Machine, pin: &Pin, age_ms: u64) -> v1::Pin 
         reason: pin.reason.clone(),
         orders: orders.collect(),
         order_attempts: pin.keeping.attempts,
+        blocks: u32::try_from(pin.request.blocks.len()).unwrap_or(u32::MAX),
+        last_block: pin
+            .request
+            .blocks
+            .last()
+            .map(|b| mainstay_proto::convert::u128_to_wire(b.0))
+            .unwrap_or_default(),
     }
 }
 

@@ -12,7 +12,7 @@ use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::proposal_from_wire;
 use mainstay_proto::v1;
 use mainstay_proto::v1::watch_event::Event;
-use mainstay_state::{Limits, Machine};
+use mainstay_state::{Limits, Machine, VERSION_NEWEST};
 use mainstay_types::{Command, LogIndex, Tier};
 use tokio::time::Instant;
 use tonic::Status;
@@ -67,7 +67,12 @@ async fn follow_one(
     machine: &mut Option<Machine>,
 ) -> Result<(), Status> {
     let from_log_index = machine.as_ref().map_or(0, |m| m.applied().0 + 1);
-    let request = v1::WatchRequest { from_log_index, without_blocks: true, positions: Vec::new() };
+    let request = v1::WatchRequest {
+        from_log_index,
+        without_blocks: true,
+        positions: Vec::new(),
+        version: u32::from(VERSION_NEWEST),
+    };
     let mut client = control.current();
     let opened = tokio::time::timeout(SILENCE_MAX, client.watch(request)).await;
     let mut stream = opened.map_err(|_| silent())??.into_inner();

@@ -105,6 +105,7 @@ impl FakeControl {
             fetches: AtomicU32::new(0),
             faults: Mutex::default(),
         });
+        cluster.apply(Command::RaiseVersion { version: mainstay_state::VERSION_NEWEST });
         cluster.apply(Command::Bootstrap { hash_key: HASH_KEY });
         let mut tasks = Vec::new();
         for number in 0..members {
@@ -586,6 +587,27 @@ impl Control for Member {
         Err(Status::unimplemented("not asked by workers"))
     }
 
+    async fn put_response(
+        &self,
+        _: Request<v1::PutResponse>,
+    ) -> Result<Response<v1::ResponseReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn get_response(
+        &self,
+        _: Request<v1::GetResponseRequest>,
+    ) -> Result<Response<v1::ResponseReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    async fn end_response(
+        &self,
+        _: Request<v1::EndResponse>,
+    ) -> Result<Response<v1::ResponseReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
     type WatchStream = WatchStream;
 
     async fn watch(
@@ -598,7 +620,7 @@ impl Control for Member {
         let later = tokio_stream::wrappers::BroadcastStream::new(self.cluster.entries.subscribe());
         let LogIndex(log_index) = machine.applied();
         let state = machine.encode_without_blocks().into();
-        let version = u32::from(mainstay_state::IMAGE_VERSION);
+        let version = u32::from(machine.version());
         let image = v1::StateImage { log_index, state, version, plain_index: false };
         let event = |event| Ok(v1::WatchEvent { event: Some(event) });
         let first =
@@ -625,6 +647,15 @@ impl Control for Member {
         &self,
         _: Request<v1::ReleasePin>,
     ) -> Result<Response<v1::PinReply>, Status> {
+        Err(Status::unimplemented("not asked by workers"))
+    }
+
+    type WritePinsStream = tokio_stream::wrappers::ReceiverStream<Result<v1::PinWritten, Status>>;
+
+    async fn write_pins(
+        &self,
+        _: Request<tonic::Streaming<v1::PinWrite>>,
+    ) -> Result<Response<Self::WritePinsStream>, Status> {
         Err(Status::unimplemented("not asked by workers"))
     }
 

@@ -9,6 +9,7 @@ mod keeper;
 mod members;
 mod pins;
 mod readme;
+mod responses;
 mod rolling;
 mod serve;
 

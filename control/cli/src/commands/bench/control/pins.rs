@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::pin_to_wire;
-use mainstay_proto::v1::control_client::ControlClient;
+use mainstay_proto::v1::pin_write::Change;
 use mainstay_types::{NamespaceId, PinId, PinRequest, PinScope, SequenceHash, SessionId, TenantId};
 use prost::Message;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use tonic::transport::Channel;
 
 use super::cluster::Cluster;
 use super::etcd::{self, Etcd};
@@ -81,12 +80,13 @@ trait Maker: Clone + Send + 'static {
     fn make(&mut self, pin: PinRequest) -> impl Future<Output = anyhow::Result<()>> + Send;
 }
 
+/// As gateways make pins: over one stream a connection.
 #[derive(Clone)]
-struct Ours(ControlClient<Channel>);
+struct Ours(ControlPlane);
 
 impl Maker for Ours {
     async fn make(&mut self, pin: PinRequest) -> anyhow::Result<()> {
-        self.0.create_pin(pin_to_wire(&pin)).await?;
+        self.0.write_pin(PATIENCE, Change::Put(pin_to_wire(&pin))).await?;
         Ok(())
     }
 }
@@ -139,12 +139,8 @@ async fn ours_once(addresses: &[String], setting: &Setting, round: usize) -> any
         let plane = ControlPlane::new(addresses)?;
         // A first pin, which leaves the client at the leader.
         let pin = pin_to_wire(&request(round as u64, FIRST_CLIENT + number, 0));
-        let first = |mut client: ControlClient<Channel>| {
-            let pin = pin.clone();
-            async move { client.create_pin(pin).await }
-        };
-        plane.call(PATIENCE, first).await?;
-        connections.push(Ours(plane.current()));
+        plane.write_pin(PATIENCE, Change::Put(pin)).await?;
+        connections.push(Ours(plane));
     }
     closed_loop(setting, connections, round).await
 }

@@ -1,0 +1,80 @@
+//! Writes of pins over one call: what a gateway sends is put through the log as it comes, and answered as it is done.
+//!
+//! One task serves a whole stream, so that answers which come together, because their pins went into one batch, go
+//! out together. A refusal is an answer like any other; only the caller, a broken connection and this member's end
+//! end a stream.
+
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use mainstay_proto::client::LEADER_METADATA;
+use mainstay_proto::v1;
+use mainstay_proto::v1::pin_write::Change;
+use tokio::sync::{mpsc, watch};
+use tonic::{Status, Streaming};
+
+use super::Service;
+use super::pins::Form;
+
+/// Writes of one stream that may be under way; the next waits in the connection.
+const UNDER_WAY_MAX: usize = 1024;
+/// Answers that wait to be sent.
+pub(super) const ANSWERS_MAX: usize = 1024;
+
+pub(super) async fn serve(
+    service: Service,
+    mut writes: Streaming<v1::PinWrite>,
+    answers: mpsc::Sender<Result<v1::PinWritten, Status>>,
+    mut closes: watch::Receiver<bool>,
+) {
+    let mut under_way = FuturesUnordered::new();
+    let mut open = true;
+    while open || !under_way.is_empty() {
+        let room = open && under_way.len() < UNDER_WAY_MAX;
+        tokio::select! {
+            Some(answer) = under_way.next() => {
+                if answers.send(Ok(answer)).await.is_err() {
+                    return;
+                }
+            }
+            write = writes.message(), if room => match write {
+                Ok(Some(write)) => under_way.push(written(&service, write).boxed()),
+                // What it sent is done and answered all the same.
+                Ok(None) => open = false,
+                Err(_) => return,
+            },
+            () = closing(&mut closes) => {
+                // The caller may have gone.
+                let _ = answers.send(Err(Status::unavailable("this member stops"))).await;
+                return;
+            }
+        }
+    }
+}
+
+async fn closing(closes: &mut watch::Receiver<bool>) {
+    // Whoever could say so is gone, too.
+    let _ = closes.wait_for(|closing| *closing).await;
+}
+
+async fn written(service: &Service, write: v1::PinWrite) -> v1::PinWritten {
+    let done = match write.change {
+        Some(Change::Put(request)) => service.put_pin(request, Form::Short).await,
+        Some(Change::Extend(request)) => service.prolong_pin(request, Form::Short).await,
+        Some(Change::Release(request)) => service.give_pin_back(request, Form::Short).await,
+        None => Err(Status::invalid_argument("a write of a pin is put, extend or release")),
+    };
+    let call = write.call;
+    match done {
+        Ok(reply) => v1::PinWritten { call, reply: Some(reply), ..v1::PinWritten::default() },
+        Err(status) => {
+            let leader = status.metadata().get(LEADER_METADATA).and_then(|l| l.to_str().ok());
+            v1::PinWritten {
+                call,
+                reply: None,
+                code: status.code() as i32,
+                message: status.message().to_owned(),
+                leader: leader.unwrap_or_default().to_owned(),
+            }
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Responses over WebSocket: one connection, one turn at a time, the events of the stream as text messages.
+//!
+//! The connection remembers its last response, stored or not, so that the next turn need only send what is new; a
+//! turn that continues it and fails takes it away. Requests that come while one is answered wait, a few of them; what
+//! comes beyond stays unread. A client that goes ends the generation, and so does one that reads nothing for a minute.
+//! A gateway that was told not to speak it, and a request that is no handshake, get a 426: clients go on by POST then.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use mainstay_chat::{ApiError, Endpoint, ErrorKind};
+use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use super::{App, BODY_BYTES_MAX, failure, new_request_id};
+use crate::answer::{AnswerForm, Incoming};
+use crate::stored::LastTurn;
+
+/// Connections at a time, busy or not.
+const SOCKETS_MAX: usize = 4_096;
+/// What the protocol gives a connection.
+const LIFE_MAX: Duration = Duration::from_secs(60 * 60);
+/// Requests that wait for the one that is answered.
+const WAITING_MAX: usize = 4;
+/// Silence after which a peer is asked whether it is there.
+const PING_AFTER: Duration = Duration::from_secs(30);
+/// Silence after which it is not.
+const SILENCE_MAX: Duration = Duration::from_secs(90);
+/// A peer that reads nothing for this long is cut off.
+const SEND_MAX: Duration = Duration::from_secs(60);
+
+/// Room for connections; none where they are switched off.
+#[derive(Clone)]
+pub(crate) struct Sockets(Option<Arc<Semaphore>>);
+
+impl Sockets {
+    pub(super) fn new(on: bool) -> Self {
+        Self(on.then(|| Arc::new(Semaphore::new(SOCKETS_MAX))))
+    }
+}
+
+/// Takes a connection over, or says why not.
+pub(super) async fn connect(
+    State(app): State<App>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    let (Ok(upgrade), Some(room)) = (upgrade, app.sockets.0.clone()) else {
+        return StatusCode::UPGRADE_REQUIRED.into_response();
+    };
+    let refused = |error: ApiError| failure(&error, Endpoint::Responses, &new_request_id());
+    if !same_origin(&headers) {
+        let text = "a page of another origin may not open a WebSocket here";
+        return refused(ApiError::new(ErrorKind::Permission, text));
+    }
+    if let Err(error) = app.tenants.of(&headers) {
+        return refused(error);
+    }
+    let Ok(permit) = room.try_acquire_owned() else {
+        let text = "this gateway has no room for another connection";
+        return refused(ApiError::new(ErrorKind::Overloaded, text).with_retry_after_s(1));
+    };
+    upgrade
+        .max_message_size(BODY_BYTES_MAX)
+        .max_frame_size(BODY_BYTES_MAX)
+        .on_upgrade(move |socket| Connection::new(app, headers, socket, permit).run())
+}
+
+/// Whether no browser asks, or one with a page of ours: browsers let any page open a WebSocket and read from it, and
+/// where no keys are asked for nothing else would stop it.
+fn same_origin(headers: &HeaderMap) -> bool {
+    let text = |name: header::HeaderName| headers.get(name).map(|value| value.to_str());
+    match (text(header::ORIGIN), text(header::HOST)) {
+        (None, _) => true,
+        (Some(Ok(origin)), Some(Ok(host))) => {
+            origin.split_once("://").is_some_and(|(_, from)| from == host)
+        }
+        _ => false,
+    }
+}
+
+/// The end of a connection: its peer went, or fell silent, or its time is over.
+struct Gone;
+
+struct Connection {
+    app: App,
+    headers: HeaderMap,
+    socket: WebSocket,
+    last: LastTurn,
+    waiting: VecDeque<Bytes>,
+    heard: Instant,
+    until: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// What a message is about, before it is read as a request.
+#[derive(serde::Deserialize)]
+struct Envelope {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    previous_response_id: Option<String>,
+    background: Option<bool>,
+    /// False prepares a turn and leaves it unanswered, so that the next one that continues it begins sooner.
+    generate: Option<bool>,
+}
+
+impl Connection {
+    fn new(app: App, headers: HeaderMap, socket: WebSocket, permit: OwnedSemaphorePermit) -> Self {
+        let heard = Instant::now();
+        Self {
+            app,
+            headers,
+            socket,
+            last: LastTurn::default(),
+            waiting: VecDeque::new(),
+            heard,
+            until: heard + LIFE_MAX,
+            _permit: permit,
+        }
+    }
+
+    async fn run(mut self) {
+        metrics::gauge!("mainstay_gateway_websockets").increment(1.0);
+        // Whoever is gone needs no farewell.
+        let _ = self.serve().await;
+        let _ =
+            tokio::time::timeout(Duration::from_secs(1), self.socket.send(Message::Close(None)))
+                .await;
+        metrics::gauge!("mainstay_gateway_websockets").decrement(1.0);
+    }
+
+    async fn serve(&mut self) -> Result<(), Gone> {
+        loop {
+            if Instant::now() >= self.until {
+                let text = "this connection is 60 minutes old; open another";
+                let error = ApiError::new(ErrorKind::InvalidRequest, text);
+                return self.tell(&error.with_code("websocket_connection_limit_reached")).await;
+            }
+            match self.waiting.pop_front() {
+                Some(message) => self.answer(message).await?,
+                None => {
+                    let left = self.until.saturating_duration_since(Instant::now());
+                    self.listen(PING_AFTER.min(left)).await?;
+                }
+            }
+        }
+    }
+
+    /// Waits for the peer's next message, or until it is time for a sign of life.
+    async fn listen(&mut self, wait: Duration) -> Result<(), Gone> {
+        match tokio::time::timeout(wait, self.socket.recv()).await {
+            Ok(message) => self.take(message),
+            Err(_) => self.ping().await,
+        }
+    }
+
+    fn take(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<(), Gone> {
+        self.heard = Instant::now();
+        match message {
+            Some(Ok(Message::Text(text))) => self.waiting.push_back(text.into()),
+            Some(Ok(Message::Binary(bytes))) => self.waiting.push_back(bytes),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+            Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Gone),
+        }
+        Ok(())
+    }
+
+    async fn ping(&mut self) -> Result<(), Gone> {
+        if self.heard.elapsed() >= SILENCE_MAX {
+            return Err(Gone);
+        }
+        self.send(Message::Ping(Bytes::new())).await
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), Gone> {
+        match tokio::time::timeout(SEND_MAX, self.socket.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(Gone),
+        }
+    }
+
+    /// Answers one message; a refusal is an event and leaves the connection as it is.
+    async fn answer(&mut self, message: Bytes) -> Result<(), Gone> {
+        metrics::counter!("mainstay_gateway_requests_total", "endpoint" => "websocket")
+            .increment(1);
+        let envelope = serde_json::from_slice::<Envelope>(&message);
+        let refused = match &envelope {
+            Err(error) => Some(ApiError::invalid("", &format!("not a request ({error})"))),
+            Ok(e) if e.kind.as_deref() != Some("response.create") => {
+                Some(ApiError::invalid("type", "expected `response.create`"))
+            }
+            Ok(e) if e.background == Some(true) => {
+                Some(ApiError::invalid("background", "send background requests by POST"))
+            }
+            Ok(_) => None,
+        };
+        let generate = envelope.as_ref().is_ok_and(|e| e.generate != Some(false));
+        let outcome = match refused {
+            Some(error) => Err(error),
+            None => self.turn(message, generate).await?,
+        };
+        let Err(error) = outcome else { return Ok(()) };
+        tracing::info!(kind = ?error.kind, "websocket request refused");
+        if let Some(previous) = envelope.ok().and_then(|e| e.previous_response_id) {
+            self.last.take(&previous);
+        }
+        self.tell(&error).await
+    }
+
+    async fn turn(&mut self, body: Bytes, generate: bool) -> Result<Result<(), ApiError>, Gone> {
+        let (app, headers, last) = (self.app.clone(), self.headers.clone(), self.last.clone());
+        let answering = async move {
+            let admitted = app.admit(&headers)?;
+            let (endpoint, request_id) = (Endpoint::Responses, &new_request_id());
+            let last = Some(&last);
+            let incoming = Incoming { endpoint, headers: &headers, body, request_id, last };
+            if generate {
+                app.answer(admitted, incoming).await
+            } else {
+                app.warm(admitted, incoming).await
+            }
+        };
+        tokio::pin!(answering);
+        let answer = loop {
+            tokio::select! {
+                answer = &mut answering => break answer,
+                heard = self.listen_while_busy() => heard?,
+            }
+        };
+        let mut frames = match answer.map(|answer| answer.form) {
+            Ok(AnswerForm::Stream(frames)) => frames,
+            Ok(AnswerForm::Json(_)) => {
+                return Ok(Err(ApiError::new(ErrorKind::Internal, "the answer is no stream")));
+            }
+            Err(error) => return Ok(Err(error)),
+        };
+        loop {
+            let frame = tokio::select! {
+                frame = frames.recv() => frame,
+                heard = self.listen_while_busy() => { heard?; continue }
+            };
+            let Some(Ok(frame)) = frame else { return Ok(Ok(())) };
+            for data in events(&frame) {
+                self.send(Message::Text(data.into())).await?;
+            }
+        }
+    }
+
+    /// Listens as long as there is room for what comes.
+    async fn listen_while_busy(&mut self) -> Result<(), Gone> {
+        if self.waiting.len() < WAITING_MAX {
+            return self.listen(PING_AFTER).await;
+        }
+        tokio::time::sleep(PING_AFTER).await;
+        self.send(Message::Ping(Bytes::new())).await
+    }
+
+    /// Tells a failure as an event.
+    async fn tell(&mut self, error: &ApiError) -> Result<(), Gone> {
+        let status = error.status(Endpoint::Responses);
+        metrics::counter!("mainstay_gateway_errors_total", "status" => status.to_string())
+            .increment(1);
+        self.send(Message::Text(error_event(error, status).to_string().into())).await
+    }
+}
+
+/// The event of a failure; its code is never null.
+fn error_event(error: &ApiError, status: u16) -> Value {
+    let body = error.body(Endpoint::Responses, "");
+    let mut body: Value = serde_json::from_str(&body).unwrap_or_default();
+    let mut error = body["error"].take();
+    if error["code"].is_null() {
+        error["code"] = error["type"].clone();
+    }
+    json!({"type": "error", "status": status, "error": error})
+}
+
+/// The data of server-sent events; comments and names are not for messages.
+fn events(frame: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(frame);
+    text.lines().filter_map(|line| line.strip_prefix("data: ")).map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_become_messages_and_comments_none() {
+        let frame =
+            b"event: a\ndata: {\"x\":1}\n\nevent: b\ndata: {\"y\":\"\\n\"}\n\n: keepalive\n\n";
+        assert_eq!(events(frame), ["{\"x\":1}", "{\"y\":\"\\n\"}"]);
+    }
+
+    #[test]
+    fn an_error_has_a_code_and_a_status() {
+        let error = ApiError::invalid("input", "is odd");
+        let event = error_event(&error, 400);
+        assert_eq!((&event["type"], &event["status"]), (&json!("error"), &json!(400)));
+        assert_eq!(event["error"]["code"], "invalid_request_error");
+        assert_eq!(event["error"]["param"], "input");
+        let event = error_event(&error.with_code("previous_response_not_found"), 404);
+        assert_eq!(event["error"]["code"], "previous_response_not_found");
+    }
+
+    #[test]
+    fn pages_of_others_are_told_from_clients() {
+        let headers = |pairs: &[(header::HeaderName, &str)]| -> HeaderMap {
+            pairs.iter().map(|(name, value)| (name.clone(), value.parse().expect("text"))).collect()
+        };
+        let host = (header::HOST, "127.0.0.1:8000");
+        assert!(same_origin(&headers(std::slice::from_ref(&host))));
+        assert!(same_origin(&headers(&[host.clone(), (header::ORIGIN, "http://127.0.0.1:8000")])));
+        for other in ["http://evil.example", "null", "http://127.0.0.1:80001", "127.0.0.1:8000"] {
+            assert!(!same_origin(&headers(&[host.clone(), (header::ORIGIN, other)])), "{other}");
+        }
+        assert!(!same_origin(&headers(&[(header::ORIGIN, "http://127.0.0.1:8000")])));
+    }
+
+    #[test]
+    fn a_continuation_takes_what_it_continues() {
+        let last = LastTurn::default();
+        last.put("resp_1".into(), Arc::default());
+        assert!(last.take("resp_2").is_none());
+        assert!(last.take("resp_1").is_some());
+        assert!(last.take("resp_1").is_none(), "it was taken");
+    }
+}
