@@ -40,7 +40,7 @@ class Workplace:
         self.folder = scratch / "project"
         self.folder.mkdir()
         (self.folder / "notes.txt").write_text(NOTES.format(self.nonce))
-        self.lines = NOTES.count("\n")
+        self.lines, self.prompts = NOTES.count("\n"), 0
 
     def script(self) -> Path:
         text = (Path(__file__).parent / "harness/task.toml").read_text()
@@ -56,7 +56,9 @@ class Workplace:
         return [Claude(**common("claude")), Codex(**common("codex")), *opencodes]
 
     def prompt(self, client: Client) -> str:
-        return f"TASK {client.task}: read notes.txt here, count its lines with a command, tell me the nonce and the count."
+        """Another one each time, so that no run finds the blocks of the one before."""
+        self.prompts += 1
+        return f"TASK {client.task} number {self.prompts}: read notes.txt here, count its lines with a command, tell me the nonce and the count."
 
     def expect_done(self, outcome: Outcome) -> None:
         wanted = f"The nonce is {self.nonce} and the file has {self.lines} lines."
