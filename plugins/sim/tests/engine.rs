@@ -1,5 +1,9 @@
-//! The engine from outside: through the C entry point's own trait, its lanes, and its promises at
+//! The engine from outside: through the trait behind the C entry point, its lanes, its promises at
 //! the door. What the cache does is tested beside the scheduler.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests are tests; the lint's own exception ends at `#[test]`"
+)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
