@@ -6,6 +6,7 @@ come again, that it waits so long. In every row that goes on, the turn after the
 hit the blocks that were there before it: a fault costs time, not the cache.
 """
 
+import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ class Sdk:
 
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
         function = {"name": "read_file", "parameters": {"type": "object", "properties": {"path": {"type": "string"}}}}
-        messages = [{"role": "user", "content": "TASK sdk: read notes.txt. " + FILLER}]
+        messages = [{"role": "user", "content": opening()}]
         for _ in range(2):
             stream = client.chat.completions.create(
                 model=MODEL, messages=messages, stream=True, stream_options={"include_usage": True},
@@ -101,7 +102,7 @@ class Sdk:
 
         client = anthropic.Anthropic(base_url=url, api_key="none")
         tool = {"name": "read_file", "input_schema": {"type": "object", "properties": {"path": {"type": "string"}}}}
-        messages = [{"role": "user", "content": "TASK sdk: read notes.txt. " + FILLER}]
+        messages = [{"role": "user", "content": opening()}]
         for _ in range(2):
             with client.messages.stream(model=MODEL, max_tokens=500, messages=messages, tools=[tool]) as stream:
                 message = stream.get_final_message()
@@ -112,6 +113,11 @@ class Sdk:
             results = [{"type": "tool_result", "tool_use_id": call.id, "content": "alpha"} for call in calls]
             messages.append({"role": "user", "content": results})
         return "".join(block.text for block in message.content if block.type == "text")
+
+
+def opening() -> str:
+    """A prompt of its own for every run, so that none finds the blocks of another."""
+    return f"TASK sdk {secrets.token_hex(8)}: read notes.txt. {FILLER}"
 
 
 # Long enough for its blocks to be worth keeping.

@@ -10,6 +10,7 @@ network would do to it.
 import http.client
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -163,8 +164,7 @@ class Proxy:
         class Handler(Relay):
             owner = proxy
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = Listener(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     @property
@@ -192,6 +192,15 @@ class Proxy:
                 if armed and armed.at <= self.tooled < armed.at + armed.times:
                     fault, record.fault = armed, armed.kind
             return gateway, fault
+
+
+class Listener(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that reset a connection are part of the game; anything else is a fault of this program."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class Relay(BaseHTTPRequestHandler):
