@@ -7,7 +7,6 @@
 //! the same bits whatever the batch, the chunking or the blocks' places.
 
 pub mod bench;
-pub mod block_pool;
 mod bundled;
 pub mod checkpoint;
 pub mod config;

@@ -8,7 +8,7 @@ use mainstay_kernels::Precision;
 use serde::Deserialize;
 
 use crate::LoadError;
-use crate::block_pool::BLOCKS_MAX;
+use mainstay_engine_blocks::BLOCKS_MAX;
 
 /// The name of the bundled model in `model_dir`.
 pub const DEMO: &str = "demo";

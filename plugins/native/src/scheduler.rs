@@ -24,9 +24,9 @@ use mainstay_engine_abi::sdk::{
 use mainstay_kernels::{KvPool, Pool};
 
 use crate::LoadError;
-use crate::block_pool::{BlockPool, PinError};
 use crate::model::{Batch, Model, Scratch};
 use crate::sampler::{Choice, NotFinite};
+use mainstay_engine_blocks::{BlockPool, PinError};
 use sequence::{Grid, Place, Sequence};
 
 /// What bounds a scheduler; see the engine's options.

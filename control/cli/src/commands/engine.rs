@@ -6,13 +6,15 @@ use anyhow::{Context, bail};
 use mainstay_engine_host::Source;
 use serde_json::{Map, Value, json};
 
+const SIM: &str = "sim";
+
 /// Flags about the engine, shared by `serve` and `worker`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct EngineArgs {
     /// A checkpoint in Hugging Face layout; the bundled model if left out
     #[arg(value_name = "MODEL_DIR")]
     pub(crate) model_dir: Option<PathBuf>,
-    /// `native`, or a vendor's FILE.so, which runs in a child process
+    /// `native`, `sim` (no model, answers by --script), or a vendor's FILE.so, which runs in a child process
     #[arg(long, default_value = "native")]
     pub(crate) engine: String,
     /// The name clients ask for [default: the folder's name]
@@ -27,6 +29,9 @@ pub(crate) struct EngineArgs {
     /// The longest prompt plus output, in tokens [default: the model's own]
     #[arg(long)]
     pub(crate) context_tokens: Option<u32>,
+    /// What the sim engine says: a TOML file of rules
+    #[arg(long, value_name = "FILE")]
+    pub(crate) script: Option<PathBuf>,
 }
 
 /// The native engine, linked in and entered through the C ABI like any other.
@@ -48,17 +53,24 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 impl EngineArgs {
+    /// What tells this model from another of its name: one that is simulated shares its files with a real one, but
+    /// neither its blocks nor its answers.
+    pub(crate) fn revision(&self, revision: String) -> String {
+        if self.engine == SIM { format!("{SIM}-{revision}") } else { revision }
+    }
+
     /// Where the engine's code is.
     pub(crate) fn source(&self) -> anyhow::Result<Source> {
         match self.engine.as_str() {
             "native" => Ok(native()),
-            "sim" | "remote" => {
-                bail!("engine {:?} is not in this build; use native or a FILE.so", self.engine)
+            SIM => Ok(Source::Linked(mainstay_sim::entry())),
+            "remote" => {
+                bail!("engine \"remote\" is not in this build; use native, sim or a FILE.so")
             }
             file => {
                 let path = Path::new(file);
                 if !path.is_file() {
-                    bail!("engine {file:?} is neither `native` nor a file");
+                    bail!("engine {file:?} is neither `native`, `sim` nor a file");
                 }
                 let host_program =
                     std::env::current_exe().context("finding this program's own file")?;
@@ -82,6 +94,14 @@ impl EngineArgs {
         };
         config.insert("model_dir".into(), json!(dir.to_string_lossy()));
         config.insert("model_name".into(), json!(name));
+        if let Some(script) = &self.script {
+            if self.engine != SIM {
+                bail!("only `--engine sim` has a --script");
+            }
+            let script =
+                script.canonicalize().with_context(|| format!("no script {}", script.display()))?;
+            config.insert("script".into(), json!(script.to_string_lossy()));
+        }
         let numbers = [
             ("threads", self.threads.map(|n| n as u64)),
             ("kv_bytes", self.kv_bytes),
@@ -99,6 +119,27 @@ impl EngineArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn args(flags: &[&str]) -> EngineArgs {
+        #[derive(clap::Parser)]
+        struct Program {
+            #[command(flatten)]
+            engine: EngineArgs,
+        }
+        let all = ["program"].iter().chain(flags);
+        <Program as clap::Parser>::parse_from(all).engine
+    }
+
+    #[test]
+    fn the_sim_engine_is_linked_in_and_alone_has_a_script() {
+        let sim = args(&["--engine", "sim", "--script", "Cargo.toml"]);
+        assert!(matches!(sim.source(), Ok(Source::Linked(_))));
+        let config = sim.config("m", Map::new()).unwrap();
+        assert!(config["script"].as_str().unwrap().ends_with("/Cargo.toml"));
+        let native = args(&["--script", "Cargo.toml"]).config("m", Map::new());
+        assert!(native.unwrap_err().to_string().contains("sim"));
+        assert!(args(&["--engine", "nothing"]).source().is_err());
+    }
 
     #[test]
     fn sizes_have_suffixes_and_limits() {

@@ -81,7 +81,7 @@ pub(crate) fn worker_config(
     let mut config = WorkerConfig::new(name, control, engine.source()?);
     config.engine_config = engine.config(&model.name, file.engine_json()?)?;
     config.model_name = model.name;
-    config.revision = model.revision;
+    config.revision = engine.revision(model.revision);
     config.model_files = model.files;
     Ok(config)
 }

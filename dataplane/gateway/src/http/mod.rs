@@ -4,6 +4,7 @@ mod admin;
 mod door;
 mod health;
 mod inflate;
+mod openapi;
 mod pin_create;
 mod staleness;
 mod starting;
@@ -116,6 +117,7 @@ pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::R
         )
         .route("/api/v1/status", get(admin::status))
         .route("/api/v1/requests/{id}/explain", get(admin::explain))
+        .route("/openapi.json", get(openapi::description))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/metrics", get(health::metrics))
@@ -274,10 +276,13 @@ async fn count_tokens(State(app): State<App>, request: Request<Body>) -> Respons
 }
 
 fn model_json(app: &App, name: &str) -> Value {
-    let context = app.model(name).ok().map(|m| m.context_tokens_max);
+    let card = app.model(name).ok();
+    let context = card.as_ref().map(|m| m.context_tokens_max);
+    let device = card.map(|m| m.device.clone());
     json!({
         "id": name, "object": "model", "type": "model", "display_name": name, "created": 0,
         "created_at": "1970-01-01T00:00:00Z", "owned_by": "mainstay", "max_model_len": context,
+        "device": device,
     })
 }
 

@@ -38,6 +38,8 @@ pub(crate) struct ModelCard {
     pub(crate) template: ChatTemplate,
     /// Tokens that end a turn and never show as text.
     pub(crate) end_tokens: Vec<u32>,
+    /// What its first worker computes on; an engine without a model says `simulated`.
+    pub(crate) device: String,
 }
 
 impl ModelCard {
@@ -70,6 +72,7 @@ impl ModelCard {
             tokenizer: Arc::new(tokenizer),
             template,
             end_tokens,
+            device: reply.device.clone(),
         })
     }
 }

@@ -5,8 +5,8 @@ use std::cmp::Reverse;
 use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
 use mainstay_engine_abi::sdk::{Logprob, Output, Request, RetentionRange, TOKENS_TO_END};
 
-use crate::block_pool::{BlockId, Claim};
 use crate::sampler::Sampler;
+use mainstay_engine_blocks::{BlockId, Claim};
 
 /// The order of service: priority, then arrival. Less comes first.
 pub(super) type Place = (Reverse<i32>, u64);

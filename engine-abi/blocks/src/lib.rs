@@ -1,5 +1,6 @@
-//! The bookkeeping of the paged cache: which block holds which tokens, who uses it and what goes
-//! first.
+//! The bookkeeping of a paged cache: which block holds which tokens, who uses it and what goes
+//! first. Every engine of ours that manages blocks itself uses this one, so that they keep the
+//! interface's promises alike.
 //!
 //! It is pure: no memory of the cache itself, no clock, no locks; time comes in as `now_ms`. A
 //! block is free, being filled by one sequence, or *registered* under its sequence hash, when any
@@ -8,6 +9,8 @@
 //! whose last use is longest ago. References and holds reach up the tree (whoever uses or pins a
 //! block uses or pins its ancestors), so a prefix never loses its middle. Every change of what is
 //! registered is one event, in the order of the changes.
+
+#![forbid(unsafe_code)]
 
 mod pins;
 #[cfg(test)]

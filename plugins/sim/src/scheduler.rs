@@ -1,0 +1,458 @@
+//! Which requests run, what the cache holds, and when the next token is there.
+//!
+//! It has no thread, lock or clock: the engine's loop hands it commands and time, and carries away
+//! events and outputs. Prefill is one queue, as it is on a device: prompts are computed one after
+//! the other at the configured rate, cached tokens take no time. Every running request then says a
+//! token each `decode_us_per_token`; at rate 0 it says as many as one output takes. Blocks that a
+//! request is about to compute are waited for by others that need them. When blocks run out, the
+//! last in order gives its own back. Each request ends in exactly one final output.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+
+use mainstay_engine_abi::sdk::{
+    Code, EngineError, Finish, Health, KvEvent, Output, Request, Stats,
+};
+use mainstay_engine_blocks::{BlockPool, PinError};
+
+use crate::answer::{Planned, logprobs};
+use crate::options::Options;
+use crate::script::Script;
+use crate::sequence::{Grid, Place, Sequence};
+use crate::text::Text;
+
+/// Tokens of one output at rate 0; a script's sentence goes out in a few pieces, as streams do.
+const BURST_TOKENS: usize = 8;
+
+/// When the scheduler wants to be called again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// At once.
+    Now,
+    /// There is work, but no room for its outputs.
+    Held,
+    /// At that time, in the clock of `step`.
+    At(u64),
+    /// When there is a command.
+    Idle,
+}
+
+/// Whether a running request goes on.
+enum Turn {
+    GoesOn,
+    /// It gives its blocks back and waits for its turn again.
+    Yields,
+    Ended(Output, Finish),
+}
+
+/// Whether there is a block for the next token.
+enum Room {
+    Yes,
+    /// Requests that go first have all there are.
+    Later,
+    /// Pins have all there are.
+    Never,
+}
+
+/// Requests and cache of one engine.
+pub(crate) struct Scheduler {
+    options: Options,
+    script: Script,
+    text: Text,
+    grid: Grid,
+    blocks: BlockPool,
+    waiting: BTreeMap<Place, Box<Sequence>>,
+    running: BTreeMap<Place, Box<Sequence>>,
+    places: HashMap<u64, Place>,
+    /// Blocks of prompts that running requests are about to compute, and who does.
+    in_flight: HashMap<u128, Place>,
+    arrivals: u64,
+    /// When the prefill queue is empty.
+    prefill_free_us: u64,
+    outputs: Vec<Output>,
+    counters: Stats,
+}
+
+impl Scheduler {
+    /// A scheduler with an empty cache.
+    pub(crate) fn new(options: Options, script: Script, text: Text) -> Self {
+        Self {
+            grid: Grid::new(options.hash_key, options.block_tokens),
+            blocks: BlockPool::new(options.blocks, options.pin_fraction),
+            options,
+            script,
+            text,
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
+            places: HashMap::new(),
+            in_flight: HashMap::new(),
+            arrivals: 0,
+            prefill_free_us: 0,
+            outputs: Vec::new(),
+            counters: Stats { health: Health::Ok, ..Stats::default() },
+        }
+    }
+
+    /// Queues a request that [`check`] has let pass.
+    pub(crate) fn submit(&mut self, request: Request, now_us: u64) {
+        self.arrivals += 1;
+        let sequence = Sequence::new(request, self.arrivals, now_us, &self.grid);
+        if self.places.insert(sequence.id, sequence.place).is_none() {
+            self.waiting.insert(sequence.place, Box::new(sequence));
+        }
+    }
+
+    /// Ends a request with `Cancelled`; an unknown id is nothing.
+    pub(crate) fn cancel(&mut self, id: u64, now_us: u64) {
+        let Some(place) = self.places.get(&id) else { return };
+        let found = self.waiting.remove(place).or_else(|| self.running.remove(place));
+        if let Some(sequence) = found {
+            let last = sequence.last_output();
+            self.end(&sequence, now_us, last, Finish::Cancelled);
+        }
+    }
+
+    /// Ends all requests, so that nobody waits for ever.
+    pub(crate) fn end_all(&mut self, now_us: u64) {
+        let ids: Vec<u64> = self.places.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.cancel(id, now_us));
+    }
+
+    /// Takes or renews a pin; answers with how many of its blocks are held.
+    pub(crate) fn pin(
+        &mut self,
+        pin_id: u128,
+        hashes: &[u128],
+        ttl_ms: u64,
+        now_us: u64,
+    ) -> Result<u32, PinError> {
+        self.blocks.pin(pin_id, hashes, (now_us / 1000).saturating_add(ttl_ms))
+    }
+
+    /// Ends a pin; `None` for an unknown one.
+    pub(crate) fn unpin(&mut self, pin_id: u128) -> Option<u32> {
+        self.blocks.unpin(pin_id)
+    }
+
+    /// Names everything that is registered; events that were not carried away yet are void with it.
+    pub(crate) fn snapshot(&mut self, mut emit: impl FnMut(KvEvent)) -> u32 {
+        let is_end = |event: &KvEvent| matches!(event, KvEvent::PinExpired { .. });
+        let pins_ended: Vec<KvEvent> = self.blocks.drain_events().filter(is_end).collect();
+        let count = self.blocks.snapshot(&mut emit);
+        pins_ended.into_iter().for_each(emit);
+        count
+    }
+
+    /// Cache events since the last call, in order.
+    pub(crate) fn drain_events(&mut self) -> std::vec::Drain<'_, KvEvent> {
+        self.blocks.drain_events()
+    }
+
+    /// Outputs since the last call, in order.
+    pub(crate) fn drain_outputs(&mut self) -> std::vec::Drain<'_, Output> {
+        self.outputs.drain(..)
+    }
+
+    /// Figures of now.
+    pub(crate) fn stats(&self) -> Stats {
+        let counts = self.blocks.counts();
+        let unread = |s: &Sequence| (s.tokens.len() - s.computed) as u64;
+        let waiting: u64 = self.waiting.values().map(|s| unread(s)).sum();
+        let running: u64 =
+            self.running.values().filter(|s| s.prefilling()).map(|s| unread(s)).sum();
+        Stats {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            blocks_used: u64::from(counts.used),
+            blocks_cached: u64::from(counts.cached),
+            blocks_pinned: u64::from(counts.pinned),
+            evictions: counts.evictions,
+            waiting_prefill_tokens: waiting + running,
+            ..self.counters
+        }
+    }
+
+    /// How long the work that is queued now will take, roughly.
+    pub(crate) fn backlog_ms(&self, now_us: u64) -> u32 {
+        let waiting: u64 = self.waiting.values().map(|s| s.tokens.len() as u64).sum();
+        let queued_us = self.prefill_free_us.saturating_sub(now_us);
+        let all_us = queued_us + waiting * self.options.prefill_us_per_token;
+        (all_us / 1000).clamp(100, 10_000) as u32
+    }
+
+    /// Does what is due. `now_us` is monotonic; without `room_for_output` nothing is said.
+    pub(crate) fn step(&mut self, now_us: u64, room_for_output: bool) -> Wake {
+        self.blocks.expire(now_us / 1000);
+        self.admit(now_us);
+        let due: Vec<Place> =
+            self.running.iter().filter(|(_, s)| s.due_us <= now_us).map(|(p, _)| *p).collect();
+        if !due.is_empty() && !room_for_output {
+            return Wake::Held;
+        }
+        for place in &due {
+            self.advance(*place, now_us);
+        }
+        if !due.is_empty() {
+            // Who waits may fit now that somebody ended in this very step.
+            return Wake::Now;
+        }
+        let next = self.running.values().map(|s| s.due_us).min();
+        let expiry = self.blocks.next_expiry_ms().map(|ms| ms.saturating_mul(1000));
+        next.into_iter().chain(expiry).min().map_or(Wake::Idle, Wake::At)
+    }
+
+    fn admit(&mut self, now_us: u64) {
+        let mut after = Bound::Unbounded;
+        while self.running.len() < self.options.requests_max {
+            let next = self.waiting.range((after, Bound::Unbounded)).next();
+            let Some((place, sequence)) = next else { return };
+            let place = *place;
+            after = Bound::Excluded(place);
+            if sequence.waits_for.is_some_and(|hash| self.is_computed_before(hash, place)) {
+                continue;
+            }
+            let Some(mut sequence) = self.waiting.remove(&place) else { return };
+            let hits = self.hits(&sequence);
+            sequence.waits_for = sequence.hashes.get(hits).copied();
+            sequence.waits_for =
+                sequence.waits_for.filter(|hash| self.is_computed_before(*hash, place));
+            if sequence.waits_for.is_some() {
+                self.waiting.insert(place, sequence);
+                continue;
+            }
+            if !self.take_blocks(&mut sequence, hits, now_us) {
+                if !self.running.is_empty() {
+                    // Nobody behind it may overtake, or it would starve.
+                    self.waiting.insert(place, sequence);
+                    return;
+                }
+                let last = sequence.last_output();
+                self.end(&sequence, now_us, last, pinned_full());
+                continue;
+            }
+            self.start(sequence, hits, now_us);
+        }
+    }
+
+    /// Whether a request that goes first is about to compute that block.
+    fn is_computed_before(&self, hash: u128, place: Place) -> bool {
+        self.in_flight.get(&hash).is_some_and(|owner| *owner < place)
+    }
+
+    /// Leading blocks that the cache holds. One token at least is computed, for what follows it.
+    fn hits(&self, sequence: &Sequence) -> usize {
+        let reusable = (sequence.tokens.len() - 1) / self.grid.block_tokens;
+        let hashes = &sequence.hashes[..reusable.min(sequence.hashes.len())];
+        hashes.iter().take_while(|hash| self.blocks.lookup(**hash).is_some()).count()
+    }
+
+    /// Gives a request the blocks for its known tokens and one more; where there are too few,
+    /// requests of lower priority lose theirs. Without success it has none.
+    fn take_blocks(&mut self, sequence: &mut Sequence, hits: usize, now_us: u64) -> bool {
+        let wanted = self.grid.blocks_for(sequence.tokens.len() + 1);
+        let wanted = wanted.min(self.options.blocks as usize);
+        for hash in &sequence.hashes[..hits] {
+            if let Some(id) = self.blocks.lookup(*hash) {
+                self.blocks.acquire(id);
+                sequence.table.push(id);
+            }
+        }
+        while (self.blocks.available() as usize) < wanted - sequence.table.len() {
+            let last = self.running.last_key_value().map(|(place, _)| *place);
+            match last.filter(|last| last.0 > sequence.place.0) {
+                Some(last) => self.preempt(last, now_us),
+                None => {
+                    self.blocks.unacquire(&sequence.table);
+                    sequence.table.clear();
+                    return false;
+                }
+            }
+        }
+        while sequence.table.len() < wanted {
+            let Some(id) = self.blocks.allocate() else { break };
+            sequence.table.push(id);
+        }
+        true
+    }
+
+    fn start(&mut self, mut sequence: Box<Sequence>, hits: usize, now_us: u64) {
+        sequence.registered = hits;
+        sequence.computed = hits * self.grid.block_tokens;
+        if sequence.admitted_us.is_none() {
+            sequence.admitted_us = Some(now_us);
+            sequence.cached_tokens = sequence.computed as u32;
+            self.counters.query_tokens += sequence.tokens.len() as u64;
+            self.counters.hit_tokens += sequence.computed as u64;
+        }
+        if sequence.planned.is_none() {
+            let planned =
+                Planned::new(&self.script, &self.text, sequence.prompt(), &sequence.sampling);
+            sequence.planned = Some(planned);
+        }
+        let uncached = (sequence.tokens.len() - sequence.computed) as u64;
+        let begins_us = self.prefill_free_us.max(now_us);
+        sequence.due_us = begins_us + uncached * self.options.prefill_us_per_token;
+        self.prefill_free_us = sequence.due_us;
+        self.counters.prefill_tokens += uncached;
+        for hash in &sequence.hashes[hits..] {
+            self.in_flight.entry(*hash).or_insert(sequence.place);
+        }
+        self.running.insert(sequence.place, sequence);
+    }
+
+    /// Takes a running request's blocks away; it goes on later from what the cache has kept.
+    fn preempt(&mut self, place: Place, now_us: u64) {
+        let Some(mut sequence) = self.running.remove(&place) else { return };
+        self.give_back(&sequence, now_us);
+        sequence.restart();
+        self.counters.preemptions += 1;
+        self.waiting.insert(place, sequence);
+    }
+
+    /// Lets a running request say what is due.
+    fn advance(&mut self, place: Place, now_us: u64) {
+        // It may have been preempted by one before it in this very step.
+        let Some(mut sequence) = self.running.remove(&place) else { return };
+        sequence.computed = sequence.tokens.len();
+        self.register_full_blocks(&mut sequence);
+        match self.say(&mut sequence, now_us) {
+            Turn::GoesOn => drop(self.running.insert(place, sequence)),
+            Turn::Yields => {
+                self.running.insert(place, sequence);
+                self.preempt(place, now_us);
+            }
+            Turn::Ended(output, finish) => self.end(&sequence, now_us, output, finish),
+        }
+    }
+
+    /// Says one token, or a burst where saying takes no time.
+    fn say(&mut self, sequence: &mut Sequence, now_us: u64) -> Turn {
+        let rate_us = self.options.decode_us_per_token;
+        let burst = if rate_us == 0 { BURST_TOKENS } else { 1 };
+        let mut output = sequence.output(now_us);
+        for position in 0..burst {
+            let place = sequence.sampled_before + sequence.said as usize;
+            let Some(planned) = &sequence.planned else { break };
+            let next = planned.at(place, sequence.said, &sequence.sampling, &self.text);
+            let asked = sequence.sampling.logprobs;
+            output.logprobs.extend(logprobs(next.token, position as u32, asked, &self.text));
+            output.tokens.push(next.token);
+            sequence.tokens.push(next.token);
+            sequence.said += 1;
+            self.counters.decode_tokens += 1;
+            sequence.hash_full_blocks(&self.grid);
+            if next.ends {
+                return Turn::Ended(output, Finish::Stop);
+            }
+            let full = sequence.tokens.len() >= self.options.context_tokens_max;
+            if full || sequence.said >= sequence.sampling.tokens_max {
+                return Turn::Ended(output, Finish::Length);
+            }
+            match self.make_room_to_go_on(sequence, now_us) {
+                Room::Yes => {}
+                Room::Later => {
+                    self.outputs.push(output);
+                    return Turn::Yields;
+                }
+                Room::Never => return Turn::Ended(output, pinned_full()),
+            }
+            if position + 1 < burst {
+                sequence.computed = sequence.tokens.len();
+                self.register_full_blocks(sequence);
+            }
+        }
+        sequence.due_us = now_us + rate_us;
+        self.outputs.push(output);
+        Turn::GoesOn
+    }
+
+    /// A block for the next token, if its table is full; requests after it lose theirs for it.
+    fn make_room_to_go_on(&mut self, sequence: &mut Sequence, now_us: u64) -> Room {
+        while sequence.table.len() < self.grid.blocks_for(sequence.tokens.len() + 1) {
+            if let Some(id) = self.blocks.allocate() {
+                sequence.table.push(id);
+                continue;
+            }
+            match self.running.last_key_value().map(|(place, _)| *place) {
+                Some(last) if last > sequence.place => self.preempt(last, now_us),
+                Some(_) => return Room::Later,
+                None => return Room::Never,
+            }
+        }
+        Room::Yes
+    }
+
+    fn register_full_blocks(&mut self, sequence: &mut Sequence) {
+        let full = sequence.computed / self.grid.block_tokens;
+        while sequence.registered < full {
+            let at = sequence.registered;
+            let hash = sequence.hashes[at];
+            let parent = at.checked_sub(1).map(|above| sequence.table[above]);
+            sequence.table[at] =
+                self.blocks.register(sequence.table[at], hash, parent, sequence.namespace);
+            sequence.registered += 1;
+            self.forget_in_flight(hash, sequence.place);
+        }
+    }
+
+    fn forget_in_flight(&mut self, hash: u128, place: Place) {
+        if self.in_flight.get(&hash) == Some(&place) {
+            self.in_flight.remove(&hash);
+        }
+    }
+
+    /// Gives a request's blocks back and reports its end.
+    fn end(&mut self, sequence: &Sequence, now_us: u64, last: Output, finish: Finish) {
+        self.give_back(sequence, now_us);
+        self.places.remove(&sequence.id);
+        self.outputs.push(Output { finish: Some(finish), ..last });
+    }
+
+    fn give_back(&mut self, sequence: &Sequence, now_us: u64) {
+        for hash in sequence.hashes.get(sequence.registered..).unwrap_or_default() {
+            self.forget_in_flight(*hash, sequence.place);
+        }
+        let grid = &self.grid;
+        self.blocks.release(&sequence.table, now_us / 1000, |index| sequence.claim(index, grid));
+    }
+}
+
+fn pinned_full() -> Finish {
+    let message = "pins hold the blocks that this request needs; try again when some have ended";
+    Finish::Error { rc: Code::Exhausted.rc(), message: message.to_owned() }
+}
+
+/// What bounds the requests of an engine.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) context_tokens_max: usize,
+    pub(crate) requests_max: usize,
+    pub(crate) vocab: u32,
+}
+
+/// Whether a request can be served at all; the answer does not depend on what else is going on.
+pub(crate) fn check(request: &Request, limits: &Limits) -> Result<(), EngineError> {
+    let tokens = request.tokens.len();
+    if tokens == 0 {
+        return Err(EngineError::invalid("the prompt is empty; send at least one token"));
+    }
+    if tokens > limits.context_tokens_max {
+        let most = limits.context_tokens_max;
+        let message =
+            format!("the prompt has {tokens} tokens, the context {most}; shorten the prompt");
+        return Err(EngineError::invalid(message));
+    }
+    if request.sampling.tokens_max == 0 {
+        return Err(EngineError::invalid("tokens_max is 0; ask for at least one token"));
+    }
+    let greatest = request.tokens.iter().copied().max().unwrap_or(0);
+    if greatest >= limits.vocab {
+        let vocab = limits.vocab;
+        let message = format!("token {greatest} is not below the vocabulary's {vocab}");
+        return Err(EngineError::invalid(message));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+"""What runs real harnesses against a cluster of real processes."""
