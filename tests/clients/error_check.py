@@ -40,9 +40,6 @@ def wrong_types(path: str) -> dict[str, dict]:
     limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
     nameless = {CHAT: {"type": "function", "function": {}}, RESPONSES: {"type": "function"},
                 MESSAGES: {"input_schema": {"type": "object"}}}
-    url = "data:image/png;base64,AAAA"
-    image = {CHAT: {"type": "image_url", "image_url": {"url": url}}, RESPONSES: {"type": "input_image", "image_url": url},
-             MESSAGES: {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}}
     return {
         "conversation is a number": {conversation: 5},
         "conversation is an object": {conversation: {"role": "user"}},
@@ -50,7 +47,6 @@ def wrong_types(path: str) -> dict[str, dict]:
         "a message has no role": {conversation: [{"content": "hello"}]},
         "an unknown role": {conversation: [{"role": "wizard", "content": "hello"}]},
         "content is a number": {conversation: [{"role": "user", "content": 5}]},
-        "an image for a model that reads text": {conversation: [{"role": "user", "content": [image[path]]}]},
         "limit is text": {limit: "many"},
         "limit is negative": {limit: -1},
         "temperature is text": {"temperature": "hot"},
@@ -59,6 +55,13 @@ def wrong_types(path: str) -> dict[str, dict]:
         "model is a number": {"model": 7},
         "stream is text": {"stream": "yes"},
     }
+
+
+def image(path: str) -> dict:
+    """An image as a content part of the endpoint."""
+    url = "data:image/png;base64,AAAA"
+    return {CHAT: {"type": "image_url", "image_url": {"url": url}}, RESPONSES: {"type": "input_image", "image_url": url},
+            MESSAGES: {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}}[path]
 
 
 def expect_error(path: str, answer: Answer, statuses: tuple[int, ...]) -> str:
@@ -111,6 +114,7 @@ class ErrorChecks:
         self.each("missing conversation", self.missing)
         self.each("unknown model", self.unknown_model)
         self.each("prompt over the context", self.too_long)
+        self.each("an image for a model that reads text", self.image_left_out)
         self.each("one word of a megabyte", self.one_long_word)
         self.checks.run("count_tokens malformed JSON", self.count_malformed)
         self.checks.run("unknown path", self.unknown_path)
@@ -155,6 +159,14 @@ class ErrorChecks:
         message = expect_error(path, answer, (404,))
         expect("no-such-model" in message, f"the message does not name the model: {message}")
         return message[:120]
+
+    def image_left_out(self, path: str) -> None:
+        """One screenshot in a history must not end a session: a text takes its place, and the client is told."""
+        conversation = "input" if path == RESPONSES else "messages"
+        body = {**valid(path, self.model), conversation: [{"role": "user", "content": [image(path)]}]}
+        answer = self.server.request("POST", path, body)
+        equal(answer.status, 200, "status")
+        expect("media-left-out" in answer.headers.get("mainstay-hints", ""), f"not told: {answer.headers}")
 
     def too_long(self, path: str) -> str:
         body = valid(path, self.model, "weather in Oslo and " * 60_000)

@@ -1,9 +1,10 @@
 //! The configuration file and what is read from disk at start: unknown keys are errors.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
-use mainstay_gateway::{ApiKey, Recompute};
+use anyhow::{Context, anyhow, bail};
+use mainstay_gateway::{ApiKey, GatewayConfig, Media, ModelAliases, Recompute};
 use serde::Deserialize;
 
 /// `--config FILE`, TOML. Flags win over it.
@@ -14,6 +15,8 @@ pub(crate) struct FileConfig {
     pub(crate) keys: Vec<KeyConfig>,
     /// What gateways do about pins.
     pub(crate) pins: PinsConfig,
+    /// Names of models, and what is not text.
+    pub(crate) models: ModelsConfig,
     /// Passed to the engine as it is, beside what flags set.
     pub(crate) engine: toml::Table,
 }
@@ -24,6 +27,16 @@ pub(crate) struct FileConfig {
 pub(crate) struct PinsConfig {
     /// Which pins keep their tokens where a request does not say: `explicit`, `all` or `off`.
     recompute: Option<String>,
+}
+
+/// `[models]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ModelsConfig {
+    /// Other names of models; `*` in one stands for any text.
+    aliases: BTreeMap<String, String>,
+    /// What becomes of images and other content that is not text: `text` or `refuse`.
+    media: Option<String>,
 }
 
 /// One API key.
@@ -50,13 +63,28 @@ impl FileConfig {
     }
 
     /// The gateway's form of the keys.
-    pub(crate) fn api_keys(&self) -> Vec<ApiKey> {
+    fn api_keys(&self) -> Vec<ApiKey> {
         let key = |k: &KeyConfig| ApiKey { key: k.key.clone(), tenant: k.tenant.clone() };
         self.keys.iter().map(key).collect()
     }
 
+    /// Tells a gateway all that it wants to know.
+    pub(crate) fn apply(&self, gateway: &mut GatewayConfig) -> anyhow::Result<()> {
+        gateway.keys = self.api_keys();
+        gateway.recompute = self.recompute()?;
+        let aliases = self.models.aliases.iter().map(|(a, b)| (a.clone(), b.clone()));
+        gateway.aliases = ModelAliases::new(aliases).map_err(|e| anyhow!("models.aliases: {e}"))?;
+        if let Some(name) = &self.models.media {
+            gateway.media = Media::from_name(name).with_context(|| {
+                let names: Vec<&str> = Media::ALL.iter().map(|choice| choice.name()).collect();
+                format!("models.media is {name:?}; write one of {}", names.join(", "))
+            })?;
+        }
+        Ok(())
+    }
+
     /// Which pins keep their tokens.
-    pub(crate) fn recompute(&self) -> anyhow::Result<Recompute> {
+    fn recompute(&self) -> anyhow::Result<Recompute> {
         let Some(name) = &self.pins.recompute else { return Ok(Recompute::default()) };
         Recompute::from_name(name).with_context(|| {
             let names: Vec<&str> = Recompute::ALL.iter().map(|choice| choice.name()).collect();

@@ -3,7 +3,8 @@
 //! Blocks keep their kind all the way to the template, because retention, routing and the prompt
 //! all depend on what a piece of text is (system prompt, tool result, thinking). Two requests
 //! that mean the same give equal conversations whichever API carried them, so equal prompts and
-//! shared cache. There is no image block: bodies with images are refused while parsing.
+//! shared cache. There is no image block: a short text stands in an image's place, or the body is
+//! refused while parsing, as the server is set.
 
 use crate::limits::BREAKPOINTS_MAX;
 
@@ -14,7 +15,7 @@ pub struct Conversation {
     pub system: Vec<Block>,
     /// The turns, in order.
     pub messages: Vec<Message>,
-    /// The functions the model may call.
+    /// What the client offered, also what the model never sees; see [`Conversation::callable`].
     pub tools: Vec<Tool>,
     /// Whether and which tool must be called.
     pub tool_choice: ToolChoice,
@@ -58,6 +59,11 @@ impl Conversation {
         } else {
             self.push(Role::System, blocks);
         }
+    }
+
+    /// The tools that the prompt shows and the model may call: neither hosted nor deferred ones.
+    pub fn callable(&self) -> impl Iterator<Item = &Tool> {
+        self.tools.iter().filter(|tool| tool.is_callable())
     }
 
     /// The cache breakpoints, in prompt order (tools, system, messages).
@@ -201,19 +207,72 @@ pub enum Position {
     },
 }
 
-/// A function the model may call.
+/// A tool that a client offered.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tool {
-    /// Its name, unique within a request.
+    /// What the model calls it by, unique within a request.
     pub name: String,
+    /// What the client calls it by, where that is another name.
+    pub client_name: Option<String>,
     /// What it does; empty if the client gave none.
     pub description: String,
     /// JSON schema of its arguments; always an object.
     pub schema: serde_json::Value,
     /// The Responses namespace it was listed under, to be named again when it is called.
     pub namespace: Option<String>,
+    /// What a call of it looks like.
+    pub kind: ToolKind,
+    /// Offered for later: it stays out of the prompt until the conversation refers to it.
+    pub deferred: bool,
     /// A cache breakpoint after this tool.
     pub cache_control: Option<CacheControl>,
+}
+
+impl Tool {
+    /// Whether the prompt shows it.
+    pub fn is_callable(&self) -> bool {
+        !self.deferred && self.kind != ToolKind::Hosted
+    }
+
+    /// The name that the client knows.
+    pub fn told_name(&self) -> &str {
+        self.client_name.as_deref().unwrap_or(&self.name)
+    }
+}
+
+/// What a call of a tool looks like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToolKind {
+    /// JSON arguments by the tool's schema.
+    Function {
+        /// Whether the client relies on arguments that obey the schema.
+        strict: bool,
+    },
+    /// Free text; the model writes it as the one argument `input`.
+    Custom {
+        /// The form that the text must have, if the client gave one.
+        grammar: Option<Grammar>,
+    },
+    /// Run by somebody else's servers: repeated to the client, never shown to the model.
+    Hosted,
+}
+
+/// A language that a text must belong to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grammar {
+    /// How it is written down.
+    pub syntax: GrammarSyntax,
+    /// The grammar itself.
+    pub text: String,
+}
+
+/// How a [`Grammar`] is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GrammarSyntax {
+    /// Lark's notation.
+    Lark,
+    /// One regular expression for the whole text.
+    Regex,
 }
 
 /// Whether and which tool must be called.
@@ -228,4 +287,11 @@ pub enum ToolChoice {
     Required,
     /// This one.
     Named(String),
+    /// One of these, or no call unless one is required.
+    Allowed {
+        /// Names of tools.
+        names: Vec<String>,
+        /// Whether one must be called.
+        required: bool,
+    },
 }

@@ -8,8 +8,8 @@
 //! as arguments, so that the same call always gives the same bytes.
 //!
 //! Layout, in the order a request passes through:
-//! - [`parse_chat`], [`parse_responses`], [`parse_messages`], [`parse_count_tokens`]: bytes in,
-//!   [`Request`] or [`ApiError`] out; [`Request::apply_headers`] adds what headers say.
+//! - [`fn@parse`], or [`parse_chat`], [`parse_responses`], [`parse_messages`],
+//!   [`parse_count_tokens`] with the usual options: bytes in, [`Request`] or [`ApiError`] out; [`Request::apply_headers`] adds what headers say.
 //! - [`template`]: [`ChatTemplate`] turns a conversation into prompt text, with the offsets of
 //!   cache breakpoints.
 //! - [`output`]: [`OutputParser`] cuts generated text into thinking, text and tool calls, and
@@ -39,16 +39,15 @@ pub use encode::{Finish, PinNote, ResponseMeta, StreamEncoder, Transcript, Usage
 pub use error::{ApiError, ErrorKind};
 pub use hints::Hints;
 pub use ir::{
-    Block, Breakpoint, CacheControl, Content, Conversation, Message, Position, Role, Tool,
-    ToolChoice,
+    Block, Breakpoint, CacheControl, Content, Conversation, Grammar, GrammarSyntax, Message,
+    Position, Role, Tool, ToolChoice, ToolKind,
 };
 pub use output::{OutputEvent, OutputOptions, OutputParser, TokenLogprob};
 pub use parse::{
-    ParseOptions, parse_chat, parse_count_tokens, parse_messages, parse_messages_with,
-    parse_responses,
+    Media, ParseOptions, parse, parse_chat, parse_count_tokens, parse_messages, parse_responses,
 };
 pub use request::{
-    Endpoint, OutputFormat, Request, ResponsesEcho, Sampling, Thinking, ThinkingDisplay,
+    Endpoint, OutputFormat, Request, ResponsesEcho, Sampling, Thinking, ThinkingDisplay, Told,
 };
 pub use seal::ThinkingMac;
 pub use session::{Harness, RequestKind, SessionIds, SessionSource};

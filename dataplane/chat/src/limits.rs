@@ -28,6 +28,8 @@ pub const BREAKPOINTS_MAX: usize = 8;
 pub const ID_BYTES_MAX: usize = 256;
 /// Most warnings kept for one request.
 pub const WARNINGS_MAX: usize = 32;
+/// Most different things told of one request in the header `mainstay-hints`.
+pub const TOLD_MAX: usize = 16;
 /// Longest header value that is parsed as JSON, in bytes.
 pub const HEADER_JSON_BYTES_MAX: usize = 16 << 10;
 /// Most `metadata` members echoed in a Responses body.

@@ -8,9 +8,10 @@
 use serde_json::{Map, Value};
 
 use crate::hints::Hints;
-use crate::ir::{Block, Conversation, Role, ToolChoice};
-use crate::limits::WARNINGS_MAX;
+use crate::ir::{Block, Conversation, Grammar, Role, ToolChoice};
+use crate::limits::{TOLD_MAX, WARNINGS_MAX};
 use crate::output::OutputOptions;
+use crate::parse::ParseOptions;
 use crate::session::{BodyIdentity, SessionIds};
 
 /// The API a request came in by.
@@ -58,6 +59,8 @@ pub struct Request {
     pub thinking_display: ThinkingDisplay,
     /// Most tokens of reasoning, if bounded.
     pub thinking_tokens_max: Option<u32>,
+    /// Answers asked for; Chat alone has more than one.
+    pub n: u32,
     /// The form of the answer.
     pub output_format: OutputFormat,
     /// Whether the last message is the start of the answer, to be continued (Anthropic prefill).
@@ -66,6 +69,9 @@ pub struct Request {
     pub responses: Option<Box<ResponsesEcho>>,
     /// What was ignored or clipped, in words; meant for a response header or log.
     pub warnings: Vec<String>,
+    /// What the client ought to know of how its request was read, for the header `mainstay-hints`.
+    pub told: Vec<Told>,
+    pub(crate) options: ParseOptions,
     pub(crate) body_identity: BodyIdentity,
 }
 
@@ -83,10 +89,13 @@ impl Request {
             thinking: Thinking::Auto,
             thinking_display: ThinkingDisplay::Full,
             thinking_tokens_max: None,
+            n: 1,
             output_format: OutputFormat::Text,
             continue_final: false,
             responses: None,
             warnings: Vec::new(),
+            told: Vec::new(),
+            options: ParseOptions::default(),
             body_identity: BodyIdentity::default(),
         }
     }
@@ -107,7 +116,7 @@ impl Request {
         OutputOptions {
             parse_thinking: true,
             thinking_open,
-            parse_tools: tools_wanted && !self.conversation.tools.is_empty(),
+            parse_tools: tools_wanted && self.conversation.callable().next().is_some(),
             stop: self.sampling.stop.clone(),
         }
     }
@@ -153,9 +162,34 @@ impl Request {
         self.responses.as_ref().is_some_and(|echo| echo.instructions.is_some())
     }
 
+    /// Notes `what` for the client, or one more of it.
+    pub fn tell(&mut self, what: &'static str) {
+        if let Some(told) = self.told.iter_mut().find(|told| told.what == what) {
+            told.count = told.count.saturating_add(1);
+        } else if self.told.len() < TOLD_MAX {
+            self.told.push(Told { what, count: 1 });
+        }
+    }
+
+    /// The value of the header `mainstay-hints`; `None` where there is nothing to tell.
+    pub fn told_header(&self) -> Option<String> {
+        let one = |told: &Told| format!("{};count={}", told.what, told.count);
+        let all: Vec<String> = self.told.iter().map(one).collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+
     pub(crate) fn warn(&mut self, warning: impl Into<String>) {
         push_warning(&mut self.warnings, warning.into());
     }
+}
+
+/// Something about its request that a client ought to know, and how often it was so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// A word of letters and hyphens.
+    pub what: &'static str,
+    /// How often.
+    pub count: u32,
 }
 
 /// Appends a warning unless there are too many or it was said already.
@@ -232,7 +266,11 @@ pub enum OutputFormat {
         name: String,
         /// The schema itself.
         schema: Value,
+        /// Whether the client relies on it.
+        strict: bool,
     },
+    /// A text of this language.
+    Grammar(Grammar),
 }
 
 /// What a Responses object repeats of its request.

@@ -40,7 +40,7 @@ fn responses() -> Value {
             {"type": "message", "role": "assistant", "content": "Snow and sun."},
             {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "Thanks!"}]},
         ],
-        "tools": [{"type": "function", "name": "get_weather", "description": "Weather", "strict": true,
+        "tools": [{"type": "function", "name": "get_weather", "description": "Weather",
             "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}],
     })
 }

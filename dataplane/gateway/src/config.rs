@@ -2,10 +2,13 @@
 
 use std::net::SocketAddr;
 
+use mainstay_chat::Media;
 use mainstay_identity::Identity;
 use mainstay_route::Policy;
 use mainstay_types::Region;
 use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::aliases::ModelAliases;
 
 /// Requests in progress at most, unless set otherwise.
 const REQUESTS_MAX: usize = 1_024;
@@ -30,6 +33,10 @@ pub struct GatewayConfig {
     pub pins: bool,
     /// Which pins keep their tokens, unless the request says.
     pub recompute: Recompute,
+    /// Other names of models.
+    pub aliases: ModelAliases,
+    /// What becomes of images and other content that is not text.
+    pub media: Media,
     /// Requests in progress at most; beyond it clients are told to retry.
     pub requests_max: usize,
     /// Who it is towards members and workers; without it, it calls them in plain text.
@@ -51,6 +58,8 @@ impl GatewayConfig {
             policy: Policy::Kv,
             pins: true,
             recompute: Recompute::Explicit,
+            aliases: ModelAliases::default(),
+            media: Media::default(),
             requests_max: REQUESTS_MAX,
             identity: None,
             metrics: None,

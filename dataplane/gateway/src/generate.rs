@@ -43,6 +43,8 @@ pub(crate) struct Job {
     pub(crate) sampling: v1::Sampling,
     pub(crate) ranges: Vec<v1::RetentionRange>,
     pub(crate) expected_output_tokens: u32,
+    /// What the answer must obey, where the engine can hold it to that.
+    pub(crate) guided: Option<v1::Guided>,
 }
 
 /// What comes out, in order; `Done` or `Failed` is last.
@@ -265,6 +267,7 @@ impl Runner {
             ranges: self.job.ranges.clone(),
             expected_output_tokens: self.job.expected_output_tokens,
             epoch: worker.epoch.0,
+            guided: self.job.guided.clone(),
         }
     }
 }

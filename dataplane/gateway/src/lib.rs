@@ -2,10 +2,11 @@
 //!
 //! Layout: [`config`] what it is told; `replica` the cluster's state; `members` whom it has that from; `workers` who serves; `model` tokenizer
 //! and template; `placement` where a request goes; `generate` one generation with its moves; `answer` from
-//! body to answer; `pins`; `tenant` and `quota`; `responses_store`; `http` the routes.
+//! body to answer; `aliases` other names of models; `pins`; `tenant` and `quota`; `responses_store`; `http` the routes.
 //! It keeps no state that another gateway lacks: any of them can serve a session's next turn.
 #![forbid(unsafe_code)]
 
+mod aliases;
 mod answer;
 mod config;
 mod generate;
@@ -31,7 +32,9 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+pub use aliases::ModelAliases;
 pub use config::{ApiKey, GatewayConfig, Recompute};
+pub use mainstay_chat::Media;
 pub use mainstay_route::Policy;
 
 /// How long open streams may go on after a shutdown was asked for.

@@ -65,8 +65,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         newcomer.join(token, &members, &args.security).await?;
     }
     let mut config = GatewayConfig::new(args.listen, members);
-    config.keys = file.api_keys();
-    config.recompute = file.recompute()?;
+    file.apply(&mut config)?;
     config.identity = args.security.load(Role::Gateway)?;
     config.policy = args.policy;
     config.region = args.region;

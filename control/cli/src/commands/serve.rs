@@ -30,7 +30,10 @@ pub(crate) struct Args {
     /// Where the control plane listens, for `mainstay tenant` and others with --admin-token-file DATA_DIR/admin-token
     #[arg(long, default_value = "127.0.0.1:0")]
     control_listen: SocketAddr,
-    /// A TOML file: [[keys]] with key and tenant, [engine]
+    /// Take any model's name for the one served here: clients have names of their own built in
+    #[arg(long)]
+    any_model: bool,
+    /// A TOML file: [[keys]] with key and tenant, [models], [engine]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -54,8 +57,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let members = vec![control.address().to_string()];
     drop(probe);
     let mut config = GatewayConfig::new(listen, members.clone());
-    config.keys = file.api_keys();
-    config.recompute = file.recompute()?;
+    file.apply(&mut config)?;
+    config.aliases = config.aliases.with_any(args.any_model);
     config.identity = inner.identity(Role::Gateway, "g1")?;
     config.metrics = Some(super::metrics_recorder()?);
     let gateway = mainstay_gateway::start(config).await?;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::ids::Ids;
 use super::transcript::{Item, Transcript};
 use super::{Finish, Frames, ResponseMeta, Usage, chat, note_pins};
-use crate::ir::{Tool, ToolChoice};
+use crate::ir::{Tool, ToolChoice, ToolKind};
 use crate::output::{OutputEvent, TokenLogprob};
 use crate::request::{OutputFormat, Request, ResponsesEcho};
 use crate::seal::seal;
@@ -220,10 +220,11 @@ impl Echo {
         let text_format = match &request.output_format {
             OutputFormat::Text => json!({"type": "text"}),
             OutputFormat::JsonObject => json!({"type": "json_object"}),
-            OutputFormat::JsonSchema { name, schema } => json!({
+            OutputFormat::JsonSchema { name, schema, strict } => json!({
                 "type": "json_schema", "name": name, "schema": schema,
-                "description": null, "strict": false,
+                "description": null, "strict": strict,
             }),
+            OutputFormat::Grammar(_) => json!({"type": "text"}),
         };
         let mut text = json!({"format": text_format});
         if let Some(verbosity) = &echo.verbosity {
@@ -373,7 +374,7 @@ fn tool_value(tool: &Tool) -> Value {
         "name": tool.name,
         "description": tool.description,
         "parameters": tool.schema,
-        "strict": false,
+        "strict": matches!(tool.kind, ToolKind::Function { strict: true }),
     })
 }
 
@@ -383,6 +384,14 @@ fn choice_value(choice: &ToolChoice) -> Value {
         ToolChoice::None => "none".into(),
         ToolChoice::Required => "required".into(),
         ToolChoice::Named(name) => json!({"type": "function", "name": name}),
+        ToolChoice::Allowed { names, required } => {
+            let one = |name: &String| json!({"type": "function", "name": name});
+            json!({
+                "type": "allowed_tools",
+                "mode": if *required { "required" } else { "auto" },
+                "tools": names.iter().map(one).collect::<Vec<_>>(),
+            })
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 use serde_json::Value;
 
+use super::ParseOptions;
 use super::common::{self, text_blocks, warn_unforced_choice};
 use super::json::{Node, parse_body};
 use crate::error::ApiError;
@@ -13,12 +14,11 @@ use crate::ir::{Block, Content, Role, ToolChoice};
 use crate::limits::{BLOCKS_MAX, MESSAGES_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX};
 use crate::request::{Endpoint, Request};
 
-/// Reads the body of `POST /v1/chat/completions`.
-pub fn parse_chat(bytes: &[u8]) -> Result<Request, ApiError> {
+pub(super) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
     let value = parse_body(bytes)?;
     let body = Node::root(&value);
-    let mut request = common::start(&body, Endpoint::Chat)?;
-    options(&body, &mut request)?;
+    let mut request = common::start(&body, Endpoint::Chat, options)?;
+    members(&body, &mut request)?;
     if let Some(tools) = body.get("tools") {
         for tool in tools.items(TOOLS_MAX)? {
             add_tool(&tool, &mut request)?;
@@ -40,7 +40,7 @@ pub fn parse_chat(bytes: &[u8]) -> Result<Request, ApiError> {
     Ok(common::finish(request))
 }
 
-fn options(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+fn members(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     let limit = body.get("max_completion_tokens").or_else(|| body.get("max_tokens"));
     request.sampling.max_tokens = limit.map(|node| common::max_tokens(&node)).transpose()?;
     if let Some(stop) = body.get("stop") {
@@ -82,12 +82,13 @@ fn add_tool(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     match node.peek_str("type") {
         Some("function") | None => {}
         Some(kind) => {
-            return common::skip_or_refuse(node, kind, &mut request.warnings);
+            common::skip(node, kind, request);
+            return Ok(());
         }
     }
     let mut tool = common::function(&node.require("function")?, "parameters")?;
     tool.cache_control = common::cache_control(node, &mut request.warnings);
-    common::add_tool(tool, node, &mut request.conversation, &mut request.warnings)
+    common::add_tool(tool, node, request)
 }
 
 fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
@@ -116,9 +117,7 @@ fn add_message(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     let mut blocks = match role.str()? {
         "assistant" => assistant_blocks(node, request)?,
         "tool" => vec![tool_result(node, request)?],
-        "system" | "developer" | "user" => {
-            text_blocks(&node.require("content")?, &mut request.warnings)?
-        }
+        "system" | "developer" | "user" => text_blocks(&node.require("content")?, request)?,
         other => {
             let shown: String = other.chars().take(32).collect();
             let problem =
@@ -149,7 +148,7 @@ fn assistant_blocks(node: &Node<'_>, request: &mut Request) -> Result<Vec<Block>
         blocks.push(Block::from(thinking));
     }
     if let Some(content) = node.get("content") {
-        blocks.append(&mut text_blocks(&content, &mut request.warnings)?);
+        blocks.append(&mut text_blocks(&content, request)?);
     }
     if let Some(calls) = node.get("tool_calls") {
         for call in calls.items(BLOCKS_MAX)? {
@@ -176,7 +175,7 @@ fn tool_call(node: &Node<'_>) -> Result<Block, ApiError> {
 
 fn tool_result(node: &Node<'_>, request: &mut Request) -> Result<Block, ApiError> {
     let blocks = match node.get("content") {
-        Some(content) => text_blocks(&content, &mut request.warnings)?,
+        Some(content) => text_blocks(&content, request)?,
         None => Vec::new(),
     };
     common::result_block(&node.require("tool_call_id")?, blocks, false)

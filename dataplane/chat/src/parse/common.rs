@@ -5,9 +5,10 @@
 use serde_json::{Value, json};
 
 use super::json::Node;
+use super::{Media, ParseOptions};
 use crate::error::ApiError;
 use crate::hints::{parse_body_hints, parse_cache_control};
-use crate::ir::{Block, CacheControl, Content, Conversation, Tool};
+use crate::ir::{Block, CacheControl, Content, Tool, ToolKind};
 use crate::limits::{
     BLOCKS_MAX, ID_BYTES_MAX, MODEL_BYTES_MAX, OUTPUT_TOKENS_MAX, STOP_STRING_BYTES_MAX,
     STOP_STRINGS_MAX, TOOL_NAME_BYTES_MAX, TOOLS_MAX,
@@ -15,13 +16,18 @@ use crate::limits::{
 use crate::request::{Endpoint, OutputFormat, Request, Thinking};
 
 /// Starts a request from the members all bodies have.
-pub(crate) fn start(body: &Node<'_>, endpoint: Endpoint) -> Result<Request, ApiError> {
+pub(crate) fn start(
+    body: &Node<'_>,
+    endpoint: Endpoint,
+    options: ParseOptions,
+) -> Result<Request, ApiError> {
     let model = body.require("model")?;
     let name = model.str()?;
     if name.is_empty() || name.len() > MODEL_BYTES_MAX {
         return Err(model.error(&format!("must have 1 to {MODEL_BYTES_MAX} bytes")));
     }
     let mut request = Request::new(endpoint, name.to_owned());
+    request.options = options;
     if let Some(stream) = body.get("stream") {
         request.stream = stream.bool()?;
     }
@@ -117,10 +123,7 @@ pub(crate) fn cache_control(node: &Node<'_>, warnings: &mut Vec<String>) -> Opti
 }
 
 /// Text given as a string or as an array of parts; empty texts vanish.
-pub(crate) fn text_blocks(
-    node: &Node<'_>,
-    warnings: &mut Vec<String>,
-) -> Result<Vec<Block>, ApiError> {
+pub(crate) fn text_blocks(node: &Node<'_>, request: &mut Request) -> Result<Vec<Block>, ApiError> {
     if let Value::String(text) = node.value {
         return Ok(text_block(text, None).into_iter().collect());
     }
@@ -129,16 +132,13 @@ pub(crate) fn text_blocks(
     }
     let mut blocks = Vec::new();
     for part in node.items(BLOCKS_MAX)? {
-        blocks.extend(text_part(&part, warnings)?);
+        blocks.extend(text_part(&part, request)?);
     }
     Ok(blocks)
 }
 
-/// One text part; media are refused, unknown kinds skipped with a warning.
-pub(crate) fn text_part(
-    part: &Node<'_>,
-    warnings: &mut Vec<String>,
-) -> Result<Option<Block>, ApiError> {
+/// One text part; media become one, unknown kinds are skipped with a warning.
+pub(crate) fn text_part(part: &Node<'_>, request: &mut Request) -> Result<Option<Block>, ApiError> {
     if let Value::String(text) = part.value {
         return Ok(text_block(text, None));
     }
@@ -146,13 +146,10 @@ pub(crate) fn text_part(
     let text_member = match part.require("type")?.str()? {
         "text" | "input_text" | "output_text" | "summary_text" | "reasoning_text" => "text",
         "refusal" => "refusal",
-        kind => {
-            skip_or_refuse(part, kind, warnings)?;
-            return Ok(None);
-        }
+        kind => return other_part(part, kind, request),
     };
     let text = part.require(text_member)?.str()?;
-    Ok(text_block(text, cache_control(part, warnings)))
+    Ok(text_block(text, cache_control(part, &mut request.warnings)))
 }
 
 fn text_block(text: &str, cache_control: Option<CacheControl>) -> Option<Block> {
@@ -161,24 +158,39 @@ fn text_block(text: &str, cache_control: Option<CacheControl>) -> Option<Block> 
     wanted.then(|| Block { content: Content::Text(text.to_owned()), cache_control })
 }
 
-/// Refuses media; warns about other kinds of content that mean nothing here.
-pub(crate) fn skip_or_refuse(
+/// A part that is not text: media are replaced or refused, the rest is skipped with a warning.
+fn other_part(
     part: &Node<'_>,
     kind: &str,
-    warnings: &mut Vec<String>,
-) -> Result<(), ApiError> {
-    const MEDIA: [&str; 6] = ["image", "audio", "document", "file", "video", "computer_screenshot"];
-    let bare = kind.strip_prefix("input_").unwrap_or(kind);
-    let bare = bare.strip_suffix("_url").unwrap_or(bare);
-    if MEDIA.contains(&bare) {
-        let problem = format!("content of type `{bare}` is not supported; send text only");
+    request: &mut Request,
+) -> Result<Option<Block>, ApiError> {
+    let Some(media) = media_word(kind) else {
+        skip(part, kind, request);
+        return Ok(None);
+    };
+    if request.options.media == Media::Refuse {
+        let problem = format!("content of type `{media}` is not supported; send text only");
         let path = part.path_of("type");
         return Err(ApiError::invalid(path, &problem).with_code("unsupported_content"));
     }
+    request.tell("media-left-out");
+    request.warn(format!("`{}` left out: this model reads text", part.path));
+    let text = format!("[{media} left out: this model reads text]");
+    Ok(text_block(&text, cache_control(part, &mut request.warnings)))
+}
+
+/// The kind of media that a part's type names, if it names one.
+fn media_word(kind: &str) -> Option<&'static str> {
+    const MEDIA: [&str; 6] = ["image", "audio", "document", "file", "video", "computer_screenshot"];
+    let bare = kind.strip_prefix("input_").unwrap_or(kind);
+    let bare = bare.strip_suffix("_url").unwrap_or(bare);
+    MEDIA.into_iter().find(|media| *media == bare)
+}
+
+/// Warns about a kind of content or tool that means nothing here.
+pub(crate) fn skip(part: &Node<'_>, kind: &str, request: &mut Request) {
     let shown: String = kind.chars().take(64).collect();
-    let warning = format!("`{}` ignored: unknown type `{shown}`", part.path);
-    crate::request::push_warning(warnings, warning);
-    Ok(())
+    request.warn(format!("`{}` ignored: unknown type `{shown}`", part.path));
 }
 
 /// An id that a call or its result carries.
@@ -218,30 +230,29 @@ pub(crate) fn function(node: &Node<'_>, schema_member: &str) -> Result<Tool, Api
         Some(schema) => Value::Object(schema.object()?.clone()),
         None => json!({"type": "object", "properties": {}}),
     };
+    let strict = node.get("strict").and_then(|strict| strict.value.as_bool()) == Some(true);
     Ok(Tool {
         name,
         description: description.to_owned(),
         schema,
+        client_name: None,
         namespace: None,
+        kind: ToolKind::Function { strict },
+        deferred: false,
         cache_control: None,
     })
 }
 
 /// Adds a tool; a second one of the same name is dropped with a warning.
-pub(crate) fn add_tool(
-    tool: Tool,
-    at: &Node<'_>,
-    conversation: &mut Conversation,
-    warnings: &mut Vec<String>,
-) -> Result<(), ApiError> {
-    if conversation.tools.len() >= TOOLS_MAX {
+pub(crate) fn add_tool(tool: Tool, at: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
+    let tools = &mut request.conversation.tools;
+    if tools.len() >= TOOLS_MAX {
         return Err(at.error(&format!("at most {TOOLS_MAX} tools are allowed")));
     }
-    if conversation.tools.iter().any(|known| known.name == tool.name) {
-        let warning = format!("`{}` ignored: a tool of this name was given before", at.path);
-        crate::request::push_warning(warnings, warning);
+    if tools.iter().any(|known| known.name == tool.name) {
+        request.warn(format!("`{}` ignored: a tool of this name was given before", at.path));
     } else {
-        conversation.tools.push(tool);
+        tools.push(tool);
     }
     Ok(())
 }
@@ -265,8 +276,12 @@ pub(crate) fn output_format(node: &Node<'_>, request: &mut Request) {
             // Chat nests the schema in an object of its own; the other two don't.
             let holder = node.get("json_schema").unwrap_or_else(|| node.clone());
             let name = holder.peek_str("name").unwrap_or("schema").to_owned();
+            let strict = holder.get("strict").and_then(|strict| strict.value.as_bool());
+            let strict = strict == Some(true);
             match holder.get("schema").filter(|schema| schema.value.is_object()) {
-                Some(schema) => OutputFormat::JsonSchema { name, schema: schema.value.clone() },
+                Some(schema) => {
+                    OutputFormat::JsonSchema { name, schema: schema.value.clone(), strict }
+                }
                 None => OutputFormat::JsonObject,
             }
         }

@@ -7,6 +7,7 @@
 
 use serde_json::Value;
 
+use super::ParseOptions;
 use super::common::{self, text_blocks, text_part, warn_unforced_choice};
 use super::json::{Node, parse_body};
 use crate::error::ApiError;
@@ -18,46 +19,22 @@ use crate::{seal, session};
 
 const BILLING_HEADER: &str = "x-anthropic-billing-header:";
 
-/// What parsing may be told to do otherwise.
-#[derive(Clone, Copy, Debug)]
-pub struct ParseOptions {
-    /// Drop the `x-anthropic-billing-header:` line from the system prompt.
-    pub strip_billing_header: bool,
-}
-
-impl Default for ParseOptions {
-    fn default() -> Self {
-        ParseOptions { strip_billing_header: true }
-    }
-}
-
-/// Reads the body of `POST /v1/messages`.
-pub fn parse_messages(bytes: &[u8]) -> Result<Request, ApiError> {
-    parse_messages_with(bytes, ParseOptions::default())
-}
-
-/// Reads the body of `POST /v1/messages` with options.
-pub fn parse_messages_with(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
-    parse(bytes, Endpoint::Messages, options)
-}
-
-/// Reads the body of `POST /v1/messages/count_tokens`, which needs no `max_tokens`.
-pub fn parse_count_tokens(bytes: &[u8]) -> Result<Request, ApiError> {
-    parse(bytes, Endpoint::CountTokens, ParseOptions::default())
-}
-
-fn parse(bytes: &[u8], endpoint: Endpoint, options: ParseOptions) -> Result<Request, ApiError> {
+pub(super) fn parse(
+    bytes: &[u8],
+    endpoint: Endpoint,
+    options: ParseOptions,
+) -> Result<Request, ApiError> {
     let value = parse_body(bytes)?;
     let body = Node::root(&value);
-    let mut request = common::start(&body, endpoint)?;
+    let mut request = common::start(&body, endpoint, options)?;
     request.include_usage = true;
     if endpoint == Endpoint::Messages {
         request.sampling.max_tokens = Some(common::max_tokens(&body.require("max_tokens")?)?);
     }
     members(&body, &mut request)?;
     if let Some(system) = body.get("system") {
-        let blocks = text_blocks(&system, &mut request.warnings)?;
-        let blocks = without_billing_header(blocks, options, &mut request);
+        let blocks = text_blocks(&system, &mut request)?;
+        let blocks = without_billing_header(blocks, &mut request);
         request.conversation.push_system(blocks);
     }
     let messages = body.require("messages")?;
@@ -140,11 +117,14 @@ fn add_tool(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     match node.peek_str("type") {
         Some("custom") | None => {}
         // Tools that Anthropic's own servers run: nothing here runs them.
-        Some(kind) => return common::skip_or_refuse(node, kind, &mut request.warnings),
+        Some(kind) => {
+            common::skip(node, kind, request);
+            return Ok(());
+        }
     }
     let mut tool = common::function(node, "input_schema")?;
     tool.cache_control = common::cache_control(node, &mut request.warnings);
-    common::add_tool(tool, node, &mut request.conversation, &mut request.warnings)
+    common::add_tool(tool, node, request)
 }
 
 fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
@@ -165,11 +145,7 @@ fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn without_billing_header(
-    blocks: Vec<Block>,
-    options: ParseOptions,
-    request: &mut Request,
-) -> Vec<Block> {
+fn without_billing_header(blocks: Vec<Block>, request: &mut Request) -> Vec<Block> {
     let mut kept = Vec::with_capacity(blocks.len());
     for mut block in blocks {
         if let Content::Text(text) = &mut block.content
@@ -179,7 +155,7 @@ fn without_billing_header(
             let ids = &mut request.body_identity.inferred;
             ids.harness = Harness::ClaudeCode;
             ids.is_subagent |= text[..line_end].contains("cc_is_subagent=true");
-            if options.strip_billing_header {
+            if request.options.strip_billing_header {
                 text.drain(..line_end);
                 if text.is_empty() {
                     continue;
@@ -203,7 +179,7 @@ fn add_message(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
             Ok(())
         }
         "system" | "developer" => {
-            let blocks = text_blocks(&content, &mut request.warnings)?;
+            let blocks = text_blocks(&content, request)?;
             request.conversation.push_system(blocks);
             Ok(())
         }
@@ -217,7 +193,7 @@ fn add_message(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
 /// Splits a user message where tool results and user text alternate.
 fn user_message(content: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     if !content.value.is_array() {
-        let blocks = text_blocks(content, &mut request.warnings)?;
+        let blocks = text_blocks(content, request)?;
         request.conversation.push(Role::User, blocks);
         return Ok(());
     }
@@ -232,7 +208,7 @@ fn user_message(content: &Node<'_>, request: &mut Request) -> Result<(), ApiErro
             request.conversation.push(Role::Tool, vec![result]);
             any_result = true;
         } else {
-            texts.extend(text_part(&part, &mut request.warnings)?);
+            texts.extend(text_part(&part, request)?);
         }
     }
     if !texts.is_empty() || !any_result {
@@ -243,7 +219,7 @@ fn user_message(content: &Node<'_>, request: &mut Request) -> Result<(), ApiErro
 
 fn tool_result(node: &Node<'_>, request: &mut Request) -> Result<Block, ApiError> {
     let blocks = match node.get("content") {
-        Some(content) => text_blocks(&content, &mut request.warnings)?,
+        Some(content) => text_blocks(&content, request)?,
         None => Vec::new(),
     };
     let is_error = node.get("is_error").map(|node| node.bool()).transpose()?.unwrap_or(false);
@@ -255,7 +231,7 @@ fn tool_result(node: &Node<'_>, request: &mut Request) -> Result<Block, ApiError
 
 fn assistant_blocks(content: &Node<'_>, request: &mut Request) -> Result<Vec<Block>, ApiError> {
     if !content.value.is_array() {
-        return text_blocks(content, &mut request.warnings);
+        return text_blocks(content, request);
     }
     let mut blocks = Vec::new();
     for part in content.items(BLOCKS_MAX)? {
@@ -264,7 +240,7 @@ fn assistant_blocks(content: &Node<'_>, request: &mut Request) -> Result<Vec<Blo
             // Its text is readable only to whoever made it.
             Some("redacted_thinking") => None,
             Some("tool_use") => Some(tool_use(&part, request)?),
-            _ => text_part(&part, &mut request.warnings)?,
+            _ => text_part(&part, request)?,
         };
         blocks.extend(block);
     }

@@ -2,8 +2,9 @@
 //!
 //! Lenient where real clients vary: text as a string or as parts, system text under three names
 //! and in any place, unknown members and unknown tool kinds. Strict where guessing would change
-//! the meaning: broken JSON, wrong types of core members, numbers out of range, and media that
-//! the models here can't read. Every refusal names the path of the member it is about.
+//! the meaning: broken JSON, wrong types of core members, numbers out of range. Media, which the
+//! models here can't read, become a short text in their place, since one screenshot in a history
+//! must not end a session; a server may refuse them instead. Every refusal names the path of the member it is about.
 
 mod chat;
 mod common;
@@ -11,9 +12,80 @@ mod json;
 mod messages;
 mod responses;
 
-pub use chat::parse_chat;
-pub use messages::{ParseOptions, parse_count_tokens, parse_messages, parse_messages_with};
-pub use responses::parse_responses;
+use crate::error::ApiError;
+use crate::request::{Endpoint, Request};
+
+/// What parsing may be told to do otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ParseOptions {
+    /// Drop the `x-anthropic-billing-header:` line from the system prompt.
+    pub strip_billing_header: bool,
+    /// What becomes of images, documents and sounds.
+    pub media: Media,
+}
+
+impl Default for ParseOptions {
+    fn default() -> Self {
+        ParseOptions { strip_billing_header: true, media: Media::Text }
+    }
+}
+
+/// What becomes of content that a model of text can't read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Media {
+    /// A short text takes its place, and the client is told.
+    #[default]
+    Text,
+    /// The request is refused.
+    Refuse,
+}
+
+impl Media {
+    /// All choices.
+    pub const ALL: [Media; 2] = [Media::Text, Media::Refuse];
+
+    /// The name in configurations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Media::Text => "text",
+            Media::Refuse => "refuse",
+        }
+    }
+
+    /// The reverse of [`Media::name`].
+    pub fn from_name(name: &str) -> Option<Media> {
+        Media::ALL.into_iter().find(|choice| choice.name() == name)
+    }
+}
+
+/// Reads the body of a request to `endpoint`.
+pub fn parse(endpoint: Endpoint, bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
+    match endpoint {
+        Endpoint::Chat => chat::parse(bytes, options),
+        Endpoint::Responses => responses::parse(bytes, options),
+        Endpoint::Messages | Endpoint::CountTokens => messages::parse(bytes, endpoint, options),
+    }
+}
+
+/// Reads the body of `POST /v1/chat/completions`.
+pub fn parse_chat(bytes: &[u8]) -> Result<Request, ApiError> {
+    parse(Endpoint::Chat, bytes, ParseOptions::default())
+}
+
+/// Reads the body of `POST /v1/responses`.
+pub fn parse_responses(bytes: &[u8]) -> Result<Request, ApiError> {
+    parse(Endpoint::Responses, bytes, ParseOptions::default())
+}
+
+/// Reads the body of `POST /v1/messages`.
+pub fn parse_messages(bytes: &[u8]) -> Result<Request, ApiError> {
+    parse(Endpoint::Messages, bytes, ParseOptions::default())
+}
+
+/// Reads the body of `POST /v1/messages/count_tokens`, which needs no `max_tokens`.
+pub fn parse_count_tokens(bytes: &[u8]) -> Result<Request, ApiError> {
+    parse(Endpoint::CountTokens, bytes, ParseOptions::default())
+}
 
 #[cfg(test)]
 mod fuzz_tests;

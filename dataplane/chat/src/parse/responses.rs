@@ -7,6 +7,7 @@
 
 use serde_json::Value;
 
+use super::ParseOptions;
 use super::common::{self, text_blocks, warn_unforced_choice};
 use super::json::{Node, parse_body};
 use crate::error::ApiError;
@@ -16,15 +17,14 @@ use crate::request::{Endpoint, Request, ResponsesEcho};
 use crate::session::read_codex_metadata;
 use crate::{seal, session};
 
-/// Reads the body of `POST /v1/responses`.
-pub fn parse_responses(bytes: &[u8]) -> Result<Request, ApiError> {
+pub(super) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
     let value = parse_body(bytes)?;
     let body = Node::root(&value);
-    let mut request = common::start(&body, Endpoint::Responses)?;
+    let mut request = common::start(&body, Endpoint::Responses, options)?;
     request.include_usage = true;
     refuse_unsupported(&body)?;
     let mut echo = echo(&body)?;
-    options(&body, &mut request, &mut echo)?;
+    members(&body, &mut request, &mut echo)?;
     if let Some(instructions) = body.get("instructions") {
         let text = instructions.str()?;
         if !text.is_empty() {
@@ -61,7 +61,7 @@ fn refuse_unsupported(body: &Node<'_>) -> Result<(), ApiError> {
 fn input(body: &Node<'_>, continues: bool, request: &mut Request) -> Result<(), ApiError> {
     let input = body.require("input")?;
     if input.value.is_string() {
-        let blocks = text_blocks(&input, &mut request.warnings)?;
+        let blocks = text_blocks(&input, request)?;
         request.conversation.push(Role::User, blocks);
         return Ok(());
     }
@@ -115,7 +115,7 @@ fn echo(body: &Node<'_>) -> Result<ResponsesEcho, ApiError> {
     Ok(echo)
 }
 
-fn options(
+fn members(
     body: &Node<'_>,
     request: &mut Request,
     echo: &mut ResponsesEcho,
@@ -185,12 +185,13 @@ fn add_tool(
     let kind = node.require("type")?.str()?;
     if kind != "function" {
         // Hosted and free-form tools: the model here can't call them, the rest still works.
-        return common::skip_or_refuse(node, kind, &mut request.warnings);
+        common::skip(node, kind, request);
+        return Ok(());
     }
     let mut tool = common::function(node, "parameters")?;
     tool.namespace = namespace.map(str::to_owned);
     tool.cache_control = common::cache_control(node, &mut request.warnings);
-    common::add_tool(tool, node, &mut request.conversation, &mut request.warnings)
+    common::add_tool(tool, node, request)
 }
 
 fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
@@ -235,7 +236,7 @@ fn add_item(item: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
         }
         "function_call_output" | "custom_tool_call_output" => {
             let blocks = match item.get("output") {
-                Some(output) => text_blocks(&output, &mut request.warnings)?,
+                Some(output) => text_blocks(&output, request)?,
                 None => Vec::new(),
             };
             let mut result = common::result_block(&item.require("call_id")?, blocks, false)?;
@@ -248,13 +249,16 @@ fn add_item(item: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
         "item_reference" => {
             Err(item.error("items can't be referred to; send them, or use `previous_response_id`"))
         }
-        other => common::skip_or_refuse(item, other, &mut request.warnings),
+        other => {
+            common::skip(item, other, request);
+            Ok(())
+        }
     }
 }
 
 fn add_message(item: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     let role = item.require("role")?;
-    let blocks = text_blocks(&item.require("content")?, &mut request.warnings)?;
+    let blocks = text_blocks(&item.require("content")?, request)?;
     match role.str()? {
         "user" => request.conversation.push(Role::User, blocks),
         "assistant" => request.conversation.push(Role::Assistant, blocks),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::error::{ApiError, ErrorKind};
 use crate::ir::{Content, Conversation, Position, Role, ToolChoice};
-use crate::request::{OutputFormat, Request, Thinking, ThinkingDisplay};
+use crate::request::{Endpoint, OutputFormat, Request, Thinking, ThinkingDisplay};
 use expect_test::{Expect, expect};
 use serde_json::{Value, json};
 use std::fmt::Write;
@@ -139,8 +139,9 @@ fn messages_of_a_harness() {
 
 #[test]
 fn billing_header_can_be_kept() {
-    let options = ParseOptions { strip_billing_header: false };
-    let request = parse_messages_with(harness_body().to_string().as_bytes(), options).unwrap();
+    let options = ParseOptions { strip_billing_header: false, ..ParseOptions::default() };
+    let body = harness_body().to_string();
+    let request = parse(Endpoint::Messages, body.as_bytes(), options).unwrap();
     assert_eq!(request.conversation.system.len(), 3);
     let one_block = json!({"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}],
         "system": "x-anthropic-billing-header: cc;\nYou are."});
@@ -263,7 +264,6 @@ fn refusal(result: Result<Request, ApiError>) -> String {
 #[test]
 fn refusals_name_the_member() {
     let user = json!([{"role": "user", "content": "hi"}]);
-    let image = json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]);
     let chats = [
         json!({"messages": user}),
         json!({"model": "m"}),
@@ -275,7 +275,6 @@ fn refusals_name_the_member() {
         json!({"model": "m", "messages": [{"role": "robot", "content": "hi"}]}),
         json!({"model": "m", "messages": [{"role": "user", "content": 5}]}),
         json!({"model": "m", "messages": [{"role": "tool", "content": "x"}]}),
-        json!({"model": "m", "messages": image}),
         json!({"model": "m", "messages": user, "n": 2}),
         json!({"model": "m", "messages": user, "max_tokens": -1}),
         json!({"model": "m", "messages": user, "max_tokens": 0}),
@@ -299,16 +298,11 @@ fn refusals_name_the_member() {
             json!({"model": "m", "max_tokens": 5, "messages": user, "thinking": {"type": "maybe"}}),
         )),
         refusal(messages(json!({"model": "m", "max_tokens": 5, "messages": [
-            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image", "source": {}}]}]}]}))),
-        refusal(messages(json!({"model": "m", "max_tokens": 5, "messages": [
             {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "n", "input": []}]}]}))),
         refusal(responses(json!({"model": "m"}))),
         refusal(responses(json!({"model": "m", "input": []}))),
         refusal(responses(json!({"model": "m", "input": [{"type": "item_reference", "id": "x"}]}))),
         refusal(responses(json!({"model": "m", "input": "x", "background": true}))),
-        refusal(responses(
-            json!({"model": "m", "input": [{"role": "user", "content": [{"type": "input_file"}]}]}),
-        )),
         refusal(parse_chat(b"{\"model\":")),
         refusal(parse_chat(b"[]")),
         refusal(parse_chat(b"\xff\xfe")),
@@ -325,7 +319,6 @@ fn refusals_name_the_member() {
         InvalidRequest Some("messages[0].role") invalid `messages[0].role`: unknown role `robot`; use system, developer, user, assistant or tool
         InvalidRequest Some("messages[0].content") invalid `messages[0].content`: expected a string or an array of parts, got a number
         InvalidRequest Some("messages[0].tool_call_id") invalid `messages[0].tool_call_id`: this field is required
-        InvalidRequest Some("messages[0].content[0].type") invalid `messages[0].content[0].type`: content of type `image` is not supported; send text only
         InvalidRequest Some("n") invalid `n`: only one choice per request is served; send the request n times
         InvalidRequest Some("max_tokens") invalid `max_tokens`: must be at least 1, got -1
         InvalidRequest Some("max_tokens") invalid `max_tokens`: must be at least 1, got 0
@@ -343,17 +336,58 @@ fn refusals_name_the_member() {
         InvalidRequest Some("max_tokens") invalid `max_tokens`: this field is required
         InvalidRequest Some("messages") invalid `messages`: at least one message is required
         InvalidRequest Some("thinking.type") invalid `thinking.type`: expected `enabled`, `adaptive` or `disabled`
-        InvalidRequest Some("messages[0].content[0].content[0].type") invalid `messages[0].content[0].content[0].type`: content of type `image` is not supported; send text only
         InvalidRequest Some("messages[0].content[0].input") invalid `messages[0].content[0].input`: expected an object, got an array
         InvalidRequest Some("input") invalid `input`: this field is required
         InvalidRequest Some("input") invalid `input`: at least one item is required
         InvalidRequest Some("input[0]") invalid `input[0]`: items can't be referred to; send them, or use `previous_response_id`
         InvalidRequest Some("background") invalid `background`: background responses are not supported; use `stream`
-        InvalidRequest Some("input[0].content[0].type") invalid `input[0].content[0].type`: content of type `file` is not supported; send text only
         InvalidRequest None invalid request body: not valid JSON (EOF while parsing a value at line 1 column 9)
         InvalidRequest None invalid request body: expected an object, got an array
         InvalidRequest None invalid request body: not valid JSON (expected value at line 1 column 1)
     "#]].assert_eq(&out);
+}
+
+#[test]
+fn media_leave_a_text_or_are_refused() {
+    let image = json!({"type": "image_url", "image_url": {"url": "data:"}});
+    let marked = json!({"type": "image", "source": {}, "cache_control": {"type": "ephemeral"}});
+    let bodies = [
+        (
+            Endpoint::Chat,
+            json!({"model": "m", "messages": [{"role": "user", "content": [image, image]}]}),
+        ),
+        (
+            Endpoint::Messages,
+            json!({"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "t", "content": [marked]}]}]}),
+        ),
+        (
+            Endpoint::Responses,
+            json!({"model": "m", "input": [{"role": "user", "content": [{"type": "input_file"}]}]}),
+        ),
+    ];
+    let mut out = String::new();
+    for (endpoint, body) in bodies {
+        let body = body.to_string();
+        let request = parse(endpoint, body.as_bytes(), ParseOptions::default()).unwrap();
+        write!(out, "{}", outline(&request.conversation)).unwrap();
+        writeln!(out, "told: {:?} {:?}", request.told_header(), request.warnings).unwrap();
+        let strict = ParseOptions { media: Media::Refuse, ..ParseOptions::default() };
+        writeln!(out, "{}", refusal(parse(endpoint, body.as_bytes(), strict))).unwrap();
+    }
+    expect![[r#"
+        user: "[image left out: this model reads text]"
+        user: "[image left out: this model reads text]"
+        told: Some("media-left-out;count=2") ["`messages[0].content[0]` left out: this model reads text", "`messages[0].content[1]` left out: this model reads text"]
+        InvalidRequest Some("messages[0].content[0].type") invalid `messages[0].content[0].type`: content of type `image` is not supported; send text only
+        tool: t gave [Text("[image left out: this model reads text]")] [300000 ms]
+        told: Some("media-left-out;count=1") ["`messages[0].content[0].content[0]` left out: this model reads text"]
+        InvalidRequest Some("messages[0].content[0].content[0].type") invalid `messages[0].content[0].content[0].type`: content of type `image` is not supported; send text only
+        user: "[file left out: this model reads text]"
+        told: Some("media-left-out;count=1") ["`input[0].content[0]` left out: this model reads text"]
+        InvalidRequest Some("input[0].content[0].type") invalid `input[0].content[0].type`: content of type `file` is not supported; send text only
+    "#]]
+    .assert_eq(&out);
 }
 
 #[test]
@@ -491,7 +525,7 @@ fn formats_efforts_and_choices() {
     assert_eq!(request.thinking, Thinking::Disabled);
     assert_eq!(
         request.output_format,
-        OutputFormat::JsonSchema { name: "n".into(), schema: schema.clone() }
+        OutputFormat::JsonSchema { name: "n".into(), schema: schema.clone(), strict: false }
     );
     assert_eq!(
         (request.sampling.logprobs, request.sampling.seed, request.sampling.top_k),

@@ -6,7 +6,7 @@
 //! old thinking once a new turn begins: only what stays equal can be reused.
 
 use super::{ChatTemplate, RenderOptions, RenderedBreakpoint};
-use crate::ir::{Block, Content, Conversation, Position, Role, Tool};
+use crate::ir::{Block, Content, Conversation, Position, Role, Tool, ToolKind};
 
 /// The breakpoints of `conversation` with their reach in `text`, its rendering. One whose cut
 /// conversation the template refuses is left out.
@@ -92,7 +92,10 @@ fn sentinel_tool() -> Tool {
         name: "\u{e000}".to_owned(),
         description: "\u{e000}".to_owned(),
         schema: serde_json::json!({"type": "object", "properties": {}}),
+        client_name: None,
         namespace: None,
+        kind: ToolKind::Function { strict: false },
+        deferred: false,
         cache_control: None,
     }
 }

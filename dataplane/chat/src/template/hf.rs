@@ -75,10 +75,10 @@ pub(super) fn messages(conversation: &Conversation, shape: Shape) -> Value {
 
 /// The `tools` variable: OpenAI's function form, or null.
 pub(super) fn tools(conversation: &Conversation) -> Value {
-    if conversation.tools.is_empty() {
+    if conversation.callable().next().is_none() {
         return Value::Null;
     }
-    let tools = conversation.tools.iter().map(|tool| {
+    let tools = conversation.callable().map(|tool| {
         json!({"type": "function", "function": {
             "name": tool.name,
             "description": tool.description,

@@ -1,7 +1,7 @@
 //! Rendering: the demo model's template, other families' habits, hostile templates, breakpoints.
 
 use super::*;
-use crate::ir::{Block, CacheControl, Content, Role, Tool};
+use crate::ir::{Block, CacheControl, Content, Role, Tool, ToolKind};
 use expect_test::{Expect, expect};
 use serde_json::json;
 
@@ -38,7 +38,10 @@ fn tool(name: &str, description: &str, arguments: &[&str]) -> Tool {
         name: name.to_owned(),
         description: description.to_owned(),
         schema: json!({"type": "object", "properties": properties}),
+        client_name: None,
         namespace: None,
+        kind: ToolKind::Function { strict: false },
+        deferred: false,
         cache_control: None,
     }
 }

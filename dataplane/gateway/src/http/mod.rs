@@ -16,7 +16,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, heade
 use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
-use mainstay_chat::{ApiError, Endpoint, ErrorKind};
+use mainstay_chat::{ApiError, Endpoint, ErrorKind, ParseOptions};
 use mainstay_proto::client::ControlPlane;
 use mainstay_types::Region;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -24,7 +24,8 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-use crate::answer::Answer;
+use crate::aliases::ModelAliases;
+use crate::answer::AnswerForm;
 use crate::config::{GatewayConfig, Recompute};
 use crate::pins::Pins;
 use crate::placement::{Explained, Placement};
@@ -52,6 +53,8 @@ pub(crate) struct App {
     pub(crate) pins: Pins,
     pub(crate) pins_on: bool,
     pub(crate) recompute: Recompute,
+    pub(crate) aliases: ModelAliases,
+    pub(crate) parsing: ParseOptions,
     pub(crate) stored: ResponsesStore,
     pub(crate) tenants: Tenants,
     pub(crate) permits: Arc<Semaphore>,
@@ -71,6 +74,8 @@ impl App {
             pins: Pins::new(control.clone(), replica.clone()),
             pins_on: config.pins,
             recompute: config.recompute,
+            aliases: config.aliases,
+            parsing: ParseOptions { media: config.media, ..ParseOptions::default() },
             stored: ResponsesStore::default(),
             permits: Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS))),
             metrics: config.metrics,
@@ -196,14 +201,15 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
     .await;
     let name = format!("{endpoint:?}").to_lowercase();
     metrics::counter!("mainstay_gateway_requests_total", "endpoint" => name.clone()).increment(1);
-    let response = match outcome {
-        Ok(Answer::Json(body)) => {
+    let told = outcome.as_ref().ok().and_then(|answer| answer.told.clone());
+    let mut response = match outcome.map(|answer| answer.form) {
+        Ok(AnswerForm::Json(body)) => {
             let mut response = Response::new(Body::from(body));
             let json = HeaderValue::from_static("application/json");
             response.headers_mut().insert(header::CONTENT_TYPE, json);
             response
         }
-        Ok(Answer::Stream(body)) => {
+        Ok(AnswerForm::Stream(body)) => {
             // The first token is in hand by now, so this is the time to first token.
             metrics::histogram!("mainstay_gateway_ttft_seconds", "endpoint" => name)
                 .record(started.elapsed().as_secs_f64());
@@ -218,6 +224,9 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
             failure(&error, endpoint, &request_id)
         }
     };
+    if let Some(told) = told.and_then(|told| HeaderValue::from_str(&told).ok()) {
+        response.headers_mut().insert("mainstay-hints", told);
+    }
     with_request_id(response, &request_id)
 }
 
@@ -243,7 +252,7 @@ async fn no_websocket() -> StatusCode {
 }
 
 fn model_json(app: &App, name: &str) -> Value {
-    let context = app.workers.model(name).map(|m| m.context_tokens_max);
+    let context = app.model(name).ok().map(|m| m.context_tokens_max);
     json!({
         "id": name, "object": "model", "type": "model", "display_name": name, "created": 0,
         "created_at": "1970-01-01T00:00:00Z", "owned_by": "mainstay", "max_model_len": context,
@@ -264,9 +273,8 @@ async fn model(
     axum::extract::Path(id): axum::extract::Path<String>,
 ) -> Response {
     let request_id = new_request_id();
-    if app.workers.model(&id).is_none() {
-        let error = ApiError::new(ErrorKind::NotFound, format!("model `{id}` does not exist here"));
-        return failure(&error.with_code("model_not_found"), Endpoint::Chat, &request_id);
+    if let Err(error) = app.model(&id) {
+        return failure(&error, Endpoint::Chat, &request_id);
     }
     axum::response::IntoResponse::into_response(axum::Json(model_json(&app, &id)))
 }

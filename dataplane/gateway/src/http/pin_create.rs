@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
 use mainstay_chat::template::RenderOptions;
-use mainstay_chat::{ApiError, ErrorKind};
+use mainstay_chat::{ApiError, Endpoint, ErrorKind};
 use mainstay_types::{PinScope, Region, SessionId, TenantId};
 use serde_json::Value;
 
@@ -67,7 +67,7 @@ fn wish(app: &App, tenant: TenantId, body: &[u8]) -> Result<Wish, ApiError> {
     let parsed: Value = serde_json::from_slice(body)
         .map_err(|e| ApiError::invalid("", &format!("not JSON: {e}")))?;
     let terms = terms(&parsed, &app.region)?;
-    let conversation = mainstay_chat::parse_chat(body)?;
+    let conversation = mainstay_chat::parse(Endpoint::Chat, body, app.parsing)?;
     let card = app.model(&conversation.model)?;
     let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
         ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")

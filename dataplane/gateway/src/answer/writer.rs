@@ -1,31 +1,27 @@
-//! From a body to an answer, the same way for the three APIs: parse, prepare, pin, generate, encode.
+//! An answer written: a generation's tokens become text, events, and the frames or the body of a client.
+//!
+//! A client that reads nothing is cut off, and one that leaves ends its generation: it holds a permit and a
+//! worker's stream.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
-use axum::http::HeaderMap;
 use bytes::Bytes;
 use mainstay_chat::encode::{self, KEEPALIVE};
-use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{
-    ApiError, Endpoint, ErrorKind, Finish, OutputEvent, OutputParser, Request, ResponseMeta,
-    StreamEncoder, TokenLogprob, Transcript, Usage,
+    ApiError, ErrorKind, Finish, OutputEvent, OutputParser, ResponseMeta, StreamEncoder,
+    TokenLogprob, Transcript, Usage,
 };
 use mainstay_proto::v1;
-use mainstay_types::TenantId;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::generate::{self, Event, Generation, Job};
-use crate::http::App;
-use crate::model::{Detokenizer, ModelCard};
+use super::Turn;
+use crate::generate::{Event, Generation};
+use crate::model::Detokenizer;
 use crate::pins::{self, MadeLater};
-use crate::prompt::{self, Prompt};
-use crate::quota::Spending;
 use crate::responses_store::ResponsesStore;
 
-/// Bodies larger than this are parsed and tokenised away from the threads that serve streams.
-const INLINE_BYTES_MAX: usize = 64 << 10;
 /// Silence on a stream after which a comment is sent, so that nobody hangs up during a long prefill.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
 /// A client that reads nothing for this long is cut off; it holds a permit and a worker's stream.
@@ -33,186 +29,12 @@ const READ_STALL_MAX: Duration = Duration::from_secs(60);
 /// Frames on their way to one client.
 const FRAMES_MAX: usize = 64;
 
-/// A request on its way.
-struct Turn {
-    request: Request,
-    request_id: String,
-    card: Arc<ModelCard>,
-    prompt: Prompt,
-    tenant: TenantId,
-    /// Of the tenant's quota; the request counts as one in flight for as long as this lives.
-    spending: Spending,
-}
-
-/// A request that may be read and worked on.
-pub(crate) struct Admitted {
-    pub(crate) tenant: TenantId,
-    permit: OwnedSemaphorePermit,
-    spending: Spending,
-}
-
-/// An answer for the HTTP layer.
-pub(crate) enum Answer {
-    /// A whole body.
-    Json(String),
-    /// Server-sent events.
-    Stream(Body),
-}
-
-fn parse(endpoint: Endpoint, body: &[u8]) -> Result<Request, ApiError> {
-    match endpoint {
-        Endpoint::Chat => mainstay_chat::parse_chat(body),
-        Endpoint::Responses => mainstay_chat::parse_responses(body),
-        Endpoint::Messages => mainstay_chat::parse_messages(body),
-        Endpoint::CountTokens => mainstay_chat::parse_count_tokens(body),
-    }
-}
-
-/// Runs `work` inline when the body is small, on a thread for blocking work otherwise.
-pub(crate) async fn compute<T: Send + 'static>(
-    body_bytes: usize,
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    if body_bytes <= INLINE_BYTES_MAX {
-        return work();
-    }
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| ApiError::new(ErrorKind::Internal, "the request could not be prepared"))?
-}
-
-impl App {
-    /// Lets a request in before its body is read: by its key, while there is room and its tenant's quota allows it.
-    pub(crate) fn admit(&self, headers: &HeaderMap) -> Result<Admitted, ApiError> {
-        let tenant = self.tenants.of(headers)?;
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
-            ApiError::new(ErrorKind::Overloaded, "this gateway has no room for another request")
-                .with_retry_after_s(1)
-        })?;
-        let spending = self.tenants.admit(&tenant)?;
-        Ok(Admitted { tenant, permit, spending })
-    }
-
-    /// The permit travels with the work: a client that leaves does not free it while its prompt is prepared.
-    async fn turn(
-        &self,
-        endpoint: Endpoint,
-        admitted: Admitted,
-        headers: &HeaderMap,
-        body: Bytes,
-        request_id: &str,
-    ) -> Result<(Turn, OwnedSemaphorePermit), ApiError> {
-        let Admitted { tenant, permit, spending } = admitted;
-        let names: Vec<(String, String)> = headers
-            .iter()
-            .filter_map(|(k, v)| Some((k.as_str().to_owned(), v.to_str().ok()?.to_owned())))
-            .collect();
-        let app = self.clone();
-        let id = request_id.to_owned();
-        // A short Responses body may continue a long conversation.
-        let work_bytes = if endpoint == Endpoint::Responses { usize::MAX } else { body.len() };
-        compute(work_bytes, move || {
-            let mut request = parse(endpoint, &body)?;
-            request.apply_headers(names.iter().map(|(k, v)| (k.as_str(), v.as_str())));
-            for warning in &request.warnings {
-                tracing::debug!(request = %id, warning, "request accepted with a warning");
-            }
-            let previous = request.responses.as_ref().and_then(|r| r.previous_response_id.clone());
-            if let Some(previous) = previous {
-                request.continue_from(&*app.stored.get(&tenant, &previous)?);
-            }
-            let card = app.model(&request.model)?;
-            let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
-                ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
-            })?;
-            let options = RenderOptions::of(&request);
-            let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
-            Ok((Turn { request, request_id: id, card, prompt, tenant, spending }, permit))
-        })
-        .await
-    }
-
-    pub(crate) fn model(&self, name: &str) -> Result<Arc<ModelCard>, ApiError> {
-        if let Some(card) = self.workers.model(name) {
-            return Ok(card);
-        }
-        let known = self.workers.model_names();
-        if known.is_empty() {
-            return Err(ApiError::new(ErrorKind::Unavailable, "no worker has joined yet"));
-        }
-        let message = format!("model `{name}` does not exist here; there is {}", known.join(", "));
-        Err(ApiError::new(ErrorKind::NotFound, message).with_code("model_not_found"))
-    }
-
-    /// Answers one of the three APIs.
-    pub(crate) async fn answer(
-        &self,
-        endpoint: Endpoint,
-        admitted: Admitted,
-        headers: &HeaderMap,
-        body: Bytes,
-        request_id: &str,
-    ) -> Result<Answer, ApiError> {
-        let (turn, permit) = self.turn(endpoint, admitted, headers, body, request_id).await?;
-        let tokens = turn.prompt.tokens.len();
-        if endpoint == Endpoint::CountTokens {
-            return Ok(Answer::Json(encode::count_tokens_body(tokens as u64)));
-        }
-        let tokens_max = turn.card.context_tokens_max as usize;
-        if tokens >= tokens_max {
-            return Err(ApiError::context_length(tokens as u64, tokens_max as u64 - 1));
-        }
-        if tokens == 0 {
-            return Err(ApiError::new(ErrorKind::InvalidRequest, "the prompt is empty"));
-        }
-        turn.spending.prompt(tokens as u64)?;
-        let wishes = if self.pins_on {
-            let kept = (self.recompute, &self.region);
-            turn.prompt.wishes(&turn.request, &turn.tenant, &turn.card, kept)
-        } else {
-            Vec::new()
-        };
-        // A request that nobody takes pins nothing: it would use the tenant's budget for no blocks.
-        let mut pins = Vec::new();
-        let make_pins = || {
-            let make = |wish| self.pins.make_in_background(wish, turn.request_id.clone());
-            pins = wishes.into_iter().map(make).collect();
-        };
-        let generation = generate::start(self.placement.clone(), turn.job(), make_pins).await?;
-        let writer = Writer::new(turn, &generation, self.stored.clone(), pins);
-        if writer.turn.request.stream {
-            return Ok(Answer::Stream(writer.stream(generation, permit)));
-        }
-        let answer = writer.collect(generation).await.map(Answer::Json);
-        drop(permit);
-        answer
-    }
-}
-
-impl Turn {
-    fn job(&self) -> Job {
-        Job {
-            request_id: self.request_id.clone(),
-            tenant: self.tenant.clone(),
-            model: self.card.name.clone(),
-            revision: self.card.revision.clone(),
-            namespace: self.prompt.namespace,
-            block_tokens: self.card.block_tokens,
-            prompt: self.prompt.tokens.clone(),
-            blocks: self.prompt.blocks.clone(),
-            priority: self.request.hints.priority.unwrap_or(0),
-            sampling: prompt::sampling(&self.request, &self.card, self.prompt.tokens.len()),
-            ranges: Vec::new(),
-            expected_output_tokens: self.request.hints.osl.unwrap_or(0),
-        }
-    }
-}
-
 fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// Turns a generation's tokens into the client's events.
-struct Writer {
+pub(super) struct Writer {
     turn: Turn,
     meta: ResponseMeta,
     parser: OutputParser,
@@ -231,7 +53,7 @@ enum Step {
 }
 
 impl Writer {
-    fn new(
+    pub(super) fn new(
         turn: Turn,
         generation: &Generation,
         stored: ResponsesStore,
@@ -327,7 +149,7 @@ impl Writer {
         }
     }
 
-    async fn collect(mut self, mut generation: Generation) -> Result<String, ApiError> {
+    pub(super) async fn collect(mut self, mut generation: Generation) -> Result<String, ApiError> {
         let mut transcript = Transcript::default();
         while let Some(event) = generation.events.recv().await {
             let (events, finish) = match self.take(event) {
@@ -355,7 +177,11 @@ impl Writer {
     }
 
     /// The body of a stream. The client's leaving drops it, which ends the generation.
-    fn stream(mut self, mut generation: Generation, permit: OwnedSemaphorePermit) -> Body {
+    pub(super) fn stream(
+        mut self,
+        mut generation: Generation,
+        permit: OwnedSemaphorePermit,
+    ) -> Body {
         let (sender, receiver) =
             mpsc::channel::<Result<Bytes, std::convert::Infallible>>(FRAMES_MAX);
         tokio::spawn(async move {
