@@ -24,6 +24,7 @@
 
 pub mod encode;
 pub mod error;
+pub mod family;
 mod hints;
 mod ir;
 pub mod limits;
@@ -37,6 +38,7 @@ mod ttl;
 
 pub use encode::{Finish, PinNote, ResponseMeta, StreamEncoder, Transcript, Usage};
 pub use error::{ApiError, ErrorKind};
+pub use family::Family;
 pub use hints::Hints;
 pub use ir::{
     Block, Breakpoint, CacheControl, Content, Conversation, Grammar, GrammarSyntax, Message,

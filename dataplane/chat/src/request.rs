@@ -7,6 +7,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::family::{Family, ToolTypes};
 use crate::hints::Hints;
 use crate::ir::{Block, Conversation, Grammar, Role, ToolChoice};
 use crate::limits::{TOLD_MAX, WARNINGS_MAX};
@@ -110,10 +111,12 @@ impl Request {
     }
 
     /// How the generated text is to be cut. `thinking_open` comes from
-    /// [`Rendered`](crate::Rendered).
-    pub fn output_options(&self, thinking_open: bool) -> OutputOptions {
+    /// [`Rendered`](crate::Rendered), `family` from the model's template.
+    pub fn output_options(&self, thinking_open: bool, family: Family) -> OutputOptions {
         let tools_wanted = self.conversation.tool_choice != ToolChoice::None;
         OutputOptions {
+            family,
+            types: ToolTypes::of(self.conversation.callable()),
             parse_thinking: true,
             thinking_open,
             parse_tools: tools_wanted && self.conversation.callable().next().is_some(),
