@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod constraint;
 pub mod encode;
 pub mod error;
 pub mod family;
@@ -36,6 +37,7 @@ mod session;
 pub mod template;
 mod ttl;
 
+pub use constraint::{Constraint, ConstraintKind, Spelling, constraint};
 pub use encode::{Finish, PinNote, ResponseMeta, StreamEncoder, Transcript, Usage};
 pub use error::{ApiError, ErrorKind};
 pub use family::Family;

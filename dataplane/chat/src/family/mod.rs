@@ -160,6 +160,16 @@ pub(crate) enum End {
     Value,
 }
 
+impl End {
+    /// The tag, where it is one.
+    pub(crate) fn tag(self) -> Option<&'static str> {
+        match self {
+            End::Tag(tag) => Some(tag),
+            End::Value => None,
+        }
+    }
+}
+
 /// How a call is written between its tags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Form {

@@ -12,9 +12,11 @@ use axum::http::HeaderMap;
 use bytes::Bytes;
 use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{ApiError, Endpoint, ErrorKind, Request, encode};
+use mainstay_proto::v1;
 use mainstay_types::TenantId;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::constrain;
 use crate::generate::{self, Job};
 use crate::http::App;
 use crate::model::ModelCard;
@@ -29,6 +31,8 @@ struct Turn {
     request_id: String,
     card: Arc<ModelCard>,
     prompt: Prompt,
+    /// The form that the answer must have.
+    guided: Option<v1::Guided>,
     tenant: TenantId,
     /// Of the tenant's quota; the request counts as one in flight for as long as this lives.
     spending: Spending,
@@ -96,7 +100,9 @@ impl App {
             })?;
             let options = RenderOptions::of(&request);
             let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
-            Ok((Turn { request, request_id: id, card, prompt, tenant, spending }, permit))
+            let guided = constrain::guided(&mut request, &card, prompt.thinking_open)?;
+            let turn = Turn { request, request_id: id, card, prompt, guided, tenant, spending };
+            Ok((turn, permit))
         })
         .await
     }
@@ -181,7 +187,7 @@ impl Turn {
             sampling: prompt::sampling(&self.request, &self.card, self.prompt.tokens.len()),
             ranges: Vec::new(),
             expected_output_tokens: self.request.hints.osl.unwrap_or(0),
-            guided: None,
+            guided: self.guided.clone(),
         }
     }
 }
