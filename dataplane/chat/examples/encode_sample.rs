@@ -53,7 +53,9 @@ fn answer(request: &Request) -> Result<String, ApiError> {
         thinking_mac: None,
         pins: Vec::new(),
     };
-    let mut parser = OutputParser::new(request.output_options(rendered.thinking_open, mainstay_chat::Family::Hermes));
+    let mut parser = OutputParser::new(
+        request.output_options(rendered.thinking_open, mainstay_chat::Family::Hermes),
+    );
     let mut encoder = StreamEncoder::new(request, meta.clone());
     let mut stream = encoder.start(&usage);
     let mut transcript = Transcript::default();

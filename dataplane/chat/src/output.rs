@@ -301,9 +301,8 @@ impl OutputParser {
             tags.push((markup.think, Tag::Think));
         }
         if self.options.parse_tools && self.calls < TOOL_CALLS_MAX {
-            let here = |section: &&Section| {
-                !section.open.is_empty() && (self.fresh || !section.bare)
-            };
+            let here =
+                |section: &&Section| !section.open.is_empty() && (self.fresh || !section.bare);
             let sections = markup.sections.iter().filter(here);
             tags.extend(sections.map(|section| (section.open, Tag::Call(section))));
         }
@@ -317,7 +316,8 @@ impl OutputParser {
     fn enter(&mut self, text: &'static str, tag: Tag) -> usize {
         // Text before a tag is over: no stop string reaches across markup.
         self.flush_stop();
-        let consumed = if matches!(tag, Tag::Call(section) if section.bare) { 0 } else { text.len() };
+        let consumed =
+            if matches!(tag, Tag::Call(section) if section.bare) { 0 } else { text.len() };
         self.decided += consumed;
         self.discard_logprobs();
         if !matches!(tag, Tag::Call(_)) {

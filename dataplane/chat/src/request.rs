@@ -255,7 +255,7 @@ pub enum ThinkingDisplay {
     Hidden,
 }
 
-/// The form the answer should have. Not enforced by this crate.
+/// The form the answer should have; [`constraint`](fn@crate::constraint) makes of it what an engine enforces.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum OutputFormat {
     /// Free text.

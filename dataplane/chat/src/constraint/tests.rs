@@ -3,7 +3,11 @@
 use super::*;
 use crate::parse_chat;
 
-fn made(body: &Value, family: Family, tokens: bool) -> (Result<Option<Constraint>, ApiError>, Option<String>) {
+fn made(
+    body: &Value,
+    family: Family,
+    tokens: bool,
+) -> (Result<Option<Constraint>, ApiError>, Option<String>) {
     let mut body = body.clone();
     body["model"] = json!("m");
     body["messages"] = json!([{"role": "user", "content": "hi"}]);
@@ -52,21 +56,40 @@ fn a_format_is_a_schema_where_the_model_does_not_think() {
     assert_eq!(spec_value["x-guidance"], json!({"lenient": false}), "the client has no say");
     let made = spec(&json!({"response_format": {"type": "json_object"}}), true);
     assert_eq!(made.kind, ConstraintKind::Lark);
-    assert!(made.spec.starts_with("start: (<[5]> THOUGHT? <[6]> BREAK?)? value\n"), "{}", made.spec);
+    assert!(
+        made.spec.starts_with("start: (<[5]> THOUGHT? <[6]> BREAK?)? value\n"),
+        "{}",
+        made.spec
+    );
 }
 
 #[test]
 fn a_required_call_is_all_there_may_be() {
-    let made_named = |choice: Value, tokens| spec(&json!({"tools": tools(false), "tool_choice": choice}), tokens).spec;
+    let made_named = |choice: Value, tokens| {
+        spec(&json!({"tools": tools(false), "tool_choice": choice}), tokens).spec
+    };
     let any = made_named(json!("required"), true);
-    assert!(any.starts_with("start: (<[5]> THOUGHT? <[6]> BREAK?)? call (\"\\n\"? call)*\n"), "{any}");
+    assert!(
+        any.starts_with("start: (<[5]> THOUGHT? <[6]> BREAK?)? call (\"\\n\"? call)*\n"),
+        "{any}"
+    );
     assert!(any.contains("call: <[7]> \"\\n\"? body \"\\n\"? <[8]>\n"), "{any}");
-    assert!(any.contains(r#""{\"name\": \"say \\\"x\\\"\", \"arguments\": " arguments_1 "}""#), "{any}");
+    assert!(
+        any.contains(r#""{\"name\": \"say \\\"x\\\"\", \"arguments\": " arguments_1 "}""#),
+        "{any}"
+    );
     let one = made_named(json!({"type": "function", "function": {"name": "look"}}), false);
     assert!(one.contains("arguments_0") && !one.contains("arguments_1"), "{one}");
     assert!(one.contains("call: \"<tool_call>\""), "{one}");
-    let single = spec(&json!({"tools": tools(false), "tool_choice": "required", "parallel_tool_calls": false}), true);
-    assert!(single.spec.starts_with("start: (<[5]> THOUGHT? <[6]> BREAK?)? call\n"), "{}", single.spec);
+    let single = spec(
+        &json!({"tools": tools(false), "tool_choice": "required", "parallel_tool_calls": false}),
+        true,
+    );
+    assert!(
+        single.spec.starts_with("start: (<[5]> THOUGHT? <[6]> BREAK?)? call\n"),
+        "{}",
+        single.spec
+    );
 }
 
 #[test]
@@ -82,9 +105,16 @@ fn strict_tools_leave_the_text_free() {
 #[test]
 fn what_cannot_be_held_to_is_told_and_what_makes_no_sense_is_refused() {
     let (free, told) = made(&json!({"tools": tools(true)}), Family::Kimi, false);
-    assert_eq!((free.unwrap(), told.as_deref()), (None, Some("form-not-enforced-for-this-model;count=1")));
-    let (object, told) = made(&json!({"response_format": {"type": "json_object"}}), Family::Kimi, false);
-    assert!(object.unwrap().is_some() && told.is_none(), "a format alone is no question of families");
+    assert_eq!(
+        (free.unwrap(), told.as_deref()),
+        (None, Some("form-not-enforced-for-this-model;count=1"))
+    );
+    let (object, told) =
+        made(&json!({"response_format": {"type": "json_object"}}), Family::Kimi, false);
+    assert!(
+        object.unwrap().is_some() && told.is_none(),
+        "a format alone is no question of families"
+    );
 
     let mut deep = json!({});
     for _ in 0..SCHEMA_DEPTH_MAX {
@@ -94,7 +124,10 @@ fn what_cannot_be_held_to_is_told_and_what_makes_no_sense_is_refused() {
     let long = "x".repeat(FORM_BYTES_MAX);
     let format = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}});
     for (body, word) in [
-        (json!({"tools": tools(false), "tool_choice": {"type": "function", "function": {"name": "sing"}}}), "sing"),
+        (
+            json!({"tools": tools(false), "tool_choice": {"type": "function", "function": {"name": "sing"}}}),
+            "sing",
+        ),
         (json!({"tool_choice": "required"}), "no tool"),
         (format(deep), "deeper"),
         (format(json!({"enum": wide})), "values"),

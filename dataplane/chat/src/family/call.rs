@@ -98,7 +98,8 @@ fn mistral(text: &str) -> Parsed {
 /// A call of `name` with the JSON text of its arguments, which may be missing.
 fn named(name: &str, arguments: &str) -> Parsed {
     let arguments = arguments.trim();
-    if name.is_empty() || name.len() > TOOL_NAME_BYTES_MAX || name.chars().any(char::is_whitespace) {
+    if name.is_empty() || name.len() > TOOL_NAME_BYTES_MAX || name.chars().any(char::is_whitespace)
+    {
         return Parsed::Malformed;
     }
     let arguments = if arguments.is_empty() { "{}" } else { arguments };

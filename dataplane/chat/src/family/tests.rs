@@ -13,7 +13,10 @@ fn a_template_tells_its_family() {
     assert_eq!(of("'<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>'"), Family::DeepSeek);
     assert_eq!(of("'<|tool_calls_section_begin|>'"), Family::Kimi);
     assert_eq!(of("'<|start|>assistant<|channel|>final<|message|>'"), Family::Harmony);
-    assert_eq!(of("{\"name\": function name, \"parameters\": dictionary of argument name"), Family::Llama3Json);
+    assert_eq!(
+        of("{\"name\": function name, \"parameters\": dictionary of argument name"),
+        Family::Llama3Json
+    );
     assert_eq!(of("[func_name1(params_name1=params_value1"), Family::Pythonic);
     assert_eq!(Family::of("{{ messages }}", &["<|python_tag|>"]), Family::Llama3Json);
     assert_eq!(Family::of("{{ messages }}", &["[TOOL_CALLS]"]), Family::Mistral);

@@ -78,7 +78,12 @@ fn each_family_is_read() {
     check(
         Family::Pythonic,
         r#"<|python_start|>[get_weather(city='Oslo', days=2), fs.read(path="a\n", all=True, at=[1, {"x": None}])]<|python_end|>"#,
-        &["!get_weather", r#":{"city":"Oslo","days":2}"#, "!fs.read", r#":{"path":"a\n","all":true,"at":[1,{"x":null}]}"#],
+        &[
+            "!get_weather",
+            r#":{"city":"Oslo","days":2}"#,
+            "!fs.read",
+            r#":{"path":"a\n","all":true,"at":[1,{"x":null}]}"#,
+        ],
     );
     check(
         Family::Mistral,
@@ -98,7 +103,13 @@ fn each_family_is_read() {
     check(
         Family::Qwen3Coder,
         "I look.\n\n<tool_call>\n<function=write>\n<parameter=text>\nif a </parameter> b {\n  1\n}\n</parameter>\n<parameter=line>\n7\n</parameter>\n</function>\n</tool_call>\n<function=get_weather>\n<parameter=city>\n12\n</parameter>\n</function>\n</tool_call>",
-        &["=I look.", "!write", r#":{"text":"if a </parameter> b {\n  1\n}","line":7}"#, "!get_weather", r#":{"city":"12"}"#],
+        &[
+            "=I look.",
+            "!write",
+            r#":{"text":"if a </parameter> b {\n  1\n}","line":7}"#,
+            "!get_weather",
+            r#":{"city":"12"}"#,
+        ],
     );
     check(
         Family::Glm,
@@ -269,10 +280,38 @@ fn debris() -> impl Strategy<Value = String> {
     });
     let mut pieces: Vec<&str> = markup.filter(|tag| !tag.is_empty()).collect();
     pieces.extend([
-        "</tool_call>", "</function>", "</parameter>", "<parameter=a>", "</invoke>", "[ARGS]", "\n", "\n\n", " ", ";",
-        "{\"name\": \"f\", \"arguments\": {}}", "{\"name\": \"f\"", ", \"parameters\": {\"a\": \"}\"}}", "f(a=1)", "]",
-        "[", "{", "}", "\"", "'", "中", "STOP", "text", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<|tool_call_end|>",
-        "<|tool_call_argument_begin|>", "<arg_key>", "</arg_key><arg_value>", "</arg_value>", "name", "to=functions.f",
+        "</tool_call>",
+        "</function>",
+        "</parameter>",
+        "<parameter=a>",
+        "</invoke>",
+        "[ARGS]",
+        "\n",
+        "\n\n",
+        " ",
+        ";",
+        "{\"name\": \"f\", \"arguments\": {}}",
+        "{\"name\": \"f\"",
+        ", \"parameters\": {\"a\": \"}\"}}",
+        "f(a=1)",
+        "]",
+        "[",
+        "{",
+        "}",
+        "\"",
+        "'",
+        "中",
+        "STOP",
+        "text",
+        "<｜tool▁sep｜>",
+        "<｜tool▁call▁end｜>",
+        "<|tool_call_end|>",
+        "<|tool_call_argument_begin|>",
+        "<arg_key>",
+        "</arg_key><arg_value>",
+        "</arg_value>",
+        "name",
+        "to=functions.f",
     ]);
     let piece = (proptest::sample::select(pieces), 0..4_usize, any::<bool>());
     proptest::collection::vec(piece, 0..24).prop_map(|pieces| {

@@ -202,7 +202,6 @@ fn chat_of_an_agent() {
             tool bare "" {"type":"object","properties":{}}
             warning: `tools[1]` ignored: a tool of this name was given before
             warning: `tools[2]` ignored: unknown type `custom`
-            warning: `tool_choice` is passed on but not enforced
         "#]],
     );
 }

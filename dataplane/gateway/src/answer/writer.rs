@@ -74,9 +74,9 @@ impl Writer {
             thinking_mac: None,
             pins: Vec::new(),
         };
-        let parser = OutputParser::new(turn
-                .request
-                .output_options(turn.prompt.thinking_open, turn.card.spelling.family));
+        let parser = OutputParser::new(
+            turn.request.output_options(turn.prompt.thinking_open, turn.card.spelling.family),
+        );
         let detokenizer =
             Detokenizer::new(Arc::clone(&turn.card.tokenizer), turn.card.end_tokens.clone());
         let thinking = turn.prompt.thinking_open;

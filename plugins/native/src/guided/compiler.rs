@@ -160,15 +160,18 @@ fn grammar(form: &Guided) -> Result<TopLevelGrammar, EngineError> {
 }
 
 /// A schema says nothing of white space. Left free, a model may write it for ever; so there is one
-/// space after a colon or a comma, or none, as models write by themselves.
+/// space after a colon or a comma, or none, as models write by themselves. Whether keywords that cannot
+/// be enforced are passed over is the asker's choice.
 fn tight(schema: Value) -> Result<Value, EngineError> {
     let mut members = match schema {
         Value::Object(members) => members,
         Value::Bool(true) => serde_json::Map::new(),
         _ => return Err(EngineError::invalid("the schema is not a JSON object")),
     };
+    let asked = members.get("x-guidance").and_then(|asked| asked.get("lenient"));
+    let lenient = asked.and_then(Value::as_bool).unwrap_or(false);
     let manner = json!({
-        "whitespace_flexible": false, "item_separator": ", ?", "key_separator": ": ?",
+        "lenient": lenient, "whitespace_flexible": false, "item_separator": ", ?", "key_separator": ": ?",
         "coerce_one_of": true,
     });
     members.insert("x-guidance".to_owned(), manner);

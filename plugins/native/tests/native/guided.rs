@@ -280,6 +280,15 @@ fn what_cannot_be_compiled_ends_its_own_request() {
         }
     }
     assert!(started.elapsed() < PATIENCE, "each is bounded");
+    let unknown = |lenient: bool| {
+        json!({"type": "array", "items": {"enum": [1]}, "maxItems": 2, "uniqueItems": true,
+            "x-guidance": {"lenient": lenient}})
+    };
+    let end = |id, lenient: bool| {
+        door.one(guided(id, GuidedKind::JsonSchema, &unknown(lenient).to_string(), None)).finish
+    };
+    assert!(matches!(end(998, false), Finish::Error { .. }), "a keyword that is not enforced");
+    assert_eq!(end(999, true), Finish::Stop, "one that need not be");
     let good = door.one(guided(1000, GuidedKind::JsonSchema, r#"{"enum": [1]}"#, None));
     assert_eq!(good.finish, Finish::Stop, "the engine serves on");
 }
