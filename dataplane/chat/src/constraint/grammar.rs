@@ -138,7 +138,8 @@ fn quoted(text: &str) -> String {
 fn pattern(tag: &str) -> String {
     let mut pattern = String::new();
     for c in tag.chars() {
-        if c.is_ascii_punctuation() {
+        // Not every sign may be escaped: `\\<` means the beginning of a word.
+        if r"\.+*?()|[]{}^$/".contains(c) {
             pattern.push('\\');
         }
         pattern.push(c);

@@ -80,21 +80,25 @@ fn guided(id: u64, kind: GuidedKind, spec: &str, seed: Option<u64>) -> Request {
 
 /// The text of tokens of the fixture's byte-level vocabulary, the end token left out.
 fn text(tokens: &[u32]) -> String {
-    let file = std::fs::read(folder(LLAMA).join("tokenizer.json")).unwrap();
+    text_of(&vocabulary(&format!("fixtures/{LLAMA}")), tokens, 1)
+}
+
+fn vocabulary(place: &str) -> HashMap<u64, String> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = std::fs::read(root.join(place).join("tokenizer.json")).unwrap();
     let file: Value = serde_json::from_slice(&file).unwrap();
-    let words: HashMap<u64, &str> = file["model"]["vocab"]
-        .as_object()
-        .unwrap()
-        .iter()
-        .map(|(word, id)| (id.as_u64().unwrap(), word.as_str()))
-        .collect();
+    let words = file["model"]["vocab"].as_object().unwrap();
+    words.iter().map(|(word, id)| (id.as_u64().unwrap(), word.clone())).collect()
+}
+
+fn text_of(words: &HashMap<u64, String>, tokens: &[u32], end: u32) -> String {
     let itself = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..);
     let others: Vec<u8> = (0..=255).filter(|b| !itself(*b)).collect();
     let byte = |c: char| match u32::from(c) {
         code @ 0..=255 => code as u8,
         code => others[code as usize - 256],
     };
-    let drawn = tokens.iter().filter(|t| **t != 1);
+    let drawn = tokens.iter().filter(|t| **t != end);
     let bytes = drawn.flat_map(|t| words[&u64::from(*t)].chars().map(byte)).collect();
     String::from_utf8(bytes).unwrap()
 }
@@ -222,6 +226,57 @@ fn grammars_name_control_tokens_by_number_and_text_never_spells_them() {
     assert!(said.starts_with("yes, ") || said.starts_with("no, "), "{said}");
     let endless = door.one(guided(3, GuidedKind::Regex, "(.|\\n){60}", Some(2)));
     assert!(!endless.tokens[..endless.tokens.len() - 1].iter().any(|t| *t < 3), "{endless:?}");
+}
+
+#[test]
+fn a_grammar_as_front_ends_make_it_is_followed() {
+    // With control tokens of the bundled model, and with the same tags spelled out on one that has none.
+    let arguments = json!({
+        "type": "object", "required": ["city", "n"], "additionalProperties": false,
+        "properties": {"city": {"enum": ["Oslo", "Rome"]}, "n": {"$ref": "#/$defs/n"}},
+        "$defs": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "x-guidance": {"whitespace_flexible": false, "item_separator": ", ?", "key_separator": ": ?",
+            "lenient": true},
+    });
+    let body = r#"body: "{\"name\": \"get_weather\", \"arguments\": " arguments_0 "}""#;
+    let tokens = format!(
+        "start: (<[5]> THOUGHT? <[6]> BREAK?)? call (\"\\n\"? call)*\nTHOUGHT: /(.|\\n)+/\nBREAK: /\\n{{1,2}}/\n\
+         arguments_0: %json {arguments}\n{body}\ncall: <[7]> \"\\n\"? body \"\\n\"? <[8]>\n"
+    );
+    let demo = json!({"model_dir": "demo", "blocks": 64, "threads": 2}).to_string();
+    let door = Door::open_with(&demo);
+    let words = vocabulary("demo-model");
+    for seed in [None, Some(1), Some(2), Some(3)] {
+        let mut request = guided(1, GuidedKind::Lark, &tokens, seed);
+        request.tokens = vec![1, 300, 301, 302, 4, 2];
+        request.sampling.temperature = request.sampling.temperature.min(0.8);
+        let ended = door.one(request);
+        if ended.finish == Finish::Length {
+            continue; // A thought may be as long as it likes.
+        }
+        let call = ended.tokens.iter().position(|t| *t == 7).unwrap();
+        let end = call + ended.tokens[call..].iter().position(|t| *t == 8).unwrap();
+        let call: Value =
+            serde_json::from_str(&text_of(&words, &ended.tokens[call + 1..end], 4)).unwrap();
+        assert_eq!(call["name"], "get_weather");
+        assert!(["Oslo", "Rome"].contains(&call["arguments"]["city"].as_str().unwrap()), "{call}");
+        assert!(call["arguments"]["n"].as_u64().unwrap() <= 9, "{call}");
+    }
+
+    let spelled = format!(
+        "start: TEXT? (call (\"\\n\"? call)*)?\nTEXT: /(.|\\n)+/ & ~/(.|\\n)*<tool_call>(.|\\n)*/\n\
+         arguments_0: %json {arguments}\n{body}\n\
+         call: \"<tool_call>\" \"\\n\"? body \"\\n\"? \"</tool_call>\"\n"
+    );
+    let door = Door::open();
+    let free = door.one(guided(2, GuidedKind::Lark, &spelled, Some(5)));
+    assert!(!matches!(free.finish, Finish::Error { .. }), "{free:?}");
+    let required = spelled.replacen("start: TEXT? (call (\"\\n\"? call)*)?", "start: call", 1);
+    let ended = door.one(guided(3, GuidedKind::Lark, &required, Some(6)));
+    let said = text(&ended.tokens);
+    let call = said.strip_prefix("<tool_call>").unwrap().strip_suffix("</tool_call>").unwrap();
+    let call: Value = serde_json::from_str(call.trim()).unwrap();
+    assert_eq!((ended.finish, call["name"].as_str()), (Finish::Stop, Some("get_weather")));
 }
 
 #[test]
