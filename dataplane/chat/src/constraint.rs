@@ -136,7 +136,9 @@ pub fn constraint(
     };
     // A call of a family whose form is not in the grammar can be neither forced nor left possible.
     let writable = spelling.family == Family::Hermes;
-    let unenforced = !writable && (required || (strict && !wishes_text));
+    // Channels are chosen by headers, which no grammar of ours writes.
+    let has_headers = spelling.family.markup().headers.is_some();
+    let unenforced = has_headers || (!writable && (required || (strict && !wishes_text)));
     let calls = Calls {
         tools: if writable { tools } else { Vec::new() },
         required: required && writable,

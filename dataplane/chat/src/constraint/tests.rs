@@ -116,6 +116,10 @@ fn what_cannot_be_held_to_is_told_and_what_makes_no_sense_is_refused() {
         "a format alone is no question of families"
     );
 
+    let (free, told) =
+        made(&json!({"response_format": {"type": "json_object"}}), Family::Harmony, false);
+    assert!(free.unwrap().is_none() && told.is_some(), "a message needs its header first");
+
     let mut deep = json!({});
     for _ in 0..SCHEMA_DEPTH_MAX {
         deep = json!({"items": deep});

@@ -211,7 +211,11 @@ static LLAMA: Markup = Markup {
 };
 
 static PYTHONIC: Markup = Markup {
-    sections: &[Section { open: "[", end: End::Value, form: Form::Pythonic, bare: true }],
+    sections: &[
+        Section { open: "[", end: End::Value, form: Form::Pythonic, bare: true },
+        // Llama 4 writes either, as its prompt asks.
+        Section { open: "{", end: End::Value, form: Form::Object, bare: true },
+    ],
     skipped: &["<|python_start|>", "<|python_end|>"],
     ..PLAIN
 };

@@ -86,6 +86,11 @@ fn each_family_is_read() {
         ],
     );
     check(
+        Family::Pythonic,
+        r#"<|python_start|>{"name": "now", "parameters": {}}<|python_end|>"#,
+        &["!now", ":{}"],
+    );
+    check(
         Family::Mistral,
         r#"[THINK]hm[/THINK]On it.[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}, {"name": "now", "arguments": {}, "id": "a"}]"#,
         &["?hm", "=On it.", "!get_weather", weather, "!now", ":{}"],
