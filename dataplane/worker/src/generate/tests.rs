@@ -86,6 +86,10 @@ fn sampling(request: &mut v1::GenerateRequest) -> &mut v1::Sampling {
     request.sampling.as_mut().expect("set above")
 }
 
+fn form(request: &mut v1::GenerateRequest) -> &mut v1::Guided {
+    request.guided.as_mut().expect("set above")
+}
+
 #[test]
 fn logprobs_need_an_engine_that_gives_them() {
     let mut wire = request();
