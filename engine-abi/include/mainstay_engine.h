@@ -39,7 +39,7 @@ extern "C" {
 #define MSE_ABI_MINOR 1u
 #define MSE_MAGIC "MAINSTAY" /* 8 bytes, no terminator */
 /* The layout number of this very header: FNV-1a over the names, sizes and offsets of all structs and fields. */
-#define MSE_LAYOUT 0xd16e2ef9c88f2b75ull
+#define MSE_LAYOUT 0xb18e367fc44009cdull
 
 typedef int32_t mse_rc; /* 0, or minus the gRPC code, or one of the codes below -99 */
 #define MSE_OK 0
@@ -58,6 +58,7 @@ typedef int32_t mse_rc; /* 0, or minus the gRPC code, or one of the codes below 
 #define MSE_RANGES_MAX 1024u
 #define MSE_STOP_TOKENS_MAX 1024u
 #define MSE_LOGPROBS_MAX 129u             /* of mse_sampling.logprobs */
+#define MSE_GUIDED_BYTES_MAX (1u << 20)   /* of mse_guided.spec */
 #define MSE_PIN_BLOCKS_MAX (1u << 18)
 #define MSE_CONFIG_BYTES_MAX (1u << 20)
 #define MSE_STRING_BYTES_MAX (1u << 16)   /* any other string */
@@ -107,6 +108,7 @@ typedef struct mse_host {
 #define MSE_CAP_RETENTION (1ull << 5)     /* honours mse_range */
 #define MSE_CAP_LOGPROBS (1ull << 6)
 #define MSE_CAP_CANONICAL_HASH (1ull << 7) /* events carry Mainstay's own keyed sequence hash */
+#define MSE_CAP_GUIDED (1ull << 8)        /* honours mse_guided */
 
 typedef struct mse_info {
   mse_hdr h;
@@ -133,6 +135,17 @@ typedef struct mse_sampling {
   const uint32_t *stop_tokens; uint64_t stop_tokens_len;
 } mse_sampling;
 
+/* A form that the output must have. The tokens counted by `sampled_before` are the start of that output already.
+   A spec that the engine does not understand ends the request with MSE_E_INVALID, before any token. */
+#define MSE_GUIDED_JSON_SCHEMA 1u /* spec is a JSON schema */
+#define MSE_GUIDED_REGEX 2u       /* spec is a regular expression that the whole output matches */
+#define MSE_GUIDED_LARK 3u        /* spec is a grammar in llguidance's form of Lark; <[n]> is the token n */
+typedef struct mse_guided {
+  mse_hdr h;
+  uint32_t kind, _reserved;
+  mse_str spec;
+} mse_guided;
+
 typedef struct mse_request {
   mse_hdr h;
   uint64_t id;                    /* chosen by the host, unique while live */
@@ -145,6 +158,7 @@ typedef struct mse_request {
   const mse_sampling *sampling;
   const mse_range *ranges; uint64_t ranges_len;
   uint32_t expected_output_tokens, _reserved;
+  const mse_guided *guided;       /* NULL = free; only for an engine with MSE_CAP_GUIDED */
 } mse_request;
 
 #define MSE_LANE_OUT 0u

@@ -9,8 +9,8 @@
 //! which is what makes "all zero bytes" and "all fields zero" the same thing on both sides.
 
 use crate::raw::{
-    MseBatch, MseErr, MseExt, MseHdr, MseHost, MseInfo, MseKv, MseLogprob, MseMagic, MseOp, MseOut,
-    MsePin, MseRange, MseRequest, MseSampling, MseStats, MseStr, MseU128, MseVtable,
+    MseBatch, MseErr, MseExt, MseGuided, MseHdr, MseHost, MseInfo, MseKv, MseLogprob, MseMagic,
+    MseOp, MseOut, MsePin, MseRange, MseRequest, MseSampling, MseStats, MseStr, MseU128, MseVtable,
 };
 
 /// One field of a struct, under its name in the header.
@@ -80,9 +80,10 @@ layouts! {
         top_k, tokens_max, tokens_min, logprobs, seed, flags, _reserved, stop_tokens,
         stop_tokens_len,
     }
+    "mse_guided" MseGuided { h, kind, _reserved, spec }
     "mse_request" MseRequest {
         h, id, trace, namespace_id, tokens, tokens_len, sampled_before, priority, sampling, ranges,
-        ranges_len, expected_output_tokens, _reserved,
+        ranges_len, expected_output_tokens, _reserved, guided,
     }
     "mse_out" MseOut {
         id, token_off, token_len, logprob_off, logprob_len, flags, finish, rc, cached_tokens,
@@ -169,7 +170,8 @@ const _: () = assert!(size_of::<usize>() == 8 && cfg!(target_endian = "little"))
 const _: () = assert!(size_of::<MseHdr>() == 16 && size_of::<MseErr>() == 256);
 const _: () = assert!(size_of::<MseMagic>() == 88 && size_of::<MseHost>() == 40);
 const _: () = assert!(size_of::<MseInfo>() == 104 && size_of::<MseRange>() == 16);
-const _: () = assert!(size_of::<MseSampling>() == 88 && size_of::<MseRequest>() == 112);
+const _: () = assert!(size_of::<MseSampling>() == 88 && size_of::<MseRequest>() == 120);
+const _: () = assert!(size_of::<MseGuided>() == 40);
 const _: () = assert!(size_of::<MseOut>() == 64 && size_of::<MseLogprob>() == 16);
 const _: () = assert!(size_of::<MseKv>() == 56 && size_of::<MseOp>() == 16);
 const _: () = assert!(size_of::<MseBatch>() == 128 && size_of::<MsePin>() == 72);

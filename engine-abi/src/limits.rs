@@ -11,6 +11,8 @@ pub const RANGES_MAX: u64 = 1024;
 pub const STOP_TOKENS_MAX: u64 = 1024;
 /// Value of `mse_sampling.logprobs`.
 pub const LOGPROBS_MAX: u32 = 129;
+/// Bytes of the form that an output must have.
+pub const GUIDED_BYTES_MAX: u64 = 1 << 20;
 /// Blocks of one pin.
 pub const PIN_BLOCKS_MAX: u64 = 1 << 18;
 /// Bytes of the configuration.

@@ -22,6 +22,10 @@ pub const ERR_FATAL: u32 = 1;
 pub const SAMPLING_SEED: u32 = 1;
 pub const SAMPLING_IGNORE_EOS: u32 = 2;
 
+pub const GUIDED_JSON_SCHEMA: u32 = 1;
+pub const GUIDED_REGEX: u32 = 2;
+pub const GUIDED_LARK: u32 = 3;
+
 pub const LANE_OUT: u32 = 0;
 pub const LANE_KV: u32 = 1;
 pub const LANE_OP: u32 = 2;
@@ -221,6 +225,15 @@ pub struct MseSampling {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct MseGuided {
+    pub h: MseHdr,
+    pub kind: u32,
+    pub _reserved: u32,
+    pub spec: MseStr,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct MseRequest {
     pub h: MseHdr,
     pub id: u64,
@@ -235,6 +248,7 @@ pub struct MseRequest {
     pub ranges_len: u64,
     pub expected_output_tokens: u32,
     pub _reserved: u32,
+    pub guided: *const MseGuided,
 }
 
 #[repr(C)]

@@ -10,8 +10,8 @@ use std::ptr;
 
 use crate::limits::{EXT_NODES_MAX, STRUCT_BYTES_MAX};
 use crate::raw::{
-    EXT_CRITICAL, MseBatch, MseErr, MseExt, MseHdr, MseHost, MseInfo, MsePin, MseRequest,
-    MseSampling, MseStats, MseStr, MseVtable,
+    EXT_CRITICAL, MseBatch, MseErr, MseExt, MseGuided, MseHdr, MseHost, MseInfo, MsePin,
+    MseRequest, MseSampling, MseStats, MseStr, MseVtable,
 };
 use crate::sdk::{Code, EngineError};
 
@@ -37,6 +37,7 @@ headed! {
     MseHost = "mse_host",
     MseInfo = "mse_info",
     MseSampling = "mse_sampling",
+    MseGuided = "mse_guided",
     MseRequest = "mse_request",
     MseBatch = "mse_batch",
     MsePin = "mse_pin",

@@ -24,9 +24,11 @@
 #![deny(missing_docs)]
 
 pub mod compaction;
+pub mod constraint;
 pub mod edits;
 pub mod encode;
 pub mod error;
+pub mod family;
 mod hints;
 pub mod history;
 mod ir;
@@ -39,9 +41,11 @@ mod session;
 pub mod template;
 mod ttl;
 
+pub use constraint::{Constraint, ConstraintKind, Spelling, constraint};
 pub use edits::{AppliedEdit, ContextEdits, Edit, apply_edits};
 pub use encode::{Finish, PinNote, ResponseMeta, StreamEncoder, Transcript, Usage};
 pub use error::{ApiError, ErrorKind};
+pub use family::Family;
 pub use hints::Hints;
 pub use ir::{
     Block, Breakpoint, CacheControl, Content, Conversation, Grammar, GrammarSyntax, Message,

@@ -65,3 +65,13 @@ pub const TOOL_CALL_BYTES_MAX: usize = 4 << 20;
 pub const HELD_NEWLINES_MAX: usize = 64;
 /// Most tool calls in one answer; further ones come out as text.
 pub const TOOL_CALLS_MAX: u32 = 256;
+/// Most parameters of one call in a family that writes them one by one, and most items of a list there.
+pub const TOOL_PARAMETERS_MAX: usize = 4_096;
+/// Longest header of a message on a channel, in bytes; a longer one is text.
+pub const CHANNEL_HEADER_BYTES_MAX: usize = 512;
+/// Largest schema or grammar that an answer can be held to, in bytes, the tools' schemas together.
+pub const FORM_BYTES_MAX: usize = 512 << 10;
+/// Deepest nesting of a schema.
+pub const SCHEMA_DEPTH_MAX: usize = 48;
+/// Most values in a schema, inner ones included.
+pub const SCHEMA_NODES_MAX: usize = 50_000;

@@ -1,8 +1,8 @@
 //! Generated text, cut into thinking, visible text and tool calls while it streams.
 //!
-//! Models write markup (`<think>…</think>`, `<tool_call>{…}</tool_call>`, the Hermes and Qwen
-//! form) into one text; clients want typed pieces. The parser never shows half a tag: a tail that
-//! could still become one is held back. How the text is split into deltas makes no difference to
+//! Models write markup (`<think>…</think>`, `<tool_call>{…}</tool_call>` and what other
+//! [families](crate::family) write) into one text; clients want typed pieces. The parser never
+//! shows half a tag: a tail that could still become one is held back. How the text is split into deltas makes no difference to
 //! the result. Tool calls come out whole, once their JSON is known to be complete and well
 //! formed; anything malformed comes out as the text it is, so that nothing is lost and nothing
 //! invented. Stop strings are looked for in visible text only, not in thinking or calls.
@@ -10,21 +10,14 @@
 //! Newlines right beside a tag belong to the markup, not to the answer, and are dropped, because
 //! templates put them there and would double them on the next turn.
 
-mod call;
+mod calls;
 mod stop;
 
 use std::collections::VecDeque;
 
-use crate::limits::{HELD_NEWLINES_MAX, TOOL_CALL_BYTES_MAX, TOOL_CALLS_MAX};
-use call::{Parsed, parse_call};
+use crate::family::{Family, Markup, Scan, Section, ToolTypes};
+use crate::limits::{CHANNEL_HEADER_BYTES_MAX, HELD_NEWLINES_MAX, TOOL_CALLS_MAX};
 use stop::StopMatcher;
-
-const THINK: &str = "<think>";
-const THINK_END: &str = "</think>";
-const CALL: &str = "<tool_call>";
-const CALL_END: &str = "</tool_call>";
-/// End tags within one call's strings before it counts as text: each costs a parse of the call.
-const CALL_ENDS_MAX: u32 = 64;
 
 /// A typed piece of an answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,6 +66,10 @@ pub struct TokenLogprob {
 /// it.
 #[derive(Clone, Debug, Default)]
 pub struct OutputOptions {
+    /// How the model writes thoughts and calls.
+    pub family: Family,
+    /// Which parameters are texts, for families that do not say.
+    pub types: ToolTypes,
     /// Take `<think>` as markup.
     pub parse_thinking: bool,
     /// The prompt ended in `<think>`: the text begins with thinking.
@@ -88,14 +85,38 @@ enum Mode {
     Text,
     Thinking,
     Call,
+    /// Within the header of a message on a channel.
+    Header,
     Stopped,
+}
+
+/// What a tag stands for.
+#[derive(Clone, Copy, Debug)]
+enum Tag {
+    Think,
+    ThinkEnd,
+    Call(&'static Section),
+    /// Around calls; says nothing by itself.
+    Skipped,
+    Header,
 }
 
 /// Cuts a growing text into [`OutputEvent`]s.
 #[derive(Debug)]
 pub struct OutputParser {
     options: OutputOptions,
+    markup: &'static Markup,
+    /// What tags begin with, and the newline.
+    starts: Vec<char>,
     mode: Mode,
+    /// How the call that is being collected is written.
+    section: &'static Section,
+    /// Where it ends, if it is a value in brackets.
+    scan: Scan,
+    /// The tag that opened the current header.
+    header_open: &'static str,
+    /// The tool that the last header named.
+    recipient: String,
     /// Text not yet decided on: a possible tag's beginning, or a call being collected.
     pending: String,
     /// Newlines seen but not shown, until it is known whether a tag follows them.
@@ -123,8 +144,15 @@ impl OutputParser {
     /// A parser at the start of an answer.
     pub fn new(options: OutputOptions) -> OutputParser {
         let mode = if options.thinking_open { Mode::Thinking } else { Mode::Text };
+        let markup = options.family.markup();
         OutputParser {
+            markup,
+            starts: starts(markup, options.family),
             mode,
+            section: &markup.sections[0],
+            scan: Scan::default(),
+            header_open: "",
+            recipient: String::new(),
             pending: String::new(),
             held_newlines: 0,
             after_tag: options.thinking_open,
@@ -165,6 +193,7 @@ impl OutputParser {
         self.decided = self.pushed;
         match self.mode {
             Mode::Call => self.close_call_at_end(&rest),
+            Mode::Header => self.header_is_text(&rest),
             Mode::Text | Mode::Thinking => {
                 self.release_newlines();
                 self.show(&rest);
@@ -196,6 +225,7 @@ impl OutputParser {
         while at < work.len() && self.mode != Mode::Stopped {
             let step = match self.mode {
                 Mode::Call => self.step_call(&work[at..]),
+                Mode::Header => self.step_header(&work[at..]),
                 _ => self.step_markup(&work[at..]),
             };
             match step {
@@ -214,7 +244,7 @@ impl OutputParser {
 
     /// Consumes plain text, a newline or a tag in text or thinking; `None` to wait for more.
     fn step_markup(&mut self, rest: &str) -> Option<usize> {
-        let plain = rest.find(['\n', '<']).unwrap_or(rest.len());
+        let plain = rest.find(self.starts.as_slice()).unwrap_or(rest.len());
         if plain > 0 {
             self.decided += plain;
             self.release_newlines();
@@ -231,117 +261,121 @@ impl OutputParser {
             }
             return Some(1);
         }
+        if self.parts_calls(rest) {
+            self.decided += 1;
+            return Some(1);
+        }
         let mut may_become = false;
-        for tag in self.tags().into_iter().flatten() {
-            if rest.starts_with(tag) {
-                self.enter(tag);
-                return Some(tag.len());
+        for (text, tag) in self.tags() {
+            if rest.starts_with(text) {
+                return Some(self.enter(text, tag));
             }
-            may_become |= tag.starts_with(rest);
+            may_become |= text.starts_with(rest);
         }
         if may_become {
             return None;
         }
-        self.decided += 1;
+        let first = rest.chars().next().map_or(0, char::len_utf8);
+        self.decided += first;
         self.release_newlines();
-        self.show("<");
-        Some(1)
+        self.show(&rest[..first]);
+        Some(first)
+    }
+
+    /// Llama puts `;` between calls.
+    fn parts_calls(&self, rest: &str) -> bool {
+        let between = self.after_tag && self.fresh && self.calls > 0;
+        self.options.family == Family::Llama3Json && between && rest.starts_with([';', ' '])
     }
 
     /// The tags that count at this place.
-    fn tags(&self) -> [Option<&'static str>; 2] {
+    fn tags(&self) -> Vec<(&'static str, Tag)> {
+        let markup = self.markup;
+        let opens = markup.headers.iter().flat_map(|headers| headers.opens);
+        let headers = opens.map(|open| (*open, Tag::Header));
         if self.mode == Mode::Thinking {
-            return [Some(THINK_END), None];
+            return std::iter::once((markup.think_end, Tag::ThinkEnd)).chain(headers).collect();
         }
-        let think = self.options.parse_thinking && self.fresh;
-        let call = self.options.parse_tools && self.calls < TOOL_CALLS_MAX;
-        [think.then_some(THINK), call.then_some(CALL)]
+        let mut tags: Vec<_> = headers.collect();
+        if self.options.parse_thinking && self.fresh && markup.headers.is_none() {
+            tags.push((markup.think, Tag::Think));
+        }
+        if self.options.parse_tools && self.calls < TOOL_CALLS_MAX {
+            let here =
+                |section: &&Section| !section.open.is_empty() && (self.fresh || !section.bare);
+            let sections = markup.sections.iter().filter(here);
+            tags.extend(sections.map(|section| (section.open, Tag::Call(section))));
+        }
+        if self.options.parse_tools || markup.headers.is_some() {
+            tags.extend(markup.skipped.iter().map(|skipped| (*skipped, Tag::Skipped)));
+        }
+        tags
     }
 
-    fn enter(&mut self, tag: &str) {
+    /// Goes where a tag leads; answers with how much of it is consumed.
+    fn enter(&mut self, text: &'static str, tag: Tag) -> usize {
         // Text before a tag is over: no stop string reaches across markup.
         self.flush_stop();
-        self.decided += tag.len();
+        let consumed =
+            if matches!(tag, Tag::Call(section) if section.bare) { 0 } else { text.len() };
+        self.decided += consumed;
         self.discard_logprobs();
-        if tag != CALL {
+        if !matches!(tag, Tag::Call(_)) {
             self.held_newlines = 0;
         }
         self.after_tag = true;
         self.fresh = true;
-        self.call_scanned = 0;
-        self.call_ends = 0;
         self.mode = match tag {
-            THINK => Mode::Thinking,
-            CALL => Mode::Call,
+            Tag::Think => Mode::Thinking,
+            Tag::ThinkEnd | Tag::Skipped => Mode::Text,
+            Tag::Call(section) => {
+                self.begin_call(section);
+                Mode::Call
+            }
+            Tag::Header => {
+                self.header_open = text;
+                Mode::Header
+            }
+        };
+        consumed
+    }
+
+    /// Reads a header: the channel of the message that follows, and the tool it is for.
+    fn step_header(&mut self, rest: &str) -> Option<usize> {
+        let Some(end) = self.markup.headers.as_ref().map(|headers| headers.end) else {
+            self.mode = Mode::Text;
+            return Some(0);
+        };
+        let Some(at) = rest.find(end).filter(|at| *at <= CHANNEL_HEADER_BYTES_MAX) else {
+            if rest.len() <= CHANNEL_HEADER_BYTES_MAX + end.len() {
+                return None;
+            }
+            self.header_is_text("");
+            return Some(0);
+        };
+        self.decided += at + end.len();
+        self.discard_logprobs();
+        let header = &rest[..at];
+        let channel = header.rsplit("<|channel|>").next().unwrap_or_default().trim_start();
+        let to = header.split_once("to=").map_or("", |(_, to)| to);
+        let to = to.split(|c: char| c.is_whitespace() || c == '<').next().unwrap_or_default();
+        self.mode = match to.strip_prefix("functions.") {
+            Some(name) if self.options.parse_tools && self.calls < TOOL_CALLS_MAX => {
+                self.recipient = name.to_owned();
+                self.begin_call(&self.markup.sections[0]);
+                Mode::Call
+            }
+            _ if channel.starts_with("analysis") && self.options.parse_thinking => Mode::Thinking,
             _ => Mode::Text,
         };
+        Some(at + end.len())
     }
 
-    /// Looks for the end of a call in `body`, which starts right after the opening tag.
-    fn step_call(&mut self, body: &str) -> Option<usize> {
-        loop {
-            let found = body[self.call_scanned..].find(CALL_END).map(|f| f + self.call_scanned);
-            let searched = body.len().saturating_sub(CALL_END.len() - 1);
-            let end = match found {
-                Some(end) if end <= TOOL_CALL_BYTES_MAX && self.call_ends < CALL_ENDS_MAX => end,
-                None if searched <= TOOL_CALL_BYTES_MAX => {
-                    let mut from = searched.max(self.call_scanned);
-                    while !body.is_char_boundary(from) {
-                        from -= 1;
-                    }
-                    self.call_scanned = from;
-                    return None;
-                }
-                _ => {
-                    self.call_is_text("");
-                    return Some(0);
-                }
-            };
-            let consumed = end + CALL_END.len();
-            match parse_call(&body[..end]) {
-                Parsed::Call { name, arguments } => {
-                    self.decided += consumed;
-                    self.emit_call(name, arguments);
-                }
-                Parsed::Incomplete => {
-                    // The end tag stands inside a string of the call: look for the next one.
-                    self.call_scanned = consumed;
-                    self.call_ends += 1;
-                    continue;
-                }
-                Parsed::Malformed => {
-                    self.decided += consumed;
-                    self.call_is_text(&body[..consumed]);
-                }
-            }
-            return Some(consumed);
-        }
-    }
-
-    /// The text ended inside a call: models that stop on the end tag never write it.
-    fn close_call_at_end(&mut self, body: &str) {
-        match parse_call(body) {
-            Parsed::Call { name, arguments } => self.emit_call(name, arguments),
-            _ => self.call_is_text(body),
-        }
-    }
-
-    fn emit_call(&mut self, name: String, arguments: String) {
-        self.discard_logprobs();
-        self.held_newlines = 0;
-        self.events.push(OutputEvent::ToolCallStart { index: self.calls, name });
-        self.events.push(OutputEvent::ToolCallArguments(arguments));
-        self.events.push(OutputEvent::ToolCallEnd);
-        self.calls += 1;
+    /// What looked like a header is text after all.
+    fn header_is_text(&mut self, header: &str) {
         self.mode = Mode::Text;
-    }
-
-    /// What looked like a call is text after all, with the newlines that stood before it.
-    fn call_is_text(&mut self, body: &str) {
-        self.mode = Mode::Text;
-        self.release_newlines();
-        self.show(CALL);
-        self.show(body);
+        self.show(self.header_open);
+        self.show(header);
     }
 
     fn release_newlines(&mut self) {
@@ -402,5 +436,23 @@ impl OutputParser {
     }
 }
 
+/// What text has to be looked at: the first characters of all tags, and newlines.
+fn starts(markup: &Markup, family: Family) -> Vec<char> {
+    let headers = markup.headers.iter().flat_map(|headers| headers.opens);
+    let sections = markup.sections.iter().map(|section| &section.open);
+    let tags = [&markup.think, &markup.think_end].into_iter();
+    let tags = tags.chain(sections).chain(markup.skipped).chain(headers);
+    let mut starts: Vec<char> = tags.filter_map(|tag| tag.chars().next()).collect();
+    starts.push('\n');
+    if family == Family::Llama3Json {
+        starts.extend([';', ' ']);
+    }
+    starts.sort_unstable();
+    starts.dedup();
+    starts
+}
+
+#[cfg(test)]
+mod family_tests;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@
 use serde_json::{Map, Value};
 
 use crate::edits::ContextEdits;
+use crate::family::{Family, ToolTypes};
 use crate::hints::Hints;
 use crate::ir::{Block, Conversation, Grammar, Role, ToolChoice};
 use crate::limits::{TOLD_MAX, WARNINGS_MAX};
@@ -117,10 +118,12 @@ impl Request {
     }
 
     /// How the generated text is to be cut. `thinking_open` comes from
-    /// [`Rendered`](crate::Rendered).
-    pub fn output_options(&self, thinking_open: bool) -> OutputOptions {
+    /// [`Rendered`](crate::Rendered), `family` from the model's template.
+    pub fn output_options(&self, thinking_open: bool, family: Family) -> OutputOptions {
         let tools_wanted = self.conversation.tool_choice != ToolChoice::None;
         OutputOptions {
+            family,
+            types: ToolTypes::of(self.conversation.callable()),
             parse_thinking: true,
             thinking_open,
             parse_tools: tools_wanted && self.conversation.callable().next().is_some(),
@@ -259,7 +262,7 @@ pub enum ThinkingDisplay {
     Hidden,
 }
 
-/// The form the answer should have. Not enforced by this crate.
+/// The form the answer should have; [`constraint`](fn@crate::constraint) makes of it what an engine enforces.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum OutputFormat {
     /// Free text.

@@ -91,7 +91,7 @@ fn three_apis_one_conversation_one_prompt() {
 fn three_apis_one_answer() {
     let output = "<think>Polite.</think>You are welcome.<tool_call>{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Lima\"}}</tool_call>";
     let answers = requests().map(|request| {
-        let mut parser = OutputParser::new(request.output_options(false));
+        let mut parser = OutputParser::new(request.output_options(false, Family::Hermes));
         let meta = ResponseMeta {
             request_id: "req_1".to_owned(),
             model: request.model.clone(),

@@ -317,8 +317,10 @@ fn retry_error(event: &v1::GenerateEvent) -> Option<Loss> {
 }
 
 fn final_error(event: &v1::GenerateEvent) -> Option<ApiError> {
-    (event.finish() == v1::Finish::Error)
-        .then(|| ApiError::new(ErrorKind::Internal, event.error.clone()))
+    // A form that the engine cannot make anything of is found out by the engine alone, after it took the request.
+    let is_wrong = event.error_code == ErrorCode::InvalidArgument.grpc();
+    let kind = if is_wrong { ErrorKind::InvalidRequest } else { ErrorKind::Internal };
+    (event.finish() == v1::Finish::Error).then(|| ApiError::new(kind, event.error.clone()))
 }
 
 /// What the worker refused for good: the request itself is wrong.

@@ -9,6 +9,7 @@
 mod aliases;
 mod answer;
 mod config;
+mod constrain;
 mod generate;
 mod http;
 mod members;

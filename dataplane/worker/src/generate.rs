@@ -9,7 +9,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::Stream;
-use mainstay_engine_abi::sdk::{EngineError, Request, RetentionRange, Sampling, caps};
+use mainstay_engine_abi::limits::GUIDED_BYTES_MAX;
+use mainstay_engine_abi::sdk::{
+    EngineError, Guided, GuidedKind, Request, RetentionRange, Sampling, caps,
+};
 use mainstay_proto::convert::u128_from_wire;
 use mainstay_proto::v1;
 use tonic::{Code, Status};
@@ -187,6 +190,12 @@ fn request_from_wire(request: v1::GenerateRequest, life: &Life) -> Result<Reques
     if sampling.logprobs > 0 && !can(caps::LOGPROBS) {
         return Err(invalid("this engine gives no logprobs; leave them out"));
     }
+    // A gateway knows which models take a form; where workers of one model differ, an answer without the form
+    // is better than none.
+    let guided = match request.guided {
+        Some(guided) if can(caps::GUIDED) => guided_from_wire(guided)?,
+        _ => None,
+    };
     // Priorities and retention are hints: an engine without them serves the request all the same.
     let ranges = if can(caps::RETENTION) { ranges_from_wire(&request.ranges)? } else { Vec::new() };
     Ok(Request {
@@ -199,7 +208,23 @@ fn request_from_wire(request: v1::GenerateRequest, life: &Life) -> Result<Reques
         sampling,
         ranges,
         expected_output_tokens: request.expected_output_tokens,
+        guided,
     })
+}
+
+fn guided_from_wire(wire: v1::Guided) -> Result<Option<Guided>, Status> {
+    let kind = match wire.kind {
+        0 => return Ok(None),
+        1 => GuidedKind::JsonSchema,
+        2 => GuidedKind::Regex,
+        3 => GuidedKind::Lark,
+        other => return Err(invalid(format!("guided.kind {other} is unknown"))),
+    };
+    if wire.spec.is_empty() || wire.spec.len() as u64 > GUIDED_BYTES_MAX {
+        let most = GUIDED_BYTES_MAX;
+        return Err(invalid(format!("guided.spec must have 1 to {most} bytes")));
+    }
+    Ok(Some(Guided { kind, spec: wire.spec }))
 }
 
 fn sampling_from_wire(wire: v1::Sampling) -> Result<Sampling, Status> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::{Stream, StreamExt};
+use mainstay_engine_abi::sdk::caps;
 use mainstay_identity::Role;
 use mainstay_proto::v1;
 use mainstay_proto::v1::worker_server::Worker;
@@ -86,6 +87,7 @@ impl Worker for Server {
             device: life.info.device.clone(),
             blocks_total: life.info.blocks_total,
             files,
+            takes_guided: life.caps & caps::GUIDED != 0,
         }))
     }
 

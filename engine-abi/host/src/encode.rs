@@ -1,9 +1,10 @@
 //! Requests and pins from the SDK's words into their C form, borrowed for one call.
 
 use mainstay_engine_abi::raw::{
-    MseHdr, MsePin, MseRange, MseRequest, MseSampling, MseU128, SAMPLING_IGNORE_EOS, SAMPLING_SEED,
+    GUIDED_JSON_SCHEMA, GUIDED_LARK, GUIDED_REGEX, MseGuided, MseHdr, MsePin, MseRange, MseRequest,
+    MseSampling, MseStr, MseU128, SAMPLING_IGNORE_EOS, SAMPLING_SEED,
 };
-use mainstay_engine_abi::sdk::{Pin, Request, Sampling};
+use mainstay_engine_abi::sdk::{Guided, GuidedKind, Pin, Request, Sampling};
 
 fn sampling(from: &Sampling) -> MseSampling {
     let seed = if from.seed.is_some() { SAMPLING_SEED } else { 0 };
@@ -29,9 +30,23 @@ fn sampling(from: &Sampling) -> MseSampling {
     }
 }
 
+fn guided(from: &Guided) -> MseGuided {
+    MseGuided {
+        h: MseHdr::of::<MseGuided>(),
+        kind: match from.kind {
+            GuidedKind::JsonSchema => GUIDED_JSON_SCHEMA,
+            GuidedKind::Regex => GUIDED_REGEX,
+            GuidedKind::Lark => GUIDED_LARK,
+        },
+        _reserved: 0,
+        spec: MseStr::of(&from.spec),
+    }
+}
+
 /// Calls `call` with the C form of `from`; the pointer is good for the call only.
 pub(crate) fn request<T>(from: &Request, call: impl FnOnce(&MseRequest) -> T) -> T {
     let sampling = sampling(&from.sampling);
+    let guided = from.guided.as_ref().map(guided);
     let ranges: Vec<MseRange> = from
         .ranges
         .iter()
@@ -57,6 +72,7 @@ pub(crate) fn request<T>(from: &Request, call: impl FnOnce(&MseRequest) -> T) ->
         ranges_len: ranges.len() as u64,
         expected_output_tokens: from.expected_output_tokens,
         _reserved: 0,
+        guided: guided.as_ref().map_or(std::ptr::null(), std::ptr::from_ref),
     })
 }
 

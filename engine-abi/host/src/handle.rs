@@ -95,6 +95,9 @@ impl EngineHandle {
     /// the future before it is done leaves it open whether the engine has the request; cancel it by
     /// its id, and don't count on an output.
     pub async fn submit(&self, request: Request) -> Result<(), HostError> {
+        if request.guided.is_some() {
+            self.demand(caps::GUIDED, "GUIDED")?;
+        }
         let live = &self.inner.shared.live;
         let id = request.id;
         live.enter(id)?;

@@ -15,7 +15,7 @@ use crate::KvBatch;
 use crate::error::{ExitReason, LoadError};
 use crate::magic::EngineIdentity;
 
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
 /// Bytes of one frame's body. The largest batch that decoding lets through is about 150 MiB.
 pub(crate) const FRAME_BYTES_MAX: usize = 256 << 20;
 /// Batches that a child may send on each lane before the host has passed one on.

@@ -3,10 +3,13 @@
 //! Checking here, once, spares every engine the same checks: lengths, token ids against the
 //! vocabulary, finite and sensible sampling values, ranges that are ranges.
 
-use super::types::{Info, Pin, Request, RetentionRange, Sampling};
+use super::types::{Guided, GuidedKind, Info, Pin, Request, RetentionRange, Sampling};
 use super::{Code, EngineError};
 use crate::limits;
-use crate::raw::{MsePin, MseRange, MseRequest, MseSampling, SAMPLING_IGNORE_EOS, SAMPLING_SEED};
+use crate::raw::{
+    GUIDED_JSON_SCHEMA, GUIDED_LARK, GUIDED_REGEX, MseGuided, MsePin, MseRange, MseRequest,
+    MseSampling, SAMPLING_IGNORE_EOS, SAMPLING_SEED,
+};
 use crate::read::{read_struct, slice};
 
 fn invalid<T>(message: String) -> Result<T, EngineError> {
@@ -42,6 +45,8 @@ pub(super) unsafe fn request(
     let raw_ranges =
         unsafe { slice(raw.ranges, raw.ranges_len, limits::RANGES_MAX, "the list of ranges")? };
     let ranges = raw_ranges.iter().map(range).collect::<Result<_, _>>()?;
+    // SAFETY: as above.
+    let guided = unsafe { guided(raw.guided)? };
     Ok(Request {
         id: raw.id,
         trace: raw.trace.into(),
@@ -52,7 +57,36 @@ pub(super) unsafe fn request(
         sampling,
         ranges,
         expected_output_tokens: raw.expected_output_tokens,
+        guided,
     })
+}
+
+/// Whether the engine can honour it is the shim's question, which knows the engine's capabilities.
+unsafe fn guided(pointer: *const MseGuided) -> Result<Option<Guided>, EngineError> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller's promise, here and below.
+    let raw = unsafe { read_struct(pointer)? };
+    check_reserved(raw._reserved != 0, "mse_guided")?;
+    let kind = match raw.kind {
+        GUIDED_JSON_SCHEMA => GuidedKind::JsonSchema,
+        GUIDED_REGEX => GuidedKind::Regex,
+        GUIDED_LARK => GuidedKind::Lark,
+        // A form that is not understood must not become free text.
+        other => {
+            return Err(EngineError::new(Code::TooNew, format!("mse_guided has the kind {other}")));
+        }
+    };
+    // SAFETY: as above.
+    let spec = unsafe {
+        slice(raw.spec.ptr, raw.spec.len, limits::GUIDED_BYTES_MAX, "the output's form")?
+    };
+    match std::str::from_utf8(spec) {
+        Ok("") => invalid("the output's form is empty".into()),
+        Ok(spec) => Ok(Some(Guided { kind, spec: spec.to_owned() })),
+        Err(_) => invalid("the output's form is not UTF-8".into()),
+    }
 }
 
 fn check_tokens(tokens: &[u32], info: &Info) -> Result<(), EngineError> {

@@ -27,8 +27,9 @@ pub use error::{Code, EngineError};
 pub use lanes::{KvTaken, Lanes, OPS_MAX, OUT_ITEMS_SOFT, OpDone, Waited};
 pub use log::{HostLog, Level};
 pub use types::{
-    Cause, Finish, Health, Identity, Info, KvEvent, Logprob, Output, Pin, Request, RetentionRange,
-    Sampling, Stats, TIER_DEVICE, TIER_DISK, TIER_HOST, TIER_REMOTE, TOKENS_TO_END, caps,
+    Cause, Finish, Guided, GuidedKind, Health, Identity, Info, KvEvent, Logprob, Output, Pin,
+    Request, RetentionRange, Sampling, Stats, TIER_DEVICE, TIER_DISK, TIER_HOST, TIER_REMOTE,
+    TOKENS_TO_END, caps,
 };
 
 /// The words shared with the rest of Mainstay, so that an engine needs this one dependency:

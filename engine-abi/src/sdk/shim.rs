@@ -223,6 +223,10 @@ unsafe extern "C" fn submit<E: Engine>(
                 let message = "the host does not keep up with the outputs";
                 return Err(EngineError::exhausted(message, OUT_FULL_RETRY_MS));
             }
+            if request.guided.is_some() && E::CAPS & caps::GUIDED == 0 {
+                let message = "this engine gives its outputs no form";
+                return Err(EngineError::new(Code::Unimplemented, message));
+            }
             instance.engine.submit(request)
         })
     }

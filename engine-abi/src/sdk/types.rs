@@ -42,8 +42,10 @@ pub mod caps {
     pub const LOGPROBS: u64 = 1 << 6;
     /// Events carry Mainstay's own keyed sequence hash.
     pub const CANONICAL_HASH: u64 = 1 << 7;
+    /// Honours [`Guided`](super::Guided).
+    pub const GUIDED: u64 = 1 << 8;
     /// Every bit that this version of the ABI knows.
-    pub const KNOWN: u64 = (1 << 8) - 1;
+    pub const KNOWN: u64 = (1 << 9) - 1;
 }
 
 /// How tokens are chosen. The shims have refused values that are not finite or out of range.
@@ -108,6 +110,28 @@ pub struct RetentionRange {
     pub duration_ms: u32,
 }
 
+/// How the form of an output is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum GuidedKind {
+    /// A JSON schema.
+    JsonSchema,
+    /// A regular expression that the whole output matches.
+    Regex,
+    /// A grammar in llguidance's form of Lark; `<[7]>` is the token 7.
+    Lark,
+}
+
+/// A form that the output must have, from its first token on; the tokens counted by
+/// [`Request::sampled_before`] are its start.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Guided {
+    pub kind: GuidedKind,
+    /// Never empty. What the engine does not understand ends the request with `Invalid`.
+    pub spec: String,
+}
+
 /// One generation. `id` is the host's and unique among the live requests.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -127,6 +151,8 @@ pub struct Request {
     pub ranges: Vec<RetentionRange>,
     /// A hint, 0 when unknown.
     pub expected_output_tokens: u32,
+    /// Only for an engine with [`caps::GUIDED`].
+    pub guided: Option<Guided>,
 }
 
 /// A lease: the engine keeps these blocks, those it holds and those it will come to hold.

@@ -6,6 +6,7 @@
 //! instead of piling up. Should the thread die, every live request still gets its final output and
 //! the engine says that it is broken.
 
+mod forms;
 mod work;
 
 use std::collections::{HashMap, VecDeque};
@@ -15,10 +16,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mainstay_engine_abi::sdk::{
-    Code, Engine, EngineError, Health, HostLog, Identity, Info, Lanes, Pin, Request, Stats, caps,
+    Code, Engine, EngineError, Finish, Health, HostLog, Identity, Info, Lanes, Pin, Request, Stats,
+    caps,
 };
 
 use crate::LoadError;
+use crate::guided::{Compiler, Guide};
 use crate::open::{load_model, open_scheduler};
 use crate::options::{ModelPlace, Options};
 use crate::scheduler::{Limits, Scheduler, check};
@@ -33,11 +36,18 @@ const CANCEL_GRACE: Duration = Duration::from_secs(10);
 const TARGET: &str = "native";
 
 enum Command {
-    Submit(Request),
+    Submit(Request, Option<Box<Guide>>),
+    /// Its form could not be made, or nobody waits for it any more.
+    Refuse(u64, Finish),
     Cancel(u64),
     Pin(Pin),
-    Unpin { op_id: u64, pin_id: u128 },
-    Snapshot { op_id: u64 },
+    Unpin {
+        op_id: u64,
+        pin_id: u128,
+    },
+    Snapshot {
+        op_id: u64,
+    },
 }
 
 struct Live {
@@ -48,6 +58,8 @@ struct Live {
 #[derive(Default)]
 struct Inbox {
     commands: VecDeque<Command>,
+    /// Requests whose form is not compiled yet; among the live ones, so bounded with them.
+    forms: VecDeque<Request>,
     live: HashMap<u64, Live>,
     live_tokens: u64,
     draining: bool,
@@ -61,6 +73,8 @@ struct Shared {
     inbox: Mutex<Inbox>,
     /// Rung for the thread.
     bell: Condvar,
+    /// Rung for the thread that compiles forms.
+    forms_bell: Condvar,
     /// Rung when no request is live.
     quiet: Condvar,
 }
@@ -86,7 +100,7 @@ impl Shared {
 /// Llama, Qwen2 and Qwen3 on the CPU.
 pub struct NativeEngine {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
     limits: Limits,
     vocab: usize,
     info: Info,
@@ -133,7 +147,8 @@ impl Engine for NativeEngine {
         | caps::PRIORITY
         | caps::RETENTION
         | caps::LOGPROBS
-        | caps::CANONICAL_HASH;
+        | caps::CANONICAL_HASH
+        | caps::GUIDED;
 
     fn create(config_json: &str, lanes: Arc<Lanes>, log: HostLog) -> Result<Self, EngineError> {
         let options = Options::parse(config_json)?;
@@ -158,8 +173,12 @@ impl Engine for NativeEngine {
         let shared = Arc::new(Shared {
             inbox: Mutex::new(Inbox { stats: scheduler.stats(), ..Inbox::default() }),
             bell: Condvar::new(),
+            forms_bell: Condvar::new(),
             quiet: Condvar::new(),
         });
+        let eos_tokens = &scheduler.model().config().eos_tokens;
+        let compiler = Compiler::new(options.place.clone(), info.vocab as usize, eos_tokens);
+        let forms_thread = forms::spawn(compiler, Arc::clone(&shared))?;
         let theirs = Arc::clone(&shared);
         let body = move || {
             let work = AssertUnwindSafe(|| work::run(scheduler, &theirs, &lanes, started));
@@ -171,7 +190,8 @@ impl Engine for NativeEngine {
         let thread = std::thread::Builder::new().name("native-engine".to_owned()).spawn(body);
         let thread =
             thread.map_err(|e| EngineError::internal(format!("no thread for the engine: {e}")))?;
-        Ok(Self { shared, thread: Some(thread), limits, vocab: info.vocab as usize, info })
+        let threads = vec![thread, forms_thread];
+        Ok(Self { shared, threads, limits, vocab: info.vocab as usize, info })
     }
 
     fn info(&self) -> Info {
@@ -209,9 +229,15 @@ impl Engine for NativeEngine {
         }
         inbox.live.insert(request.id, Live { tokens, cancelled: false });
         inbox.live_tokens += tokens;
-        inbox.commands.push_back(Command::Submit(request));
+        let bell = if request.guided.is_some() {
+            inbox.forms.push_back(request);
+            &self.shared.forms_bell
+        } else {
+            inbox.commands.push_back(Command::Submit(request, None));
+            &self.shared.bell
+        };
         drop(inbox);
-        self.shared.bell.notify_one();
+        bell.notify_one();
         Ok(())
     }
 
@@ -268,8 +294,9 @@ impl Drop for NativeEngine {
     fn drop(&mut self) {
         self.shared.lock().stopping = true;
         self.shared.bell.notify_one();
-        if let Some(thread) = self.thread.take() {
-            // Its panics are caught inside; there is nothing more to learn from it.
+        self.shared.forms_bell.notify_one();
+        for thread in self.threads.drain(..) {
+            // Their panics are caught inside; there is nothing more to learn from them.
             let _ = thread.join();
         }
     }

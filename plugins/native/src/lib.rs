@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod config;
 mod engine;
 mod error;
+pub mod guided;
 mod json;
 pub mod model;
 mod open;

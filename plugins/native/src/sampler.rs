@@ -3,8 +3,9 @@
 //! It is a pure function of the logits, the request's settings and how many tokens the request has
 //! drawn before: the random number is a counter-based function of seed and that count, so that
 //! neither batching, preemption nor a migration to another engine changes a request's tokens. The
-//! order of filters is: penalties, minimum length, temperature, min-p, top-k, top-p. Logits that
-//! are not finite end in an error, never in a panic.
+//! order of filters is: form, penalties, minimum length, temperature, min-p, top-k, top-p. Under a
+//! form the minimum length does not count: where the form is complete, the end is all there is.
+//! Logits that are not finite end in an error, never in a panic.
 
 mod philox;
 #[cfg(test)]
@@ -14,6 +15,8 @@ use std::collections::HashMap;
 
 use mainstay_engine_abi::limits::LOGPROBS_MAX;
 use mainstay_engine_abi::sdk::{Logprob, Sampling};
+
+use crate::guided::{Guide, GuideError};
 
 /// How many candidates top-p sorts at first; most distributions need no more.
 const TOP_P_FIRST: usize = 256;
@@ -40,6 +43,8 @@ pub struct Sampler {
     seen: HashMap<u32, Seen>,
     /// What the filters have left of a row; kept to be reused, empty in greedy requests.
     candidates: Vec<(f32, u32)>,
+    /// The form that the output must have, and how far it is.
+    guide: Option<Guide>,
 }
 
 /// What was chosen.
@@ -59,6 +64,17 @@ pub struct Choice {
     "the model's logits are not finite; the checkpoint is damaged or does not fit its configuration"
 )]
 pub struct NotFinite;
+
+/// Why there is no token.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DrawError {
+    /// See [`NotFinite`].
+    #[error(transparent)]
+    NotFinite(#[from] NotFinite),
+    /// The form asked for leads nowhere.
+    #[error(transparent)]
+    Guide(#[from] GuideError),
+}
 
 impl Sampler {
     /// `prompt` is the whole prompt; its last `sampled_before` tokens count as drawn. `random_seed`
@@ -85,6 +101,7 @@ impl Sampler {
             ends,
             seen: HashMap::new(),
             candidates: Vec::new(),
+            guide: None,
             settings,
         };
         if sampler.penalises() {
@@ -93,6 +110,17 @@ impl Sampler {
             drawn.iter().for_each(|t| sampler.seen.entry(*t).or_default().generated += 1);
         }
         sampler
+    }
+
+    /// Has the output follow a form.
+    #[must_use]
+    pub fn with_guide(mut self, guide: Guide, eos_tokens: &[u32]) -> Self {
+        // A form that is complete has no other token to go on with, whatever the request ignores.
+        self.ends.extend_from_slice(eos_tokens);
+        self.ends.sort_unstable();
+        self.ends.dedup();
+        self.guide = Some(guide);
+        self
     }
 
     /// Whether the request has all the tokens it asked for.
@@ -114,11 +142,14 @@ impl Sampler {
     }
 
     /// Chooses the next token; `logits` is used up.
-    pub fn choose(&mut self, logits: &mut [f32]) -> Result<Choice, NotFinite> {
+    pub fn choose(&mut self, logits: &mut [f32]) -> Result<Choice, DrawError> {
         let raw =
             (self.settings.logprobs > 0).then(|| RawLogprobs::new(logits, self.settings.logprobs));
+        if let Some(guide) = &mut self.guide {
+            guide.mask(logits)?;
+        }
         self.penalise(logits);
-        if self.drawn_here < self.settings.tokens_min {
+        if self.drawn_here < self.settings.tokens_min && self.guide.is_none() {
             for end in &self.ends {
                 if let Some(logit) = logits.get_mut(*end as usize) {
                     *logit = f32::NEG_INFINITY;
@@ -128,7 +159,7 @@ impl Sampler {
         let best = mainstay_kernels::argmax(logits);
         let top = *logits.get(best).ok_or(NotFinite)?;
         if !top.is_finite() {
-            return Err(NotFinite);
+            return Err(NotFinite.into());
         }
         let token = if self.settings.temperature > 0.0 {
             self.draw(logits, top, best as u32)
@@ -137,6 +168,9 @@ impl Sampler {
         };
         let logprobs = raw.map(|raw| raw.with_chosen(token)).unwrap_or_default();
         self.note(token);
+        if let Some(guide) = &mut self.guide {
+            guide.take(token)?;
+        }
         Ok(Choice { token, ends: self.ends.binary_search(&token).is_ok(), logprobs })
     }
 

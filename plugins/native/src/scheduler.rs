@@ -24,8 +24,9 @@ use mainstay_engine_abi::sdk::{
 use mainstay_kernels::{KvPool, Pool};
 
 use crate::LoadError;
+use crate::guided::Guide;
 use crate::model::{Batch, Model, Scratch};
-use crate::sampler::{Choice, NotFinite};
+use crate::sampler::{Choice, DrawError};
 use mainstay_engine_blocks::{BlockPool, PinError};
 use sequence::{Grid, Place, Sequence};
 
@@ -91,7 +92,7 @@ pub struct Scheduler {
 }
 
 /// A sampled row.
-type Drawn = Option<Result<Choice, NotFinite>>;
+type Drawn = Option<Result<Choice, DrawError>>;
 
 impl Scheduler {
     /// A scheduler with an empty cache.
@@ -150,6 +151,11 @@ impl Scheduler {
 
     /// Queues a request. What is wrong with it becomes its final output.
     pub fn submit(&mut self, request: Request, now_us: u64) {
+        self.submit_guided(request, None, now_us);
+    }
+
+    /// Queues a request whose output follows `guide`, which was made from its form.
+    pub fn submit_guided(&mut self, request: Request, guide: Option<Guide>, now_us: u64) {
         let id = request.id;
         if let Err(error) = check(&request, &self.limits, self.model.config().vocab) {
             self.outputs.push(failure(Output { id, ..Output::default() }, error.rc, error.message));
@@ -158,7 +164,8 @@ impl Scheduler {
         self.arrivals += 1;
         let seed = self.seeds.hash_one((self.arrivals, id));
         let eos_tokens = &self.model.config().eos_tokens;
-        let sequence = Sequence::new(request, self.arrivals, eos_tokens, seed, now_us, &self.grid);
+        let grid = &self.grid;
+        let sequence = Sequence::new(request, guide, self.arrivals, eos_tokens, seed, now_us, grid);
         if self.places.insert(id, sequence.place).is_some() {
             // The engine refuses live ids at the door; should one slip through, the former keeps
             // its place.
@@ -176,6 +183,11 @@ impl Scheduler {
         let sequence = self.waiting.remove(&place)?;
         self.waiting_tokens -= sequence.tokens.len() as u64;
         Some(sequence)
+    }
+
+    /// Ends a request that never got here.
+    pub fn refuse(&mut self, id: u64, finish: Finish) {
+        self.outputs.push(Output { id, finish: Some(finish), ..Output::default() });
     }
 
     /// Ends a request with `Cancelled`; an unknown id is nothing.
@@ -380,7 +392,12 @@ impl Scheduler {
             }
             let ended = match drawn.next().flatten() {
                 Some(Ok(choice)) => self.take_token(index, choice, now_us),
-                Some(Err(error)) => Some((None, internal(error.to_string()))),
+                Some(Err(DrawError::NotFinite(error))) => Some((None, internal(error.to_string()))),
+                Some(Err(DrawError::Guide(error))) => {
+                    let finish =
+                        Finish::Error { rc: Code::Invalid.rc(), message: error.to_string() };
+                    Some((None, finish))
+                }
                 None => Some((None, internal("a row was not computed".into()))),
             };
             match ended {

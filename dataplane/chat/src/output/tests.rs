@@ -1,6 +1,7 @@
 //! The output parser: cases by table, and the property that splitting changes nothing.
 
 use super::*;
+use crate::limits::TOOL_CALL_BYTES_MAX;
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 use std::fmt::Write;
@@ -339,6 +340,7 @@ proptest! {
             thinking_open,
             parse_tools: tools,
             stop: vec!["STOP".to_owned(), "xt<".to_owned()],
+            ..OutputOptions::default()
         };
         let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
         ends.retain(|end| text.is_char_boundary(*end));

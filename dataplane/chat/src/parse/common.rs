@@ -279,10 +279,4 @@ pub(crate) fn output_format(node: &Node<'_>, request: &mut Request) {
         }
         _ => return,
     };
-    request.warn(format!("`{}` is passed on but not enforced", node.path));
-}
-
-/// Warns that a choice of tools can't be forced on the model.
-pub(crate) fn warn_unforced_choice(at: &Node<'_>, request: &mut Request) {
-    request.warn(format!("`{}` is passed on but not enforced", at.path));
 }

@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use super::common::{self, text_blocks, text_part, warn_unforced_choice};
+use super::common::{self, text_blocks, text_part};
 use super::json::{Node, parse_body};
 use super::{ParseOptions, tools};
 use crate::error::ApiError;
@@ -139,9 +139,6 @@ fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     };
     if let Some(disable) = node.get("disable_parallel_tool_use") {
         request.conversation.parallel_tool_calls = !disable.bool()?;
-    }
-    if matches!(request.conversation.tool_choice, ToolChoice::Required | ToolChoice::Named(_)) {
-        warn_unforced_choice(node, request);
     }
     Ok(())
 }

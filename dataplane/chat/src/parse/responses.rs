@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::common::{self, text_blocks, warn_unforced_choice};
+use super::common::{self, text_blocks};
 use super::json::{Node, parse_body};
 use super::{ParseOptions, tools};
 use crate::error::ApiError;
@@ -290,9 +290,6 @@ fn tool_choice(node: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
         _ => return Err(node.wrong_type("a string or an object")),
     };
     request.conversation.tool_choice = choice;
-    if matches!(request.conversation.tool_choice, ToolChoice::Required | ToolChoice::Named(_)) {
-        warn_unforced_choice(node, request);
-    }
     Ok(())
 }
 

@@ -203,7 +203,6 @@ fn chat_of_an_agent() {
             tool free "" {"type":"object","properties":{"input":{"type":"string","description":"The whole input, as plain text."}},"required":["input"],"additionalProperties":false}
             tool bare "" {"type":"object","properties":{}}
             warning: `tools[1]` ignored: a tool of this name was given before
-            warning: `tool_choice` is passed on but not enforced
         "#]],
     );
 }

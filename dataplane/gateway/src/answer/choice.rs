@@ -32,7 +32,9 @@ impl Choice {
         let thinking = turn.prompt.thinking_open;
         let tokenizer = Arc::clone(&turn.card.tokenizer);
         Self {
-            parser: OutputParser::new(turn.request.output_options(thinking)),
+            parser: OutputParser::new(
+                turn.request.output_options(thinking, turn.card.spelling.family),
+            ),
             detokenizer: Detokenizer::new(tokenizer, turn.card.end_tokens.clone()),
             thinking,
             completion_tokens: 0,

@@ -17,9 +17,11 @@ use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{
     ApiError, Conversation, Endpoint, ErrorKind, Request, Sealer, encode, history,
 };
+use mainstay_proto::v1;
 use mainstay_types::TenantId;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::constrain;
 use crate::generate::{self, Job};
 use crate::http::App;
 use crate::model::ModelCard;
@@ -39,6 +41,8 @@ struct Turn {
     request_id: String,
     card: Arc<ModelCard>,
     prompt: Prompt,
+    /// The form that the answer must have.
+    guided: Option<v1::Guided>,
     tenant: TenantId,
     /// Seals thinking for this tenant.
     sealer: Option<Sealer>,
@@ -133,12 +137,14 @@ impl App {
             let options = RenderOptions::of(&request);
             edits::apply(&mut request, options, &card);
             let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
+            let guided = constrain::guided(&mut request, &card, prompt.thinking_open)?;
             let request_id = id;
             let turn = Turn {
                 request,
                 request_id,
                 card,
                 prompt,
+                guided,
                 tenant,
                 sealer,
                 spending,
@@ -296,7 +302,7 @@ impl Turn {
             sampling,
             ranges: Vec::new(),
             expected_output_tokens: self.request.hints.osl.unwrap_or(0),
-            guided: None,
+            guided: self.guided.clone(),
         }
     }
 }

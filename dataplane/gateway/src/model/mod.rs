@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mainstay_chat::template::ChatTemplate;
+use mainstay_chat::{Family, Spelling};
 use mainstay_proto::v1;
 
 pub(crate) use tokenizer::{Detokenizer, Tokenizer};
@@ -40,6 +41,10 @@ pub(crate) struct ModelCard {
     pub(crate) end_tokens: Vec<u32>,
     /// What its first worker computes on; an engine without a model says `simulated`.
     pub(crate) device: String,
+    /// How it writes thoughts and calls.
+    pub(crate) spelling: Spelling,
+    /// Whether its engine can hold an answer to a form.
+    pub(crate) takes_guided: bool,
 }
 
 impl ModelCard {
@@ -64,7 +69,11 @@ impl ModelCard {
         }
         end_tokens.sort_unstable();
         end_tokens.dedup();
+        let family = Family::of(&source, &tokenizer.added());
+        let spelling = Spelling::of(&source, family, |text| tokenizer.added_id(text));
         Ok(Self {
+            spelling,
+            takes_guided: reply.takes_guided,
             name: reply.model.clone(),
             revision: reply.revision.clone(),
             block_tokens: reply.block_tokens.max(1),

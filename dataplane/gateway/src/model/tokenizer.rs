@@ -45,6 +45,8 @@ pub(crate) struct Tokenizer {
     inner: HfTokenizer,
     /// Special tokens as they stand in text, with their ids, longest first.
     specials: Vec<(String, u32)>,
+    /// All tokens that were added to the vocabulary, those too that count as text.
+    added: HashMap<String, u32>,
     /// First bytes of the special tokens, to skip quickly over text without any.
     starts: [bool; 256],
     cache: Mutex<Cache>,
@@ -73,7 +75,9 @@ impl Tokenizer {
         for (text, _) in &specials {
             starts[usize::from(text.as_bytes()[0])] = true;
         }
-        Ok(Self { inner, specials, starts, cache: Mutex::new(Cache::default()) })
+        let added = inner.get_added_tokens_decoder().into_iter().map(|(id, t)| (t.content, id));
+        let added = added.collect();
+        Ok(Self { inner, specials, added, starts, cache: Mutex::new(Cache::default()) })
     }
 
     /// Tokenises a rendered prompt. `offsets` are byte offsets, in rising order, to be told in tokens.
@@ -143,6 +147,16 @@ impl Tokenizer {
     /// The id of a token written as text, for end-of-sequence names in configuration.
     pub(crate) fn id_of(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// The texts of the tokens that stand for themselves in any text.
+    pub(crate) fn added(&self) -> Vec<&str> {
+        self.added.keys().map(String::as_str).collect()
+    }
+
+    /// The id of such a token.
+    pub(crate) fn added_id(&self, text: &str) -> Option<u32> {
+        self.added.get(text).copied()
     }
 
     /// A token as text, for log probabilities.

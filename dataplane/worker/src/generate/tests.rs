@@ -28,6 +28,7 @@ fn request() -> v1::GenerateRequest {
             ..v1::Sampling::default()
         }),
         ranges: vec![v1::RetentionRange { start: 0, end: 3, priority: 90, duration_ms: 0 }],
+        guided: Some(v1::Guided { kind: 1, spec: "{}".to_owned() }),
         ..v1::GenerateRequest::default()
     }
 }
@@ -39,18 +40,23 @@ fn a_sound_request_goes_through_as_it_is() {
     assert_eq!(taken.tokens, [1, 2, 3]);
     assert_eq!(taken.namespace, u128::from_le_bytes([1; 16]));
     assert_eq!((taken.priority, taken.ranges.len(), taken.sampling.tokens_max), (7, 1, 5));
+    let form = Guided { kind: GuidedKind::JsonSchema, spec: "{}".to_owned() };
+    assert_eq!(taken.guided, Some(form));
 }
 
 #[test]
 fn hints_that_an_engine_does_not_know_are_left_out() {
     let taken = request_from_wire(request(), &life(caps::NAMESPACE)).expect("sound");
-    assert_eq!((taken.priority, taken.ranges.len()), (0, 0));
+    assert_eq!((taken.priority, taken.ranges.len(), taken.guided), (0, 0, None));
 }
 
 #[test]
 fn what_is_malformed_is_refused_and_never_guessed() {
     type Break = fn(&mut v1::GenerateRequest);
-    let breaks: [(&str, Break); 16] = [
+    let breaks: [(&str, Break); 19] = [
+        ("a form of an unknown kind", |r| form(r).kind = 4),
+        ("a form of nothing", |r| form(r).spec.clear()),
+        ("a form without end", |r| form(r).spec = "x".repeat((1 << 20) + 1)),
         ("a short namespace", |r| r.namespace = Bytes::from_static(&[1; 15])),
         ("no tokens", |r| r.tokens.clear()),
         ("too many tokens", |r| r.tokens = vec![1; 17]),
@@ -78,6 +84,10 @@ fn what_is_malformed_is_refused_and_never_guessed() {
 
 fn sampling(request: &mut v1::GenerateRequest) -> &mut v1::Sampling {
     request.sampling.as_mut().expect("set above")
+}
+
+fn form(request: &mut v1::GenerateRequest) -> &mut v1::Guided {
+    request.guided.as_mut().expect("set above")
 }
 
 #[test]

@@ -141,7 +141,8 @@ fn sampling() -> MseSampling {
     }
 }
 
-use crate::raw::{MseRange, MseSampling};
+use crate::raw::{MseGuided, MseRange, MseSampling};
+use crate::sdk::{Guided, GuidedKind};
 
 fn request<'a>(id: u64, tokens: &'a [u32], sampling: &'a MseSampling) -> MseRequest {
     MseRequest {
@@ -158,7 +159,47 @@ fn request<'a>(id: u64, tokens: &'a [u32], sampling: &'a MseSampling) -> MseRequ
         ranges_len: 0,
         expected_output_tokens: 0,
         _reserved: 0,
+        guided: ptr::null(),
     }
+}
+
+fn guided(kind: u32, spec: &[u8]) -> MseGuided {
+    let spec = MseStr { ptr: spec.as_ptr(), len: spec.len() as u64 };
+    MseGuided { h: MseHdr::of::<MseGuided>(), kind, _reserved: 0, spec }
+}
+
+#[test]
+fn a_form_is_read_whole_or_refused() {
+    let (good, one) = (sampling(), [1_u32]);
+    let base = request(1, &one, &good);
+    let info = Info { vocab: 10, context_tokens_max: 10, ..Info::default() };
+    let read = |form: &MseGuided| {
+        let request = MseRequest { guided: form, ..base };
+        // SAFETY: whole structs that outlive the call.
+        unsafe { decode::request(&raw const request, &info) }.map(|request| request.guided)
+    };
+    let form = |kind, spec: &str| Some(Guided { kind, spec: spec.to_owned() });
+    assert_eq!(read(&guided(1, b"{}")).unwrap(), form(GuidedKind::JsonSchema, "{}"));
+    assert_eq!(read(&guided(2, b"a+")).unwrap(), form(GuidedKind::Regex, "a+"));
+    assert_eq!(read(&guided(3, b"start: \"a\"")).unwrap(), form(GuidedKind::Lark, "start: \"a\""));
+
+    let endless = MseStr { ptr: one.as_ptr().cast(), len: limits::GUIDED_BYTES_MAX + 1 };
+    let endless = MseGuided { spec: endless, ..guided(1, b"{}") };
+    for (form, code) in [
+        (guided(1, b""), Code::Invalid),
+        (guided(1, b"\xff"), Code::Invalid),
+        (endless, Code::Invalid),
+        (guided(0, b"{}"), Code::TooNew),
+        (guided(4, b"{}"), Code::TooNew),
+        (MseGuided { _reserved: 1, ..guided(1, b"{}") }, Code::TooNew),
+    ] {
+        assert_eq!(read(&form).unwrap_err().rc, code, "{form:?}");
+    }
+    let held = create_with("{}").unwrap();
+    let form = guided(1, b"{}");
+    let request = MseRequest { guided: &raw const form, ..base };
+    let refused = held.submit(&request).unwrap_err();
+    assert_eq!(refused.rc, Code::Unimplemented, "an engine that says it cannot gets none");
 }
 
 impl Held {

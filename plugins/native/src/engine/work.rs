@@ -57,7 +57,10 @@ fn take(shared: &Shared, wait: Option<Duration>) -> Option<VecDeque<Command>> {
 
 fn obey(command: Command, scheduler: &mut Scheduler, lanes: &Lanes, now_us: u64) {
     match command {
-        Command::Submit(request) => scheduler.submit(request, now_us),
+        Command::Submit(request, guide) => {
+            scheduler.submit_guided(request, guide.map(|guide| *guide), now_us);
+        }
+        Command::Refuse(id, finish) => scheduler.refuse(id, finish),
         Command::Cancel(id) => scheduler.cancel(id, now_us),
         Command::Pin(pin) => match scheduler.pin(pin.pin_id, &pin.blocks, pin.ttl_ms, now_us) {
             Ok(held) => lanes.op(pin.op_id, 0, held),
@@ -123,7 +126,7 @@ fn end_left(shared: &Shared, lanes: &Lanes, finish: &Finish) {
 
 fn refuse(command: Command, lanes: &Lanes) {
     match command {
-        Command::Submit(_) | Command::Cancel(_) => {}
+        Command::Submit(..) | Command::Refuse(..) | Command::Cancel(_) => {}
         Command::Pin(pin) => lanes.op(pin.op_id, Code::Unavailable.rc(), 0),
         Command::Unpin { op_id, .. } | Command::Snapshot { op_id } => {
             lanes.op(op_id, Code::Unavailable.rc(), 0);
@@ -135,6 +138,7 @@ fn refuse(command: Command, lanes: &Lanes) {
 pub(super) fn die(shared: &Shared, lanes: &Lanes) {
     let mut inbox = shared.lock();
     inbox.dead = true;
+    shared.forms_bell.notify_one();
     let commands = std::mem::take(&mut inbox.commands);
     drop(inbox);
     commands.into_iter().for_each(|command| refuse(command, lanes));

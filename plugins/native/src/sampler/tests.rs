@@ -153,7 +153,7 @@ fn logprobs_are_the_models_own() {
 fn rows_that_are_not_finite_are_errors() {
     for row in [vec![], vec![f32::NAN; 4], vec![f32::NEG_INFINITY; 4], vec![f32::INFINITY, 0.0]] {
         let mut sampler = sampler(settings());
-        assert_eq!(sampler.choose(&mut row.clone()), Err(NotFinite));
+        assert_eq!(sampler.choose(&mut row.clone()), Err(NotFinite.into()));
     }
     assert_eq!(choose(&mut sampler(settings()), &[f32::NAN, 1.0, f32::NEG_INFINITY]), 1);
 }

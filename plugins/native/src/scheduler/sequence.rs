@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
 use mainstay_engine_abi::sdk::{Logprob, Output, Request, RetentionRange, TOKENS_TO_END};
 
+use crate::guided::Guide;
 use crate::sampler::Sampler;
 use mainstay_engine_blocks::{BlockId, Claim};
 
@@ -51,6 +52,7 @@ impl Grid {
 impl Sequence {
     pub(super) fn new(
         request: Request,
+        guide: Option<Guide>,
         arrival: u64,
         eos_tokens: &[u32],
         random_seed: u64,
@@ -58,13 +60,16 @@ impl Sequence {
         grid: &Grid,
     ) -> Self {
         let sampled_before = request.sampled_before as usize;
-        let sampler = Sampler::new(
+        let mut sampler = Sampler::new(
             request.sampling,
             eos_tokens,
             &request.tokens,
             sampled_before,
             random_seed,
         );
+        if let Some(guide) = guide {
+            sampler = sampler.with_guide(guide, eos_tokens);
+        }
         let mut sequence = Self {
             id: request.id,
             place: (Reverse(request.priority), arrival),

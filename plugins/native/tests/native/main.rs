@@ -8,4 +8,5 @@
 mod common;
 mod engine;
 mod golden;
+mod guided;
 mod serving;
