@@ -1,6 +1,7 @@
 //! The gateway's routes.
 
 mod admin;
+mod door;
 mod health;
 mod inflate;
 mod pin_create;
@@ -36,6 +37,7 @@ use crate::replica::Replica;
 use crate::stored::Stored;
 use crate::tenant::Tenants;
 use crate::workers::Workers;
+use door::Door;
 use starting::Starting;
 
 /// The largest request body, in bytes: what Anthropic's API accepts.
@@ -94,18 +96,6 @@ impl App {
     }
 }
 
-/// How long a gateway that ends tells clients to leave before it closes connections that are idle: a request that is on
-/// its way over one that is just being closed is lost.
-const LEAVE: Duration = Duration::from_millis(500);
-
-/// Tells the client to send nothing more over this connection, once the gateway ends.
-async fn leave(State(stopped): State<watch::Receiver<bool>>, mut response: Response) -> Response {
-    if *stopped.borrow() {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
-}
-
 /// Serves until told to stop; open streams then go on until they end.
 pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::Receiver<bool>) {
     let router = Router::new()
@@ -135,17 +125,24 @@ pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::R
         .layer(axum::extract::DefaultBodyLimit::disable())
         .layer(middleware::from_fn_with_state(Starting::new(app.clone()), starting::hold))
         .layer(middleware::map_response_with_state(app.clone(), staleness::state))
-        .layer(middleware::map_response_with_state(stopped.clone(), leave))
+        .layer(middleware::map_response_with_state(stopped.clone(), door::leave))
         .with_state(app);
-    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+    let door = match Door::new(listener, stopped.clone()) {
+        Ok(door) => door,
+        Err(error) => {
+            tracing::error!(%error, "the listener has no address");
+            return;
+        }
+    };
+    let door = axum::serve::ListenerExt::tap_io(door, |stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY on a connection");
         }
     });
-    let served = axum::serve(listener, router)
+    let served = axum::serve(door, router)
         .with_graceful_shutdown(async move {
-            let _ = stopped.wait_for(|s| *s).await;
-            tokio::time::sleep(LEAVE).await;
+            door::ends(&mut stopped).await;
+            tokio::time::sleep(door::LEAVE).await;
         })
         .await;
     if let Err(error) = served {

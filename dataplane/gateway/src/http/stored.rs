@@ -151,6 +151,8 @@ pub(super) async fn compact(State(app): State<App>, request: Request<Body>) -> R
 
 #[cfg(test)]
 mod tests {
+    use mainstay_chat::ErrorKind;
+
     use super::*;
 
     fn page(
@@ -181,7 +183,7 @@ mod tests {
             page(None, Some("up"), None),
             page(None, None, Some("z")),
         ] {
-            assert_eq!(bad.unwrap_err().kind, mainstay_chat::ErrorKind::InvalidRequest);
+            assert_eq!(bad.unwrap_err().kind, ErrorKind::InvalidRequest);
         }
     }
 }
