@@ -373,11 +373,11 @@ fn ids_of_calls_do_not_reach_a_prompt() {
     let first = prompt(["toolu_1", "toolu_2", "toolu_3"]);
     expect![[r#"
         user go  
-        assistant <tool_call>{"name": "read", "arguments": {}}</tool_call><tool_call>{"name": "list", "arguments": {}}</tool_call>  
+        assistant  call00001 read {} call00002 list {}  
         tool B call00002 list
         tool A call00001 read
         tool ? call00003 
-        assistant <tool_call>{"name": "read", "arguments": {}}</tool_call>  
+        assistant  call00004 read {}  
         tool C call00004 read
     "#]]
     .assert_eq(&first);

@@ -124,7 +124,8 @@ mod tests {
         assert!(memory.get(&a, &id("resp_1")).is_some() && memory.get(&b, &id("resp_1")).is_none());
         memory.forget(&a, &id("resp_1"));
         assert!(memory.get(&a, &id("resp_1")).is_none());
-        assert_eq!((memory.entries.lock().bytes, memory.entries.lock().oldest.len()), (0, 0));
+        let entries = memory.entries.lock();
+        assert_eq!((entries.bytes, entries.oldest.len()), (0, 0));
     }
 
     #[test]
