@@ -80,22 +80,23 @@ pub(crate) struct StoredResponse {
 /// leaves nothing to continue.
 #[derive(Clone, Default)]
 pub(crate) struct LastTurn {
-    slot: Arc<Mutex<Option<NamedTurn>>>,
+    slot: Arc<Mutex<Option<Ended>>>,
 }
 
 /// A conversation and the id of the response that it ended in.
-type NamedTurn = (String, Arc<Conversation>);
+struct Ended {
+    id: String,
+    conversation: Arc<Conversation>,
+}
 
 impl LastTurn {
     pub(crate) fn put(&self, id: String, conversation: Arc<Conversation>) {
-        *self.slot.lock() = Some((id, conversation));
+        *self.slot.lock() = Some(Ended { id, conversation });
     }
 
     /// Forgets the response if it has that id.
     pub(crate) fn take(&self, id: &str) -> Option<Arc<Conversation>> {
-        let mut slot = self.slot.lock();
-        let taken = slot.take_if(|(last, _)| last == id);
-        taken.map(|(_, conversation)| conversation)
+        self.slot.lock().take_if(|last| last.id == id).map(|last| last.conversation)
     }
 }
 
