@@ -19,7 +19,9 @@ fn read<'t>(options: &OutputOptions, chunks: impl Iterator<Item = &'t str>) -> V
             OutputEvent::ToolCallEnd => ('e', String::new()),
         };
         match pieces.last_mut() {
-            Some((last, joined)) if *last == kind && matches!(kind, 't' | 'x') => joined.push_str(&text),
+            Some((last, joined)) if *last == kind && matches!(kind, 't' | 'x') => {
+                joined.push_str(&text)
+            }
             _ => pieces.push((kind, text)),
         }
     }
@@ -43,6 +45,9 @@ fuzz_target!(|input: (u8, u8, &str)| {
     let cut = read(&options, bounds.windows(2).map(|pair| &text[pair[0]..pair[1]]));
     assert_eq!(whole, cut, "{:?}", options.family);
     for (kind, text) in &whole {
-        assert!(*kind != 'a' || text.trim_start().starts_with('{'), "arguments are an object: {text}");
+        assert!(
+            *kind != 'a' || text.trim_start().starts_with('{'),
+            "arguments are an object: {text}"
+        );
     }
 });

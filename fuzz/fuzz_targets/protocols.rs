@@ -11,7 +11,8 @@ fuzz_target!(|data: &[u8]| {
     let Some((first, body)) = data.split_first() else { return };
     let endpoint = ENDPOINTS[usize::from(*first) % ENDPOINTS.len()];
     let Ok(mut request) = parse(endpoint, body, ParseOptions::default()) else { return };
-    request.apply_headers([("x-claude-code-session-id", "s"), ("x-codex-turn-metadata", "{\"a\":1}")]);
+    request
+        .apply_headers([("x-claude-code-session-id", "s"), ("x-codex-turn-metadata", "{\"a\":1}")]);
     let _ = request.conversation.breakpoints();
     let spelling = Spelling::of("<think>", Family::Hermes, |_| None);
     if let Ok(Some(form)) = constraint(&mut request, &spelling, first & 4 != 0) {
