@@ -95,7 +95,9 @@ async fn a_watcher_learns_of_a_response_and_not_what_was_said() {
     let handle = single(&dir, 60_000).await;
     let mut c = client(&handle);
     c.put_response(record("resp_1", "", "in the image")).await.unwrap();
-    let mut watch = c.watch(v1::WatchRequest::default()).await.unwrap().into_inner();
+    let version = u32::from(mainstay_state::VERSION_NEWEST);
+    let asked = v1::WatchRequest { version, ..v1::WatchRequest::default() };
+    let mut watch = c.watch(asked).await.unwrap().into_inner();
     let mut replica = None;
     c.put_response(record("resp_2", "resp_1", "in an entry")).await.unwrap();
     let tenant = TenantId::new("acme").unwrap();
