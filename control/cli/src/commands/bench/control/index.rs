@@ -29,6 +29,8 @@ const FLOOD_PART: f64 = 0.6;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The plain form is slow; its share of the traffic.
 const PLAIN_PART: f64 = 0.05;
+/// And of one event at a time.
+const NAIVE_PART: f64 = 0.01;
 
 #[derive(Clone, Copy)]
 pub(super) struct Setting {
@@ -41,7 +43,9 @@ pub(super) struct Setting {
 pub(super) async fn run(setting: Setting, with_plain: bool) -> anyhow::Result<Vec<Value>> {
     let mut rows = vec![streams(setting).await?];
     if with_plain {
-        rows.push(plain(setting).await?);
+        rows.push(plain(setting, PLAIN_PART, "plain: every frame an entry").await?);
+        let naive = Setting { frame_blocks: 1, ..setting };
+        rows.push(plain(naive, NAIVE_PART, "naive: every event an entry").await?);
     }
     Ok(rows)
 }
@@ -273,11 +277,11 @@ fn equal(cluster: &Cluster, sent: &Sent) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The naive form: every frame is an entry, and goes through the leader.
-async fn plain(setting: Setting) -> anyhow::Result<Value> {
+/// Without streams: every frame is an entry, and goes through the leader. Of the traffic it gets the first `part`.
+async fn plain(setting: Setting, part: f64, form: &str) -> anyhow::Result<Value> {
     let cluster = Cluster::start(setting.members, true).await?;
     let workers = cluster.register(setting.workers).await?;
-    let wanted = (setting.block_ops as f64 * PLAIN_PART) as u64;
+    let wanted = (setting.block_ops as f64 * part) as u64;
     let Traffic { streams, block_ops, .. } = make(&workers, wanted, setting.frame_blocks)?;
     let client = Cluster::client(cluster.leader().await?)?;
     let (began, cpu) = (Instant::now(), cpu_s());
@@ -299,7 +303,7 @@ async fn plain(setting: Setting) -> anyhow::Result<Value> {
     }
     let (wall_s, cpu) = (began.elapsed().as_secs_f64(), cpu_s() - cpu);
     let row = json!({
-        "form": "plain: every frame an entry", "members": setting.members,
+        "form": form, "members": setting.members,
         "simulated_workers": setting.workers, "block_ops": block_ops, "wall_s": round(wall_s),
         "cpu_s": round(cpu), "block_ops_per_s": (block_ops as f64 / wall_s).round(),
         "cpu_ns_per_op_all_members_and_senders": round(cpu * 1e9 / block_ops as f64),
