@@ -233,9 +233,10 @@ impl Group {
             return Err(ProposeError::TooLarge { bytes: commands.len(), max: PROPOSALS_MAX });
         }
         let work = async {
+            // Before the permit: it may wait for the barrier of this leadership, which needs one, too.
+            let commands: Arc<[Command]> = self.fit(commands).await?.into();
             let permit = self.inner.proposals.acquire_many(batch).await;
             let _permit = permit.map_err(|_| self.fatal("closed"))?;
-            let commands: Arc<[Command]> = self.fit(commands).await?.into();
             let until = Instant::now() + LEASE_WAIT;
             loop {
                 match self.inner.proposer.write(Arc::clone(&commands)).await {

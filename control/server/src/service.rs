@@ -166,9 +166,8 @@ impl Control for Service {
         request: Request<Streaming<v1::PinWrite>>,
     ) -> Result<Response<Self::WritePinsStream>, Status> {
         let permit = Arc::clone(&self.writers).try_acquire_owned().map_err(|_| {
-            Status::resource_exhausted(format!(
-                "this member serves {WRITERS_MAX} streams of pins already"
-            ))
+            // Not a budget of the caller's: another member, or a later time, will do.
+            Status::unavailable(format!("this member serves {WRITERS_MAX} streams of pins already"))
         })?;
         let (answers, out) = mpsc::channel(pin_writes::ANSWERS_MAX);
         let serving =

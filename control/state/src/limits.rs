@@ -75,7 +75,7 @@ impl Limits {
             response_payload_bytes_max: 1 << 20,
             response_bytes_max: 64 << 20,
             response_bytes_per_tenant_max: 16 << 20,
-            response_chain_max: 1_024,
+            response_chain_max: 128,
         }
     }
 }

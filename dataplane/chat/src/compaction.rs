@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use crate::encode::{Ids, Usage, usage_value};
 use crate::error::ApiError;
-use crate::ir::{Block, Content, Role};
+use crate::ir::{Block, Content, Role, ToolChoice};
 use crate::parse::{Node, ParseOptions, parse_responses_with};
-use crate::request::{Request, Thinking};
+use crate::request::{OutputFormat, Request, Thinking};
 use crate::seal::{Sealer, open, seal};
 
 /// The longest summary, in tokens, unless the client asks for less.
@@ -44,6 +44,10 @@ pub fn ask_for_summary(request: &mut Request) {
         _ => request.conversation.push(Role::User, vec![question]),
     }
     request.thinking = Thinking::Disabled;
+    // A summary is free text, whatever form the turns before it had. The tools stay in the prompt, which is cached.
+    request.conversation.tool_choice = ToolChoice::None;
+    request.output_format = OutputFormat::Text;
+    request.sampling.logprobs = None;
     let most = request.sampling.max_tokens.unwrap_or(SUMMARY_TOKENS_MAX);
     request.sampling.max_tokens = Some(most.min(SUMMARY_TOKENS_MAX));
 }

@@ -11,7 +11,7 @@ use mainstay_raft::{GroupStatus, MemberError, MemberStatus, Role};
 use mainstay_types::{LogIndex, NodeId};
 use tonic::Status;
 
-use super::{Service, refuse_member};
+use super::{Service, refuse, refuse_member};
 use crate::founding;
 use crate::time_text::rfc3339;
 use crate::versions::known;
@@ -187,9 +187,11 @@ impl Service {
             }
             told => (told, Some(known(request.version))),
         };
-        // Only the leader is sure of the cluster's version, and only it takes members in.
-        let version = self.group.version();
-        if let Some(knows) = knows.filter(|knows| self.group.leads() && *knows < version) {
+        // Only a leader that serves is sure of the cluster's version, and only the leader takes members in: one that has
+        // yet to apply what was agreed before its term might take in a member that can't read the log.
+        let version = self.group.read_linearizable(|_| ()).await.map(|()| self.group.version());
+        let version = version.map_err(refuse)?;
+        if let Some(knows) = knows.filter(|knows| *knows < version) {
             return Err(refuse_member(MemberError::Older { id: id.0, knows, version }));
         }
         self.group.add_learner(id, address, instance).await.map_err(refuse_member)?;

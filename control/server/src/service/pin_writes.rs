@@ -4,8 +4,8 @@
 //! out together. A refusal is an answer like any other; only the caller, a broken connection and this member's end
 //! end a stream.
 
+use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
 use mainstay_proto::client::LEADER_METADATA;
 use mainstay_proto::v1;
 use mainstay_proto::v1::pin_write::Change;
@@ -15,10 +15,11 @@ use tonic::{Status, Streaming};
 use super::Service;
 use super::pins::Form;
 
-/// Writes of one stream that may be under way; the next waits in the connection.
-const UNDER_WAY_MAX: usize = 1024;
-/// Answers that wait to be sent.
-pub(super) const ANSWERS_MAX: usize = 1024;
+/// Writes of one stream that are under way or answered and not sent; the next waits in the connection.
+pub(super) const ANSWERS_MAX: usize = 512;
+
+/// Room for one answer.
+type Place = mpsc::OwnedPermit<Result<v1::PinWritten, Status>>;
 
 pub(super) async fn serve(
     service: Service,
@@ -27,28 +28,36 @@ pub(super) async fn serve(
     mut closes: watch::Receiver<bool>,
 ) {
     let mut under_way = FuturesUnordered::new();
-    let mut open = true;
+    let (mut open, mut place) = (true, None);
     while open || !under_way.is_empty() {
-        let room = open && under_way.len() < UNDER_WAY_MAX;
         tokio::select! {
-            Some(answer) = under_way.next() => {
-                if answers.send(Ok(answer)).await.is_err() {
-                    return;
-                }
-            }
-            write = writes.message(), if room => match write {
-                Ok(Some(write)) => under_way.push(written(&service, write).boxed()),
+            // Never waits: a caller that reads no answers must not hold up what the log does for it, and with that
+            // its share of what may be under way in this member.
+            Some((place, answer)) = under_way.next() => send(place, answer),
+            room = answers.clone().reserve_owned(), if open && place.is_none() => match room {
+                Ok(room) => place = Some(room),
+                Err(_) => return,
+            },
+            write = writes.message(), if place.is_some() => match write {
+                Ok(Some(write)) => under_way.extend(place.take().map(|room| {
+                    let service = &service;
+                    async move { (room, written(service, write).await) }
+                })),
                 // What it sent is done and answered all the same.
-                Ok(None) => open = false,
+                Ok(None) => (open, place) = (false, None),
                 Err(_) => return,
             },
             () = closing(&mut closes) => {
-                // The caller may have gone.
-                let _ = answers.send(Err(Status::unavailable("this member stops"))).await;
+                // The caller may have gone, or have answers enough to read.
+                let _ = answers.try_send(Err(Status::unavailable("this member stops")));
                 return;
             }
         }
     }
+}
+
+fn send(place: Place, answer: v1::PinWritten) {
+    place.send(Ok(answer));
 }
 
 async fn closing(closes: &mut watch::Receiver<bool>) {

@@ -97,3 +97,26 @@ async fn a_write_of_nothing_is_refused_and_the_stream_goes_on() {
     assert_eq!(by_call, [(4, Code::InvalidArgument as i32), (5, 0)].into());
     handle.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_read_no_answers_hold_up_nobody() {
+    let dir = TempDir::new().unwrap();
+    let handle = single(&dir, 60_000).await;
+    let mut deaf = Vec::new();
+    for _ in 0..6 {
+        let writes = tokio_stream::iter((1..=6_000).map(|call| {
+            let id = u128_to_wire(u128::from(call));
+            let change = Some(Change::Extend(v1::ExtendPin { id, ttl_ms: 1_000 }));
+            v1::PinWrite { call, change }
+        }));
+        deaf.push(client(&handle).write_pins(writes).await.unwrap());
+    }
+    // Long enough for all that they may have under way to be so.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for id in 1..=20 {
+        let made = plane(&handle).write_pin(SOON, Change::Put(pin(id, 600_000))).await;
+        assert!(made.is_ok(), "{made:?}");
+    }
+    drop(deaf);
+    handle.shutdown().await;
+}

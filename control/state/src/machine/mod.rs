@@ -142,7 +142,10 @@ impl Machine {
         let (now_ms, limits) = (self.time.now_ms, &self.limits);
         match command {
             Command::PutTenant { name, quota } => self.tenants.put(now_ms, limits, name, *quota),
-            Command::RemoveTenant { name } => Ok(self.tenants.remove(name)),
+            Command::RemoveTenant { name } => {
+                self.responses.remove_tenant(name);
+                Ok(self.tenants.remove(name))
+            }
             Command::PutKey { tenant, key, hash } => {
                 self.tenants.put_key(now_ms, limits, tenant, key, *hash)
             }

@@ -159,6 +159,17 @@ impl Responses {
         Ok(outcome)
     }
 
+    /// Forgets all that a tenant had.
+    pub(crate) fn remove_tenant(&mut self, tenant: &TenantId) {
+        let ids: Vec<ResponseId> = match self.tenants.get(tenant) {
+            Some(usage) => usage.ages.iter().map(|(_, _, id)| id.clone()).collect(),
+            None => return,
+        };
+        for id in ids {
+            self.remove(&(tenant.clone(), id));
+        }
+    }
+
     /// Cancels a running response, or forgets any.
     pub(crate) fn end(
         &mut self,
@@ -233,7 +244,8 @@ impl Responses {
         let wanted = charged(record);
         let over = |used: u64, limit: u64| (used - freed + wanted).saturating_sub(limit);
         let own = over(self.tenant_bytes(&record.tenant), limits.response_bytes_per_tenant_max);
-        let mut gone = self.oldest(&record.tenant, own, kept, &mut leaving);
+        let own_gone = self.oldest(&record.tenant, own, kept, &mut leaving);
+        let mut gone = own_gone;
         if gone < own {
             let limit = limits.response_bytes_per_tenant_max;
             return Err(full("of the tenant", limit));
@@ -244,7 +256,7 @@ impl Responses {
                 break;
             }
             // Its oldest may be among the leaving already; then they are counted once, from the start.
-            let before = if *tenant == record.tenant { gone } else { 0 };
+            let before = if *tenant == record.tenant { own_gone } else { 0 };
             if *tenant == record.tenant {
                 leaving.retain(|(owner, _)| owner != tenant);
             }
@@ -373,7 +385,9 @@ pub(crate) fn check(record: &ResponseRecord, limits: &Limits) -> Result<(), Refu
 
 /// Whether `record` may take the place of what is known under its id; when that was first put.
 fn may_end(known: &Response, record: &ResponseRecord) -> Result<(u64, LogIndex), Refusal> {
-    let ends = record.state == ResponseState::Ended && known.record.previous == record.previous;
+    // What it continued may have been forgotten meanwhile; then its end stands alone.
+    let continues = known.record.previous == record.previous || record.previous.is_none();
+    let ends = record.state == ResponseState::Ended && continues;
     match known.record.state {
         ResponseState::Running if ends => Ok((known.created_ms, known.created_index)),
         ResponseState::Cancelled if ends => Err(Refusal::new(

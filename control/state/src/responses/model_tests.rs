@@ -71,7 +71,7 @@ impl Model {
         let ends = |known: &Response| {
             known.record.state == ResponseState::Running
                 && record.state == ResponseState::Ended
-                && known.record.previous == record.previous
+                && (known.record.previous == record.previous || record.previous.is_none())
         };
         if !fine || known.as_ref().is_some_and(|known| !ends(known)) {
             return false;

@@ -246,7 +246,8 @@ fn last_response(frames: &str) -> Option<Value> {
     struct Last {
         response: Value,
     }
-    let data = frames.rsplit("data: ").next()?;
+    // JSON has no line breaks of its own, so that no text in it can look like the next line.
+    let data = frames.rsplit("\ndata: ").next()?;
     serde_json::from_str::<Last>(data.trim_end()).ok().map(|last| last.response)
 }
 

@@ -34,12 +34,12 @@ pub(super) async fn get(
     headers: HeaderMap,
 ) -> Response {
     let outcome = async {
-        let admitted = app.admit(&headers)?;
+        let tenant = app.tenants.of(&headers)?;
         if query.stream.is_some_and(|stream| stream == "true") {
             let problem = "a stored response is not streamed; get it without `stream`";
             return Err(ApiError::invalid("stream", problem));
         }
-        let stored = app.stored.get(&admitted.tenant, &id).await?;
+        let stored = app.stored.get(&tenant, &id).await?;
         Ok(Json(stored.response).into_response())
     };
     answered(outcome.await, &new_request_id())
@@ -51,8 +51,8 @@ pub(super) async fn delete(
     headers: HeaderMap,
 ) -> Response {
     let outcome = async {
-        let admitted = app.admit(&headers)?;
-        app.stored.delete(&admitted.tenant, &id).await?;
+        let tenant = app.tenants.of(&headers)?;
+        app.stored.delete(&tenant, &id).await?;
         Ok(Json(json!({"id": id, "object": "response", "deleted": true})).into_response())
     };
     answered(outcome.await, &new_request_id())
@@ -64,9 +64,9 @@ pub(super) async fn cancel(
     headers: HeaderMap,
 ) -> Response {
     let outcome = async {
-        let admitted = app.admit(&headers)?;
-        app.stored.cancel(&admitted.tenant, &id).await?;
-        let stored = app.stored.get(&admitted.tenant, &id).await?;
+        let tenant = app.tenants.of(&headers)?;
+        app.stored.cancel(&tenant, &id).await?;
+        let stored = app.stored.get(&tenant, &id).await?;
         Ok(Json(stored.response).into_response())
     };
     answered(outcome.await, &new_request_id())
@@ -87,8 +87,8 @@ pub(super) async fn input_items(
     headers: HeaderMap,
 ) -> Response {
     let outcome = async {
-        let admitted = app.admit(&headers)?;
-        let stored = app.stored.get(&admitted.tenant, &id).await?;
+        let tenant = app.tenants.of(&headers)?;
+        let stored = app.stored.get(&tenant, &id).await?;
         list(&id, stored.input, &query).map(|list| Json(list).into_response())
     };
     answered(outcome.await, &new_request_id())

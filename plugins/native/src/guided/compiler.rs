@@ -20,6 +20,9 @@ const REMEMBERED_MAX: usize = 32;
 const REMEMBERED_BYTES_MAX: usize = 1 << 20;
 /// Brackets within brackets: the library descends by recursion.
 const NESTING_MAX: usize = 96;
+/// References in schemas, and in a grammar what may be one: a reference is compiled inside the one that leads to it, and
+/// the library sets no limit to that.
+const REFERENCES_MAX: usize = 1024;
 /// Lines of a grammar: a rule may descend into the next, so each may be a level of recursion too.
 const GRAMMAR_LINES_MAX: usize = 4096;
 /// The largest tokenizer.json that is read.
@@ -142,8 +145,10 @@ fn grammar(form: &Guided) -> Result<TopLevelGrammar, EngineError> {
     check_nesting(&form.spec)?;
     match form.kind {
         GuidedKind::JsonSchema => {
-            let schema = serde_json::from_str(&form.spec)
+            let schema: Value = serde_json::from_str(&form.spec)
                 .map_err(|e| EngineError::invalid(format!("the schema is not JSON: {e}")))?;
+            // Written anew, so that no escape hides one.
+            check_references(schema.to_string().matches("$ref").count())?;
             Ok(TopLevelGrammar::from_json_schema(tight(schema)?))
         }
         GuidedKind::Regex => Ok(TopLevelGrammar::from_regex(&form.spec)),
@@ -154,6 +159,9 @@ fn grammar(form: &Guided) -> Result<TopLevelGrammar, EngineError> {
                     format!("the grammar has {lines} lines, more than {GRAMMAR_LINES_MAX}");
                 return Err(EngineError::invalid(message));
             }
+            // A grammar may hold schemas, in which an escape may hide one.
+            let escapes = form.spec.matches("\\u").count();
+            check_references(form.spec.matches("$ref").count() + escapes)?;
             Ok(TopLevelGrammar::from_lark(form.spec.clone()))
         }
     }
@@ -176,6 +184,14 @@ fn tight(schema: Value) -> Result<Value, EngineError> {
     });
     members.insert("x-guidance".to_owned(), manner);
     Ok(Value::Object(members))
+}
+
+fn check_references(count: usize) -> Result<(), EngineError> {
+    if count > REFERENCES_MAX {
+        let message = format!("the form has {count} references, more than {REFERENCES_MAX}");
+        return Err(EngineError::invalid(message));
+    }
+    Ok(())
 }
 
 fn check_nesting(spec: &str) -> Result<(), EngineError> {

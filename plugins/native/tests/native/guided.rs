@@ -297,7 +297,19 @@ fn what_cannot_be_compiled_ends_its_own_request() {
     let any_of = r##"{"anyOf": [{"$ref": "#"}, {"$ref": "#/x"}]}"##;
     let rules: String = (0..4000).map(|n| format!("r{n}: r{}\n", n + 1)).collect();
     let rules = format!("start: r0\n{rules}r4000: \"a\"");
+    let chain: Vec<String> = (0..17_000)
+        .map(|n| {
+            format!(r##""d{n}": {{"{}": "#/$defs/d{}"}}"##, ["$ref", "\\u0024ref"][n % 2], n + 1)
+        })
+        .collect();
+    let chain = format!(
+        r##"{{"$defs": {{{}, "d17000": {{"type": "null"}}}}, "$ref": "#/$defs/d0"}}"##,
+        chain.join(", ")
+    );
+    let hidden = format!("start: %json {chain}");
     let forms = [
+        (GuidedKind::JsonSchema, chain.as_str()),
+        (GuidedKind::Lark, hidden.as_str()),
         (GuidedKind::JsonSchema, "{"),
         (GuidedKind::JsonSchema, "7"),
         (GuidedKind::JsonSchema, "false"),
