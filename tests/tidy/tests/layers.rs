@@ -19,6 +19,11 @@ struct Names {
     names: Vec<String>,
 }
 
+/// Asked for when the test runs: a build folder that two checkouts share may have it from the other.
+fn here() -> String {
+    std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs the test")
+}
+
 #[derive(Deserialize)]
 struct Pure {
     names: Vec<String>,
@@ -28,7 +33,7 @@ struct Pure {
 fn load() -> (Layers, Metadata) {
     let layers = toml::from_str(include_str!("../layers.toml")).expect("layers.toml is read");
     let metadata = MetadataCommand::new()
-        .manifest_path(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
+        .manifest_path(format!("{}/../../Cargo.toml", here()))
         // Only this platform's packages are in the cache; the layers are the same on all.
         .other_options(["--offline", "--locked", "--filter-platform", &host()].map(str::to_owned))
         .exec()
