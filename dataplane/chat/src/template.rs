@@ -16,9 +16,7 @@ mod probe;
 mod pyjson;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind as JinjaErrorKind, Value as JinjaValue};
-use serde_json::{Map, Value};
 use std::io;
 
 use crate::error::{ApiError, ErrorKind};
@@ -177,23 +175,24 @@ impl ChatTemplate {
         options: RenderOptions,
         shape: Shape,
     ) -> Result<String, TemplateError> {
-        let mut context = Map::new();
-        context.insert("messages".to_owned(), hf::messages(conversation, shape));
-        context.insert("tools".to_owned(), hf::tools(conversation));
-        context.insert("add_generation_prompt".to_owned(), options.add_generation_prompt.into());
-        context.insert("bos_token".to_owned(), self.bos_token.clone().into());
-        context.insert("eos_token".to_owned(), self.eos_token.clone().into());
+        let mut context = vec![
+            ("messages", hf::messages(conversation, shape)),
+            ("tools", hf::tools(conversation)),
+            ("add_generation_prompt", JinjaValue::from(options.add_generation_prompt)),
+            ("bos_token", JinjaValue::from(&self.bos_token)),
+            ("eos_token", JinjaValue::from(&self.eos_token)),
+        ];
         if options.thinking != Thinking::Auto {
             let enabled = options.thinking == Thinking::Enabled;
-            context.insert("enable_thinking".to_owned(), enabled.into());
+            context.push(("enable_thinking", JinjaValue::from(enabled)));
         }
-        self.run(Value::Object(context))
+        self.run(JinjaValue::from_object(hf::Dict(context)))
     }
 
-    fn run(&self, context: Value) -> Result<String, TemplateError> {
+    fn run(&self, context: JinjaValue) -> Result<String, TemplateError> {
         let template = self.environment.get_template(TEMPLATE_NAME).map_err(|e| failure(&e))?;
         let mut out = Capped::default();
-        let outcome = template.render_captured_to(JinjaValue::from(Serde(context)), &mut out);
+        let outcome = template.render_captured_to(context, &mut out);
         if out.full {
             return Err(TemplateError::TooLong);
         }
@@ -248,7 +247,8 @@ fn normalised(source: &str) -> String {
     let mut rest = source.as_str();
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
-        let Some(length) = tag.find("%}").map(|end| end + 2) else { break };
+        // `{%}` opens a tag and does not end it.
+        let Some(length) = tag[2..].find("%}").map(|end| end + 4) else { break };
         let name = tag[2..length - 2].trim_matches(['-', '+']).trim();
         if matches!(name, "generation" | "endgeneration") {
             // A comment keeps the whitespace control that the mark had.

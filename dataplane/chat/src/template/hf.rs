@@ -4,10 +4,40 @@
 //! are objects, and role `tool`. Where a template takes less than that, the same text is given
 //! in a form it does take, so that nothing said is lost.
 
-use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::Arc;
+
+use minijinja::value::{Enumerator, Object, ObjectExt, Serde, Value};
 
 use crate::ir::{Block, Content, Conversation, Message, Role};
+
+/// A dictionary whose keys are known: what a template sees of a message. It is made once a message and turn, so it is
+/// a list, which is looked through faster than a map is built.
+#[derive(Debug)]
+pub(super) struct Dict(pub(super) Vec<(&'static str, Value)>);
+
+impl Object for Dict {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.get_value_by_str(key.as_str()?)
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
+        self.0.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone())
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        self.mapped_enumerator(|dict| Box::new(dict.0.iter().map(|(name, _)| Value::from(*name))))
+    }
+
+    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
+        Some(self.0.len())
+    }
+}
+
+fn dict(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
+    Value::from_object(Dict(entries.into_iter().collect()))
+}
 
 /// What a template takes. Found by probing; see the parent module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +64,38 @@ impl Shape {
     };
 }
 
+/// A message on its way to the template.
+struct Said<'c> {
+    role: &'static str,
+    content: Cow<'c, str>,
+    /// What else there is: before the content for results of tools, after it for answers.
+    more: Vec<(&'static str, Value)>,
+}
+
+impl Said<'_> {
+    fn value(self) -> Value {
+        let mut entries = Vec::with_capacity(2 + self.more.len());
+        entries.push(("role", Value::from(self.role)));
+        let content = ("content", Value::from(&*self.content));
+        if self.role == "tool" {
+            entries.extend(self.more);
+            entries.push(content);
+        } else {
+            entries.push(content);
+            entries.extend(self.more);
+        }
+        Value::from_object(Dict(entries))
+    }
+}
+
 /// The `messages` variable.
 pub(super) fn messages(conversation: &Conversation, shape: Shape) -> Value {
     let mut out = Vec::with_capacity(conversation.messages.len() + 1);
-    let mut pending_system = String::new();
+    let mut pending_system = Cow::default();
     let system = joined(&conversation.system, "\n");
     if !system.is_empty() {
         if shape.system {
-            out.push(json!({"role": "system", "content": system}));
+            out.push(Said { role: "system", content: system, more: Vec::new() });
         } else {
             pending_system = system;
         }
@@ -50,36 +104,38 @@ pub(super) fn messages(conversation: &Conversation, shape: Shape) -> Value {
     for message in &conversation.messages {
         match message.role {
             Role::System if shape.late_system => {
-                out.push(json!({"role": "system", "content": joined(&message.blocks, "\n")}));
+                let content = joined(&message.blocks, "\n");
+                out.push(Said { role: "system", content, more: Vec::new() });
             }
             Role::System | Role::User => {
                 let mut text = joined(&message.blocks, "\n");
                 if !pending_system.is_empty() {
-                    text = format!("{}\n\n{text}", std::mem::take(&mut pending_system));
+                    text = format!("{}\n\n{text}", std::mem::take(&mut pending_system)).into();
                 }
-                push_user(&mut out, text, shape);
+                push_text(&mut out, "user", text, shape);
             }
             Role::Assistant => push_assistant(&mut out, message, &mut calls, shape),
             Role::Tool => push_results(&mut out, message, &mut calls, shape),
         }
     }
     if !pending_system.is_empty() {
-        push_user(&mut out, pending_system, shape);
+        push_text(&mut out, "user", pending_system, shape);
     }
-    Value::Array(out)
+    out.into_iter().map(Said::value).collect()
 }
 
 /// The `tools` variable: OpenAI's function form, or null.
 pub(super) fn tools(conversation: &Conversation) -> Value {
     if conversation.callable().next().is_none() {
-        return Value::Null;
+        return Value::from(());
     }
     let tools = conversation.callable().map(|tool| {
-        json!({"type": "function", "function": {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": tool.schema,
-        }})
+        let function = dict([
+            ("name", Value::from(&tool.name)),
+            ("description", Value::from(&tool.description)),
+            ("parameters", Value::from(Serde(&tool.schema))),
+        ]);
+        dict([("type", Value::from("function")), ("function", function)])
     });
     tools.collect()
 }
@@ -116,34 +172,28 @@ impl<'c> Calls<'c> {
     }
 }
 
-fn push_user(out: &mut Vec<Value>, text: String, shape: Shape) {
-    push_text(out, "user", text, shape);
-}
-
 /// Appends a plain message, joining it to the last one if the template needs roles to alternate.
-fn push_text(out: &mut Vec<Value>, role: &str, text: String, shape: Shape) {
+fn push_text<'c>(out: &mut Vec<Said<'c>>, role: &'static str, text: Cow<'c, str>, shape: Shape) {
     if !shape.repeated_role
-        && let Some(Value::Object(last)) = out.last_mut()
-        && last.get("role").and_then(Value::as_str) == Some(role)
-        && let Some(Value::String(content)) = last.get_mut("content")
+        && let Some(last) = out.last_mut()
+        && last.role == role
     {
+        let content = last.content.to_mut();
         content.push_str("\n\n");
         content.push_str(&text);
         return;
     }
-    out.push(json!({"role": role, "content": text}));
+    out.push(Said { role, content: text, more: Vec::new() });
 }
 
 fn push_assistant<'c>(
-    out: &mut Vec<Value>,
+    out: &mut Vec<Said<'c>>,
     message: &'c Message,
     known: &mut Calls<'c>,
     shape: Shape,
 ) {
     // Pieces of one answer were cut from one text, so nothing goes between them.
     let mut content = joined(&message.blocks, "");
-    let mut dict = Map::new();
-    dict.insert("role".to_owned(), "assistant".into());
     let mut reasoning = String::new();
     let mut calls = Vec::new();
     for block in &message.blocks {
@@ -151,15 +201,16 @@ fn push_assistant<'c>(
             Content::Thinking { text, .. } => reasoning.push_str(text),
             Content::ToolCall { id, name, arguments } if shape.tool_calls => {
                 let id = known.made(id, name);
-                calls.push(json!({"type": "function", "id": id, "function": {
-                    "name": name,
-                    "arguments": arguments_value(arguments),
-                }}));
+                let function =
+                    dict([("name", Value::from(name)), ("arguments", arguments_value(arguments))]);
+                let entries =
+                    [("type", Value::from("function")), ("id", id.into()), ("function", function)];
+                calls.push(dict(entries));
             }
             Content::ToolCall { id, name, arguments } => {
                 known.made(id, name);
-                let name = Value::from(name.as_str());
-                content.push_str(&format!(
+                let name = serde_json::Value::from(name.as_str());
+                content.to_mut().push_str(&format!(
                     "<tool_call>{{\"name\": {name}, \"arguments\": {arguments}}}</tool_call>"
                 ));
             }
@@ -170,18 +221,18 @@ fn push_assistant<'c>(
         push_text(out, "assistant", content, shape);
         return;
     }
-    dict.insert("content".to_owned(), content.into());
+    let mut more = Vec::new();
     if !reasoning.is_empty() {
-        dict.insert("reasoning_content".to_owned(), reasoning.into());
+        more.push(("reasoning_content", Value::from(reasoning)));
     }
     if !calls.is_empty() {
-        dict.insert("tool_calls".to_owned(), calls.into());
+        more.push(("tool_calls", Value::from(calls)));
     }
-    out.push(Value::Object(dict));
+    out.push(Said { role: "assistant", content, more });
 }
 
 fn push_results<'c>(
-    out: &mut Vec<Value>,
+    out: &mut Vec<Said<'c>>,
     message: &'c Message,
     known: &mut Calls<'c>,
     shape: Shape,
@@ -190,42 +241,43 @@ fn push_results<'c>(
         let Content::ToolResult { call_id, blocks, .. } = &block.content else { continue };
         let text = joined(blocks, "\n");
         if !shape.tool_role {
-            push_user(out, format!("<tool_response>{text}</tool_response>"), shape);
+            let text = format!("<tool_response>{text}</tool_response>");
+            push_text(out, "user", text.into(), shape);
             continue;
         }
-        let mut dict = Map::new();
-        dict.insert("role".to_owned(), "tool".into());
+        let mut more = Vec::new();
         let (id, name) = known.answered(call_id);
         if let Some(name) = name {
-            dict.insert("name".to_owned(), name.into());
+            more.push(("name", Value::from(name)));
         }
-        dict.insert("tool_call_id".to_owned(), id.into());
-        dict.insert("content".to_owned(), text.into());
-        out.push(Value::Object(dict));
+        more.push(("tool_call_id", Value::from(id)));
+        out.push(Said { role: "tool", content: text, more });
     }
 }
 
 /// Arguments as an object; text that isn't one stays text.
 fn arguments_value(arguments: &str) -> Value {
-    match serde_json::from_str::<Value>(arguments) {
-        Ok(value) if value.is_object() => value,
+    match serde_json::from_str::<serde_json::Value>(arguments) {
+        Ok(value) if value.is_object() => Value::from(Serde(value)),
         _ => Value::from(arguments),
     }
 }
 
 /// The text blocks among `blocks`, with `separator` between them.
-pub(super) fn joined(blocks: &[Block], separator: &str) -> String {
-    let mut out = String::new();
-    let mut first = true;
+pub(super) fn joined<'b>(blocks: &'b [Block], separator: &str) -> Cow<'b, str> {
+    let mut out: Option<Cow<'b, str>> = None;
     for block in blocks {
         let Content::Text(text) = &block.content else { continue };
-        if !first {
-            out.push_str(separator);
+        match &mut out {
+            None => out = Some(Cow::Borrowed(text)),
+            Some(before) => {
+                let before = before.to_mut();
+                before.push_str(separator);
+                before.push_str(text);
+            }
         }
-        out.push_str(text);
-        first = false;
     }
-    out
+    out.unwrap_or_default()
 }
 
 /// Cuts a prompt right after the text of its last assistant message, leaving the turn open.

@@ -1,5 +1,7 @@
 //! Rendering: the demo model's template, other families' habits, hostile templates, breakpoints.
 
+use serde_json::{Map, Value};
+
 use super::*;
 use crate::ir::{Block, CacheControl, Content, Role, Tool, ToolKind};
 use expect_test::{Expect, expect};
@@ -253,6 +255,14 @@ fn generation_marks_vanish() {
     c.push(Role::User, vec![Block::text("1")]);
     c.push(Role::Assistant, vec![Block::text("2")]);
     check(source, &c, expect!["U1A2"]);
+}
+
+#[test]
+fn a_tag_that_only_opens_is_refused() {
+    for source in ["{%}", "{% }", "{%", "a{%}b%}"] {
+        let refused = ChatTemplate::new(source, "", "").unwrap_err();
+        assert!(matches!(refused, TemplateError::Syntax(_)), "{source}: {refused}");
+    }
 }
 
 #[test]
