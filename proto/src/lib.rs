@@ -2,11 +2,12 @@
 //! [`mainstay_types`].
 //!
 //! Layout: [`v1`] is generated from `mainstay/v1/*.proto`; [`convert`] turns messages into words and back,
-//! refusing what is malformed; [`client`] is the control client that follows the leader.
+//! refusing what is malformed; [`tokens`] packs prompts; [`client`] is the control client that follows the leader.
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod convert;
+pub mod tokens;
 
 /// Generated messages and services.
 pub mod v1 {

@@ -5,10 +5,13 @@
 //! goes on at the next position; the client's stream sees neither a gap nor a repetition.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use mainstay_chat::{ApiError, ErrorKind};
 use mainstay_proto::convert::u128_to_wire;
+use mainstay_proto::tokens::pack_into;
 use mainstay_proto::v1;
 use mainstay_types::{ErrorCode, NamespaceId, SequenceHash, TenantId, WorkerId};
 use tokio::sync::mpsc;
@@ -37,8 +40,10 @@ pub(crate) struct Job {
     pub(crate) revision: String,
     pub(crate) namespace: NamespaceId,
     pub(crate) block_tokens: u32,
-    pub(crate) prompt: Vec<u32>,
-    pub(crate) blocks: Vec<SequenceHash>,
+    pub(crate) prompt_tokens: u32,
+    /// As the wire has it.
+    pub(crate) prompt: Bytes,
+    pub(crate) blocks: Arc<[SequenceHash]>,
     pub(crate) priority: i32,
     pub(crate) sampling: v1::Sampling,
     pub(crate) ranges: Vec<v1::RetentionRange>,
@@ -263,12 +268,10 @@ impl Runner {
         let sent = u32::try_from(self.sent.len()).unwrap_or(u32::MAX);
         sampling.tokens_max = sampling.tokens_max.saturating_sub(sent).max(1);
         sampling.tokens_min = sampling.tokens_min.saturating_sub(sent);
-        let mut tokens = self.job.prompt.clone();
-        tokens.extend_from_slice(&self.sent);
         v1::GenerateRequest {
             request_id: self.job.request_id.clone(),
             namespace: u128_to_wire(self.job.namespace.0),
-            tokens,
+            tokens: self.tokens(),
             sampled_before: sent,
             priority: self.job.priority,
             sampling: Some(sampling),
@@ -277,6 +280,17 @@ impl Runner {
             epoch: worker.epoch.0,
             guided: self.job.guided.clone(),
         }
+    }
+
+    /// The prompt and what was sampled so far.
+    fn tokens(&self) -> Bytes {
+        let prompt = &self.job.prompt;
+        if self.sent.is_empty() {
+            return prompt.clone();
+        }
+        let mut tokens = prompt.to_vec();
+        pack_into(&self.sent, &mut tokens);
+        tokens.into()
     }
 }
 

@@ -94,7 +94,7 @@ impl Placement {
         let inputs = Inputs {
             now_ms,
             prompt_blocks: &job.blocks,
-            prompt_tokens: u32::try_from(job.prompt.len()).unwrap_or(u32::MAX),
+            prompt_tokens: job.prompt_tokens,
             block_tokens: job.block_tokens,
             overlaps: &overlaps,
             workers: &views,

@@ -1,5 +1,8 @@
 //! From a parsed request to what a worker needs: tokens, block hashes, sampling, and the pins it wishes for.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{ApiError, Request};
 use mainstay_proto::v1;
@@ -18,7 +21,9 @@ const LONG_TTL_MS: u64 = 60 * 60 * 1_000;
 /// A prompt, named block by block.
 pub(crate) struct Prompt {
     pub(crate) tokens: Vec<u32>,
-    pub(crate) blocks: Vec<SequenceHash>,
+    /// The same as a worker is told them.
+    pub(crate) packed: Bytes,
+    pub(crate) blocks: Arc<[SequenceHash]>,
     pub(crate) namespace: NamespaceId,
     pub(crate) thinking_open: bool,
     /// Prefixes to keep: how many full blocks, and how long.
@@ -44,7 +49,7 @@ pub(crate) fn prepare(
         rendered.breakpoints.iter().map(|b| (b.end_bytes, b.ttl_ms)).collect();
     marks.sort_unstable();
     let offsets: Vec<usize> = marks.iter().map(|m| m.0).collect();
-    let encoded = card.tokenizer.encode(&rendered.text, &offsets)?;
+    let encoded = card.tokenizer.encode(tenant.as_str(), &rendered.text, &offsets)?;
     let salt = request.hints.cache_salt.as_deref().unwrap_or_default();
     let model = format!("{}@{}", card.name, card.revision);
     let key = BlockHashKey::new(key);
@@ -62,7 +67,8 @@ pub(crate) fn prepare(
     }
     Ok(Prompt {
         tokens: encoded.tokens,
-        blocks,
+        packed: encoded.packed.into(),
+        blocks: blocks.into(),
         namespace,
         thinking_open: rendered.thinking_open,
         kept: deepest(kept),

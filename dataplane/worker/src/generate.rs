@@ -14,6 +14,7 @@ use mainstay_engine_abi::sdk::{
     EngineError, Guided, GuidedKind, Request, RetentionRange, Sampling, caps,
 };
 use mainstay_proto::convert::u128_from_wire;
+use mainstay_proto::tokens::unpack;
 use mainstay_proto::v1;
 use tonic::{Code, Status};
 
@@ -170,7 +171,8 @@ fn invalid(message: impl Into<String>) -> Status {
 fn request_from_wire(request: v1::GenerateRequest, life: &Life) -> Result<Request, Status> {
     let info = &life.info;
     let namespace = u128_from_wire(&request.namespace, "namespace")?;
-    let length = request.tokens.len();
+    let tokens = unpack(&request.tokens).map_err(|error| invalid(error.to_string()))?;
+    let length = tokens.len();
     if length == 0 {
         return Err(invalid("tokens are missing"));
     }
@@ -178,7 +180,7 @@ fn request_from_wire(request: v1::GenerateRequest, life: &Life) -> Result<Reques
         let most = info.context_tokens_max;
         return Err(invalid(format!("the prompt has {length} tokens; this model takes {most}")));
     }
-    if let Some(token) = request.tokens.iter().find(|token| **token >= info.vocab) {
+    if let Some(token) = tokens.iter().find(|token| **token >= info.vocab) {
         return Err(invalid(format!("token {token} is not in a vocabulary of {}", info.vocab)));
     }
     if request.sampled_before as usize > length {
@@ -202,7 +204,7 @@ fn request_from_wire(request: v1::GenerateRequest, life: &Life) -> Result<Reques
         id: 0,
         trace: trace(&request.request_id),
         namespace,
-        tokens: request.tokens,
+        tokens,
         sampled_before: request.sampled_before,
         priority: priority(life.caps & caps::PRIORITY, request.priority),
         sampling,

@@ -135,7 +135,7 @@ impl App {
                 ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
             })?;
             let options = RenderOptions::of(&request);
-            edits::apply(&mut request, options, &card);
+            edits::apply(&mut request, options, &card, &tenant);
             let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
             let guided = constrain::guided(&mut request, &card, prompt.thinking_open)?;
             let request_id = id;
@@ -296,8 +296,9 @@ impl Turn {
             revision: self.card.revision.clone(),
             namespace: self.prompt.namespace,
             block_tokens: self.card.block_tokens,
-            prompt: self.prompt.tokens.clone(),
-            blocks: self.prompt.blocks.clone(),
+            prompt_tokens: u32::try_from(self.prompt.tokens.len()).unwrap_or(u32::MAX),
+            prompt: self.prompt.packed.clone(),
+            blocks: Arc::clone(&self.prompt.blocks),
             priority: self.request.hints.priority.unwrap_or(0),
             sampling,
             ranges: Vec::new(),

@@ -89,7 +89,7 @@ fn wish(app: &App, tenant: TenantId, body: &[u8]) -> Result<Wish, ApiError> {
         namespace: prompt.namespace,
         owner: terms.owner,
         prefix_tokens: prefix_tokens.saturating_mul(block_tokens),
-        blocks: prompt.blocks,
+        blocks: prompt.blocks.to_vec(),
         ttl_ms: terms.ttl_ms,
         copies_min: terms.copies_min,
         tokens,

@@ -1,6 +1,7 @@
 //! A model as the gateway needs it: tokenizer, chat template, the tokens that end a turn. It comes from a
 //! worker that serves it, so that a gateway needs no files of its own.
 
+mod segments;
 mod tokenizer;
 
 use std::sync::Arc;

@@ -1,41 +1,33 @@
 //! A model's tokenizer, with a memory of the segments that it has seen.
 //!
 //! Special tokens cut a prompt into segments whose tokens do not depend on each other: the tokenizer itself
-//! splits there before anything else. A turn of a conversation repeats all segments of the turn before, so a
-//! bounded cache from segment to tokens leaves only the new text to be tokenised. Where a tokenizer normalises
-//! across special tokens, or has none, the whole prompt is one segment and costs its full length.
+//! splits there before anything else. A turn of a conversation repeats all segments of the turn before, so their
+//! [`Segments`] are remembered and only new text is tokenised. Where a tokenizer normalises across special tokens,
+//! or has none, the whole prompt is one segment and costs its full length.
 
 use std::collections::HashMap;
+use std::iter::Peekable;
+use std::ops::Range;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use aho_corasick::{AhoCorasick, MatchKind};
+use bytes::Bytes;
+use mainstay_proto::tokens::pack;
 use tokenizers::Tokenizer as HfTokenizer;
 
 use super::ModelError;
+use super::segments::{Segment, Segments};
 
-/// How many bytes of segment text the cache remembers before it starts afresh.
-const CACHE_BYTES_MAX: usize = 64 << 20;
 /// Shorter segments are tokenised faster than they are looked up.
 const CACHED_SEGMENT_BYTES_MIN: usize = 32;
-
-/// Tokens of one segment, with the byte in the segment at which each ends.
-#[derive(Debug, Default)]
-struct Segment {
-    tokens: Vec<u32>,
-    ends: Vec<u32>,
-}
-
-#[derive(Default)]
-struct Cache {
-    segments: HashMap<Box<str>, Arc<Segment>>,
-    bytes: usize,
-}
 
 /// A prompt as tokens.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Encoded {
     /// The tokens.
     pub(crate) tokens: Vec<u32>,
+    /// The same as a worker is told them.
+    pub(crate) packed: Vec<u8>,
     /// For each asked byte offset of the text, how many tokens lie wholly before it.
     pub(crate) tokens_before: Vec<usize>,
 }
@@ -43,13 +35,19 @@ pub(crate) struct Encoded {
 /// A tokenizer ready for prompts and for output.
 pub(crate) struct Tokenizer {
     inner: HfTokenizer,
-    /// Special tokens as they stand in text, with their ids, longest first.
-    specials: Vec<(String, u32)>,
+    /// Special tokens as they stand in text; of two that begin at one place, the longer.
+    finder: AhoCorasick,
+    /// Their ids, in the finder's order.
+    specials: Vec<Special>,
     /// All tokens that were added to the vocabulary, those too that count as text.
     added: HashMap<String, u32>,
-    /// First bytes of the special tokens, to skip quickly over text without any.
-    starts: [bool; 256],
-    cache: Mutex<Cache>,
+    segments: Segments,
+}
+
+struct Special {
+    id: u32,
+    /// The id as the wire has it.
+    packed: Bytes,
 }
 
 impl Tokenizer {
@@ -71,77 +69,92 @@ impl Tokenizer {
         if !specials.iter().all(|(text, id)| segments_apart(&inner, text, *id)) {
             specials.clear();
         }
-        let mut starts = [false; 256];
-        for (text, _) in &specials {
-            starts[usize::from(text.as_bytes()[0])] = true;
-        }
+        let finder = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(specials.iter().map(|(text, _)| text))
+            .map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+        let specials =
+            specials.into_iter().map(|(_, id)| Special { id, packed: pack(&[id]) }).collect();
         let added = inner.get_added_tokens_decoder().into_iter().map(|(id, t)| (t.content, id));
         let added = added.collect();
-        Ok(Self { inner, specials, added, starts, cache: Mutex::new(Cache::default()) })
+        Ok(Self { inner, finder, specials, added, segments: Segments::default() })
     }
 
-    /// Tokenises a rendered prompt. `offsets` are byte offsets, in rising order, to be told in tokens.
-    pub(crate) fn encode(&self, text: &str, offsets: &[usize]) -> Result<Encoded, ModelError> {
+    /// Tokenises a rendered prompt. `offsets` are byte offsets, in rising order, to be told in tokens. What is
+    /// remembered for one tenant is never found for another, not even by how long it takes.
+    pub(crate) fn encode(
+        &self,
+        tenant: &str,
+        text: &str,
+        offsets: &[usize],
+    ) -> Result<Encoded, ModelError> {
         let mut out = Encoded::default();
+        out.tokens.reserve(text.len() / 2);
+        out.packed.reserve(text.len());
         let mut pending = offsets.iter().copied().peekable();
         let mut at = 0;
-        while at < text.len() {
-            let (special_at, special) = self.next_special(text, at);
-            if special_at > at {
-                let segment = self.segment(&text[at..special_at])?;
-                for (token, end) in segment.tokens.iter().zip(&segment.ends) {
-                    while pending.next_if(|&o| o < at + *end as usize).is_some() {
-                        out.tokens_before.push(out.tokens.len());
-                    }
-                    out.tokens.push(*token);
-                }
+        for found in self.finder.find_iter(text) {
+            self.encode_segment(tenant, text, at..found.start(), &mut pending, &mut out)?;
+            at = found.end();
+            let special = &self.specials[found.pattern().as_usize()];
+            while pending.next_if(|&o| o < at).is_some() {
+                out.tokens_before.push(out.tokens.len());
             }
-            at = special_at;
-            if let Some((content, id)) = special {
-                at += content.len();
-                while pending.next_if(|&o| o < at).is_some() {
-                    out.tokens_before.push(out.tokens.len());
-                }
-                out.tokens.push(*id);
-            }
+            out.tokens.push(special.id);
+            out.packed.extend_from_slice(&special.packed);
         }
+        self.encode_segment(tenant, text, at..text.len(), &mut pending, &mut out)?;
         out.tokens_before.extend(pending.map(|_| out.tokens.len()));
         Ok(out)
     }
 
-    fn next_special(&self, text: &str, from: usize) -> (usize, Option<&(String, u32)>) {
-        let bytes = text.as_bytes();
-        for at in from..bytes.len() {
-            if self.starts[usize::from(bytes[at])] {
-                let found =
-                    self.specials.iter().find(|(s, _)| bytes[at..].starts_with(s.as_bytes()));
-                if found.is_some() {
-                    return (at, found);
+    fn encode_segment(
+        &self,
+        tenant: &str,
+        text: &str,
+        range: Range<usize>,
+        pending: &mut Peekable<impl Iterator<Item = usize>>,
+        out: &mut Encoded,
+    ) -> Result<(), ModelError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let segment = self.segment(tenant, &text[range.clone()])?;
+        if pending.peek().is_some_and(|&o| o < range.end) {
+            let ends = self.ends(&segment, &text[range.clone()])?;
+            for (before, end) in ends.iter().enumerate() {
+                while pending.next_if(|&o| o < range.start + *end as usize).is_some() {
+                    out.tokens_before.push(out.tokens.len() + before);
                 }
             }
         }
-        (bytes.len(), None)
+        out.tokens.extend_from_slice(&segment.tokens);
+        out.packed.extend_from_slice(&segment.packed);
+        Ok(())
     }
 
-    fn segment(&self, text: &str) -> Result<Arc<Segment>, ModelError> {
-        let cached = text.len() >= CACHED_SEGMENT_BYTES_MIN;
-        if cached && let Some(hit) = self.cache.lock().segments.get(text) {
-            return Ok(Arc::clone(hit));
+    fn segment(&self, tenant: &str, text: &str) -> Result<Arc<Segment>, ModelError> {
+        if text.len() < CACHED_SEGMENT_BYTES_MIN {
+            return self.tokenise(text).map(Arc::new);
         }
-        let encoding =
-            self.inner.encode(text, false).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+        self.segments.get_or_make(tenant, text, || self.tokenise(text))
+    }
+
+    fn tokenise(&self, text: &str) -> Result<Segment, ModelError> {
+        let encoding = self.inner.encode_fast(text, false);
+        let encoding = encoding.map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+        Ok(Segment::new(encoding.get_ids().to_vec()))
+    }
+
+    /// Where in `text` the tokens of its segment end. It costs more than the tokens themselves.
+    fn ends<'s>(&self, segment: &'s Segment, text: &str) -> Result<&'s [u32], ModelError> {
+        if let Some(ends) = segment.ends.get() {
+            return Ok(ends);
+        }
+        let encoding = self.inner.encode(text, false);
+        let encoding = encoding.map_err(|e| ModelError::Tokenizer(e.to_string()))?;
         let ends = encoding.get_offsets().iter().map(|o| u32::try_from(o.1).unwrap_or(u32::MAX));
-        let segment =
-            Arc::new(Segment { tokens: encoding.get_ids().to_vec(), ends: ends.collect() });
-        if cached {
-            let mut cache = self.cache.lock();
-            if cache.bytes + text.len() > CACHE_BYTES_MAX {
-                *cache = Cache::default();
-            }
-            cache.bytes += text.len();
-            cache.segments.insert(text.into(), Arc::clone(&segment));
-        }
-        Ok(segment)
+        Ok(segment.ends.get_or_init(|| ends.collect()))
     }
 
     /// The id of a token written as text, for end-of-sequence names in configuration.
@@ -244,6 +257,8 @@ impl Detokenizer {
 
 #[cfg(test)]
 mod tests {
+    use mainstay_proto::tokens::unpack;
+
     use super::*;
 
     fn demo() -> Arc<Tokenizer> {
@@ -258,26 +273,43 @@ mod tests {
         let tokenizer = demo();
         let whole = tokenizer.inner.encode(PROMPT, false).expect("encodes");
         for _ in 0..2 {
-            let encoded = tokenizer.encode(PROMPT, &[]).expect("encodes");
+            let encoded = tokenizer.encode("t", PROMPT, &[]).expect("encodes");
             assert_eq!(encoded.tokens, whole.get_ids());
+            assert_eq!(unpack(&encoded.packed), Ok(encoded.tokens));
         }
-        assert!(tokenizer.encode("", &[0]).expect("encodes").tokens.is_empty());
+        assert!(tokenizer.encode("t", "", &[0]).expect("encodes").tokens.is_empty());
     }
 
     #[test]
     fn offsets_count_the_tokens_that_lie_before_them() {
         let tokenizer = demo();
         let user = PROMPT.find("<|user|>").expect("there");
-        let encoded = tokenizer.encode(PROMPT, &[0, user, PROMPT.len()]).expect("encodes");
-        let system = tokenizer.encode(&PROMPT[..user], &[]).expect("encodes");
+        let encoded = tokenizer.encode("t", PROMPT, &[0, user, PROMPT.len()]).expect("encodes");
+        let system = tokenizer.encode("t", &PROMPT[..user], &[]).expect("encodes");
         assert_eq!(encoded.tokens_before, vec![0, system.tokens.len(), encoded.tokens.len()]);
+    }
+
+    #[test]
+    fn offsets_inside_a_segment_are_told_whether_it_is_new_or_not() {
+        let tokenizer = demo();
+        let middle = PROMPT.find("helpful").expect("there");
+        let upto = tokenizer.inner.encode(&PROMPT[..middle], false).expect("encodes");
+        for _ in 0..2 {
+            let encoded = tokenizer.encode("t", PROMPT, &[middle, middle + 7]).expect("encodes");
+            assert_eq!(encoded.tokens_before.len(), 2);
+            let before = encoded.tokens_before[0];
+            // The space before the word belongs to its token.
+            assert_eq!(encoded.tokens[..before], upto.get_ids()[..before]);
+            assert!(before >= upto.get_ids().len() - 1, "{before}");
+            assert!(encoded.tokens_before[1] > before);
+        }
     }
 
     #[test]
     fn detokenising_one_by_one_gives_the_text_back() {
         let tokenizer = demo();
         let text = "Zürich 🎉 has 3 files: a.rs, b.rs. <tool_call>{\"name\": \"x\"}</tool_call>";
-        let tokens = tokenizer.encode(text, &[]).expect("encodes").tokens;
+        let tokens = tokenizer.encode("t", text, &[]).expect("encodes").tokens;
         let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), vec![]);
         let mut out = String::new();
         for _ in 0..40 {
@@ -293,7 +325,7 @@ mod tests {
     fn replacement_characters_flow_like_any_other() {
         let tokenizer = demo();
         let text = format!("{}🎉 done", "\u{FFFD}".repeat(300));
-        let tokens = tokenizer.encode(&text, &[]).expect("encodes").tokens;
+        let tokens = tokenizer.encode("t", &text, &[]).expect("encodes").tokens;
         let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), vec![]);
         let mut out = String::new();
         for &token in &tokens {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use mainstay_engine_abi::sdk::Info;
+use mainstay_proto::tokens::pack;
 use mainstay_types::HashKey;
 use tonic::Code;
 
@@ -18,7 +19,7 @@ fn life(caps: u64) -> Life {
 fn request() -> v1::GenerateRequest {
     v1::GenerateRequest {
         namespace: Bytes::from_static(&[1; 16]),
-        tokens: vec![1, 2, 3],
+        tokens: pack(&[1, 2, 3]),
         priority: 7,
         sampling: Some(v1::Sampling {
             temperature: 1.0,
@@ -53,14 +54,15 @@ fn hints_that_an_engine_does_not_know_are_left_out() {
 #[test]
 fn what_is_malformed_is_refused_and_never_guessed() {
     type Break = fn(&mut v1::GenerateRequest);
-    let breaks: [(&str, Break); 19] = [
+    let breaks: [(&str, Break); 20] = [
         ("a form of an unknown kind", |r| form(r).kind = 4),
         ("a form of nothing", |r| form(r).spec.clear()),
         ("a form without end", |r| form(r).spec = "x".repeat((1 << 20) + 1)),
         ("a short namespace", |r| r.namespace = Bytes::from_static(&[1; 15])),
         ("no tokens", |r| r.tokens.clear()),
-        ("too many tokens", |r| r.tokens = vec![1; 17]),
-        ("a token out of range", |r| r.tokens[2] = 100),
+        ("too many tokens", |r| r.tokens = pack(&[1; 17])),
+        ("a token out of range", |r| r.tokens = pack(&[1, 2, 100])),
+        ("half a token", |r| r.tokens = Bytes::from_static(&[1, 0x80])),
         ("too much sampled before", |r| r.sampled_before = 4),
         ("no sampling", |r| r.sampling = None),
         ("a temperature that is no number", |r| sampling(r).temperature = f32::NAN),

@@ -121,7 +121,7 @@ async fn a_hosted_engine_serves_is_indexed_and_keeps_pins() {
     let mut client = WorkerClient::new(channel.expect("an address"));
     let prompt: Vec<u32> = (0..40).collect();
     for (round, cached) in [(1, 0), (2, 40)] {
-        let request = v1::GenerateRequest { tokens: prompt.clone(), ..Stage::request() };
+        let request = v1::GenerateRequest { tokens: pack(&prompt), ..Stage::request() };
         let mut events = client.generate(request).await.expect("taken").into_inner();
         let (mut tokens, mut last) = (Vec::new(), v1::GenerateEvent::default());
         while let Some(event) = events.message().await.expect("an event") {

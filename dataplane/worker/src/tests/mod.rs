@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use mainstay_proto::tokens::pack;
 use mainstay_proto::v1;
 use mainstay_proto::v1::worker_client::WorkerClient;
 use tonic::transport::Channel;
@@ -102,7 +103,7 @@ impl Stage {
     fn request() -> v1::GenerateRequest {
         v1::GenerateRequest {
             namespace: Bytes::from_static(&[1; 16]),
-            tokens: vec![1, 2, 3, 4, 5],
+            tokens: pack(&[1, 2, 3, 4, 5]),
             sampling: Some(v1::Sampling {
                 top_p: 1.0,
                 repetition_penalty: 1.0,

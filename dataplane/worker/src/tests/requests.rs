@@ -66,7 +66,7 @@ async fn what_cannot_be_taken_is_refused_with_a_reason() {
 async fn a_long_prompt_fits_through_the_wire() {
     let stage = Stage::set().await;
     let mut client = stage.client();
-    let prompt = v1::GenerateRequest { tokens: vec![99; 1_000_000], ..Stage::request() };
+    let prompt = v1::GenerateRequest { tokens: pack(&vec![99; 1_000_000]), ..Stage::request() };
     let refused = client.generate(prompt).await.expect_err("longer than the context");
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("1000000 tokens"), "{}", refused.message());
