@@ -142,7 +142,7 @@ fn clear_thinking(edit: &Node<'_>) -> Result<Edit, ApiError> {
 }
 
 fn clear_tool_uses(edit: &Node<'_>) -> Result<Edit, ApiError> {
-    let value = |name: &str| -> Result<Option<(bool, u64)>, ApiError> {
+    let value = |name: &'static str| -> Result<Option<(bool, u64)>, ApiError> {
         let Some(node) = edit.get(name) else { return Ok(None) };
         let tool_uses = node.peek_str("type") == Some("tool_uses");
         Ok(Some((tool_uses, u64::from(node.require("value")?.count(0, u32::MAX)?))))

@@ -46,7 +46,7 @@ pub(crate) fn finish(mut request: Request) -> Result<Request, ApiError> {
 }
 
 fn sampling(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
-    let number = |name: &str, min: f64, max: f64| {
+    let number = |name: &'static str, min: f64, max: f64| {
         body.get(name).map(|node| node.number(min, max)).transpose()
     };
     let sampling = &mut request.sampling;

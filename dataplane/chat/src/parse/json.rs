@@ -3,6 +3,8 @@
 //! `null` counts as absent everywhere: SDKs differ in whether they leave an unset member out or
 //! send it as null.
 
+use std::fmt;
+
 use serde_json::{Map, Value};
 
 use crate::error::{ApiError, ErrorKind};
@@ -24,31 +26,80 @@ pub(crate) fn parse_body(bytes: &[u8]) -> Result<Value, ApiError> {
     }
 }
 
+/// Steps that a path tells; what lies deeper is named by where these end.
+const STEPS_MAX: usize = 8;
+
+#[derive(Clone, Copy)]
+enum Step {
+    Member(&'static str),
+    Item(usize),
+}
+
+/// How to reach a value from the body, written out only where something is wrong with it.
+#[derive(Clone, Copy)]
+pub(crate) struct Path {
+    steps: [Step; STEPS_MAX],
+    length: usize,
+}
+
+impl Path {
+    pub(crate) const ROOT: Path = Path { steps: [Step::Item(0); STEPS_MAX], length: 0 };
+
+    pub(crate) fn member(self, name: &'static str) -> Path {
+        self.step(Step::Member(name))
+    }
+
+    pub(crate) fn item(self, index: usize) -> Path {
+        self.step(Step::Item(index))
+    }
+
+    fn step(mut self, step: Step) -> Path {
+        if let Some(next) = self.steps.get_mut(self.length) {
+            *next = step;
+            self.length += 1;
+        }
+        self
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, step) in self.steps[..self.length].iter().enumerate() {
+            match step {
+                Step::Member(name) if place == 0 => f.write_str(name)?,
+                Step::Member(name) => write!(f, ".{name}")?,
+                Step::Item(index) => write!(f, "[{index}]")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A value and how to reach it from the body.
 #[derive(Clone)]
 pub(crate) struct Node<'a> {
     pub(crate) value: &'a Value,
-    pub(crate) path: String,
+    pub(crate) path: Path,
 }
 
 impl<'a> Node<'a> {
     pub(crate) fn root(value: &'a Value) -> Node<'a> {
-        Node { value, path: String::new() }
+        Node { value, path: Path::ROOT }
     }
 
     /// The member's path, whether or not it exists.
-    pub(crate) fn path_of(&self, name: &str) -> String {
-        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    pub(crate) fn path_of(&self, name: &'static str) -> String {
+        self.path.member(name).to_string()
     }
 
     /// The member, unless absent or null.
-    pub(crate) fn get(&self, name: &str) -> Option<Node<'a>> {
+    pub(crate) fn get(&self, name: &'static str) -> Option<Node<'a>> {
         let value = self.value.get(name).filter(|value| !value.is_null())?;
-        Some(Node { value, path: self.path_of(name) })
+        Some(Node { value, path: self.path.member(name) })
     }
 
     /// The member; an error if it is absent or null.
-    pub(crate) fn require(&self, name: &str) -> Result<Node<'a>, ApiError> {
+    pub(crate) fn require(&self, name: &'static str) -> Result<Node<'a>, ApiError> {
         self.get(name).ok_or_else(|| {
             ApiError::invalid(self.path_of(name), "this field is required")
                 .with_code("missing_required_parameter")
@@ -79,11 +130,11 @@ impl<'a> Node<'a> {
             let problem = format!("at most {max} items are allowed, got {}", items.len());
             return Err(self.error(&problem));
         }
-        let path = self.path.clone();
+        let path = self.path;
         Ok(items
             .iter()
             .enumerate()
-            .map(move |(index, value)| Node { value, path: format!("{path}[{index}]") }))
+            .map(move |(index, value)| Node { value, path: path.item(index) }))
     }
 
     /// A number within `min..=max`.
@@ -108,7 +159,7 @@ impl<'a> Node<'a> {
     }
 
     pub(crate) fn error(&self, problem: &str) -> ApiError {
-        ApiError::invalid(self.path.clone(), problem)
+        ApiError::invalid(self.path.to_string(), problem)
     }
 
     pub(crate) fn wrong_type(&self, expected: &str) -> ApiError {

@@ -8,7 +8,7 @@
 use serde_json::{Map, Value, json};
 
 use super::common::{self, text_blocks};
-use super::json::{Node, parse_body};
+use super::json::{Node, Path, parse_body};
 use super::{ParseOptions, tools};
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Conversation, Role, ToolChoice};
@@ -302,7 +302,7 @@ pub(crate) fn add_items(
     let mut request = Request::new(Endpoint::Responses, String::new());
     (request.conversation, request.options) = (conversation, options);
     for (at, value) in items.iter().enumerate() {
-        add_item(&Node { value, path: format!("input[{at}]") }, &mut request)?;
+        add_item(&Node { value, path: Path::ROOT.member("input").item(at) }, &mut request)?;
     }
     Ok(request.conversation)
 }

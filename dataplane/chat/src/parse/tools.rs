@@ -28,12 +28,12 @@ fn description(node: &Node<'_>) -> Result<String, ApiError> {
     Ok(text.unwrap_or_default().to_owned())
 }
 
-fn flag(node: &Node<'_>, name: &str) -> bool {
+fn flag(node: &Node<'_>, name: &'static str) -> bool {
     node.get(name).and_then(|flag| flag.value.as_bool()) == Some(true)
 }
 
 /// A function definition with its schema under `schema_member`.
-pub(crate) fn function(node: &Node<'_>, schema_member: &str) -> Result<Tool, ApiError> {
+pub(crate) fn function(node: &Node<'_>, schema_member: &'static str) -> Result<Tool, ApiError> {
     let schema = match node.get(schema_member) {
         Some(schema) => Value::Object(schema.object()?.clone()),
         None => json!({"type": "object", "properties": {}}),
