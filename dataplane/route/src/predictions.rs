@@ -5,7 +5,7 @@
 //! prompt block by block at the depth of its common prefix; it ends after a short while, by which time the real
 //! events have come, or did not and it was wrong.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use mainstay_types::{Epoch, SequenceHash, WorkerId};
 
@@ -31,14 +31,6 @@ struct Prediction {
 pub(crate) struct Predictions {
     queue: VecDeque<Prediction>,
     blocks: usize,
-}
-
-/// A worker that will hold leading blocks of a prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Predicted {
-    pub(crate) worker: WorkerId,
-    pub(crate) epoch: Epoch,
-    pub(crate) blocks: u32,
 }
 
 impl Predictions {
@@ -88,16 +80,20 @@ impl Predictions {
         self.queue.len()
     }
 
-    /// What is expected of `prompt_blocks`; a worker may come up several times.
-    pub(crate) fn find(&self, prompt_blocks: &[SequenceHash]) -> impl Iterator<Item = Predicted> {
+    /// How many leading blocks of `prompt_blocks` are expected where.
+    pub(crate) fn find(&self, prompt_blocks: &[SequenceHash]) -> HashMap<(WorkerId, Epoch), u32> {
         let root = prompt_blocks.first();
-        self.queue.iter().filter(move |prediction| root == Some(&prediction.root)).map(
-            move |prediction| Predicted {
-                worker: prediction.worker,
-                epoch: prediction.epoch,
-                blocks: common_prefix(prompt_blocks, &prediction.blocks),
-            },
-        )
+        let mut found = HashMap::new();
+        // The newest first: it is the likeliest to share the most.
+        for prediction in self.queue.iter().rev().filter(|p| root == Some(&p.root)) {
+            let best: &mut u32 = found.entry((prediction.worker, prediction.epoch)).or_default();
+            // Hashes are chained: one that differs at the depth that is known shares no more than that.
+            let next = prompt_blocks.get(*best as usize);
+            if next.is_some() && next == prediction.blocks.get(*best as usize) {
+                *best = common_prefix(prompt_blocks, &prediction.blocks);
+            }
+        }
+        found
     }
 }
 

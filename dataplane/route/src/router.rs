@@ -143,11 +143,11 @@ impl Router {
                 cached[at].known_blocks = cached[at].known_blocks.max(overlap.blocks.min(most));
             }
         }
-        for expected in self.predictions.find(inputs.prompt_blocks) {
-            if let Some(at) = slot(expected.worker)
-                && inputs.workers[at].epoch == expected.epoch
+        for ((worker, epoch), blocks) in self.predictions.find(inputs.prompt_blocks) {
+            if let Some(at) = slot(worker)
+                && inputs.workers[at].epoch == epoch
             {
-                cached[at].predicted_blocks = cached[at].predicted_blocks.max(expected.blocks);
+                cached[at].predicted_blocks = blocks;
             }
         }
         cached
