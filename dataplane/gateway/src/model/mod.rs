@@ -1,6 +1,7 @@
 //! A model as the gateway needs it: tokenizer, chat template, the tokens that end a turn. It comes from a
 //! worker that serves it, so that a gateway needs no files of its own.
 
+mod detokenizer;
 mod segments;
 mod tokenizer;
 
@@ -11,7 +12,8 @@ use mainstay_chat::template::ChatTemplate;
 use mainstay_chat::{Family, Spelling};
 use mainstay_proto::v1;
 
-pub(crate) use tokenizer::{Detokenizer, Tokenizer};
+pub(crate) use detokenizer::Detokenizer;
+pub(crate) use tokenizer::Tokenizer;
 
 /// Why a model cannot be served.
 #[derive(Debug, thiserror::Error)]

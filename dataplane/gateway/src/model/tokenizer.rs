@@ -16,6 +16,7 @@ use mainstay_proto::tokens::pack;
 use tokenizers::Tokenizer as HfTokenizer;
 
 use super::ModelError;
+use super::detokenizer::TokenBytes;
 use super::segments::{Segment, Segments};
 
 /// Shorter segments are tokenised faster than they are looked up.
@@ -42,6 +43,8 @@ pub(crate) struct Tokenizer {
     /// All tokens that were added to the vocabulary, those too that count as text.
     added: HashMap<String, u32>,
     segments: Segments,
+    /// What each token adds to a text, where that depends on no other token.
+    pub(super) bytes: Option<Arc<TokenBytes>>,
 }
 
 struct Special {
@@ -77,7 +80,8 @@ impl Tokenizer {
             specials.into_iter().map(|(_, id)| Special { id, packed: pack(&[id]) }).collect();
         let added = inner.get_added_tokens_decoder().into_iter().map(|(id, t)| (t.content, id));
         let added = added.collect();
-        Ok(Self { inner, finder, specials, added, segments: Segments::default() })
+        let bytes = TokenBytes::of(&inner).map(Arc::new);
+        Ok(Self { inner, finder, specials, added, segments: Segments::default(), bytes })
     }
 
     /// Tokenises a rendered prompt. `offsets` are byte offsets, in rising order, to be told in tokens. What is
@@ -174,12 +178,12 @@ impl Tokenizer {
 
     /// A token as text, for log probabilities.
     pub(crate) fn text_of(&self, token: u32) -> String {
-        self.decode(&[token], false)
+        self.decode(&[token])
     }
 
-    fn decode(&self, tokens: &[u32], skip_special: bool) -> String {
+    pub(super) fn decode(&self, tokens: &[u32]) -> String {
         // An id beyond the vocabulary decodes to nothing; that is the library's own rule.
-        self.inner.decode(tokens, skip_special).unwrap_or_default()
+        self.inner.decode(tokens, false).unwrap_or_default()
     }
 }
 
@@ -196,72 +200,13 @@ fn segments_apart(inner: &HfTokenizer, special: &str, id: u32) -> bool {
     })
 }
 
-/// Tokens whose bytes may be held back: a character has four bytes at most, so that more is no character on its
-/// way but output that decodes to nothing. Twelve are whole characters of one, two, three or four tokens each.
-const HELD_TOKENS_MAX: usize = 12;
-
-/// Turns tokens into text as they come, holding back bytes that are not yet a character.
-pub(crate) struct Detokenizer {
-    tokenizer: Arc<Tokenizer>,
-    tokens: Vec<u32>,
-    /// Tokens before this are context only; text up to `read` has been given out.
-    prefix: usize,
-    read: usize,
-    hidden: Vec<u32>,
-}
-
-impl Detokenizer {
-    /// `hidden` are the tokens that end a turn and never show as text.
-    pub(crate) fn new(tokenizer: Arc<Tokenizer>, hidden: Vec<u32>) -> Self {
-        Self { tokenizer, tokens: Vec::new(), prefix: 0, read: 0, hidden }
-    }
-
-    /// Takes one token; answers with the text that it completes, often some, sometimes none.
-    pub(crate) fn push(&mut self, token: u32) -> String {
-        if self.hidden.contains(&token) {
-            return String::new();
-        }
-        self.tokens.push(token);
-        // Special tokens such as <tool_call> are part of the text here: the output parser reads them.
-        let before = self.tokenizer.decode(&self.tokens[self.prefix..self.read], false);
-        let now = self.tokenizer.decode(&self.tokens[self.prefix..], false);
-        let undecided = now.len() <= before.len() || now.ends_with('\u{FFFD}');
-        if undecided && self.tokens.len() - self.read < HELD_TOKENS_MAX {
-            return String::new();
-        }
-        let text = now.get(before.len()..).unwrap_or_default().to_owned();
-        // After a forced cut the window must not start inside a character.
-        self.prefix = if undecided { self.tokens.len() } else { self.read };
-        self.read = self.tokens.len();
-        self.trim();
-        text
-    }
-
-    /// What is left at the end: bytes that never became a character show as the replacement character.
-    pub(crate) fn finish(&mut self) -> String {
-        let before = self.tokenizer.decode(&self.tokens[self.prefix..self.read], false);
-        let now = self.tokenizer.decode(&self.tokens[self.prefix..], false);
-        self.read = self.tokens.len();
-        now.get(before.len()..).unwrap_or_default().to_owned()
-    }
-
-    /// Forgets what is behind the window, so that a long answer costs no more than its last tokens.
-    fn trim(&mut self) {
-        if self.prefix > 64 {
-            self.tokens.drain(..self.prefix);
-            self.read -= self.prefix;
-            self.prefix = 0;
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use mainstay_proto::tokens::unpack;
 
     use super::*;
 
-    fn demo() -> Arc<Tokenizer> {
+    pub(in crate::model) fn demo() -> Arc<Tokenizer> {
         let json = include_bytes!("../../../../plugins/native/demo-model/tokenizer.json");
         Arc::new(Tokenizer::new(json).expect("the bundled tokenizer loads"))
     }
@@ -303,38 +248,6 @@ mod tests {
             assert!(before >= upto.get_ids().len() - 1, "{before}");
             assert!(encoded.tokens_before[1] > before);
         }
-    }
-
-    #[test]
-    fn detokenising_one_by_one_gives_the_text_back() {
-        let tokenizer = demo();
-        let text = "Zürich 🎉 has 3 files: a.rs, b.rs. <tool_call>{\"name\": \"x\"}</tool_call>";
-        let tokens = tokenizer.encode("t", text, &[]).expect("encodes").tokens;
-        let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), vec![]);
-        let mut out = String::new();
-        for _ in 0..40 {
-            for &token in &tokens {
-                out.push_str(&detokenizer.push(token));
-            }
-        }
-        out.push_str(&detokenizer.finish());
-        assert_eq!(out, text.repeat(40));
-    }
-
-    #[test]
-    fn replacement_characters_flow_like_any_other() {
-        let tokenizer = demo();
-        let text = format!("{}🎉 done", "\u{FFFD}".repeat(300));
-        let tokens = tokenizer.encode("t", &text, &[]).expect("encodes").tokens;
-        let mut detokenizer = Detokenizer::new(Arc::clone(&tokenizer), vec![]);
-        let mut out = String::new();
-        for &token in &tokens {
-            out.push_str(&detokenizer.push(token));
-            assert!(detokenizer.tokens.len() < 128, "the window grows");
-        }
-        out.push_str(&detokenizer.finish());
-        assert_eq!(out.matches('\u{FFFD}').count(), 300);
-        assert!(out.ends_with("🎉 done"), "{out}");
     }
 
     #[test]
