@@ -26,6 +26,8 @@ use crate::request::{Request, Thinking};
 use hf::Shape;
 
 const TEMPLATE_NAME: &str = "chat_template";
+/// What most prompts fit into without growing on the way.
+const PROMPT_BYTES_USUAL: usize = 128 << 10;
 
 /// Why a template could not be loaded or rendered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -191,7 +193,7 @@ impl ChatTemplate {
 
     fn run(&self, context: JinjaValue) -> Result<String, TemplateError> {
         let template = self.environment.get_template(TEMPLATE_NAME).map_err(|e| failure(&e))?;
-        let mut out = Capped::default();
+        let mut out = Capped { bytes: Vec::with_capacity(PROMPT_BYTES_USUAL), full: false };
         let outcome = template.render_captured_to(context, &mut out);
         if out.full {
             return Err(TemplateError::TooLong);
@@ -267,7 +269,6 @@ fn normalised(source: &str) -> String {
 }
 
 /// Collects output up to the limit.
-#[derive(Default)]
 struct Capped {
     bytes: Vec<u8>,
     full: bool,
