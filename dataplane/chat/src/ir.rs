@@ -6,6 +6,8 @@
 //! shared cache. There is no image block: a short text stands in an image's place, or the body is
 //! refused while parsing, as the server is set.
 
+use std::sync::Arc;
+
 use crate::limits::BREAKPOINTS_MAX;
 
 /// Everything that shapes a prompt.
@@ -15,8 +17,9 @@ pub struct Conversation {
     pub system: Vec<Block>,
     /// The turns, in order.
     pub messages: Vec<Message>,
-    /// What the client offered, also what the model never sees; see [`Conversation::callable`].
-    pub tools: Vec<Tool>,
+    /// What the client offered, also what the model never sees; see [`Conversation::callable`]. Shared between the turns
+    /// of a conversation, which bring the same list each time.
+    pub tools: Arc<Vec<Tool>>,
     /// Whether and which tool must be called.
     pub tool_choice: ToolChoice,
     /// Whether several calls in one answer are welcome.
@@ -28,7 +31,7 @@ impl Default for Conversation {
         Conversation {
             system: Vec::new(),
             messages: Vec::new(),
-            tools: Vec::new(),
+            tools: Arc::default(),
             tool_choice: ToolChoice::Auto,
             parallel_tool_calls: true,
         }

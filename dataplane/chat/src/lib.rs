@@ -53,7 +53,8 @@ pub use ir::{
 };
 pub use output::{OutputEvent, OutputOptions, OutputParser, TokenLogprob};
 pub use parse::{
-    Media, ParseOptions, parse, parse_chat, parse_count_tokens, parse_messages, parse_responses,
+    KnownTools, Media, ParseOptions, ToolMemory, parse, parse_chat, parse_count_tokens,
+    parse_messages, parse_responses,
 };
 pub use request::{
     Endpoint, OutputFormat, Request, ResponsesEcho, Sampling, Thinking, ThinkingDisplay, Told,

@@ -163,7 +163,7 @@ impl Request {
             stored.system.remove(0);
         }
         // The next request brings its own tools.
-        stored.tools = Vec::new();
+        stored.tools = Default::default();
         stored.push(Role::Assistant, answer);
         stored
     }

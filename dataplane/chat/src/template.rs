@@ -125,6 +125,7 @@ pub struct ChatTemplate {
     eos_token: String,
     shape: Shape,
     known: breakpoints::Known,
+    tools: hf::KnownTools,
 }
 
 impl ChatTemplate {
@@ -141,6 +142,7 @@ impl ChatTemplate {
             eos_token: eos.to_owned(),
             shape: Shape::FULL,
             known: breakpoints::Known::default(),
+            tools: hf::KnownTools::default(),
         };
         template.shape = probe::probe(&template)?;
         template.known = breakpoints::Known::of(&template);
@@ -179,7 +181,7 @@ impl ChatTemplate {
     ) -> Result<String, TemplateError> {
         let mut context = vec![
             ("messages", hf::messages(conversation, shape)),
-            ("tools", hf::tools(conversation)),
+            ("tools", self.tools.value(conversation)),
             ("add_generation_prompt", JinjaValue::from(options.add_generation_prompt)),
             ("bos_token", JinjaValue::from(&self.bos_token)),
             ("eos_token", JinjaValue::from(&self.eos_token)),
@@ -188,7 +190,7 @@ impl ChatTemplate {
             let enabled = options.thinking == Thinking::Enabled;
             context.push(("enable_thinking", JinjaValue::from(enabled)));
         }
-        self.run(JinjaValue::from_object(hf::Dict(context)))
+        self.run(JinjaValue::from_object(hf::Dict::new(context)))
     }
 
     fn run(&self, context: JinjaValue) -> Result<String, TemplateError> {

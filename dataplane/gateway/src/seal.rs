@@ -27,6 +27,9 @@ pub(crate) fn parsing_of(
     parsing: &ParseOptions,
 ) -> ParseOptions {
     let mut parsing = parsing.clone();
+    if let Some(memory) = &mut parsing.tools {
+        memory.tenant = tenant.as_str().into();
+    }
     if let Some(key) = replica.read(mainstay_state::Machine::hash_key) {
         parsing.sealer = Some(Arc::new(TenantSeal::new(key, tenant)));
     }

@@ -7,23 +7,20 @@
 use serde_json::Value;
 
 use super::common::{self, text_blocks};
-use super::json::{Node, parse_body};
+use super::json::{Node, parse_body_apart};
 use super::{ParseOptions, tools};
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Role, ToolChoice};
-use crate::limits::{BLOCKS_MAX, MESSAGES_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX};
+use crate::limits::{BLOCKS_MAX, MESSAGES_MAX, TOP_LOGPROBS_MAX};
 use crate::request::{Endpoint, Request};
 
 pub(super) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
-    let value = parse_body(bytes)?;
-    let body = Node::root(&value);
+    let apart = parse_body_apart(bytes)?;
+    let body = Node::root(&apart.value);
     let mut request = common::start(&body, Endpoint::Chat, options)?;
     members(&body, &mut request)?;
-    if let Some(tools) = body.get("tools") {
-        for tool in tools.items(TOOLS_MAX)? {
-            add_tool(&tool, &mut request)?;
-        }
-    }
+    let memory = request.options.tools.clone();
+    tools::read(apart.tools, memory.as_ref(), &mut request, add_tool)?;
     if let Some(choice) = body.get("tool_choice") {
         tool_choice(&choice, &mut request)?;
     }

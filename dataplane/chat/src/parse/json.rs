@@ -3,8 +3,12 @@
 //! `null` counts as absent everywhere: SDKs differ in whether they leave an unset member out or
 //! send it as null.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use serde::Deserializer;
+use serde::de::{MapAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::error::{ApiError, ErrorKind};
@@ -16,13 +20,60 @@ pub(crate) fn parse_body(bytes: &[u8]) -> Result<Value, ApiError> {
         let message = format!("the request body is over the limit of {BODY_BYTES_MAX} bytes");
         return Err(ApiError::new(ErrorKind::TooLarge, message));
     }
-    let value: Value = serde_json::from_slice(bytes).map_err(|error| {
-        ApiError::invalid("", &format!("not valid JSON ({error})")).with_code("invalid_json")
-    })?;
+    let value: Value = serde_json::from_slice(bytes).map_err(not_json)?;
     if value.is_object() {
         Ok(value)
     } else {
         Err(ApiError::invalid("", &format!("expected an object, got {}", kind_of(&value))))
+    }
+}
+
+fn not_json(error: serde_json::Error) -> ApiError {
+    ApiError::invalid("", &format!("not valid JSON ({error})")).with_code("invalid_json")
+}
+
+/// A body whose `tools` were not read yet: they are long, and the same each turn.
+pub(crate) struct Apart<'b> {
+    pub(crate) value: Value,
+    pub(crate) tools: Option<&'b RawValue>,
+}
+
+/// Parses a body as [`parse_body`] does, but for its tools.
+pub(crate) fn parse_body_apart(bytes: &[u8]) -> Result<Apart<'_>, ApiError> {
+    if bytes.len() > BODY_BYTES_MAX || bytes.trim_ascii_start().first() != Some(&b'{') {
+        // Refused, in its words.
+        return parse_body(bytes).map(|value| Apart { value, tools: None });
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let apart = deserializer.deserialize_map(ApartVisitor);
+    apart.and_then(|apart| deserializer.end().map(|()| apart)).map_err(not_json)
+}
+
+/// Parses a part of a body that was left out before.
+pub(crate) fn parse_part(raw: &str) -> Result<Value, ApiError> {
+    serde_json::from_str(raw).map_err(not_json)
+}
+
+struct ApartVisitor;
+
+impl<'de> Visitor<'de> for ApartVisitor {
+    type Value = Apart<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Apart<'de>, A::Error> {
+        let mut value = Map::new();
+        let mut tools = None;
+        while let Some(name) = members.next_key::<Cow<'de, str>>()? {
+            if name == "tools" {
+                tools = Some(members.next_value()?);
+            } else {
+                value.insert(name.into_owned(), members.next_value()?);
+            }
+        }
+        Ok(Apart { value: Value::Object(value), tools })
     }
 }
 

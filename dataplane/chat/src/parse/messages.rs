@@ -8,13 +8,11 @@
 use serde_json::Value;
 
 use super::common::{self, text_blocks, text_part};
-use super::json::{Node, parse_body};
+use super::json::{Node, parse_body_apart};
 use super::{ParseOptions, tools};
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Role, ToolChoice};
-use crate::limits::{
-    BLOCKS_MAX, HEADER_JSON_BYTES_MAX, MESSAGES_MAX, OUTPUT_TOKENS_MAX, TOOLS_MAX,
-};
+use crate::limits::{BLOCKS_MAX, HEADER_JSON_BYTES_MAX, MESSAGES_MAX, OUTPUT_TOKENS_MAX};
 use crate::request::{Endpoint, Request, Thinking, ThinkingDisplay};
 use crate::session::Harness;
 use crate::{edits, seal, session};
@@ -26,8 +24,8 @@ pub(super) fn parse(
     endpoint: Endpoint,
     options: ParseOptions,
 ) -> Result<Request, ApiError> {
-    let value = parse_body(bytes)?;
-    let body = Node::root(&value);
+    let apart = parse_body_apart(bytes)?;
+    let body = Node::root(&apart.value);
     let mut request = common::start(&body, endpoint, options)?;
     request.include_usage = true;
     if endpoint == Endpoint::Messages {
@@ -35,6 +33,8 @@ pub(super) fn parse(
         // 0 asks for a prompt to be computed and kept, and for no answer.
         request.sampling.max_tokens = Some(limit.count(0, OUTPUT_TOKENS_MAX)?);
     }
+    let memory = request.options.tools.clone();
+    tools::read(apart.tools, memory.as_ref(), &mut request, add_tool)?;
     members(&body, &mut request)?;
     if let Some(system) = body.get("system") {
         let blocks = text_blocks(&system, &mut request)?;
@@ -56,11 +56,6 @@ pub(super) fn parse(
 fn members(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     if let Some(stop) = body.get("stop_sequences") {
         request.sampling.stop = common::stop_strings(&stop)?;
-    }
-    if let Some(tools) = body.get("tools") {
-        for tool in tools.items(TOOLS_MAX)? {
-            add_tool(&tool, request)?;
-        }
     }
     if let Some(choice) = body.get("tool_choice") {
         tool_choice(&choice, request)?;

@@ -9,6 +9,7 @@
 mod chat;
 mod common;
 mod json;
+mod known_tools;
 mod messages;
 mod responses;
 mod tools;
@@ -17,6 +18,7 @@ use crate::error::ApiError;
 use crate::request::{Endpoint, Request};
 use crate::seal::Sealer;
 pub(crate) use json::Node;
+pub use known_tools::{KnownTools, ToolMemory};
 pub(crate) use responses::{add_items, parse as parse_responses_with};
 
 /// What parsing may be told to do otherwise.
@@ -28,11 +30,13 @@ pub struct ParseOptions {
     pub media: Media,
     /// Opens what an earlier answer sealed.
     pub sealer: Option<Sealer>,
+    /// Lists of tools that were read before.
+    pub tools: Option<ToolMemory>,
 }
 
 impl Default for ParseOptions {
     fn default() -> Self {
-        ParseOptions { strip_billing_header: true, media: Media::Text, sealer: None }
+        ParseOptions { strip_billing_header: true, media: Media::Text, sealer: None, tools: None }
     }
 }
 

@@ -41,7 +41,7 @@ fn outline(c: &Conversation) -> String {
         let who = format!("{:?}", message.role).to_lowercase();
         message.blocks.iter().for_each(|block| line(&who, block));
     }
-    for tool in &c.tools {
+    for tool in c.tools.iter() {
         let mark = tool.cache_control.map_or(String::new(), |m| format!(" [{} ms]", m.ttl_ms));
         let space = tool.namespace.as_deref().map_or(String::new(), |n| format!("{n}/"));
         writeln!(out, "tool {space}{} {:?} {}{mark}", tool.name, tool.description, tool.schema)
@@ -586,4 +586,74 @@ fn a_stored_conversation_is_continued() {
     assert_eq!(next.conversation.messages[2].role, Role::System);
     let alone = responses(json!({"model": "m", "previous_response_id": "r", "input": []}));
     assert!(alone.is_ok());
+}
+
+mod known_tools {
+    use super::*;
+    use crate::parse::{KnownTools, ToolMemory};
+    use std::sync::Arc;
+
+    fn memory(known: &Arc<KnownTools>, tenant: &str) -> ParseOptions {
+        let tools = ToolMemory { known: Arc::clone(known), tenant: tenant.into() };
+        ParseOptions { tools: Some(tools), ..ParseOptions::default() }
+    }
+
+    fn body(tools: &str) -> String {
+        format!(
+            r#"{{"model": "m", "max_tokens": 9, "tools": {tools}, "messages": [{{"role": "user", "content": "u"}}]}}"#
+        )
+    }
+
+    const CHAT: &str = r#"[{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}]"#;
+    const MESSAGES: &str = r#"[{"name": "f", "description": "d", "input_schema": {"type": "object"}, "cache_control": {"type": "ephemeral"}}]"#;
+
+    #[test]
+    fn a_list_that_came_before_is_shared_within_its_tenant_and_reads_as_it_does_alone() {
+        for (endpoint, tools) in [(Endpoint::Chat, CHAT), (Endpoint::Messages, MESSAGES)] {
+            let known = Arc::default();
+            let body = body(tools);
+            let read = |tenant| parse(endpoint, body.as_bytes(), memory(&known, tenant)).unwrap();
+            let (first, second, other) = (read("a"), read("a"), read("b"));
+            let alone = parse(endpoint, body.as_bytes(), ParseOptions::default()).unwrap();
+            assert_eq!(alone.conversation, second.conversation);
+            assert_eq!(alone.conversation.tools.len(), 1);
+            assert!(Arc::ptr_eq(&first.conversation.tools, &second.conversation.tools));
+            assert!(!Arc::ptr_eq(&first.conversation.tools, &other.conversation.tools));
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_said_of_a_list_is_said_each_time() {
+        let known = Arc::default();
+        for tools in [
+            r#"[{"type": "web_search"}]"#,
+            r#"[{"type": "function", "function": {"name": "f"}}, {"type": "function", "function": {"name": "f"}}]"#,
+        ] {
+            let body = body(tools);
+            for _ in 0..2 {
+                let read = parse(Endpoint::Chat, body.as_bytes(), memory(&known, "a")).unwrap();
+                assert!(!read.warnings.is_empty(), "{tools}");
+            }
+        }
+        for wrong in ["[{}]", "7", r#"[{"type": "function"}]"#] {
+            for _ in 0..2 {
+                let body = body(wrong);
+                let error = parse(Endpoint::Chat, body.as_bytes(), memory(&known, "a"));
+                assert!(error.unwrap_err().to_string().contains("tools"), "{wrong}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_more_is_remembered_than_there_is_room_for() {
+        let known = Arc::default();
+        for number in 0..300 {
+            let tools = CHAT.replace("\"d\"", &format!("\"{number}{}\"", "x".repeat(100_000)));
+            parse(Endpoint::Chat, body(&tools).as_bytes(), memory(&known, "a")).unwrap();
+        }
+        let tools = CHAT.replace("\"d\"", &format!("\"{}\"", "x".repeat(300_000)));
+        parse(Endpoint::Chat, body(&tools).as_bytes(), memory(&known, "a")).unwrap();
+        let bytes = format!("{known:?}").len();
+        assert!(bytes < 3 * (4 << 20), "{bytes}");
+    }
 }

@@ -5,10 +5,14 @@
 //! somebody else's servers run are kept, since clients expect to see them repeated, and never shown to the model.
 //! A choice of a tool that was not offered is an error, because nothing could come of it.
 
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use super::ToolMemory;
 use super::common::{cache_control, skip};
-use super::json::Node;
+use super::json::{Node, Path, parse_part};
 use crate::error::ApiError;
 use crate::ir::{Grammar, GrammarSyntax, Tool, ToolChoice, ToolKind};
 use crate::limits::{GRAMMAR_BYTES_MAX, TOOL_NAME_BYTES_MAX, TOOLS_MAX};
@@ -95,6 +99,31 @@ fn grammar(format: &Node<'_>, request: &mut Request) -> Result<Option<Grammar>, 
     Ok(Some(Grammar { syntax, text: text.to_owned() }))
 }
 
+/// Reads a list of tools, or finds what it was read into when it last came. A list that was read with anything to say
+/// about it is read each time, so that it is said each time.
+pub(crate) fn read(
+    raw: Option<&RawValue>,
+    memory: Option<&ToolMemory>,
+    request: &mut Request,
+    add: impl Fn(&Node<'_>, &mut Request) -> Result<(), ApiError>,
+) -> Result<(), ApiError> {
+    let Some(raw) = raw.map(RawValue::get).filter(|raw| *raw != "null") else { return Ok(()) };
+    if let Some(tools) = memory.and_then(|memory| memory.find(request.endpoint, raw)) {
+        request.conversation.tools = tools;
+        return Ok(());
+    }
+    let value = parse_part(raw)?;
+    let said = |request: &Request| (request.warnings.len(), request.told.len());
+    let before = said(request);
+    for tool in (Node { value: &value, path: Path::ROOT.member("tools") }).items(TOOLS_MAX)? {
+        add(&tool, request)?;
+    }
+    if let Some(memory) = memory.filter(|_| said(request) == before) {
+        memory.keep(request.endpoint, raw, &request.conversation.tools);
+    }
+    Ok(())
+}
+
 /// Keeps a tool that nobody here runs.
 pub(crate) fn add_hosted(
     node: &Node<'_>,
@@ -106,7 +135,7 @@ pub(crate) fn add_hosted(
     let name: String = node.peek_str("name").unwrap_or(kind).chars().take(64).collect();
     let known = &request.conversation.tools;
     if known.len() < TOOLS_MAX && known.iter().all(|tool| tool.name != name) {
-        request.conversation.tools.push(Tool {
+        Arc::make_mut(&mut request.conversation.tools).push(Tool {
             name,
             client_name: None,
             description: String::new(),
@@ -124,7 +153,7 @@ pub(crate) fn add_hosted(
 /// a warning; one of another namespace gets another name for the model.
 pub(crate) fn add(mut tool: Tool, at: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     tool.cache_control = cache_control(at, &mut request.warnings);
-    let tools = &mut request.conversation.tools;
+    let tools = Arc::make_mut(&mut request.conversation.tools);
     if tools.len() >= TOOLS_MAX {
         return Err(at.error(&format!("at most {TOOLS_MAX} tools are allowed")));
     }
@@ -141,7 +170,7 @@ pub(crate) fn add(mut tool: Tool, at: &Node<'_>, request: &mut Request) -> Resul
         }
         tool.client_name = Some(std::mem::replace(&mut tool.name, other));
     }
-    request.conversation.tools.push(tool);
+    tools.push(tool);
     Ok(())
 }
 
@@ -215,8 +244,9 @@ pub(crate) fn check_choice(request: &Request) -> Result<(), ApiError> {
 pub(crate) fn load_referenced(request: &mut Request) {
     let referenced = std::mem::take(&mut request.referenced_tools);
     for name in referenced {
-        let tools = &mut request.conversation.tools;
-        if let Some(at) = tools.iter().position(|tool| tool.deferred && tool.name == name) {
+        let meant = |tool: &Tool| tool.deferred && tool.name == name;
+        if let Some(at) = request.conversation.tools.iter().position(meant) {
+            let tools = Arc::make_mut(&mut request.conversation.tools);
             let mut tool = tools.remove(at);
             tool.deferred = false;
             tools.push(tool);

@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{ChatTemplate, RenderOptions, RenderedBreakpoint};
 use crate::ir::{Block, Content, Conversation, Position, Role, Tool, ToolKind};
@@ -149,7 +149,7 @@ fn head_key(
 
 fn head_hash(conversation: &Conversation) -> DefaultHasher {
     let mut hasher = DefaultHasher::new();
-    for tool in &conversation.tools {
+    for tool in conversation.tools.iter() {
         (&tool.name, &tool.description, &tool.schema, tool.is_callable()).hash(&mut hasher);
     }
     for block in &conversation.system {
@@ -215,8 +215,9 @@ fn cut(conversation: &Conversation, position: Position) -> Conversation {
     match position {
         Position::Tool { index } => {
             // The system text stays: where it precedes the tools, it is part of their prefix.
-            cut.tools.truncate(index + 1);
-            cut.tools.push(sentinel_tool());
+            let tools = Arc::make_mut(&mut cut.tools);
+            tools.truncate(index + 1);
+            tools.push(sentinel_tool());
             cut.push(Role::User, vec![Block::text(sentinel(conversation))]);
         }
         Position::System { index } => {
@@ -242,7 +243,7 @@ fn head(conversation: &Conversation) -> Conversation {
     Conversation {
         system: conversation.system.clone(),
         messages: Vec::new(),
-        tools: conversation.tools.clone(),
+        tools: Arc::clone(&conversation.tools),
         tool_choice: conversation.tool_choice.clone(),
         parallel_tool_calls: conversation.parallel_tool_calls,
     }

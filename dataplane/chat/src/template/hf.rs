@@ -5,17 +5,28 @@
 //! in a form it does take, so that nothing said is lost.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use minijinja::value::{Enumerator, Object, ObjectExt, Serde, Value};
 
-use crate::ir::{Block, Content, Conversation, Message, Role};
+use crate::ir::{Block, Content, Conversation, Message, Role, Tool};
 
 /// A dictionary whose keys are known: what a template sees of a message. It is made once a message and turn, so it is
 /// a list, which is looked through faster than a map is built.
 #[derive(Debug)]
-pub(super) struct Dict(pub(super) Vec<(&'static str, Value)>);
+pub(super) struct Dict {
+    entries: Vec<(&'static str, Value)>,
+    /// What the filter `tojson` made of it; tools are printed by it, and stay the same for a whole session.
+    pub(super) json: OnceLock<Value>,
+}
+
+impl Dict {
+    pub(super) fn new(entries: Vec<(&'static str, Value)>) -> Self {
+        Self { entries, json: OnceLock::new() }
+    }
+}
 
 impl Object for Dict {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
@@ -23,20 +34,22 @@ impl Object for Dict {
     }
 
     fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
-        self.0.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone())
+        self.entries.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone())
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        self.mapped_enumerator(|dict| Box::new(dict.0.iter().map(|(name, _)| Value::from(*name))))
+        self.mapped_enumerator(|dict| {
+            Box::new(dict.entries.iter().map(|(name, _)| Value::from(*name)))
+        })
     }
 
     fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
-        Some(self.0.len())
+        Some(self.entries.len())
     }
 }
 
 fn dict(entries: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
-    Value::from_object(Dict(entries.into_iter().collect()))
+    Value::from_object(Dict::new(entries.into_iter().collect()))
 }
 
 /// What a template takes. Found by probing; see the parent module.
@@ -84,7 +97,7 @@ impl Said<'_> {
             entries.push(content);
             entries.extend(self.more);
         }
-        Value::from_object(Dict(entries))
+        Value::from_object(Dict::new(entries))
     }
 }
 
@@ -124,8 +137,58 @@ pub(super) fn messages(conversation: &Conversation, shape: Shape) -> Value {
     out.into_iter().map(Said::value).collect()
 }
 
-/// The `tools` variable: OpenAI's function form, or null.
-pub(super) fn tools(conversation: &Conversation) -> Value {
+/// Lists of tools whose values are kept.
+const KNOWN_MAX: usize = 16;
+/// The longest of them, written as JSON.
+const KNOWN_BYTES_MAX: usize = 256 << 10;
+
+/// What lists of tools are to a template, for those that more than one conversation shares.
+#[derive(Debug, Default)]
+pub(super) struct KnownTools(Mutex<VecDeque<(Arc<Vec<Tool>>, Value)>>);
+
+impl KnownTools {
+    /// The `tools` variable: OpenAI's function form, or null.
+    pub(super) fn value(&self, conversation: &Conversation) -> Value {
+        let tools = &conversation.tools;
+        // A list that nobody else has is not remembered where bodies are read, either, and will not come again.
+        if Arc::strong_count(tools) < 2 {
+            return tools_value(conversation);
+        }
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, value)) = known.iter().find(|(list, _)| Arc::ptr_eq(list, tools)) {
+            return value.clone();
+        }
+        let value = tools_value(conversation);
+        if bytes(tools) <= KNOWN_BYTES_MAX {
+            known.truncate(KNOWN_MAX - 1);
+            known.push_front((Arc::clone(tools), value.clone()));
+        }
+        value
+    }
+}
+
+fn bytes(tools: &[Tool]) -> usize {
+    /// Counts what is written.
+    struct Counter(usize);
+    impl io::Write for Counter {
+        fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
+            self.0 += chunk.len();
+            Ok(chunk.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let schema = |tool: &Tool| {
+        let mut counter = Counter(0);
+        serde_json::to_writer(&mut counter, &tool.schema).map_or(usize::MAX, |()| counter.0)
+    };
+    let all = tools.iter().map(|tool| schema(tool).saturating_add(tool.description.len()));
+    all.fold(0, usize::saturating_add)
+}
+
+fn tools_value(conversation: &Conversation) -> Value {
     if conversation.callable().next().is_none() {
         return Value::from(());
     }

@@ -5,6 +5,7 @@
 //! than the one it was trained on. Sorting, `indent` and `separators` are honoured because
 //! published templates use them.
 
+use super::hf::Dict;
 use minijinja::value::{Kwargs, Value as JinjaValue};
 use minijinja::{Error, ErrorKind};
 use serde::Serialize;
@@ -17,9 +18,21 @@ const INDENT_MAX: usize = 16;
 
 /// `value | tojson(indent=…, ensure_ascii=…, separators=…, sort_keys=…)`.
 pub(super) fn tojson(value: JinjaValue, kwargs: Kwargs) -> Result<JinjaValue, Error> {
+    let Some(dict) = value.downcast_object_ref::<Dict>().filter(|_| kwargs.args().next().is_none())
+    else {
+        return written(&value, &kwargs);
+    };
+    if let Some(json) = dict.json.get() {
+        return Ok(json.clone());
+    }
+    let json = written(&value, &kwargs)?;
+    Ok(dict.json.get_or_init(|| json).clone())
+}
+
+fn written(value: &JinjaValue, kwargs: &Kwargs) -> Result<JinjaValue, Error> {
     let unserialisable =
         |error: serde_json::Error| Error::new(ErrorKind::BadSerialization, error.to_string());
-    let mut json = serde_json::to_value(&value).map_err(unserialisable)?;
+    let mut json = serde_json::to_value(value).map_err(unserialisable)?;
     if kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false) {
         json = sorted(json);
     }

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use std::sync::Arc;
+
 use super::*;
 use crate::ir::{Block, CacheControl, Content, Role, Tool, ToolKind};
 use expect_test::{Expect, expect};
@@ -50,10 +52,10 @@ fn tool(name: &str, description: &str, arguments: &[&str]) -> Tool {
 
 fn weather() -> Conversation {
     let mut c = Conversation {
-        tools: vec![
+        tools: Arc::new(vec![
             tool("get_weather", "Current weather for a city", &["city"]),
             tool("add", "Add two numbers", &["a", "b"]),
-        ],
+        ]),
         ..Conversation::default()
     };
     c.push(Role::User, vec![Block::text("Weather in Oslo and 1 + 2?")]);
@@ -96,9 +98,10 @@ fn demo_model_with_own_system_text() {
     let mut c = weather();
     c.system.push(Block::text("Be brief."));
     c.messages.truncate(1);
-    c.tools.truncate(1);
-    c.tools[0].description.clear();
-    c.tools[0].schema = json!({"type": "object", "properties": 5});
+    let tools = Arc::make_mut(&mut c.tools);
+    tools.truncate(1);
+    tools[0].description.clear();
+    tools[0].schema = json!({"type": "object", "properties": 5});
     c.push(Role::Assistant, vec![call("c", "x", "not json")]);
     c.push_system(vec![Block::text("Later rule.")]);
     c.push(Role::User, vec![Block::text("a"), Block::text("b")]);
@@ -129,7 +132,7 @@ const CHATML: &str = "{%- if tools %}{{- '<|im_start|>system\\n' }}{%- if messag
 #[test]
 fn json_is_spaced_like_python_and_not_escaped_for_html() {
     let mut c = Conversation {
-        tools: vec![tool("f", "a < b & 'c' é", &["x"])],
+        tools: Arc::new(vec![tool("f", "a < b & 'c' é", &["x"])]),
         ..Conversation::default()
     };
     c.push(Role::User, vec![Block::text("hi")]);
@@ -288,7 +291,7 @@ fn breakpoints_reach_as_far_as_their_prefix_stays_equal() {
     let mark = |ttl_ms| Some(CacheControl { ttl_ms });
     let mut c = weather();
     c.system = vec![Block::text("Base."), Block::text("More.")];
-    c.tools[1].cache_control = mark(1);
+    Arc::make_mut(&mut c.tools)[1].cache_control = mark(1);
     c.system[0].cache_control = mark(2);
     c.system[1].cache_control = mark(3);
     c.messages[0].blocks[0].cache_control = mark(4);
@@ -394,4 +397,27 @@ fn ids_of_calls_do_not_reach_a_prompt() {
     assert_eq!(first, prompt(["call_9_0", "call_9_1", "call_11_0"]));
     // An id that comes twice names two calls.
     assert_eq!(first, prompt(["0", "1", "0"]));
+}
+
+#[test]
+fn shared_tools_are_written_once_and_changed_ones_anew() {
+    let source = "{% for m in messages %}{{ m.content }}{% endfor %}\
+        {% for t in tools %}{{ t | tojson }}|{{ t | tojson(indent=1) | length }}{% endfor %}";
+    let template = template(source);
+    let alone = weather();
+    let mut shared = weather();
+    let other = shared.clone();
+    let render = |c: &Conversation| template.render(c, RenderOptions::default()).unwrap();
+    let written = render(&alone);
+    assert!(written.contains("\"name\": \"get_weather\""), "{written}");
+    for _ in 0..3 {
+        assert_eq!(render(&shared), written);
+        assert_eq!(render(&other), written);
+    }
+    Arc::make_mut(&mut shared.tools)[0].name = "other".to_owned();
+    let mut changed = weather();
+    changed.tools = Arc::new(shared.tools.to_vec());
+    assert_eq!(render(&shared), render(&changed));
+    assert_ne!(render(&shared), written);
+    assert_eq!(render(&other), written);
 }

@@ -21,7 +21,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, heade
 use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
-use mainstay_chat::{ApiError, Endpoint, ErrorKind, ParseOptions};
+use mainstay_chat::{ApiError, Endpoint, ErrorKind, ParseOptions, ToolMemory};
 use mainstay_proto::client::ControlPlane;
 use mainstay_types::Region;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -76,7 +76,10 @@ impl App {
         workers: Workers,
         tenants: Tenants,
     ) -> Self {
-        let parsing = ParseOptions { media: config.media, ..ParseOptions::default() };
+        // The tenant is put in for each request.
+        let tools = ToolMemory { known: Arc::default(), tenant: Arc::default() };
+        let parsing =
+            ParseOptions { media: config.media, tools: Some(tools), ..ParseOptions::default() };
         Self {
             stored: Stored::new(control.clone(), replica.clone(), parsing.clone()),
             sockets: websocket::Sockets::new(config.websocket),

@@ -14,7 +14,7 @@ fn responses(tools: Value, more: Value) -> Result<Request, ApiError> {
 /// One line a tool: the model's name, the client's, and what it is.
 fn shown(request: &Request) -> String {
     let mut out = String::new();
-    for tool in &request.conversation.tools {
+    for tool in request.conversation.tools.iter() {
         let space = tool.namespace.as_deref().unwrap_or("-");
         let hidden = if tool.is_callable() { "" } else { " hidden" };
         writeln!(out, "{} {space}/{} {:?}{hidden}", tool.name, tool.told_name(), tool.kind)

@@ -51,7 +51,8 @@ fn conversation() -> impl Strategy<Value = Conversation> {
         prop::collection::vec(message, 1..4),
     )
         .prop_map(|(tools, system, messages)| {
-            let mut conversation = Conversation { tools, system, ..Conversation::default() };
+            let mut conversation =
+                Conversation { tools: Arc::new(tools), system, ..Conversation::default() };
             for (role, blocks) in messages {
                 conversation.push(role, blocks);
             }
