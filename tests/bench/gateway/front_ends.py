@@ -141,10 +141,10 @@ class Direct(FrontEnd):
 
 
 class Mainstay(FrontEnd):
-    name, what = "mainstay", "gateway process; members and sim engines apart"
+    name, what = "mainstay", "gateway process; member and sim engines apart"
 
     def start(self) -> None:
-        binary, (control,) = self.places["mainstay"], free_ports(1)
+        binary, (control, *self.worker_ports) = self.places["mainstay"], free_ports(1 + WORKERS)
         self.spawn("member", [binary, "control", f"--listen=127.0.0.1:{control}", f"--data-dir={self.folder}/m"])
         script = self.folder / "script.toml"
         script.write_text('default = "The block is held by a worker and its prefix was found in the index of blocks, so the '
@@ -152,11 +152,17 @@ class Mainstay(FrontEnd):
         config = self.folder / "engine.toml"
         config.write_text(f"[engine]\nblocks = {CACHE_TOKENS // BLOCK_TOKENS}\nblock_tokens = {BLOCK_TOKENS}\n"
                           f"decode_us_per_token = {round(self.token_ms * 1e3)}\n")
-        for number in range(WORKERS):
+        for number, port in enumerate(self.worker_ports):
             self.spawn(f"worker{number}", [binary, "worker", self.model, f"--control=127.0.0.1:{control}", f"--name=w{number}",
-                                           "--engine=sim", f"--model-name={MODEL}", f"--script={script}", f"--config={config}"])
+                                           f"--listen=127.0.0.1:{port}", "--engine=sim", f"--model-name={MODEL}", f"--script={script}", f"--config={config}"])
         self.front = self.spawn("front", [binary, "gateway", f"--control=127.0.0.1:{control}",
                                           f"--listen=127.0.0.1:{self.port}"], FRONT_CORE)
+
+
+class Worker(Mainstay):
+    """No front end: the workers themselves are asked; what is counted as its CPU means nothing."""
+
+    name, what = "worker", "Mainstay's sim engine asked directly by gRPC"
 
 
 class Dynamo(FrontEnd):
@@ -220,4 +226,4 @@ class SmgGrpcCached(SmgGrpc):
     cache = ["--tokenizer-cache-enable-l1", "--tokenizer-cache-l1-max-memory", 1 << 30]
 
 
-ALL = {kind.name: kind for kind in (Direct, Mainstay, Smg, SmgGrpc, SmgGrpcCached, Dynamo, DynamoFast)}
+ALL = {kind.name: kind for kind in (Direct, Worker, Mainstay, Smg, SmgGrpc, SmgGrpcCached, Dynamo, DynamoFast)}

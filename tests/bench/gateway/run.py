@@ -18,8 +18,9 @@ import time
 from pathlib import Path
 
 from conversations import OUTPUT_TOKENS, Conversations, Session
-from front_ends import ALL, FrontEnd, OTHER_CORE
-from load import Outcome, drive, read
+from front_ends import ALL, FrontEnd, OTHER_CORE, Worker
+from load import Outcome, Said, drive, read
+from load_grpc import drive_grpc, messages, prompts
 from table import show
 
 PHASES = ("whole", "stream", "open", "memory")
@@ -47,13 +48,16 @@ class Bench:
 
     def told(self, front: FrontEnd, phase: str, outcome: Outcome, cpu_ms: float, **more) -> None:
         """Checks every answer, then says the phase's figures."""
-        said = [read(answer.raw) for answer in outcome.answers]
+        said = [read(answer.raw) if answer.raw else Said(0, OUTPUT_TOKENS, answer.cached_tokens, 0) for answer in outcome.answers]
         faults = [one.fault for one in said if one.fault]
         wrong = [one for one in said if not one.fault and one.completion_tokens != OUTPUT_TOKENS]
         good = [one for one in said if not one.fault]
         many = max(len(outcome.answers), 1)
         latency = [answer.latency_ms for answer in outcome.answers]
         first = [answer.first_ms for answer in outcome.answers]
+        if self.args.each:
+            with self.args.each.open("a") as out:
+                out.write(json.dumps([front.name, phase, [round(value, 2) for value in latency]]) + "\n")
         line = {"front": front.name, "phase": phase, "round": self.args.round, "requests": len(outcome.answers),
                 "failed": outcome.failed + len(faults) + len(wrong), "why": (faults + [outcome.why])[0],
                 "cpu_ms": cpu_ms / many, "cpu_share": cpu_ms / 1e3 / outcome.took_s, "rps": many / outcome.took_s,
@@ -68,26 +72,31 @@ class Bench:
               f"p50 {line['p50_ms']:8.2f}, p99 {line['p99_ms']:8.2f} ms, {line['rps']:7.1f}/s, RSS {line['rss_mib']:6.0f} MiB, "
               f"prompt {line['prompt_tokens']:.0f} (cached {line['cached_tokens']:.0f}) {line['why'][:200]}", flush=True)
 
-    def step(self, front: FrontEnd, phase: str, bodies: list, rate: float | None = None, **more) -> None:
+    def step(self, front: FrontEnd, phase: str, sessions: list[Session], turns: range, rate: float | None = None) -> None:
+        """These turns of all sessions, session by session in each turn."""
+        if isinstance(front, Worker):
+            wire = messages()
+            prepared = prompts(wire, self.tokenizer, sessions, turns)
+            self.told(front, phase, drive_grpc(front.worker_ports, wire, prepared, len(sessions), rate), 0.0)
+            return
+        bodies = [session.body(turn) for turn in turns for session in sessions]
         before = front.cpu_ms()
         outcome = drive("127.0.0.1", front.port, bodies, 1, rate)
-        self.told(front, phase, outcome, front.cpu_ms() - before, **more)
+        self.told(front, phase, outcome, front.cpu_ms() - before)
 
     def turns(self, front: FrontEnd, phase: str) -> None:
-        """Cold first turns, then the others, session by session in each turn."""
+        """Cold first turns, then the others."""
         args = self.args
         sessions = self.conversations(args.turns, phase == "stream", args.first_tokens, args.last_tokens, args.sessions,
                                       {"whole": 0, "stream": 1000}[phase])
-        self.step(front, f"{phase}-cold", [session.body(0) for session in sessions])
-        warm = [session.body(turn) for turn in range(1, args.turns) for session in sessions]
-        self.step(front, f"{phase}-warm", warm)
+        self.step(front, f"{phase}-cold", sessions, range(1))
+        self.step(front, f"{phase}-warm", sessions, range(1, args.turns))
 
     def open(self, front: FrontEnd) -> None:
         args = self.args
         sessions = self.conversations(args.open_turns, False, args.first_tokens, args.last_tokens, args.sessions, 2000)
-        drive("127.0.0.1", front.port, [session.body(0) for session in sessions])
-        warm = [session.body(turn) for turn in range(1, args.open_turns) for session in sessions]
-        self.step(front, f"open-{args.rate:g}", warm, args.rate)
+        self.step(front, "open-cold", sessions, range(1))
+        self.step(front, f"open-{args.rate:g}", sessions, range(1, args.open_turns), args.rate)
 
     def memory(self, front: FrontEnd) -> None:
         """Many short conversations, all different in their last message; none is remembered by the generator."""
@@ -128,6 +137,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--memory-requests", type=int, default=100_000)
     parser.add_argument("--token-ms", type=float, default=0.0, help="time between two tokens of the mocks; Dynamo's has none")
+    parser.add_argument("--each", type=Path, help="a file for the latency of each request")
+    parser.add_argument("--nice", type=int, default=0, help="of everything measured; below 0 keeps others' work out, as root")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--hold-s", type=float, default=0.0, help="how long to keep each front end after its phase")
     parser.add_argument("--model", type=Path, required=True, help="folder with the tokenizer and the template")
@@ -144,6 +155,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     os.sched_setaffinity(0, {OTHER_CORE})
+    os.setpriority(os.PRIO_PROCESS, 0, args.nice)
     places = {name: getattr(args, name).absolute() for name in ("mainstay", "dynamo", "smg")}
     args.model = args.model.absolute()
     Bench(args, places).run()
