@@ -115,5 +115,12 @@ class Conversations:
             tokens.append(held)
         return Session(bytes(text), cuts, tokens)
 
+    def short(self, number: int) -> list[bytes]:
+        """A request of some 150 tokens like no other."""
+        dice = random.Random(f"short {self.seed} {number}")
+        asked = " ".join(dice.choice(self.corpus.prose)[:80] for _ in range(3))
+        messages = [{"role": "system", "content": "You are a helpful agent."}, {"role": "user", "content": f"{number}: {asked}"}]
+        return [dump({"model": MODEL, "max_tokens": OUTPUT_TOKENS, "messages": messages})]
+
     def sessions(self, first: int, many: int, stream: bool) -> list[Session]:
         return [self.session(first + number, stream) for number in range(many)]

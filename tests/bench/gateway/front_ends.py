@@ -21,7 +21,7 @@ READY_TIMEOUT_S = 90.0
 FRONT_CORE, OTHER_CORE = 0, 1
 HERE = Path(__file__).resolve().parent
 WORKERS = 2
-# Of tokens: every session of a phase with all its turns fits, so that no engine evicts.
+# Of each engine's cache: every session of a phase with all its turns fits.
 CACHE_TOKENS, BLOCK_TOKENS = 1 << 23, 16
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -57,8 +57,8 @@ class FrontEnd:
 
     name, what = "", ""
 
-    def __init__(self, places: dict[str, Path], model: Path, token_ms: float):
-        self.places, self.model, self.token_ms = places, model, token_ms
+    def __init__(self, places: dict[str, Path], model: Path, token_ms: float, cache_tokens: int = CACHE_TOKENS):
+        self.places, self.model, self.token_ms, self.blocks = places, model, token_ms, cache_tokens // BLOCK_TOKENS
         self.folder = Path(tempfile.mkdtemp(prefix="gateway-cost-"))
         self.processes: list[subprocess.Popen] = []
         self.front: subprocess.Popen | None = None
@@ -150,7 +150,7 @@ class Mainstay(FrontEnd):
         script.write_text('default = "The block is held by a worker and its prefix was found in the index of blocks, so the '
                           'request goes there; all of this is more than it may say."\n')
         config = self.folder / "engine.toml"
-        config.write_text(f"[engine]\nblocks = {CACHE_TOKENS // BLOCK_TOKENS}\nblock_tokens = {BLOCK_TOKENS}\n"
+        config.write_text(f"[engine]\nblocks = {self.blocks}\nblock_tokens = {BLOCK_TOKENS}\n"
                           f"decode_us_per_token = {round(self.token_ms * 1e3)}\n")
         for number, port in enumerate(self.worker_ports):
             self.spawn(f"worker{number}", [binary, "worker", self.model, f"--control=127.0.0.1:{control}", f"--name=w{number}",
@@ -175,7 +175,7 @@ class Dynamo(FrontEnd):
         # As good as without delays: what it simulates has no fixed time a token.
         self.spawn("workers", [python, "-m", "dynamo.mocker", "--model-path", self.model, "--model-name", MODEL,
                                "--num-workers", WORKERS, "--block-size", BLOCK_TOKENS, "--max-model-len", 1 << 20,
-                               "--num-gpu-blocks-override", CACHE_TOKENS // BLOCK_TOKENS, "--max-num-batched-tokens", 1 << 20,
+                               "--num-gpu-blocks-override", self.blocks, "--max-num-batched-tokens", 1 << 20,
                                "--speedup-ratio", 1e9, *plane], **env)
         self.front = self.spawn("front", [python, "-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", self.port,
                                           "--router-mode", "kv", *plane, *self.more], FRONT_CORE, **env)
@@ -217,7 +217,7 @@ class SmgGrpc(Smg):
 
     def workers(self, ports: list[int]) -> None:
         self.spawn("mock", [self.places["smg"] / "bin/python", HERE / "mock_grpc.py", "--model", MODEL, "--model-path", self.model,
-                            "--tokens", OUTPUT_TOKENS, "--token-ms", self.token_ms, "--ports", *ports])
+                            "--tokens", OUTPUT_TOKENS, "--token-ms", self.token_ms, "--blocks", self.blocks, "--ports", *ports])
 
 
 class SmgGrpcCached(SmgGrpc):

@@ -2,11 +2,12 @@
 
 It says what vLLM's servicer would: model, server, load, and for each prompt the blocks that it did not hold
 before, with their tokens, so that smg routes by its exact index. One worker a port, each
-with a cache of its own that forgets nothing.
+with a cache of its own that forgets the oldest.
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 from array import array
 from pathlib import Path
@@ -40,9 +41,9 @@ class Worker(rpc.VllmEngineServicer):
             model_path=args.model, served_model_name=args.model, tokenizer_path=str(args.model_path), is_generation=True,
             max_context_length=CONTEXT_TOKENS, vocab_size=config["vocab_size"], model_type=config["model_type"],
             architectures=config["architectures"], eos_token_ids=eos if isinstance(eos, list) else [eos])
-        self.blocks: set[int] = set()
+        self.blocks: dict[int, None] = {}
         self.streams: set[asyncio.Queue] = set()
-        self.sequence, self.running = 0, 0
+        self.sequence, self.events, self.running = 0, 0, 0
 
     def store(self, ids: array) -> int:
         """Tokens that were held already; tells what is new to everyone who listens."""
@@ -54,20 +55,31 @@ class Worker(rpc.VllmEngineServicer):
                 known += BLOCK_TOKENS
             elif name not in self.blocks:
                 before = parent if not fresh else before
-                self.blocks.add(name)
+                self.blocks[name] = None
                 first = at // ids.itemsize
                 fresh.append(common.KvBlock(block_hash=name, token_ids=ids[first : first + BLOCK_TOKENS], block_size=BLOCK_TOKENS))
             parent = name
         if fresh:
-            self.sequence += 1
-            stored = common.KvBlocksStored(blocks=fresh)
-            if before:
-                stored.parent_block_hash = before
-            event = common.KvCacheEvent(event_id=self.sequence, stored=stored)
-            batch = common.KvEventBatch(sequence_number=self.sequence, events=[event], load=self.load())
-            for queue in self.streams:
-                queue.put_nowait(batch)
+            self.tell(fresh, before)
         return known
+
+    def tell(self, fresh: list, before: int) -> None:
+        """What came in, and the oldest that had to go for it: a simple queue, since a mock's hits do not matter."""
+        stored = common.KvBlocksStored(blocks=fresh)
+        if before:
+            stored.parent_block_hash = before
+        self.events += 1
+        told = [common.KvCacheEvent(event_id=self.events, stored=stored)]
+        gone = list(itertools.islice(self.blocks, max(len(self.blocks) - self.args.blocks, 0)))
+        for name in gone:
+            del self.blocks[name]
+        if gone:
+            self.events += 1
+            told.append(common.KvCacheEvent(event_id=self.events, removed=common.KvBlocksRemoved(block_hashes=gone)))
+        self.sequence += 1
+        batch = common.KvEventBatch(sequence_number=self.sequence, events=told, load=self.load())
+        for queue in self.streams:
+            queue.put_nowait(batch)
 
     def load(self) -> common.EngineLoad:
         return common.EngineLoad(running_requests=self.running, max_running_requests=256)
@@ -140,5 +152,6 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="sim-model")
     parser.add_argument("--model-path", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--blocks", type=int, default=1 << 19, help="of each worker's cache")
     parser.add_argument("--token-ms", type=float, default=0.0, help="time between two tokens")
     asyncio.run(serve(parser.parse_args()))

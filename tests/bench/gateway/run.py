@@ -12,19 +12,21 @@ Each phase begins with a fresh front end. One JSON line for each figure goes to 
 import argparse
 import json
 import os
+import signal
 import statistics
 import sys
 import time
 from pathlib import Path
 
 from conversations import OUTPUT_TOKENS, Conversations, Session
-from front_ends import ALL, FrontEnd, OTHER_CORE, Worker
+from front_ends import ALL, CACHE_TOKENS, FrontEnd, OTHER_CORE, Worker
 from load import Outcome, Said, drive, read
 from load_grpc import drive_grpc, messages, prompts
 from table import show
 
 PHASES = ("whole", "stream", "open", "memory")
-SHORT_SESSIONS = 64
+AT_ONCE = 4
+SMALL_CACHE_TOKENS = 1 << 18
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -99,23 +101,22 @@ class Bench:
         self.step(front, f"open-{args.rate:g}", sessions, range(1, args.open_turns), args.rate)
 
     def memory(self, front: FrontEnd) -> None:
-        """Many short conversations, all different in their last message; none is remembered by the generator."""
+        """Many short requests, all different; their bodies are made tenth by tenth, and the front end rests meanwhile."""
         tenth = max(self.args.memory_requests // 10, 1)
-        sessions = self.conversations(1, False, 1500, 1500, SHORT_SESSIONS, 3000)
+        maker = Conversations(self.tokenizer, self.args.seed, 0, 0, 0)
         for part in range(10):
-            bodies = []
-            for number in range(part * tenth, (part + 1) * tenth):
-                text, _ = sessions[number % SHORT_SESSIONS].body(0)
-                bodies.append([text, b',{"role":"user","content":"and number %d?"}]}' % number])
+            bodies = [maker.short(number) for number in range(part * tenth, (part + 1) * tenth)]
             before = front.cpu_ms()
-            outcome = drive("127.0.0.1", front.port, bodies, 4)
+            outcome = drive("127.0.0.1", front.port, bodies, AT_ONCE)
             self.told(front, "memory", outcome, front.cpu_ms() - before, done=(part + 1) * tenth)
 
     def run(self) -> None:
         for self.args.round in range(1, self.args.rounds + 1):
             for phase in self.args.phases:
                 for name in self.args.only:
-                    with ALL[name](self.places, self.args.model, self.args.token_ms) as front:
+                    # Short requests are many and all new: there it is evictions that keep an index small.
+                    tokens = SMALL_CACHE_TOKENS if phase == "memory" else CACHE_TOKENS
+                    with ALL[name](self.places, self.args.model, self.args.token_ms, tokens) as front:
                         action = {"open": self.open, "memory": self.memory}.get(phase)
                         action(front) if action else self.turns(front, phase)
                         if self.args.hold_s:
@@ -155,6 +156,8 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     os.sched_setaffinity(0, {OTHER_CORE})
+    # Ended from outside, it still ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.setpriority(os.PRIO_PROCESS, 0, args.nice)
     places = {name: getattr(args, name).absolute() for name in ("mainstay", "dynamo", "smg")}
     args.model = args.model.absolute()
