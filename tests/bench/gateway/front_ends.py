@@ -21,6 +21,9 @@ READY_TIMEOUT_S = 90.0
 FRONT_CORE, OTHER_CORE = 0, 1
 HERE = Path(__file__).resolve().parent
 WORKERS = 2
+# More than 16 tokens of it, so that every answer ends by its limit.
+ANSWER = ("The block is held by a worker and its prefix was found in the index of blocks, so the request goes there; "
+          "all of this is more than it may say.")
 # Of each engine's cache: every session of a phase with all its turns fits.
 CACHE_TOKENS, BLOCK_TOKENS = 1 << 23, 16
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -147,14 +150,14 @@ class Mainstay(FrontEnd):
         binary, (control, *self.worker_ports) = self.places["mainstay"], free_ports(1 + WORKERS)
         self.spawn("member", [binary, "control", f"--listen=127.0.0.1:{control}", f"--data-dir={self.folder}/m"])
         script = self.folder / "script.toml"
-        script.write_text('default = "The block is held by a worker and its prefix was found in the index of blocks, so the '
-                          'request goes there; all of this is more than it may say."\n')
+        script.write_text(f'default = "{ANSWER}"\n')
         config = self.folder / "engine.toml"
         config.write_text(f"[engine]\nblocks = {self.blocks}\nblock_tokens = {BLOCK_TOKENS}\n"
                           f"decode_us_per_token = {round(self.token_ms * 1e3)}\n")
         for number, port in enumerate(self.worker_ports):
-            self.spawn(f"worker{number}", [binary, "worker", self.model, f"--control=127.0.0.1:{control}", f"--name=w{number}",
-                                           f"--listen=127.0.0.1:{port}", "--engine=sim", f"--model-name={MODEL}", f"--script={script}", f"--config={config}"])
+            self.spawn(f"worker{number}", [
+                binary, "worker", self.model, f"--control=127.0.0.1:{control}", f"--name=w{number}", f"--listen=127.0.0.1:{port}",
+                "--engine=sim", f"--model-name={MODEL}", f"--script={script}", f"--config={config}"])
         self.front = self.spawn("front", [binary, "gateway", f"--control=127.0.0.1:{control}",
                                           f"--listen=127.0.0.1:{self.port}"], FRONT_CORE)
 

@@ -28,7 +28,8 @@ MESSAGE_BYTES_MAX = 64 << 20
 def plain_words(model: Path, many: int) -> list[int]:
     """Tokens that are each a word of text, so that every one of them shows in a stream."""
     vocabulary = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]
-    words = sorted(id_ for token, id_ in vocabulary.items() if len(token) > 3 and token[0] == "Ġ" and token[1:].isascii() and token[1:].isalpha())
+    plain = (id_ for token, id_ in vocabulary.items() if len(token) > 3 and token[0] == "Ġ" and token[1:].isascii() and token[1:].isalpha())
+    words = sorted(plain)
     return [words[number % len(words)] for number in range(many)]
 
 
