@@ -30,7 +30,7 @@ pub(crate) struct Planned {
 impl Planned {
     /// Asks the script about a prompt.
     pub(crate) fn new(script: &Script, text: &Text, prompt: &[u32], sampling: &Sampling) -> Self {
-        let answer = script.answer(&text.end_of(prompt));
+        let answer = script.answer(|| text.end_of(prompt));
         let scripted = text.tokens_of(&answer.text);
         let mut seed = sampling.seed.unwrap_or(0);
         for token in prompt {

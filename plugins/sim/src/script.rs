@@ -137,15 +137,21 @@ impl Script {
         Ok(Self { default: raw.default.unwrap_or_else(|| DEFAULT.to_owned()), rules })
     }
 
-    /// The answer to a prompt, of which `end` is the last stretch.
-    pub(crate) fn answer(&self, end: &str) -> Answer {
+    /// The answer to a prompt, of which `end` gives the last stretch: that is half of a long prompt's
+    /// cost, so it is not asked for where there is no rule to read it.
+    pub(crate) fn answer(&self, end: impl FnOnce() -> String) -> Answer {
+        let default = || Answer { text: self.default.clone(), words: 0 };
+        if self.rules.is_empty() {
+            return default();
+        }
+        let end = end();
         let mut rules = self.rules.iter();
         let found = rules.find_map(|rule| {
-            let captures = rule.when.captures(end)?;
-            let refused = rule.unless.as_ref().is_some_and(|unless| unless.is_match(end));
+            let captures = rule.when.captures(&end)?;
+            let refused = rule.unless.as_ref().is_some_and(|unless| unless.is_match(&end));
             (!refused).then(|| rule.answer(&captures))
         });
-        found.unwrap_or_else(|| Answer { text: self.default.clone(), words: 0 })
+        found.unwrap_or_else(default)
     }
 }
 
@@ -214,7 +220,7 @@ mod tests {
     "#;
 
     fn answer(end: &str) -> Answer {
-        Script::parse(SCRIPT, "test").unwrap().answer(end)
+        Script::parse(SCRIPT, "test").unwrap().answer(|| end.to_owned())
     }
 
     #[test]
@@ -231,15 +237,16 @@ mod tests {
     }
 
     #[test]
-    fn without_a_script_the_answer_says_that_it_is_simulated() {
-        assert!(Script::default().answer("who are you?").text.contains("simulated"));
+    fn without_a_script_the_answer_says_that_it_is_simulated_and_no_prompt_is_read() {
+        let answer = Script::default().answer(|| panic!("there is no rule to read it"));
+        assert!(answer.text.contains("simulated"));
     }
 
     #[test]
     fn a_capture_that_would_fill_memory_is_cut() {
         let script = format!("[[rule]]\nwhen = '(?s)(.*)'\nsay = \"{}\"", "$1".repeat(1000));
         let long = "ä".repeat(10_000);
-        let answer = Script::parse(&script, "test").unwrap().answer(&long);
+        let answer = Script::parse(&script, "test").unwrap().answer(|| long);
         assert!(answer.text.len() <= ANSWER_BYTES_MAX && answer.text.len() > ANSWER_BYTES_MAX - 4);
     }
 
