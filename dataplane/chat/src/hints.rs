@@ -330,9 +330,13 @@ fn parse_agent_context(value: &Value, request: &mut Request) {
         ..SessionIds::default()
     };
     members.used("agent_context.session_final", identity.session_final);
-    let said_before = request.body_identity.explicit.session_final;
-    request.body_identity.explicit = identity;
-    request.body_identity.explicit.session_final |= said_before;
+    let before = std::mem::replace(&mut request.body_identity.explicit, identity);
+    let explicit = &mut request.body_identity.explicit;
+    explicit.session_final |= before.session_final;
+    if explicit.session.is_none() {
+        explicit.session = before.session;
+        explicit.named_by = before.named_by;
+    }
 }
 
 fn parse_session_control(value: &Value, request: &mut Request) {
@@ -505,3 +509,6 @@ impl<'a> Members<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
