@@ -7,16 +7,17 @@
 //! in [`Request::uses`].
 
 mod kv;
+mod members;
 mod nat;
 
 use serde_json::{Map, Value};
 
 use crate::ir::CacheControl;
-use crate::limits::{ID_BYTES_MAX, TTL_DEFAULT_MS};
+use crate::limits::TTL_DEFAULT_MS;
 use crate::request::{Request, push_warning};
 use crate::session::SessionIds;
 use crate::ttl::parse_ttl;
-use crate::uses::Uses;
+use members::Members;
 pub(crate) use nat::HeaderHints;
 
 /// What the client told about urgency, length and reuse.
@@ -89,7 +90,6 @@ const NVEXT_IDLE: [&str; 24] = [
 ];
 /// What `nvext.cache_control` takes the place of.
 const LESSER_CACHE_CONTROLS: [&str; 3] = ["cache_control", "kv_hints.kv.pin", "kv_hints.kv.retain"];
-const EXTRA_FIELDS_MAX: usize = 16;
 /// As long as a region's name may be.
 const REGION_BYTES_MAX: usize = 64;
 
@@ -380,7 +380,7 @@ pub(crate) fn settle(request: &mut Request) {
         request.warnings.iter().filter(|text| is_hint(text) && text.contains(words)).count()
     };
     let (ignored, clipped) = (warned("` ignored: "), warned("` clipped to "));
-    for _ in 0..ignored {
+    for _ in 0..ignored + warned("` not understood, ") {
         request.tell(HINT_IGNORED);
     }
     for _ in 0..clipped {
@@ -396,119 +396,6 @@ fn is_hint(warning: &str) -> bool {
 
 /// The word for a hint that made no sense.
 pub(crate) const HINT_IGNORED: &str = "hint-ignored";
-
-/// Members of a hint object, read leniently.
-struct Members<'a> {
-    members: &'a Map<String, Value>,
-    path: String,
-    warnings: &'a mut Vec<String>,
-    uses: &'a mut Uses,
-}
-
-impl<'a> Members<'a> {
-    fn of(
-        value: &'a Value,
-        path: &str,
-        warnings: &'a mut Vec<String>,
-        uses: &'a mut Uses,
-    ) -> Option<Members<'a>> {
-        match value {
-            Value::Object(members) => {
-                Some(Members { members, path: format!("{path}."), warnings, uses })
-            }
-            Value::Null => None,
-            _ => {
-                push_warning(warnings, format!("`{path}` ignored: expected an object"));
-                None
-            }
-        }
-    }
-
-    fn get(&self, name: &str) -> Option<&'a Value> {
-        self.members.get(name).filter(|value| !value.is_null())
-    }
-
-    /// Notes a hint that has an effect, if it came.
-    fn used(&mut self, name: &'static str, came: bool) {
-        if came {
-            self.uses.used(name);
-        }
-    }
-
-    /// Notes a hint without effect, if it came.
-    fn idle(&mut self, name: &'static str, came: bool) {
-        if came {
-            self.uses.idle(name);
-        }
-    }
-
-    fn priority(&mut self) -> Option<i32> {
-        self.number("priority", f64::from(i32::MIN), f64::from(i32::MAX)).map(|p| p as i32)
-    }
-
-    /// A length as a number or as one of the words `LOW`, `MEDIUM`, `HIGH`.
-    fn length(&mut self, name: &str, words: nat::Words) -> Option<u32> {
-        if let Some(word) = self.get(name).and_then(Value::as_str)
-            && let Some(length) = words.read(word)
-        {
-            return Some(length);
-        }
-        self.number(name, 0.0, f64::from(u32::MAX)).map(|length| length as u32)
-    }
-
-    fn ignored(&mut self, name: &str, expected: &str) {
-        push_warning(self.warnings, format!("`{}{name}` ignored: expected {expected}", self.path));
-    }
-
-    fn text(&mut self, name: &str) -> Option<String> {
-        let value = self.get(name)?;
-        match value.as_str().filter(|text| !text.is_empty() && text.len() <= ID_BYTES_MAX) {
-            Some(text) => Some(text.to_owned()),
-            None => {
-                self.ignored(name, "a string of 1 to 256 bytes");
-                None
-            }
-        }
-    }
-
-    fn texts(&mut self, name: &str) -> Vec<String> {
-        let Some(items) = self.get(name).and_then(Value::as_array) else {
-            self.ignored(name, "an array of strings");
-            return Vec::new();
-        };
-        items
-            .iter()
-            .filter_map(Value::as_str)
-            .filter(|text| text.len() <= ID_BYTES_MAX)
-            .take(EXTRA_FIELDS_MAX)
-            .map(str::to_owned)
-            .collect()
-    }
-
-    fn number(&mut self, name: &str, min: f64, max: f64) -> Option<f64> {
-        let value = self.get(name)?;
-        let number = value.as_f64().filter(|number| (min..=max).contains(number));
-        if number.is_none() {
-            self.ignored(name, &format!("a number from {min} to {max}"));
-        }
-        number
-    }
-
-    fn flag(&mut self, name: &str) -> Option<bool> {
-        let value = self.get(name)?;
-        if !value.is_boolean() {
-            self.ignored(name, "true or false");
-        }
-        value.as_bool()
-    }
-
-    fn warn_unknown(&mut self, known: &[&str]) {
-        for name in self.members.keys().filter(|name| !known.contains(&name.as_str())) {
-            let shown: String = name.chars().take(64).collect();
-            push_warning(self.warnings, format!("`{}{shown}` ignored: unknown", self.path));
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -55,6 +55,20 @@ impl SessionIds {
         let of_session = self.session.as_deref().filter(|_| self.agent.is_some());
         self.parent.as_deref().or(of_session).filter(|parent| Some(*parent) != self.key())
     }
+
+    /// Takes what Codex says in the body over its headers, where both are of one session: a connection keeps the
+    /// headers of its first request, which may have been of another thread and another kind.
+    fn prefer_body(&mut self, body: &SessionIds) {
+        if body.harness == Harness::Codex && body.session.is_some() && body.session == self.session
+        {
+            let of_headers = std::mem::replace(self, body.clone());
+            (self.source, self.named_by) = (of_headers.source, of_headers.named_by);
+            if self.agent == of_headers.agent {
+                fill(&mut self.parent, &of_headers.parent);
+                self.is_subagent |= of_headers.is_subagent;
+            }
+        }
+    }
 }
 
 /// The program behind a request.
@@ -165,6 +179,7 @@ pub(crate) fn apply_headers<'h>(
         found.header(&name.to_ascii_lowercase(), value.trim());
     }
     found.settle();
+    found.native.prefer_body(&request.body_identity.inferred);
     found.hints.apply(request);
     let body = &request.body_identity;
     let mut ids =

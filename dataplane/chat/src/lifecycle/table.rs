@@ -1,6 +1,6 @@
 //! The table behind the lives of sessions: tenants, their sessions, and who is next to be forgotten.
 //!
-//! Every index shares the text of a key, so that a session of a hostile client takes a kilobyte or two at most. Those
+//! Every index shares the text of a key, so that a session of a hostile client takes three kilobytes at most. Those
 //! that have been silent for longest are first in line, of each tenant and overall, so that neither a look at the
 //! clock nor making room walks the table.
 
@@ -61,7 +61,7 @@ impl Session {
         Session {
             born,
             parent: ids.parent_key().map(Arc::from),
-            ids: ids.clone(),
+            ids: SessionIds { turn: None, parent: None, ..ids.clone() },
             forked_from: None,
             paused: false,
             tools: Vec::new(),
