@@ -102,7 +102,7 @@ mod tests {
             let outcome = Outcome { transcript: &transcript, finish: &Finish::Stop, usage };
             lives.answered(now_ms + 5, ticket, &outcome);
         };
-        ask(100, &[("x-session-id", "p"), ("user-agent", "opencode/1.18 x")]);
+        ask(100, &[("x-session-id", "p"), ("user-agent", "check/1.0 x")]);
         ask(
             200,
             &[
@@ -123,10 +123,7 @@ mod tests {
         );
         let parent = &living["data"][0];
         assert_eq!((&parent["key"], &parent["state"]), (&json!("p"), &json!("waiting")));
-        assert_eq!(
-            (&parent["client"], &parent["harness"]),
-            (&json!("opencode/1.18"), &json!("opencode"))
-        );
+        assert_eq!((&parent["client"], &parent["harness"]), (&json!("check/1.0"), &Value::Null));
         assert_eq!((&parent["children"], &parent["children_count"]), (&json!(["c"]), &json!(1)));
         assert_eq!(
             (&parent["turns"], &parent["prompt_tokens"], &parent["cached_tokens"]),
