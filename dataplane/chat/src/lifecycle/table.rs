@@ -482,3 +482,6 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+mod check;

@@ -1,5 +1,6 @@
 //! Lives of sessions by kind of client, in the shapes that each of them sends, and the table's limits.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -562,4 +563,73 @@ fn what_is_kept_of_an_answer_is_short() {
     let back = json!([user("go"), calls("c", "Agent"), result("c", &text)]);
     let told = world.turn(&claude("s1", None, back), &[]);
     assert_eq!(told, ["k1 ended finished", "k2 ended finished"]);
+}
+
+proptest! {
+    /// Whatever comes in whatever order, the indexes agree, nothing grows past its limit, and no session starts twice
+    /// or ends twice without a life between.
+    #[test]
+    fn any_order_of_requests_keeps_the_table_whole(
+        steps in prop::collection::vec((0..3u8, 0..6u8, 0..7u8, 0..10u8), 1..120),
+    ) {
+        let limits = LifecycleLimits {
+            sessions_per_tenant_max: 4,
+            sessions_max: 9,
+            idle_ms: 500,
+            ended_kept_ms: 200,
+        };
+        let mut world = World::with(limits);
+        let mut open: Vec<Ticket> = Vec::new();
+        let mut alive = std::collections::BTreeSet::new();
+        for (tenant, key, parent, step) in steps {
+            let (tenant, key) = (format!("t{tenant}"), format!("k{key}"));
+            let lived = match step {
+                0 => {
+                    world.now_ms += 300;
+                    world.lives.ticked(world.now_ms)
+                }
+                1..=4 if !open.is_empty() => {
+                    let ticket = open.remove(usize::from(parent) % open.len());
+                    let mut transcript = Transcript::default();
+                    if step == 1 {
+                        let name = "close_agent".to_owned();
+                        transcript.push(&OutputEvent::ToolCallStart { index: 0, name });
+                        let arguments = json!({"target": format!("k{parent}")}).to_string();
+                        transcript.push(&OutputEvent::ToolCallArguments(arguments));
+                    }
+                    let finish = if step == 2 { Finish::Cancelled } else { Finish::Stop };
+                    let usage = Usage::default();
+                    let outcome = Outcome { transcript: &transcript, finish: &finish, usage };
+                    world.lives.answered(world.now_ms, ticket, &outcome)
+                }
+                _ => {
+                    world.now_ms += 10;
+                    let parent = format!("k{parent}");
+                    let history = if step > 7 { vec![user("go"), calls("c", "x"), result("c", &parent)] } else { vec![user("go")] };
+                    let mut request = claude("root", Some(&key), json!(history));
+                    let last = if step == 9 { "true" } else { "false" };
+                    request.apply_headers([
+                        ("x-dynamo-session-id", key.as_str()),
+                        ("x-dynamo-parent-session-id", parent.as_str()),
+                        ("x-dynamo-session-final", last),
+                    ]);
+                    let asked = world.lives.asked(world.now_ms, &tenant, &request);
+                    open.extend(asked.ticket);
+                    asked.lived
+                }
+            };
+            for Lived { tenant, key, change } in lived {
+                let who = (tenant, key);
+                match change {
+                    Change::Started => prop_assert!(alive.insert(who)),
+                    Change::Ended { .. } => prop_assert!(alive.remove(&who)),
+                    Change::Resumed => drop(alive.insert(who)),
+                    _ => prop_assert!(alive.contains(&who)),
+                }
+            }
+            world.lives.table.check();
+            let living = world.lives.counts()[..3].iter().sum::<usize>();
+            prop_assert_eq!(living, alive.len());
+        }
+    }
 }
