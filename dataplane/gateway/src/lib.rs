@@ -3,7 +3,8 @@
 //! Layout: [`config`] what it is told; `replica` the cluster's state; `members` whom it has that from; `workers` who serves; `model` tokenizer
 //! and template; `placement` where a request goes; `generate` one generation with its moves; `answer` from
 //! body to answer; `aliases` other names of models; `pins`; `tenant` and `quota`; `stored` responses; `sessions` and their lives; `seal` on thinking; `http` the routes.
-//! It keeps no state that another gateway lacks: any of them can serve a session's next turn.
+//! It keeps no state that another gateway lacks, but for its view of sessions' lives, on which no answer rests: any of
+//! them can serve a session's next turn.
 #![forbid(unsafe_code)]
 
 mod aliases;
