@@ -16,6 +16,7 @@
 //!   watches for stop strings.
 //! - [`encode`]: [`StreamEncoder`] for server-sent events, [`encode::complete`] for plain bodies.
 //! - [`compaction`] and [`history`]: what the Responses API keeps of conversations.
+//! - [`lifecycle`]: [`Lifecycle`] follows sessions from request to request.
 //! - [`error`]: [`ApiError`], with the status and body each protocol expects.
 //!
 //! All input is hostile: malformed bodies, endless templates and broken model output give typed
@@ -32,6 +33,7 @@ pub mod family;
 mod hints;
 pub mod history;
 mod ir;
+pub mod lifecycle;
 pub mod limits;
 pub mod output;
 mod parse;
@@ -40,6 +42,7 @@ mod seal;
 mod session;
 pub mod template;
 mod ttl;
+mod uses;
 
 pub use constraint::{Constraint, ConstraintKind, Spelling, constraint};
 pub use edits::{AppliedEdit, ContextEdits, Edit, apply_edits};
@@ -50,6 +53,9 @@ pub use hints::Hints;
 pub use ir::{
     Block, Breakpoint, CacheControl, Content, Conversation, Grammar, GrammarSyntax, Message,
     Position, Role, Tool, ToolChoice, ToolKind,
+};
+pub use lifecycle::{
+    Asked, Change, EndCause, Lifecycle, Lived, Outcome, SessionState, SessionView, Ticket,
 };
 pub use output::{OutputEvent, OutputOptions, OutputParser, TokenLogprob};
 pub use parse::{
@@ -62,6 +68,7 @@ pub use request::{
 pub use seal::{Seal, Sealer};
 pub use session::{Harness, RequestKind, SessionIds, SessionSource};
 pub use template::{ChatTemplate, RenderOptions, Rendered, TemplateError};
+pub use uses::{HintUse, Uses};
 
 #[cfg(test)]
 mod tests;

@@ -38,12 +38,35 @@ pub const ID_BYTES_MAX: usize = 256;
 pub const WARNINGS_MAX: usize = 32;
 /// Most different things told of one request in the header `mainstay-hints`.
 pub const TOLD_MAX: usize = 16;
+/// Most annotations in `nvext` that are read.
+pub const ANNOTATIONS_MAX: usize = 32;
+/// Most actions of a KV-hints envelope that are read.
+pub const KV_ACTIONS_MAX: usize = 16;
+/// Longest name of a program that is kept, in bytes.
+pub const CLIENT_BYTES_MAX: usize = 64;
 /// Longest header value that is parsed as JSON, in bytes.
 pub const HEADER_JSON_BYTES_MAX: usize = 16 << 10;
 /// Most `metadata` members echoed in a Responses body.
 pub const METADATA_MEMBERS_MAX: usize = 16;
 /// Most output-token budget that can be asked for.
 pub const OUTPUT_TOKENS_MAX: u32 = 16 << 20;
+
+/// Most sessions of one tenant that are followed; past it the one that was silent for longest is let go.
+pub const SESSIONS_PER_TENANT_MAX: usize = 4_096;
+/// Most sessions of all tenants; past it the tenant that has most lets one go.
+pub const SESSIONS_MAX: usize = 32_768;
+/// Silence after which a session counts as ended.
+pub const SESSION_IDLE_MS: u64 = 60 * 60 * 1_000;
+/// How long an ended session is still told of.
+pub const SESSION_ENDED_KEPT_MS: u64 = 10 * 60 * 1_000;
+/// Most tools that a paused session is said to wait for.
+pub const PAUSED_TOOLS_MAX: usize = 8;
+/// Most subagents that a parent's results are searched for.
+pub const CHILDREN_SEARCHED_MAX: usize = 64;
+/// Most text of a parent's results that is searched for its subagents' ids, in bytes.
+pub const RESULTS_SEARCHED_BYTES_MAX: usize = 64 << 10;
+/// Most sessions that end or are forgotten in one look at the clock.
+pub const SESSIONS_TICKED_MAX: usize = 1_024;
 
 /// Time to live of a cache breakpoint that names none: Anthropic's five minutes.
 pub const TTL_DEFAULT_MS: u64 = 5 * 60 * 1_000;

@@ -15,6 +15,7 @@ use crate::limits::{TOLD_MAX, WARNINGS_MAX};
 use crate::output::OutputOptions;
 use crate::parse::ParseOptions;
 use crate::session::{BodyIdentity, SessionIds};
+use crate::uses::Uses;
 
 /// The API a request came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,8 @@ pub struct Request {
     pub warnings: Vec<String>,
     /// What the client ought to know of how its request was read, for the header `mainstay-hints`.
     pub told: Vec<Told>,
+    /// The hints that came with it, and which of them change anything.
+    pub uses: Uses,
     /// Deferred tools that the conversation refers to, until they are loaded.
     pub(crate) referenced_tools: Vec<String>,
     pub(crate) options: ParseOptions,
@@ -102,6 +105,7 @@ impl Request {
             responses: None,
             warnings: Vec::new(),
             told: Vec::new(),
+            uses: Uses::default(),
             referenced_tools: Vec::new(),
             options: ParseOptions::default(),
             body_identity: BodyIdentity::default(),
@@ -181,11 +185,44 @@ impl Request {
         }
     }
 
-    /// The value of the header `mainstay-hints`; `None` where there is nothing to tell.
+    /// What the client ought to know, as a list of words; `None` where there is nothing to tell.
     pub fn told_header(&self) -> Option<String> {
         let one = |told: &Told| format!("{};count={}", told.what, told.count);
         let all: Vec<String> = self.told.iter().map(one).collect();
         (!all.is_empty()).then(|| all.join(", "))
+    }
+
+    /// The value of the header `mainstay-hints`: what the client ought to know, the hints that were used, also
+    /// where there are none, and those that change nothing.
+    pub fn hints_header(&self) -> String {
+        let mut parts: Vec<String> = self.told_header().into_iter().collect();
+        parts.push(format!("used=({})", self.hints_used().join(" ")));
+        let unused: Vec<&str> = self.uses.ineffective().filter(|name| !self.names(name)).collect();
+        if !unused.is_empty() {
+            parts.push(format!("unused=({})", unused.join(" ")));
+        }
+        parts.join(", ")
+    }
+
+    /// The hints that change what happens to the request; among them what names its session.
+    pub fn hints_used(&self) -> Vec<&'static str> {
+        let named_by = self.session.named_by.filter(|_| self.session.session.is_some());
+        let others = self.uses.effective().filter(|name| named_by != Some(*name));
+        named_by.into_iter().chain(others).collect()
+    }
+
+    /// Whether that hint names the session.
+    fn names(&self, hint: &str) -> bool {
+        let named_by = self.session.named_by.filter(|_| self.session.session.is_some());
+        // A prefix's name is told by several names of its own.
+        let same = |by: &str| by == hint || by == "prefix_id" && hint.ends_with(".prefix_id");
+        named_by.is_some_and(same)
+    }
+
+    /// The hints used, where the client asked for them beside the answer.
+    pub(crate) fn used_to_tell(&self) -> Option<Vec<&'static str>> {
+        let wanted = self.hints.extra_fields.iter().any(|field| field == "used");
+        wanted.then(|| self.hints_used())
     }
 
     pub(crate) fn warn(&mut self, warning: impl Into<String>) {

@@ -7,7 +7,8 @@
 
 use serde_json::Value;
 
-use crate::limits::{HEADER_JSON_BYTES_MAX, ID_BYTES_MAX};
+use crate::hints::HeaderHints;
+use crate::limits::{CLIENT_BYTES_MAX, HEADER_JSON_BYTES_MAX, ID_BYTES_MAX};
 use crate::request::Request;
 
 /// Whose request this is.
@@ -33,8 +34,14 @@ pub struct SessionIds {
     pub turn: Option<String>,
     /// The harness's id of its context window: a new one after compaction.
     pub context_window: Option<String>,
+    /// Counts the context windows of a session: one more after compaction.
+    pub window: Option<u64>,
     /// The session or thread this one was forked from.
     pub forked_from: Option<String>,
+    /// The member or header that named the session.
+    pub named_by: Option<&'static str>,
+    /// The program and its version, as it calls itself.
+    pub client: Option<String>,
 }
 
 impl SessionIds {
@@ -47,6 +54,20 @@ impl SessionIds {
     pub fn parent_key(&self) -> Option<&str> {
         let of_session = self.session.as_deref().filter(|_| self.agent.is_some());
         self.parent.as_deref().or(of_session).filter(|parent| Some(*parent) != self.key())
+    }
+
+    /// Takes what Codex says in the body over its headers, where both are of one session: a connection keeps the
+    /// headers of its first request, which may have been of another thread and another kind.
+    fn prefer_body(&mut self, body: &SessionIds) {
+        if body.harness == Harness::Codex && body.session.is_some() && body.session == self.session
+        {
+            let of_headers = std::mem::replace(self, body.clone());
+            (self.source, self.named_by) = (of_headers.source, of_headers.named_by);
+            if self.agent == of_headers.agent {
+                fill(&mut self.parent, &of_headers.parent);
+                self.is_subagent |= of_headers.is_subagent;
+            }
+        }
     }
 }
 
@@ -62,6 +83,18 @@ pub enum Harness {
     Codex,
     /// opencode.
     OpenCode,
+}
+
+impl Harness {
+    /// Its name in answers; `None` for one we don't know.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Harness::Unknown => None,
+            Harness::ClaudeCode => Some("claude-code"),
+            Harness::Codex => Some("codex"),
+            Harness::OpenCode => Some("opencode"),
+        }
+    }
 }
 
 /// Where identity comes from, weakest first.
@@ -86,6 +119,8 @@ pub enum RequestKind {
     Turn,
     /// Summarises the history, which is dead afterwards.
     Compaction,
+    /// Asks something beside the conversation, or only warms its cache.
+    Side,
 }
 
 /// Identity found in a body, kept until the headers are known.
@@ -122,6 +157,7 @@ fn resolve<'a>(candidates: impl IntoIterator<Item = &'a SessionIds> + Clone) -> 
         resolved.session_final |= other.session_final;
         fill(&mut resolved.turn, &other.turn);
         fill(&mut resolved.context_window, &other.context_window);
+        resolved.window = resolved.window.or(other.window);
         fill(&mut resolved.forked_from, &other.forked_from);
     }
     resolved.is_subagent |= resolved.parent_key().is_some();
@@ -143,15 +179,16 @@ pub(crate) fn apply_headers<'h>(
         found.header(&name.to_ascii_lowercase(), value.trim());
     }
     found.settle();
-    if let Some(priority) = found.priority {
-        request.hints.priority = Some(priority);
-    }
-    if let Some(priority) = found.strict_priority {
-        request.hints.strict_priority = Some(priority);
-    }
+    found.native.prefer_body(&request.body_identity.inferred);
+    found.hints.apply(request);
     let body = &request.body_identity;
-    request.session =
+    let mut ids =
         resolve([&found.explicit, &body.explicit, &found.native, &body.inferred, &found.weak]);
+    ids.client = found.client;
+    request.session = ids;
+    if found.explicit.session_final {
+        request.uses.used("x-dynamo-session-final");
+    }
 }
 
 /// What headers say, by strength.
@@ -160,8 +197,8 @@ struct HeaderIdentity {
     explicit: SessionIds,
     native: SessionIds,
     weak: SessionIds,
-    priority: Option<i32>,
-    strict_priority: Option<u32>,
+    client: Option<String>,
+    hints: HeaderHints,
 }
 
 impl HeaderIdentity {
@@ -169,16 +206,18 @@ impl HeaderIdentity {
         let id = || id(value);
         let native = &mut self.native;
         match name {
-            "x-dynamo-session-id" => self.explicit.session = id(),
+            "x-dynamo-session-id" => {
+                self.explicit.session = id();
+                self.explicit.named_by = Some("x-dynamo-session-id");
+            }
             "x-dynamo-parent-session-id" => self.explicit.parent = id(),
             "x-dynamo-session-final" => {
                 self.explicit.session_final = matches!(value, "1" | "true" | "True");
             }
-            "x-dynamo-request-priority" => self.priority = value.parse().ok(),
-            "x-dynamo-request-strict-priority" => self.strict_priority = value.parse().ok(),
             "x-claude-code-session-id" => {
                 native.harness = Harness::ClaudeCode;
                 native.session = id();
+                native.named_by = Some("x-claude-code-session-id");
             }
             "x-claude-code-agent-id" => native.agent = id(),
             "x-claude-code-parent-agent-id" => native.parent = id(),
@@ -188,21 +227,41 @@ impl HeaderIdentity {
             "session-id" => {
                 native.harness = Harness::Codex;
                 native.session = id();
+                native.named_by = Some("session-id");
             }
             "thread-id" => native.agent = id(),
             "x-codex-parent-thread-id" => native.parent = id(),
             "x-openai-subagent" => native.is_subagent = true,
             "x-codex-turn-metadata" => read_codex_metadata(value, native),
+            "x-codex-window-id" => {
+                let number = value.rsplit_once(':').and_then(|(_, number)| number.parse().ok());
+                native.window = native.window.or(number);
+            }
             // A session's own header wins over the affinity one that repeats it.
             "x-session-id" => {
                 native.session = id();
                 native.harness = Harness::OpenCode;
+                native.named_by = Some("x-session-id");
             }
             "x-parent-session-id" => native.parent = id(),
-            "session_id" | "x-session-affinity" | "x-smg-routing-key" | "x-correlation-id" => {
-                fill(&mut self.weak.session, &id());
+            "session_id" => self.weakly("session_id", id()),
+            "x-session-affinity" => self.weakly("x-session-affinity", id()),
+            "x-smg-routing-key" => self.weakly("x-smg-routing-key", id()),
+            "x-correlation-id" => self.weakly("x-correlation-id", id()),
+            "user-agent" => {
+                // The first word is the program and its version; the rest is about its machine.
+                let product = value.split(' ').next().unwrap_or_default();
+                self.client = session_client(product);
             }
-            _ => {}
+            _ => self.hints.header(name, value),
+        }
+    }
+
+    /// A name that somebody gave for another purpose: the first one counts.
+    fn weakly(&mut self, by: &'static str, id: Option<String>) {
+        if self.weak.session.is_none() && id.is_some() {
+            self.weak.session = id;
+            self.weak.named_by = Some(by);
         }
     }
 
@@ -210,6 +269,15 @@ impl HeaderIdentity {
         self.explicit.source = SessionSource::Explicit;
         self.native.source = SessionSource::Harness;
         self.weak.source = SessionSource::Inferred;
+        let prefix = self.hints.prefix_id().map(str::to_owned);
+        self.weakly("x-prefix-id", prefix);
+        // Load generators use the header that opencode does.
+        let client = self.client.as_deref();
+        if self.native.harness == Harness::OpenCode
+            && client.is_some_and(|client| !client.starts_with("opencode"))
+        {
+            self.native.harness = Harness::Unknown;
+        }
         // Codex names the main thread like its session: that is no agent of its own.
         if self.native.agent == self.native.session {
             self.native.agent = None;
@@ -224,16 +292,29 @@ pub(crate) fn read_codex_metadata(text: &str, ids: &mut SessionIds) {
     }
     let Ok(Value::Object(members)) = serde_json::from_str(text) else { return };
     let get = |name: &str| members.get(name).and_then(Value::as_str).and_then(id);
-    if members.get("request_kind").and_then(Value::as_str) == Some("compaction") {
-        ids.kind = RequestKind::Compaction;
-    }
+    ids.kind = match members.get("request_kind").and_then(Value::as_str) {
+        Some("turn") | None => ids.kind,
+        Some("compaction") => RequestKind::Compaction,
+        Some(_) => RequestKind::Side,
+    };
+    ids.window = members.get("window_number").and_then(Value::as_u64).or(ids.window);
     ids.is_subagent |= members.get("thread_source").and_then(Value::as_str) == Some("subagent");
     ids.turn = get("turn_id");
     ids.context_window = get("context_window_id");
     ids.forked_from = get("forked_from_thread_id");
-    fill(&mut ids.session, &get("session_id"));
+    if ids.session.is_none() {
+        ids.session = get("session_id");
+        ids.named_by = ids.session.is_some().then_some("x-codex-turn-metadata");
+    }
+    ids.harness = Harness::Codex;
     fill(&mut ids.agent, &get("thread_id"));
     fill(&mut ids.parent, &get("parent_thread_id"));
+}
+
+/// A program's own name, cut to what is worth showing.
+fn session_client(product: &str) -> Option<String> {
+    let fits = product.len() <= CLIENT_BYTES_MAX && product.bytes().all(|b| b.is_ascii_graphic());
+    (fits && !product.is_empty()).then(|| product.to_owned())
 }
 
 /// A value that can serve as an id: short and printable.

@@ -2,8 +2,9 @@
 //!
 //! Layout: [`config`] what it is told; `replica` the cluster's state; `members` whom it has that from; `workers` who serves; `model` tokenizer
 //! and template; `placement` where a request goes; `generate` one generation with its moves; `answer` from
-//! body to answer; `aliases` other names of models; `pins`; `tenant` and `quota`; `stored` responses; `seal` on thinking; `http` the routes.
-//! It keeps no state that another gateway lacks: any of them can serve a session's next turn.
+//! body to answer; `aliases` other names of models; `pins`; `tenant` and `quota`; `stored` responses; `sessions` and their lives; `seal` on thinking; `http` the routes.
+//! It keeps no state that another gateway lacks, but for its view of sessions' lives, on which no answer rests: any of
+//! them can serve a session's next turn.
 #![forbid(unsafe_code)]
 
 mod aliases;
@@ -20,6 +21,7 @@ mod prompt;
 mod quota;
 mod replica;
 mod seal;
+mod sessions;
 mod stored;
 mod tenant;
 mod workers;
@@ -85,9 +87,13 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
         .local_addr()
         .map_err(|source| GatewayError::Listen { address: config.listen, source })?;
     let workers = workers::Workers::new(replica.clone(), connect(&config, Role::Worker));
-    let followers =
-        vec![tokio::spawn(replica.clone().follow(members)), tokio::spawn(workers.clone().follow())];
-    let app = http::App::new(config, control, replica, workers, tenants);
+    let (sessions, changes) = sessions::Sessions::new();
+    let followers = vec![
+        tokio::spawn(replica.clone().follow(members)),
+        tokio::spawn(workers.clone().follow()),
+        tokio::spawn(sessions.clone().follow(changes, vec![Box::new(sessions::Counted)])),
+    ];
+    let app = http::App::new(config, control, replica, workers, tenants, sessions);
     let (stop, stopped) = watch::channel(false);
     let server = tokio::spawn(http::serve(listener, app.clone(), stopped));
     Ok(GatewayHandle { address, app, stop, server, followers })

@@ -4,6 +4,8 @@
 //! away or refuses, the request is served, the pin that is not there is counted and logged, and the answer ends
 //! with a word about it. `/v1/pins` tells its caller instead.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use mainstay_chat::PinNote;
@@ -21,6 +23,8 @@ use crate::replica::Replica;
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
 /// How much later an answer may end so that it can tell what became of its pins.
 const NOTE_WAIT: Duration = Duration::from_millis(50);
+/// From here on a life counts as long, as Anthropic's usage tells the two apart.
+const LONG_TTL_MS: u64 = 60 * 60 * 1_000;
 /// Retention of pinned blocks among others, 0 to 100.
 const PIN_PRIORITY: u8 = 90;
 
@@ -118,6 +122,8 @@ impl Pins {
     pub(crate) fn make_in_background(&self, wish: Wish, request_id: String) -> MadeLater {
         let pins = self.clone();
         let (prefix_tokens, ttl_ms) = (wish.prefix_tokens, wish.ttl_ms);
+        let is_made = Arc::new(AtomicBool::new(false));
+        let made_now = Arc::clone(&is_made);
         let task = tokio::spawn(async move {
             let made = pins.make(wish).await;
             let (outcome, reason) = match &made {
@@ -125,11 +131,14 @@ impl Pins {
                 Err(status) => (outcome_of(status), status.message()),
             };
             metrics::counter!("mainstay_gateway_pins_total", "outcome" => outcome).increment(1);
-            let Err(status) = &made else { return None };
+            let Err(status) = &made else {
+                made_now.store(true, Ordering::Relaxed);
+                return None;
+            };
             tracing::warn!(request = %request_id, code = ?status.code(), reason, "no pin for this request");
             Some(PinNote { outcome, reason: reason.to_owned(), prefix_tokens, ttl_ms })
         });
-        MadeLater { task, prefix_tokens, ttl_ms }
+        MadeLater { task, is_made, prefix_tokens, ttl_ms }
     }
 
     /// Lets a pin end later.
@@ -152,25 +161,62 @@ impl Pins {
 /// A pin on its way.
 pub(crate) struct MadeLater {
     task: tokio::task::JoinHandle<Option<PinNote>>,
+    /// Whether the pin is there by now.
+    is_made: Arc<AtomicBool>,
     prefix_tokens: u32,
     ttl_ms: u64,
 }
 
-/// What there is to tell of a request's pins now that its answer ends. Pins that are still on their way are
-/// given a moment, and go on after it.
-pub(crate) async fn notes(pins: Vec<MadeLater>) -> Vec<PinNote> {
+/// The prefixes that a request has got pinned: its longest one, and the longest that is kept for long.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Pinned {
+    tokens: u64,
+    long_tokens: u64,
+}
+
+impl Pinned {
+    fn add(&mut self, prefix_tokens: u32, ttl_ms: u64) {
+        let tokens = u64::from(prefix_tokens);
+        self.tokens = self.tokens.max(tokens);
+        if ttl_ms >= LONG_TTL_MS {
+            self.long_tokens = self.long_tokens.max(tokens);
+        }
+    }
+
+    /// Prompt tokens that were written to the cache to be kept: those pinned beyond what was found there. The second
+    /// number counts those that are kept for long.
+    pub(crate) fn created(self, cached_tokens: u64) -> (u64, u64) {
+        (self.tokens.saturating_sub(cached_tokens), self.long_tokens.saturating_sub(cached_tokens))
+    }
+}
+
+/// What is pinned by now, without waiting.
+pub(crate) fn pinned_so_far(pins: &[MadeLater]) -> Pinned {
+    let mut pinned = Pinned::default();
+    for pin in pins.iter().filter(|pin| pin.is_made.load(Ordering::Relaxed)) {
+        pinned.add(pin.prefix_tokens, pin.ttl_ms);
+    }
+    pinned
+}
+
+/// What there is to tell of a request's pins now that its answer ends, and what is pinned. Pins that are still on
+/// their way are given a moment, and go on after it.
+pub(crate) async fn settled(pins: Vec<MadeLater>) -> (Vec<PinNote>, Pinned) {
     let until = tokio::time::Instant::now() + NOTE_WAIT;
-    let mut notes = Vec::new();
-    for MadeLater { task, prefix_tokens, ttl_ms } in pins {
+    let (mut notes, mut pinned) = (Vec::new(), Pinned::default());
+    for MadeLater { task, prefix_tokens, ttl_ms, .. } in pins {
         match tokio::time::timeout_at(until, task).await {
-            Ok(note) => notes.extend(note.ok().flatten()),
+            Ok(Ok(None)) => pinned.add(prefix_tokens, ttl_ms),
+            Ok(Ok(Some(note))) => notes.push(note),
+            // The gateway is going down.
+            Ok(Err(_)) => {}
             Err(_) => {
                 let reason = "the control plane has not answered yet".to_owned();
                 notes.push(PinNote { outcome: "deferred", reason, prefix_tokens, ttl_ms });
             }
         }
     }
-    notes
+    (notes, pinned)
 }
 
 /// The word for a pin that was not made: `rejected` says that asking again in the same way is no use.
@@ -219,25 +265,32 @@ mod tests {
     }
 
     fn later(note: Option<PinNote>, after: Duration) -> MadeLater {
+        let is_made = Arc::new(AtomicBool::new(false));
+        let made_now = Arc::clone(&is_made);
         let task = tokio::spawn(async move {
             tokio::time::sleep(after).await;
+            made_now.store(note.is_none(), Ordering::Relaxed);
             note
         });
-        MadeLater { task, prefix_tokens: 16, ttl_ms: 1_000 }
+        MadeLater { task, is_made, prefix_tokens: 16, ttl_ms: 1_000 }
     }
 
-    #[tokio::test]
-    async fn an_answer_tells_what_was_not_pinned_and_waits_for_nothing_long() {
-        let rejected = PinNote {
+    fn rejection() -> PinNote {
+        PinNote {
             outcome: outcome_of(&tonic::Status::resource_exhausted("eight")),
             reason: "eight".to_owned(),
             prefix_tokens: 16,
             ttl_ms: 1_000,
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_tells_what_was_not_pinned_and_waits_for_nothing_long() {
+        let rejected = rejection();
         assert_eq!(rejected.outcome, "rejected");
         assert_eq!(outcome_of(&tonic::Status::unavailable("gone")), "missing");
         let begun = std::time::Instant::now();
-        let told = notes(vec![
+        let (told, _) = settled(vec![
             later(None, Duration::ZERO),
             later(Some(rejected.clone()), Duration::from_millis(1)),
             later(None, Duration::from_secs(60)),
@@ -246,6 +299,29 @@ mod tests {
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         assert_eq!(told[0], rejected);
         assert_eq!(told.iter().map(|n| n.outcome).collect::<Vec<_>>(), ["rejected", "deferred"]);
-        assert!(notes(Vec::new()).await.is_empty());
+        assert_eq!(settled(Vec::new()).await, (Vec::new(), Pinned::default()));
+    }
+
+    #[tokio::test]
+    async fn only_what_was_pinned_counts_as_written() {
+        let pin = |note, prefix_tokens, ttl_ms, after| {
+            let later = later(note, after);
+            MadeLater { prefix_tokens, ttl_ms, ..later }
+        };
+        let at_once = Duration::ZERO;
+        // The deepest was refused and the next is on its way: only the two that are there count.
+        let wishes = vec![
+            pin(Some(rejection()), 960, LONG_TTL_MS, at_once),
+            pin(None, 640, LONG_TTL_MS, Duration::from_secs(60)),
+            pin(None, 480, 300_000, at_once),
+            pin(None, 320, LONG_TTL_MS, at_once),
+        ];
+        assert_eq!(pinned_so_far(&wishes), Pinned::default());
+        let (notes, pinned) = settled(wishes).await;
+        assert_eq!(notes.len(), 2);
+        assert_eq!(pinned, Pinned { tokens: 480, long_tokens: 320 });
+        assert_eq!(pinned.created(0), (480, 320));
+        assert_eq!(pinned.created(400), (80, 0), "what was found there is not written");
+        assert_eq!(pinned.created(1_000), (0, 0));
     }
 }

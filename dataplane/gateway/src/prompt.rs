@@ -15,9 +15,6 @@ use crate::config::Recompute;
 use crate::model::{ModelCard, ModelError};
 use crate::pins::{Wish, scope_of};
 
-/// From here on a life counts as long, as Anthropic's usage tells the two apart.
-const LONG_TTL_MS: u64 = 60 * 60 * 1_000;
-
 /// A prompt, named block by block.
 pub(crate) struct Prompt {
     pub(crate) tokens: Vec<u32>,
@@ -124,22 +121,6 @@ impl Prompt {
     pub(crate) fn kept_tokens(&self, blocks: usize, card: &ModelCard) -> KeptTokens {
         let count = (blocks * card.block_tokens as usize).min(self.tokens.len());
         KeptTokens::new(&card.name, &card.revision, &self.tokens[..count])
-    }
-
-    /// Prompt tokens that the request newly asks to keep, beyond those found in the cache.
-    pub(crate) fn created_tokens(&self, cached_tokens: u64, block_tokens: u32) -> u64 {
-        self.created_for(0, cached_tokens, block_tokens)
-    }
-
-    /// Those of them that it asks to keep for an hour or longer.
-    pub(crate) fn created_long_tokens(&self, cached_tokens: u64, block_tokens: u32) -> u64 {
-        self.created_for(LONG_TTL_MS, cached_tokens, block_tokens)
-    }
-
-    fn created_for(&self, ttl_ms_min: u64, cached_tokens: u64, block_tokens: u32) -> u64 {
-        let long = self.kept.iter().filter(|(_, ttl_ms)| *ttl_ms >= ttl_ms_min);
-        let deepest = long.map(|(blocks, _)| *blocks as u64).max().unwrap_or_default();
-        (deepest * u64::from(block_tokens)).saturating_sub(cached_tokens)
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::ids::Ids;
 use super::tools::{apart, custom_input, is_custom};
 use super::transcript::{Item, Transcript};
-use super::{Finish, Frames, ResponseMeta, Usage, note_pins};
+use super::{Finish, Frames, ResponseMeta, Usage, note_nvext};
 use crate::ir::Tool;
 use crate::output::{OutputEvent, TokenLogprob};
 use crate::request::{Endpoint, Request};
@@ -21,6 +21,8 @@ pub(super) struct ChatStream {
     call_index: u32,
     choice: u32,
     tools: Vec<Tool>,
+    /// The hints that were used, if the client asked.
+    used: Option<Vec<&'static str>>,
     /// Arguments of an open call that is told as free text.
     custom: Option<String>,
 }
@@ -29,7 +31,8 @@ impl ChatStream {
     pub(super) fn new(request: &Request, meta: ResponseMeta, ids: Ids, choice: u32) -> ChatStream {
         let tools = apart(&request.conversation.tools);
         let include_usage = request.include_usage;
-        ChatStream { meta, ids, include_usage, call_index: 0, choice, tools, custom: None }
+        let used = request.used_to_tell();
+        ChatStream { meta, ids, include_usage, call_index: 0, choice, tools, used, custom: None }
     }
 
     pub(super) fn start(&mut self, out: &mut Frames) {
@@ -99,7 +102,7 @@ impl ChatStream {
         self.end_custom(out);
         let choice = self.choice(json!({}), &[], finish_reason(finish).into());
         let mut chunk = self.chunk_value(vec![choice]);
-        note_pins(&mut chunk, &self.meta.pins);
+        note_nvext(&mut chunk, &self.meta.pins, self.used.as_deref());
         out.data(&chunk);
     }
 

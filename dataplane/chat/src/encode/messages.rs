@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::ids::Ids;
 use super::transcript::{Item, Transcript};
-use super::{Finish, Frames, ResponseMeta, Usage, note_pins};
+use super::{Finish, Frames, ResponseMeta, Usage, note_nvext};
 use crate::edits::AppliedEdit;
 use crate::output::OutputEvent;
 use crate::request::{Endpoint, Request, ThinkingDisplay};
@@ -38,6 +38,8 @@ pub(super) struct MessagesStream {
     open: Option<Open>,
     index: u32,
     tokens_max: Option<u32>,
+    /// The hints that were used, if the client asked.
+    used: Option<Vec<&'static str>>,
     applied: Option<Value>,
 }
 
@@ -50,6 +52,7 @@ impl MessagesStream {
             open: None,
             index: 0,
             tokens_max: request.sampling.max_tokens,
+            used: request.used_to_tell(),
             applied: applied_edits(request),
         }
     }
@@ -99,7 +102,7 @@ impl MessagesStream {
         if let Some(applied) = &self.applied {
             delta["context_management"] = applied.clone();
         }
-        note_pins(&mut delta, &self.meta.pins);
+        note_nvext(&mut delta, &self.meta.pins, self.used.as_deref());
         out.named("message_delta", &delta);
         out.named("message_stop", &json!({"type": "message_stop"}));
     }

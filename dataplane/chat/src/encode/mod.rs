@@ -58,9 +58,9 @@ pub struct PinNote {
 }
 
 /// Tells a client what it would else not learn: a member that no vendor's API has, and only when there is
-/// something to tell.
-fn note_pins(body: &mut Value, pins: &[PinNote]) {
-    if pins.is_empty() {
+/// something to tell. `used` are the hints that had an effect, where the client asked for them.
+fn note_nvext(body: &mut Value, pins: &[PinNote], used: Option<&[&str]>) {
+    if pins.is_empty() && used.is_none() {
         return;
     }
     let one = |note: &PinNote| {
@@ -69,7 +69,14 @@ fn note_pins(body: &mut Value, pins: &[PinNote]) {
             "ttl_ms": note.ttl_ms,
         })
     };
-    body["nvext"] = json!({"pins": pins.iter().map(one).collect::<Vec<_>>()});
+    let mut nvext = json!({});
+    if !pins.is_empty() {
+        nvext["pins"] = pins.iter().map(one).collect();
+    }
+    if let Some(used) = used {
+        nvext["used"] = used.into();
+    }
+    body["nvext"] = nvext;
 }
 
 /// Tokens used.
@@ -262,7 +269,7 @@ pub fn complete_choices(
             messages::body(request, meta, &ids, transcript, &finish, usage)
         }
     };
-    note_pins(&mut body, &meta.pins);
+    note_nvext(&mut body, &meta.pins, request.used_to_tell().as_deref());
     body.to_string()
 }
 

@@ -11,7 +11,7 @@ use super::echo::Echo;
 use super::ids::Ids;
 use super::tools::{custom_input, is_custom, told_name};
 use super::transcript::{Item, Transcript};
-use super::{Finish, Frames, ResponseMeta, Usage, chat, note_pins};
+use super::{Finish, Frames, ResponseMeta, Usage, chat, note_nvext};
 use crate::output::{OutputEvent, TokenLogprob};
 use crate::request::Request;
 
@@ -20,6 +20,8 @@ pub(super) struct ResponsesStream {
     ids: Ids,
     frame: Echo,
     sequence: u64,
+    /// The hints that were used, if the client asked.
+    used: Option<Vec<&'static str>>,
     open: Option<Item>,
     /// Finished output items.
     output: Vec<Value>,
@@ -35,7 +37,8 @@ pub(super) struct Answer<'a> {
 impl ResponsesStream {
     pub(super) fn new(request: &Request, meta: ResponseMeta, ids: Ids) -> ResponsesStream {
         let frame = Echo::new(request);
-        ResponsesStream { meta, ids, frame, sequence: 0, open: None, output: Vec::new() }
+        let used = request.used_to_tell();
+        ResponsesStream { meta, ids, frame, sequence: 0, used, open: None, output: Vec::new() }
     }
 
     pub(super) fn start(&mut self, out: &mut Frames) {
@@ -73,7 +76,7 @@ impl ResponsesStream {
         let answer = Answer { finish, usage, completed_unix_s };
         let mut response =
             self.frame.object(&self.meta, &self.ids, status, &self.output, Some(&answer));
-        note_pins(&mut response, &self.meta.pins);
+        note_nvext(&mut response, &self.meta.pins, self.used.as_deref());
         let name = match status {
             "completed" => "response.completed",
             "failed" => "response.failed",

@@ -69,7 +69,9 @@ fn members(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
     }
     request.hints.user_id = body.peek_str("user").and_then(crate::session::id);
     if let Some(key) = request.hints.prompt_cache_key.clone() {
-        request.body_identity.inferred.session = Some(key);
+        let inferred = &mut request.body_identity.inferred;
+        inferred.session = Some(key);
+        inferred.named_by = Some("prompt_cache_key");
     }
     Ok(())
 }

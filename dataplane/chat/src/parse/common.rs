@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::json::Node;
 use super::{Media, ParseOptions, tools};
 use crate::error::ApiError;
-use crate::hints::{parse_body_hints, parse_cache_control};
+use crate::hints::{parse_body_hints, parse_cache_control, settle};
 use crate::ir::{Block, CacheControl, Content};
 use crate::limits::{
     BLOCKS_MAX, CHOICES_MAX, ID_BYTES_MAX, MODEL_BYTES_MAX, OUTPUT_TOKENS_MAX,
@@ -41,6 +41,7 @@ pub(crate) fn start(
 pub(crate) fn finish(mut request: Request) -> Result<Request, ApiError> {
     tools::load_referenced(&mut request);
     tools::check_choice(&request)?;
+    settle(&mut request);
     request.session = request.body_identity.resolve();
     Ok(request)
 }

@@ -89,7 +89,9 @@ fn user_id(text: &str, request: &mut Request) {
     match packed {
         Some(Value::Object(members)) => {
             let session = members.get("session_id").and_then(Value::as_str);
-            request.body_identity.inferred.session = session.and_then(session::id);
+            let inferred = &mut request.body_identity.inferred;
+            inferred.session = session.and_then(session::id);
+            inferred.named_by = Some("metadata.user_id");
         }
         _ => request.hints.user_id = session::id(text),
     }

@@ -222,7 +222,10 @@ fn identity(body: &Node<'_>, request: &mut Request) {
             read_codex_metadata(turn, ids);
         }
         let get = |name: &str| metadata.peek_str(name).and_then(session::id);
-        ids.session = get("session_id").or_else(|| ids.session.take());
+        if let Some(session) = get("session_id") {
+            ids.session = Some(session);
+            ids.named_by = Some("client_metadata");
+        }
         ids.agent = get("thread_id").or_else(|| ids.agent.take());
     }
     if ids.agent == ids.session {
@@ -230,6 +233,7 @@ fn identity(body: &Node<'_>, request: &mut Request) {
     }
     if ids.session.is_none() {
         ids.session.clone_from(&request.hints.prompt_cache_key);
+        ids.named_by = Some("prompt_cache_key");
     }
 }
 

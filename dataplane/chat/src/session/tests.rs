@@ -116,3 +116,40 @@ fn priority_headers_win_over_the_body() {
     request.apply_headers([("X-Dynamo-Request-Priority", "-3")]);
     assert_eq!((request.hints.priority, request.hints.osl), (Some(-3), Some(9)));
 }
+
+#[test]
+fn a_connections_headers_are_those_of_its_first_request() {
+    let handshake =
+        r#"{"session_id":"r","thread_id":"r","request_kind":"prewarm","window_number":0}"#;
+    let headers = [("session-id", "r"), ("thread-id", "r"), ("x-codex-turn-metadata", handshake)];
+    let body = |metadata: Value| {
+        let body = serde_json::json!({"model": "m", "input": "hi", "prompt_cache_key": "r",
+            "client_metadata": {"x-codex-turn-metadata": metadata.to_string()}});
+        let mut request = parse_responses(body.to_string().as_bytes()).unwrap();
+        request.apply_headers(headers);
+        request.session
+    };
+    let child =
+        body(serde_json::json!({"session_id": "r", "thread_id": "k", "parent_thread_id": "r",
+        "request_kind": "turn", "window_number": 2}));
+    assert_eq!((child.key(), child.parent_key()), (Some("k"), Some("r")));
+    assert_eq!((child.kind, child.window), (RequestKind::Turn, Some(2)));
+    assert_eq!((child.named_by, child.source), (Some("session-id"), SessionSource::Harness));
+    // Another session's metadata does not count against the headers.
+    let other = body(serde_json::json!({"session_id": "x", "thread_id": "y"}));
+    assert_eq!((other.key(), other.kind), (Some("r"), RequestKind::Side));
+}
+
+#[test]
+fn programs_are_called_what_they_call_themselves() {
+    let client = |value: &str| session(&[("user-agent", value), ("x-session-id", "s")]);
+    let harness = client("opencode/1.18.33 ai-sdk/4.0");
+    assert_eq!(
+        (harness.client.as_deref(), harness.harness),
+        (Some("opencode/1.18.33"), Harness::OpenCode)
+    );
+    let load = client("aiperf/0.13.0");
+    assert_eq!((load.client.as_deref(), load.harness), (Some("aiperf/0.13.0"), Harness::Unknown));
+    assert_eq!(client(&"x".repeat(65)).client, None);
+    assert_eq!(client("a\u{7}b").client, None);
+}

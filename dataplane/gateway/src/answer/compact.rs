@@ -1,7 +1,7 @@
 //! Compaction: the model is asked to sum a conversation up, and its answer becomes an item.
 
 use mainstay_chat::compaction::{ask_for_summary, compact_body, kept_prompt, parse_compact};
-use mainstay_chat::{ApiError, ErrorKind};
+use mainstay_chat::{ApiError, ErrorKind, Request, RequestKind};
 
 use super::writer::unix_s;
 use super::{Admitted, Incoming, compute};
@@ -21,7 +21,11 @@ impl App {
         let body = incoming.body.clone();
         compute(body.len(), move || parse_compact(&body, parsing).map(drop)).await?;
         let request_id = incoming.request_id.to_owned();
-        let (turn, permit) = self.turn(admitted, incoming, ask_for_summary).await?;
+        let sum_up = |request: &mut Request| {
+            ask_for_summary(request);
+            request.session.kind = RequestKind::Compaction;
+        };
+        let (turn, permit) = self.turn(admitted, incoming, sum_up).await?;
         let prompt = kept_prompt(&turn.request);
         let (writer, generation) = self.begin(turn, |_| {}).await?;
         let (transcript, usage) = writer.transcribe(generation).await?;

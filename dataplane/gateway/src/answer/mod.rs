@@ -15,7 +15,7 @@ use axum::http::HeaderMap;
 use bytes::Bytes;
 use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{
-    ApiError, Conversation, Endpoint, ErrorKind, Request, Sealer, encode, history,
+    ApiError, Conversation, Endpoint, ErrorKind, Request, RequestKind, Sealer, encode, history,
 };
 use mainstay_proto::v1;
 use mainstay_types::TenantId;
@@ -34,6 +34,15 @@ use choice::Generations;
 pub(crate) use read::compute;
 pub(crate) use writer::Frames;
 use writer::Writer;
+
+/// Hints that ask for pins, and come to nothing where there are none.
+const PIN_HINTS: [&str; 5] = [
+    "cache_control",
+    "nvext.cache_control",
+    "breakpoints",
+    "kv_hints.kv.pin",
+    "kv_hints.kv.retain",
+];
 
 /// A request on its way.
 struct Turn {
@@ -75,8 +84,8 @@ pub(crate) struct Admitted {
 /// An answer for the HTTP layer.
 pub(crate) struct Answer {
     pub(crate) form: AnswerForm,
-    /// The value of the header `mainstay-hints`, where there is something to tell.
-    pub(crate) told: Option<String>,
+    /// The value of the header `mainstay-hints`.
+    pub(crate) told: String,
 }
 
 /// What an answer is made of.
@@ -130,6 +139,9 @@ impl App {
                 check_results(&request.conversation)?;
             }
             finish(&mut request);
+            if !app.pins_on {
+                request.uses.had_no_effect(&PIN_HINTS);
+            }
             let card = app.model(&request.model)?;
             let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
                 ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
@@ -197,7 +209,7 @@ impl App {
         let (endpoint, connection) = (incoming.endpoint, incoming.last.is_some());
         let streams = move |request: &mut Request| request.stream |= connection;
         let (turn, permit) = self.turn(admitted, incoming, streams).await?;
-        let (told, stream) = (turn.request.told_header(), turn.request.stream);
+        let (told, stream) = (turn.request.hints_header(), turn.request.stream);
         if endpoint == Endpoint::CountTokens {
             let tokens = turn.prompt.tokens.len() as u64;
             let original = edits::original_tokens(&turn.request, tokens);
@@ -224,8 +236,10 @@ impl App {
         admitted: Admitted,
         incoming: Incoming<'_>,
     ) -> Result<Answer, ApiError> {
-        let (turn, permit) = self.turn(admitted, incoming, |_| {}).await?;
-        let told = turn.request.told_header();
+        // Nobody waits for what the model says to it.
+        let aside = |request: &mut Request| request.session.kind = RequestKind::Side;
+        let (turn, permit) = self.turn(admitted, incoming, aside).await?;
+        let told = turn.request.hints_header();
         let (writer, generation) = self.begin(turn, |job| job.sampling.tokens_max = 1).await?;
         let frames = writer.warm(generation).await?;
         drop(permit);
@@ -253,6 +267,7 @@ impl App {
         } else {
             Vec::new()
         };
+        let life = self.sessions.asked(&turn.tenant, &turn.request);
         // A request that nobody takes pins nothing: it would use the tenant's budget for no blocks.
         let mut pins = Vec::new();
         let make_pins = || {
@@ -267,7 +282,7 @@ impl App {
             .map(|n| Box::pin(generate::start(self.placement.clone(), turn.job(n), || {})));
         all.extend(futures::future::try_join_all(more).await?);
         let generations = Generations::new(all);
-        let writer = Writer::new(turn, &generations, self.stored.clone(), pins);
+        let writer = Writer::new(turn, &generations, self.stored.clone(), pins, life);
         Ok((writer, generations))
     }
 }

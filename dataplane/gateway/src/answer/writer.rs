@@ -8,14 +8,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use mainstay_chat::encode::{self, KEEPALIVE};
-use mainstay_chat::{ApiError, ErrorKind, Finish, ResponseMeta, StreamEncoder, Transcript, Usage};
+use mainstay_chat::{
+    ApiError, ErrorKind, Finish, PinNote, ResponseMeta, StreamEncoder, Transcript, Usage,
+};
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::Turn;
 use super::choice::{Choice, Generations, Step};
 use crate::generate::Event;
-use crate::pins::{self, MadeLater};
+use crate::pins::{self, MadeLater, Pinned};
+use crate::sessions::Life;
 use crate::stored::{FinishedTurn, Stored};
 
 /// Silence on a stream after which a comment is sent, so that nobody hangs up during a long prefill.
@@ -41,6 +44,8 @@ pub(super) struct Writer {
     stored: Stored,
     /// What the request wished to keep.
     pins: Vec<MadeLater>,
+    /// The session's end of it.
+    life: Life,
 }
 
 impl Writer {
@@ -49,20 +54,29 @@ impl Writer {
         generations: &Generations,
         stored: Stored,
         pins: Vec<MadeLater>,
+        life: Life,
     ) -> Self {
-        let cached_tokens = u64::from(generations.cached_tokens);
-        let block_tokens = turn.card.block_tokens;
         let usage = Usage {
             prompt_tokens: turn.prompt.tokens.len() as u64,
-            cached_tokens,
-            created_tokens: turn.prompt.created_tokens(cached_tokens, block_tokens),
-            created_long_tokens: turn.prompt.created_long_tokens(cached_tokens, block_tokens),
-            completion_tokens: 0,
-            reasoning_tokens: 0,
+            cached_tokens: u64::from(generations.cached_tokens),
+            ..Usage::default()
         };
         let meta = meta_of(&turn);
         let choices = (0..generations.len()).map(|_| Choice::new(&turn)).collect();
-        Self { turn, meta, choices, usage, stored, pins }
+        Self { turn, meta, choices, usage, stored, pins, life }
+    }
+
+    /// Counts the tokens that are pinned so far.
+    fn count_created(&mut self, pinned: Pinned) {
+        let (created, long) = pinned.created(self.usage.cached_tokens);
+        (self.usage.created_tokens, self.usage.created_long_tokens) = (created, long);
+    }
+
+    /// What became of the pins; what was made of them counts as created from here on.
+    async fn settle_pins(&mut self) -> Vec<PinNote> {
+        let (notes, pinned) = pins::settled(std::mem::take(&mut self.pins)).await;
+        self.count_created(pinned);
+        notes
     }
 
     fn take(&mut self, at: usize, event: Event) -> Step {
@@ -120,6 +134,9 @@ impl Writer {
             }
             if generations.end(at) {
                 record(&self.usage);
+                if let Some((transcript, finish)) = answers.first() {
+                    self.life.answered(transcript, finish, self.usage);
+                }
                 return Ok(answers);
             }
         }
@@ -139,7 +156,7 @@ impl Writer {
     pub(super) async fn warm(mut self, generations: Generations) -> Result<Frames, ApiError> {
         self.take_all(generations).await?;
         (self.usage.completion_tokens, self.usage.reasoning_tokens) = (0, 0);
-        self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
+        self.meta.pins = self.settle_pins().await;
         let mut encoder = StreamEncoder::new(&self.turn.request, self.meta.clone());
         let mut text = encoder.start(&self.usage);
         let end = encoder.finish(&Finish::Stop, &self.usage, unix_s());
@@ -153,7 +170,7 @@ impl Writer {
 
     pub(super) async fn collect(mut self, generations: Generations) -> Result<String, ApiError> {
         let answers = self.take_all(generations).await?;
-        self.meta.pins = pins::notes(std::mem::take(&mut self.pins)).await;
+        self.meta.pins = self.settle_pins().await;
         let (request, meta) = (&self.turn.request, &self.meta);
         let parts: Vec<(&Transcript, &Finish)> = answers.iter().map(|(t, f)| (t, f)).collect();
         let body = encode::complete_choices(request, meta, &parts, &self.usage, unix_s());
@@ -176,6 +193,7 @@ impl Writer {
                 .zip(&self.choices)
                 .map(|(n, _)| StreamEncoder::for_choice(&self.turn.request, self.meta.clone(), n))
                 .collect();
+            self.count_created(pins::pinned_so_far(&self.pins));
             let mut text: String = encoders.iter_mut().map(|e| e.start(&self.usage)).collect();
             loop {
                 let frames = std::mem::take(&mut text);
@@ -206,9 +224,12 @@ impl Writer {
                     text.push_str(&encoder.finish_choice(&finish));
                     continue;
                 }
-                encoder.note_pins(pins::notes(std::mem::take(&mut self.pins)).await);
-                let end = encoder.finish(&finish, &self.usage, unix_s());
+                let notes = self.settle_pins().await;
+                encoders[at].note_pins(notes);
+                let end = encoders[at].finish(&finish, &self.usage, unix_s());
                 record(&self.usage);
+                // Before its client can come back.
+                self.life.answered(encoders[0].transcript(), &finish, self.usage);
                 if !failed {
                     // Whoever has seen the end may continue it anywhere.
                     self.store(encoders[0].transcript(), || last_response(&end)).await;

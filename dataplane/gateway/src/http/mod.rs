@@ -6,6 +6,7 @@ mod health;
 mod inflate;
 mod openapi;
 mod pin_create;
+mod sessions;
 mod staleness;
 mod starting;
 mod stored;
@@ -35,6 +36,7 @@ use crate::config::{GatewayConfig, Recompute};
 use crate::pins::Pins;
 use crate::placement::{Explained, Placement};
 use crate::replica::Replica;
+use crate::sessions::Sessions;
 use crate::stored::Stored;
 use crate::tenant::Tenants;
 use crate::workers::Workers;
@@ -62,6 +64,7 @@ pub(crate) struct App {
     pub(crate) aliases: ModelAliases,
     pub(crate) parsing: ParseOptions,
     pub(crate) stored: Stored,
+    pub(crate) sessions: Sessions,
     pub(crate) sockets: websocket::Sockets,
     pub(crate) tenants: Tenants,
     pub(crate) permits: Arc<Semaphore>,
@@ -75,6 +78,7 @@ impl App {
         replica: Replica,
         workers: Workers,
         tenants: Tenants,
+        sessions: Sessions,
     ) -> Self {
         // The tenant is put in for each request.
         let tools = ToolMemory { known: Arc::default(), tenant: Arc::default() };
@@ -91,6 +95,7 @@ impl App {
             parsing,
             permits: Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS))),
             metrics: config.metrics,
+            sessions,
             region: config.region,
             control,
             replica,
@@ -118,6 +123,8 @@ pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::R
             "/v1/pins/{id}",
             get(admin::show_pin).patch(admin::extend_pin).delete(admin::release_pin),
         )
+        .route("/v1/sessions", get(sessions::list))
+        .route("/v1/sessions/{key}", get(sessions::show))
         .route("/api/v1/status", get(admin::status))
         .route("/api/v1/requests/{id}/explain", get(admin::explain))
         .route("/openapi.json", get(openapi::description))
@@ -232,7 +239,7 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
     .await;
     let name = format!("{endpoint:?}").to_lowercase();
     metrics::counter!("mainstay_gateway_requests_total", "endpoint" => name.clone()).increment(1);
-    let told = outcome.as_ref().ok().and_then(|answer| answer.told.clone());
+    let told = outcome.as_ref().ok().map(|answer| answer.told.clone());
     let mut response = match outcome.map(|answer| answer.form) {
         Ok(AnswerForm::Json(body)) => {
             let mut response = Response::new(Body::from(body));

@@ -1,0 +1,223 @@
+//! Sessions as this gateway sees them: the table of their lives, its clock, and whoever wants to know of changes.
+//!
+//! A gateway knows the sessions whose requests it served since it started; another one has its own table, and no
+//! promise rests on either. Requests tell the table in passing and wait for nobody: changes go into a bounded queue,
+//! and past it they are counted and lost, as the next ones will come.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mainstay_chat::{
+    Change, Finish, Lifecycle, Lived, Outcome, Request, SessionState, SessionView, Ticket,
+    Transcript, Usage,
+};
+use mainstay_types::TenantId;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+/// Changes on their way to observers.
+const CHANGES_MAX: usize = 8_192;
+/// How often silence is looked for.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Somebody who is told what becomes of sessions, one change after the other. It must not wait: the queue fills up
+/// behind it.
+pub(crate) trait Observer: Send + 'static {
+    fn lived(&mut self, lived: &Lived);
+}
+
+/// Changes waiting for observers.
+pub(crate) type Changes = mpsc::Receiver<Lived>;
+
+/// The sessions of all tenants.
+#[derive(Clone)]
+pub(crate) struct Sessions {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    started: Instant,
+    table: Mutex<Lifecycle>,
+    changes: mpsc::Sender<Lived>,
+}
+
+impl Sessions {
+    /// An empty table, and the end of the queue that [`follow`](Self::follow) takes.
+    pub(crate) fn new() -> (Self, Changes) {
+        Self::with(Lifecycle::default(), CHANGES_MAX)
+    }
+
+    fn with(table: Lifecycle, changes_max: usize) -> (Self, Changes) {
+        let (changes, receiver) = mpsc::channel(changes_max);
+        let shared = Shared { started: Instant::now(), table: Mutex::new(table), changes };
+        (Self { shared: Arc::new(shared) }, receiver)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.shared.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes a request that is about to be placed.
+    pub(crate) fn asked(&self, tenant: &TenantId, request: &Request) -> Life {
+        let asked = self.shared.table.lock().asked(self.now_ms(), tenant.as_str(), request);
+        self.tell(asked.lived);
+        Life { sessions: self.clone(), ticket: asked.ticket }
+    }
+
+    fn tell(&self, lived: Vec<Lived>) {
+        for change in lived {
+            if self.shared.changes.try_send(change).is_err() {
+                metrics::counter!("mainstay_gateway_session_changes_lost_total").increment(1);
+            }
+        }
+    }
+
+    /// A tenant's sessions, the one seen last first.
+    pub(crate) fn list(&self, tenant: &TenantId) -> Vec<SessionView> {
+        self.shared.table.lock().list(self.now_ms(), tenant.as_str())
+    }
+
+    /// One of them.
+    pub(crate) fn get(&self, tenant: &TenantId, key: &str) -> Option<SessionView> {
+        self.shared.table.lock().get(self.now_ms(), tenant.as_str(), key)
+    }
+
+    /// Lets time pass for the table, and passes changes on; runs for as long as the gateway.
+    pub(crate) async fn follow(self, mut changes: Changes, mut observers: Vec<Box<dyn Observer>>) {
+        let mut clock = tokio::time::interval(TICK);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                change = changes.recv() => {
+                    let Some(change) = change else { return };
+                    observers.iter_mut().for_each(|observer| observer.lived(&change));
+                }
+                _ = clock.tick() => self.tick(),
+            }
+        }
+    }
+
+    fn tick(&self) {
+        let (lived, counts) = {
+            let mut table = self.shared.table.lock();
+            (table.ticked(self.now_ms()), table.counts())
+        };
+        self.tell(lived);
+        for (state, count) in SessionState::ALL.into_iter().zip(counts) {
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            metrics::gauge!("mainstay_gateway_sessions", "state" => state.name()).set(count);
+        }
+    }
+}
+
+/// A request of a session on its way. Dropped without an answer, it was given up: its client left, or nobody took it.
+pub(crate) struct Life {
+    sessions: Sessions,
+    ticket: Option<Ticket>,
+}
+
+impl Life {
+    /// Takes the end of the answer; only the first one counts.
+    pub(crate) fn answered(&mut self, transcript: &Transcript, finish: &Finish, usage: Usage) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let outcome = Outcome { transcript, finish, usage };
+        let mut table = self.sessions.shared.table.lock();
+        let lived = table.answered(self.sessions.now_ms(), ticket, &outcome);
+        drop(table);
+        self.sessions.tell(lived);
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.answered(&Transcript::default(), &Finish::Cancelled, Usage::default());
+    }
+}
+
+/// Counts changes, and tells them to whoever reads the log.
+pub(crate) struct Counted;
+
+impl Observer for Counted {
+    fn lived(&mut self, lived: &Lived) {
+        let change = lived.change.name();
+        let why = match &lived.change {
+            Change::Ended { why } => why.name(),
+            _ => "",
+        };
+        tracing::debug!(tenant = %lived.tenant, session = %lived.key, change, why, "a session changed");
+        metrics::counter!("mainstay_gateway_session_changes_total", "change" => change, "why" => why)
+            .increment(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mainstay_chat::{OutputEvent, parse_chat};
+
+    use super::*;
+
+    fn tenant(name: &str) -> TenantId {
+        TenantId::new(name).expect("a name")
+    }
+
+    fn request(session: &str) -> Request {
+        let body = br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
+        let mut request = parse_chat(body).expect("a request");
+        request.apply_headers([("x-dynamo-session-id", session)]);
+        request
+    }
+
+    /// Hands on what it is told.
+    struct Told(mpsc::UnboundedSender<String>);
+
+    impl Observer for Told {
+        fn lived(&mut self, lived: &Lived) {
+            let _ = self.0.send(format!("{} {} {}", lived.tenant, lived.key, lived.change.name()));
+        }
+    }
+
+    #[tokio::test]
+    async fn observers_hear_of_changes_in_order() {
+        let (sessions, changes) = Sessions::new();
+        let (sender, mut heard) = mpsc::unbounded_channel();
+        let following = tokio::spawn(
+            sessions.clone().follow(changes, vec![Box::new(Counted), Box::new(Told(sender))]),
+        );
+        let mut life = sessions.asked(&tenant("a"), &request("s"));
+        let mut transcript = Transcript::default();
+        transcript.push(&OutputEvent::ToolCallStart { index: 0, name: "Read".to_owned() });
+        life.answered(&transcript, &Finish::Stop, Usage::default());
+        drop(life);
+        drop(sessions.asked(&tenant("b"), &request("s")));
+        for expected in ["a s started", "a s paused", "b s started"] {
+            assert_eq!(heard.recv().await.as_deref(), Some(expected));
+        }
+        // The end of a life that was answered is not told twice.
+        assert_eq!(sessions.get(&tenant("a"), "s").map(|s| s.state), Some(SessionState::Paused));
+        assert_eq!(sessions.get(&tenant("b"), "s").map(|s| s.state), Some(SessionState::Waiting));
+        assert_eq!(sessions.list(&tenant("c")).len(), 0);
+        following.abort();
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_loses_changes_and_no_session() {
+        let (sessions, mut changes) = Sessions::with(Lifecycle::default(), 2);
+        for n in 0..5 {
+            drop(sessions.asked(&tenant("a"), &request(&format!("s{n}"))));
+        }
+        assert_eq!(sessions.list(&tenant("a")).len(), 5);
+        let mut kept = Vec::new();
+        while let Ok(change) = changes.try_recv() {
+            kept.push(change.key.to_string());
+        }
+        assert_eq!(kept, ["s0", "s1"]);
+    }
+
+    #[test]
+    fn a_request_of_nobody_leaves_no_trace() {
+        let (sessions, mut changes) = Sessions::new();
+        let body = br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
+        drop(sessions.asked(&tenant("a"), &parse_chat(body).expect("a request")));
+        assert!(sessions.list(&tenant("a")).is_empty() && changes.try_recv().is_err());
+    }
+}
