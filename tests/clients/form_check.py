@@ -30,7 +30,7 @@ def function(path: str, name: str = "get_weather", strict: bool = False) -> dict
     return {"type": "function", **plain} if path == RESPONSES else {"type": "function", "function": plain}
 
 
-def body(path: str, model: str, text: str, **more: object) -> dict:
+def body(path: str, model: str, text: str, /, **more: object) -> dict:
     limit = "max_output_tokens" if path == RESPONSES else "max_tokens"
     ask = {"input": text} if path == RESPONSES else {"messages": [{"role": "user", "content": text}]}
     return {"model": model, limit: 400, **ask, **more}
