@@ -68,7 +68,9 @@ pub(crate) async fn places(app: &App, free: usize) {
 }
 
 /// Holds up all blocking work of a runtime with one thread for it, until it is dropped.
-pub(crate) struct Gate(#[expect(dead_code, reason = "its end is what counts")] std::sync::mpsc::Sender<()>);
+pub(crate) struct Gate(
+    #[expect(dead_code, reason = "its end is what counts")] std::sync::mpsc::Sender<()>,
+);
 
 impl Gate {
     pub(crate) fn shut() -> Self {

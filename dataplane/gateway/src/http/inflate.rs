@@ -187,7 +187,9 @@ mod tests {
     #[test]
     fn parts_share_the_limit() {
         let half = vec![b' '; BODY_BYTES_MAX / 2];
-        for (encoding, half, one) in [("gzip", gzip(&half), gzip(b" ")), ("zstd", zstd(&half), zstd(b" "))] {
+        for (encoding, half, one) in
+            [("gzip", gzip(&half), gzip(b" ")), ("zstd", zstd(&half), zstd(b" "))]
+        {
             let just = Bytes::from([&half[..], &half].concat());
             assert_eq!(inflate(encoding, just).expect("fits").len(), BODY_BYTES_MAX);
             let more = Bytes::from([&half[..], &half, &one].concat());

@@ -66,7 +66,8 @@ async fn what_the_log_forgot_is_not_continued_from_memory() {
     assert_eq!(found.expect("all of its chain is in the log").0, said("hi"));
     let (tenant, id) = (tenant("acme"), id("resp_1"));
     replica.test_apply(Command::EndResponse { tenant: tenant.clone(), id, cancelled: false });
-    let error = stored.history(&tenant, "resp_2", None, ()).await.expect_err("its beginning is gone");
+    let error =
+        stored.history(&tenant, "resp_2", None, ()).await.expect_err("its beginning is gone");
     assert_eq!(error.kind, ErrorKind::Unavailable);
 }
 

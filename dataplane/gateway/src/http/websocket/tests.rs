@@ -154,8 +154,7 @@ fn no_more_is_read_than_may_wait() {
 
 #[test]
 fn frames_become_messages_and_comments_none() {
-    let frame =
-        b"event: a\ndata: {\"x\":1}\n\nevent: b\ndata: {\"y\":\"\\n\"}\n\n: keepalive\n\n";
+    let frame = b"event: a\ndata: {\"x\":1}\n\nevent: b\ndata: {\"y\":\"\\n\"}\n\n: keepalive\n\n";
     assert_eq!(events(frame), ["{\"x\":1}", "{\"y\":\"\\n\"}"]);
 }
 
