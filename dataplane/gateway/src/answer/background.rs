@@ -43,7 +43,8 @@ impl App {
         tokio::spawn(async move {
             let _permit = permit;
             let given_up = given_up(app.stopped.clone(), GO_ON_MAX);
-            match end_of(app.work(turn), app.called_off(&running), given_up).await {
+            let work = Box::pin(app.work(turn));
+            match end_of(work, app.called_off(&running), given_up).await {
                 End::Answered => {}
                 End::CalledOff => {
                     tracing::info!(response = running.id, "a background response was called off");
