@@ -107,7 +107,7 @@ class Forms:
             text, calls = parts(path, answer)
             equal(calls, [], "calls")
             # A thought may come before the form, and a sampling model thinks until the limit now and then.
-            if temperature and not text and is_cut(path, answer):
+            if temperature and is_cut(path, answer):
                 cut += 1
             else:
                 seen.add(fits_title(text))
