@@ -4,7 +4,12 @@
 set -euo pipefail
 url=${1:?give the base URL}
 seconds=${2:-600}
-program=${3:-schemathesis}
+program=$(command -v "${3:-schemathesis}")
+program=$(realpath -s "$program")
+# It keeps what it tried in the folder that it runs in.
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+cd "$scratch"
 until_s=$(($(date +%s) + seconds))
 round=0
 # It ends when it has nothing new to try, so it is started again with another seed until the time is over.

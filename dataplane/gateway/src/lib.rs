@@ -24,6 +24,8 @@ mod seal;
 mod sessions;
 mod stored;
 mod tenant;
+#[cfg(test)]
+mod testing;
 mod workers;
 
 use std::net::SocketAddr;
@@ -41,8 +43,10 @@ pub use config::{ApiKey, GatewayConfig, Recompute};
 pub use mainstay_chat::Media;
 pub use mainstay_route::Policy;
 
-/// How long open streams may go on after a shutdown was asked for.
+/// How long open streams, connections and turns in the background may go on after a shutdown was asked for.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+/// How long of that is left to tell readers of the background which turns will not end.
+const SHUTDOWN_TELL: Duration = Duration::from_secs(2);
 
 /// Why a gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -93,9 +97,9 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
         tokio::spawn(workers.clone().follow()),
         tokio::spawn(sessions.clone().follow(changes, vec![Box::new(sessions::Counted)])),
     ];
-    let app = http::App::new(config, control, replica, workers, tenants, sessions);
     let (stop, stopped) = watch::channel(false);
-    let server = tokio::spawn(http::serve(listener, app.clone(), stopped));
+    let app = http::App::new(config, control, replica, workers, tenants, sessions, stopped);
+    let server = tokio::spawn(http::serve(listener, app.clone()));
     Ok(GatewayHandle { address, app, stop, server, followers })
 }
 
@@ -125,10 +129,15 @@ impl GatewayHandle {
         self.app.workers.routable_count()
     }
 
-    /// Takes no new connections, lets open streams end for a while, stops.
+    /// Takes no new connections, lets what was begun end for a while, stops.
     pub async fn shutdown(mut self) {
         self.stop.send_replace(true);
-        if tokio::time::timeout(SHUTDOWN_GRACE, &mut self.server).await.is_err() {
+        let ended = async {
+            // However it ended, nobody comes in any more.
+            let _ = (&mut self.server).await;
+            self.app.drained().await;
+        };
+        if tokio::time::timeout(SHUTDOWN_GRACE, ended).await.is_err() {
             self.server.abort();
         }
         for follower in &self.followers {

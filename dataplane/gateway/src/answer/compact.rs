@@ -4,7 +4,7 @@ use mainstay_chat::compaction::{ask_for_summary, compact_body, kept_prompt, pars
 use mainstay_chat::{ApiError, ErrorKind, Request, RequestKind};
 
 use super::writer::unix_s;
-use super::{Admitted, Incoming, compute};
+use super::{Admitted, Incoming, compute_held};
 use crate::http::App;
 use crate::seal::parsing_of;
 
@@ -19,7 +19,8 @@ impl App {
         let parsing = parsing_of(&admitted.tenant, &self.replica, &self.parsing);
         let sealer = parsing.sealer.clone();
         let body = incoming.body.clone();
-        compute(body.len(), move || parse_compact(&body, parsing).map(drop)).await?;
+        let read = move || parse_compact(&body, parsing).map(drop);
+        let ((), admitted) = compute_held(admitted, incoming.body.len(), read).await?;
         let request_id = incoming.request_id.to_owned();
         let sum_up = |request: &mut Request| {
             ask_for_summary(request);

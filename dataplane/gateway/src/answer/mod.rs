@@ -31,7 +31,7 @@ use crate::seal::parsing_of;
 use crate::stored::LastTurn;
 pub(crate) use background::shown_error;
 use choice::Generations;
-pub(crate) use read::compute;
+pub(crate) use read::{compute, compute_held};
 pub(crate) use writer::Frames;
 use writer::Writer;
 
@@ -100,10 +100,26 @@ impl App {
     /// Lets a request in before its body is read: by its key, while there is room and its tenant's quota allows it.
     pub(crate) fn admit(&self, headers: &HeaderMap) -> Result<Admitted, ApiError> {
         let tenant = self.tenants.of(headers)?;
-        let permit = Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
+        let permit = self.room()?;
+        let spending = self.tenants.admit(&tenant)?;
+        Ok(Admitted { tenant, permit, spending })
+    }
+
+    /// A place for a request that has come already and has to wait for its turn.
+    pub(crate) fn room(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.permits).try_acquire_owned().map_err(|_| {
             ApiError::new(ErrorKind::Overloaded, "this gateway has no room for another request")
                 .with_retry_after_s(1)
-        })?;
+        })
+    }
+
+    /// Lets in whose turn it is.
+    pub(crate) fn admit_with(
+        &self,
+        headers: &HeaderMap,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Admitted, ApiError> {
+        let tenant = self.tenants.of(headers)?;
         let spending = self.tenants.admit(&tenant)?;
         Ok(Admitted { tenant, permit, spending })
     }
@@ -128,8 +144,10 @@ impl App {
             let request = read::request(endpoint, &body, parsing, &names, &id)?;
             Ok((request, app, id))
         };
-        let (mut request, app, id) = compute(bytes, parse).await?;
-        let before = self.before(&tenant, &request, last).await?;
+        let held = (permit, spending);
+        let ((mut request, app, id), held) = compute_held(held, bytes, parse).await?;
+        let (before, held) = self.before(&tenant, &request, last, held).await?;
+        let (permit, spending) = held;
         let last = last.cloned();
         // A short body may continue a long conversation.
         let work_bytes = if before.is_some() { usize::MAX } else { bytes };
@@ -169,18 +187,20 @@ impl App {
         .await
     }
 
-    /// The conversation that a request continues.
-    async fn before(
+    /// The conversation that a request continues. `held` comes back.
+    async fn before<H: Send + 'static>(
         &self,
         tenant: &TenantId,
         request: &Request,
         last: Option<&LastTurn>,
-    ) -> Result<Option<Arc<Conversation>>, ApiError> {
+        held: H,
+    ) -> Result<(Option<Arc<Conversation>>, H), ApiError> {
         let echo = request.responses.as_ref();
         let Some(id) = echo.and_then(|r| r.previous_response_id.as_deref()) else {
-            return Ok(None);
+            return Ok((None, held));
         };
-        self.stored.history(tenant, id, last).await.map(Some)
+        let (before, held) = self.stored.history(tenant, id, last, held).await?;
+        Ok((Some(before), held))
     }
 
     /// The model of that name, or the one that it stands for.

@@ -44,3 +44,17 @@ pub(crate) async fn compute<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|_| ApiError::new(ErrorKind::Internal, "the request could not be prepared"))?
 }
+
+/// The same for work with a place in the gateway. What is held goes with the work and comes back with its outcome: a
+/// thread cannot be called off, so a caller that leaves must not free its place while one still works for it.
+pub(crate) async fn compute_held<T: Send + 'static, H: Send + 'static>(
+    held: H,
+    body_bytes: usize,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<(T, H), ApiError> {
+    compute(body_bytes, move || {
+        let done = work()?;
+        Ok((done, held))
+    })
+    .await
+}

@@ -189,7 +189,7 @@ pub(super) async fn extend_pin(
     request: Request<Body>,
 ) -> Reply {
     let admitted = app.admit(request.headers())?;
-    let (_, body) = super::read_body(request).await?;
+    let (_, body, admitted) = super::read_body(request, admitted).await?;
     let body: Value = serde_json::from_slice(&body)
         .map_err(|e| ApiError::invalid("", &format!("not JSON: {e}")))?;
     let ttl_ms = super::ttl_ms(&body)

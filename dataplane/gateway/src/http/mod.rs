@@ -68,6 +68,9 @@ pub(crate) struct App {
     pub(crate) sockets: websocket::Sockets,
     pub(crate) tenants: Tenants,
     pub(crate) permits: Arc<Semaphore>,
+    pub(crate) requests_max: usize,
+    /// Whether the gateway ends.
+    pub(crate) stopped: watch::Receiver<bool>,
     pub(crate) metrics: Option<PrometheusHandle>,
 }
 
@@ -79,7 +82,9 @@ impl App {
         workers: Workers,
         tenants: Tenants,
         sessions: Sessions,
+        stopped: watch::Receiver<bool>,
     ) -> Self {
+        let requests_max = config.requests_max.min(Semaphore::MAX_PERMITS);
         // The tenant is put in for each request.
         let tools = ToolMemory { known: Arc::default(), tenant: Arc::default() };
         let parsing =
@@ -93,7 +98,9 @@ impl App {
             recompute: config.recompute,
             aliases: config.aliases,
             parsing,
-            permits: Arc::new(Semaphore::new(config.requests_max.min(Semaphore::MAX_PERMITS))),
+            permits: Arc::new(Semaphore::new(requests_max)),
+            requests_max,
+            stopped,
             metrics: config.metrics,
             sessions,
             region: config.region,
@@ -103,10 +110,20 @@ impl App {
             tenants,
         }
     }
+
+    /// Resolves once no connection by WebSocket is left and no request, those in the background included: each has a
+    /// permit until its end.
+    pub(crate) async fn drained(&self) {
+        self.sockets.gone().await;
+        let all = u32::try_from(self.requests_max).unwrap_or(u32::MAX);
+        // It is never closed; if it were, there would be no requests.
+        let _ = self.permits.acquire_many(all).await;
+    }
 }
 
 /// Serves until told to stop; open streams then go on until they end.
-pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::Receiver<bool>) {
+pub(crate) async fn serve(listener: TcpListener, app: App) {
+    let mut stopped = app.stopped.clone();
     let router = Router::new()
         .route("/v1/chat/completions", post(chat))
         .route("/v1/responses", post(responses).get(websocket::connect))
@@ -192,8 +209,11 @@ fn with_request_id(mut response: Response, request_id: &str) -> Response {
     response
 }
 
-/// Reads a whole body, or says which limit it broke.
-async fn read_body(request: Request<Body>) -> Result<(HeaderMap, Bytes), ApiError> {
+/// Reads a whole body, or says which limit it broke. `held` is the request's place, and comes back.
+async fn read_body<H: Send + 'static>(
+    request: Request<Body>,
+    held: H,
+) -> Result<(HeaderMap, Bytes, H), ApiError> {
     let (mut parts, body) = request.into_parts();
     let too_large = || {
         let message = format!("the body is larger than {BODY_BYTES_MAX} bytes");
@@ -210,8 +230,8 @@ async fn read_body(request: Request<Body>) -> Result<(HeaderMap, Bytes), ApiErro
     };
     match read {
         Ok(bytes) => {
-            let bytes = inflate::inflated(&mut parts.headers, bytes).await?;
-            Ok((parts.headers, bytes))
+            let (bytes, held) = inflate::inflated(&mut parts.headers, bytes, held).await?;
+            Ok((parts.headers, bytes, held))
         }
         Err(error) => {
             let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
@@ -231,7 +251,7 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
     let request_id = new_request_id();
     let outcome = async {
         let admitted = app.admit(request.headers())?;
-        let (headers, body) = read_body(request).await?;
+        let (headers, body, admitted) = read_body(request, admitted).await?;
         let request_id = &request_id;
         let incoming = Incoming { endpoint, headers: &headers, body, request_id, last: None };
         app.answer(admitted, incoming).await
@@ -401,32 +421,4 @@ fn explain_json(app: &App, explained: &Explained) -> Value {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_have_units_and_limits() {
-        for (text, ms) in [("5m", 300_000), ("1h", 3_600_000), ("90s", 90_000), ("250ms", 250)] {
-            assert_eq!(parse_ttl_ms(&json!(text)), Some(ms));
-        }
-        assert_eq!(parse_ttl_ms(&json!(1500)), Some(1_500_000));
-        assert_eq!(ttl_ms(&json!({"ttl_ms": 1500})), Some(Some(1_500)));
-        assert_eq!(ttl_ms(&json!({"ttl": "x", "ttl_ms": 1500})), Some(None));
-        assert_eq!(ttl_ms(&json!({"ttl": null})), None);
-        for bad in [
-            json!("5"),
-            json!("h"),
-            json!("5y"),
-            json!(-1),
-            json!("99999999999999999999h"),
-            json!(null),
-        ] {
-            assert_eq!(parse_ttl_ms(&bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn request_ids_differ() {
-        assert_ne!(new_request_id(), new_request_id());
-    }
-}
+mod tests;

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::admin::{AdminError, pin_json};
 use super::{App, read_body, ttl_ms};
-use crate::answer::compute;
+use crate::answer::compute_held;
 use crate::pins::{Wish, scope_of};
 use crate::prompt;
 
@@ -103,9 +103,11 @@ pub(super) async fn create_pin(
 ) -> Result<Json<Value>, AdminError> {
     // The permit is kept until the pin is made.
     let admitted = app.admit(request.headers())?;
-    let (_, body) = read_body(request).await?;
+    let (_, body, admitted) = read_body(request, admitted).await?;
     let (worker, tenant) = (app.clone(), admitted.tenant.clone());
-    let wish = compute(body.len(), move || wish(&worker, tenant, &body)).await?;
+    let bytes = body.len();
+    let read = move || wish(&worker, tenant, &body);
+    let (wish, _admitted) = compute_held(admitted, bytes, read).await?;
     let reply = app.pins.make(wish).await?;
     Ok(Json(reply.pin.as_ref().map(pin_json).unwrap_or_default()))
 }

@@ -132,7 +132,7 @@ pub(super) async fn compact(State(app): State<App>, request: Request<Body>) -> R
     let request_id = new_request_id();
     let outcome = async {
         let admitted = app.admit(request.headers())?;
-        let (headers, body) = read_body(request).await?;
+        let (headers, body, admitted) = read_body(request, admitted).await?;
         let (endpoint, request_id) = (Endpoint::Responses, &request_id);
         let incoming = Incoming { endpoint, headers: &headers, body, request_id, last: None };
         let body = app.compact(admitted, incoming).await?;

@@ -1,8 +1,10 @@
 //! Responses over WebSocket: one connection, one turn at a time, the events of the stream as text messages.
 //!
 //! The connection remembers its last response, stored or not, so that the next turn need only send what is new; a
-//! turn that continues it and fails takes it away. Requests that come while one is answered wait, a few of them; what
-//! comes beyond stays unread. A client that goes ends the generation, and so does one that reads nothing for a minute.
+//! turn that continues it and fails takes it away. A request takes its place in the gateway as it comes, so that what
+//! waits in memory is bounded for all connections together; where there is no room, it is let go at once and refused in
+//! its turn. Requests that come while one is answered wait, a few of them; what comes beyond stays unread. A client that
+//! goes ends the generation, and so does one that reads nothing for a minute. A gateway that ends answers what has come.
 //! A gateway that was told not to speak it, and a request that is no handshake, get a 426: clients go on by POST then.
 
 use std::collections::VecDeque;
@@ -11,7 +13,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -20,22 +22,26 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::{App, BODY_BYTES_MAX, failure, new_request_id};
+use super::{App, BODY_BYTES_MAX, door, failure, new_request_id};
 use crate::answer::{AnswerForm, Incoming};
 use crate::stored::LastTurn;
 
 /// Connections at a time, busy or not.
-const SOCKETS_MAX: usize = 4_096;
+const SOCKETS_MAX: u32 = 4_096;
 /// What the protocol gives a connection.
 const LIFE_MAX: Duration = Duration::from_secs(60 * 60);
 /// Requests that wait for the one that is answered.
 const WAITING_MAX: usize = 4;
+/// Their bytes; with more in hand nothing is read.
+const WAITING_BYTES_MAX: usize = 1 << 20;
 /// Silence after which a peer is asked whether it is there.
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// Silence after which it is not.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// A peer that reads nothing for this long is cut off.
 const SEND_MAX: Duration = Duration::from_secs(60);
+/// How long a peer may take to say goodbye, too.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
 /// Room for connections; none where they are switched off.
 #[derive(Clone)]
@@ -43,7 +49,15 @@ pub(crate) struct Sockets(Option<Arc<Semaphore>>);
 
 impl Sockets {
     pub(super) fn new(on: bool) -> Self {
-        Self(on.then(|| Arc::new(Semaphore::new(SOCKETS_MAX))))
+        Self(on.then(|| Arc::new(Semaphore::new(SOCKETS_MAX as usize))))
+    }
+
+    /// Resolves once no connection is left.
+    pub(super) async fn gone(&self) {
+        if let Some(room) = &self.0 {
+            // It is never closed; if it were, nobody would be in.
+            let _ = room.acquire_many(SOCKETS_MAX).await;
+        }
     }
 }
 
@@ -90,12 +104,21 @@ fn same_origin(headers: &HeaderMap) -> bool {
 /// The end of a connection: its peer went, or fell silent, or its time is over.
 struct Gone;
 
+/// A request whose turn has not come.
+enum Waiting {
+    /// With its place in the gateway.
+    Taken(Bytes, OwnedSemaphorePermit),
+    /// One that found no place, and why.
+    Refused(ApiError),
+}
+
 struct Connection {
     app: App,
     headers: HeaderMap,
     socket: WebSocket,
     last: LastTurn,
-    waiting: VecDeque<Bytes>,
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
     heard: Instant,
     until: Instant,
     _permit: OwnedSemaphorePermit,
@@ -121,6 +144,7 @@ impl Connection {
             socket,
             last: LastTurn::default(),
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
             heard,
             until: heard + LIFE_MAX,
             _permit: permit,
@@ -131,10 +155,23 @@ impl Connection {
         metrics::gauge!("mainstay_gateway_websockets").increment(1.0);
         // Whoever is gone needs no farewell.
         let _ = self.serve().await;
-        let _ =
-            tokio::time::timeout(Duration::from_secs(1), self.socket.send(Message::Close(None)))
-                .await;
+        let _ = tokio::time::timeout(FAREWELL_MAX, self.close()).await;
         metrics::gauge!("mainstay_gateway_websockets").decrement(1.0);
+    }
+
+    /// Says goodbye and waits for the same: a connection that is dropped with something unread is reset, and the peer
+    /// may lose what it was sent last.
+    async fn close(&mut self) {
+        let reason = "this gateway ends; open another connection".into();
+        let away = || CloseFrame { code: close_code::AWAY, reason };
+        let frame = self.stopped().then(away);
+        if self.socket.send(Message::Close(frame)).await.is_ok() {
+            while let Some(Ok(_)) = self.socket.recv().await {}
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        *self.app.stopped.borrow()
     }
 
     async fn serve(&mut self) -> Result<(), Gone> {
@@ -145,10 +182,21 @@ impl Connection {
                 return self.tell(&error.with_code("websocket_connection_limit_reached")).await;
             }
             match self.waiting.pop_front() {
-                Some(message) => self.answer(message).await?,
+                Some(Waiting::Taken(message, permit)) => {
+                    self.waiting_bytes -= message.len();
+                    self.answer(message, permit).await?;
+                }
+                Some(Waiting::Refused(error)) => self.tell(&error).await?,
+                None if self.stopped() => return Ok(()),
                 None => {
                     let left = self.until.saturating_duration_since(Instant::now());
-                    self.listen(PING_AFTER.min(left)).await?;
+                    let mut stopped = self.app.stopped.clone();
+                    tokio::select! {
+                        // What has come already is answered.
+                        biased;
+                        heard = self.listen(PING_AFTER.min(left)) => heard?,
+                        () = door::ends(&mut stopped) => {}
+                    }
                 }
             }
         }
@@ -165,12 +213,29 @@ impl Connection {
     fn take(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<(), Gone> {
         self.heard = Instant::now();
         match message {
-            Some(Ok(Message::Text(text))) => self.waiting.push_back(text.into()),
-            Some(Ok(Message::Binary(bytes))) => self.waiting.push_back(bytes),
+            Some(Ok(Message::Text(text))) => self.wait(text.into()),
+            Some(Ok(Message::Binary(bytes))) => self.wait(bytes),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
             Some(Ok(Message::Close(_)) | Err(_)) | None => return Err(Gone),
         }
         Ok(())
+    }
+
+    /// Queues a request. One without a place is not kept: its refusal comes in its turn, after what was asked before.
+    fn wait(&mut self, message: Bytes) {
+        let room = if self.stopped() {
+            let text = "this gateway ends; open another connection";
+            Err(ApiError::new(ErrorKind::Unavailable, text).with_retry_after_s(1))
+        } else {
+            self.app.room()
+        };
+        self.waiting.push_back(match room {
+            Ok(permit) => {
+                self.waiting_bytes += message.len();
+                Waiting::Taken(message, permit)
+            }
+            Err(error) => Waiting::Refused(error),
+        });
     }
 
     async fn ping(&mut self) -> Result<(), Gone> {
@@ -188,7 +253,7 @@ impl Connection {
     }
 
     /// Answers one message; a refusal is an event and leaves the connection as it is.
-    async fn answer(&mut self, message: Bytes) -> Result<(), Gone> {
+    async fn answer(&mut self, message: Bytes, permit: OwnedSemaphorePermit) -> Result<(), Gone> {
         metrics::counter!("mainstay_gateway_requests_total", "endpoint" => "websocket")
             .increment(1);
         let envelope = serde_json::from_slice::<Envelope>(&message);
@@ -205,7 +270,7 @@ impl Connection {
         let generate = envelope.as_ref().is_ok_and(|e| e.generate != Some(false));
         let outcome = match refused {
             Some(error) => Err(error),
-            None => self.turn(message, generate).await?,
+            None => self.turn(message, permit, generate).await?,
         };
         let Err(error) = outcome else { return Ok(()) };
         tracing::info!(kind = ?error.kind, "websocket request refused");
@@ -215,10 +280,15 @@ impl Connection {
         self.tell(&error).await
     }
 
-    async fn turn(&mut self, body: Bytes, generate: bool) -> Result<Result<(), ApiError>, Gone> {
+    async fn turn(
+        &mut self,
+        body: Bytes,
+        permit: OwnedSemaphorePermit,
+        generate: bool,
+    ) -> Result<Result<(), ApiError>, Gone> {
         let (app, headers, last) = (self.app.clone(), self.headers.clone(), self.last.clone());
         let answering = async move {
-            let admitted = app.admit(&headers)?;
+            let admitted = app.admit_with(&headers, permit)?;
             let (endpoint, request_id) = (Endpoint::Responses, &new_request_id());
             let last = Some(&last);
             let incoming = Incoming { endpoint, headers: &headers, body, request_id, last };
@@ -256,7 +326,7 @@ impl Connection {
 
     /// Listens as long as there is room for what comes.
     async fn listen_while_busy(&mut self) -> Result<(), Gone> {
-        if self.waiting.len() < WAITING_MAX {
+        if self.waiting.len() < WAITING_MAX && self.waiting_bytes < WAITING_BYTES_MAX {
             return self.listen(PING_AFTER).await;
         }
         tokio::time::sleep(PING_AFTER).await;
@@ -290,47 +360,4 @@ fn events(frame: &[u8]) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frames_become_messages_and_comments_none() {
-        let frame =
-            b"event: a\ndata: {\"x\":1}\n\nevent: b\ndata: {\"y\":\"\\n\"}\n\n: keepalive\n\n";
-        assert_eq!(events(frame), ["{\"x\":1}", "{\"y\":\"\\n\"}"]);
-    }
-
-    #[test]
-    fn an_error_has_a_code_and_a_status() {
-        let error = ApiError::invalid("input", "is odd");
-        let event = error_event(&error, 400);
-        assert_eq!((&event["type"], &event["status"]), (&json!("error"), &json!(400)));
-        assert_eq!(event["error"]["code"], "invalid_request_error");
-        assert_eq!(event["error"]["param"], "input");
-        let event = error_event(&error.with_code("previous_response_not_found"), 404);
-        assert_eq!(event["error"]["code"], "previous_response_not_found");
-    }
-
-    #[test]
-    fn pages_of_others_are_told_from_clients() {
-        let headers = |pairs: &[(header::HeaderName, &str)]| -> HeaderMap {
-            pairs.iter().map(|(name, value)| (name.clone(), value.parse().expect("text"))).collect()
-        };
-        let host = (header::HOST, "127.0.0.1:8000");
-        assert!(same_origin(&headers(std::slice::from_ref(&host))));
-        assert!(same_origin(&headers(&[host.clone(), (header::ORIGIN, "http://127.0.0.1:8000")])));
-        for other in ["http://evil.example", "null", "http://127.0.0.1:80001", "127.0.0.1:8000"] {
-            assert!(!same_origin(&headers(&[host.clone(), (header::ORIGIN, other)])), "{other}");
-        }
-        assert!(!same_origin(&headers(&[(header::ORIGIN, "http://127.0.0.1:8000")])));
-    }
-
-    #[test]
-    fn a_continuation_takes_what_it_continues() {
-        let last = LastTurn::default();
-        last.put("resp_1".into(), Arc::default());
-        assert!(last.take("resp_2").is_none());
-        assert!(last.take("resp_1").is_some());
-        assert!(last.take("resp_1").is_none(), "it was taken");
-    }
-}
+mod tests;

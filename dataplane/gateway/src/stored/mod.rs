@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tonic::{Code, Status};
 
-use crate::answer::shown_error;
+use crate::answer::{compute_held, shown_error};
 use crate::replica::Replica;
 use crate::seal::parsing_of;
 use memory::{Memory, Remembered};
@@ -132,21 +132,22 @@ impl Stored {
         Self { control, replica, memory: Memory::default(), parsing }
     }
 
-    /// The conversation that ended in the response `id`.
-    pub(crate) async fn history(
+    /// The conversation that ended in the response `id`. `held` goes with the work and comes back.
+    pub(crate) async fn history<H: Send + 'static>(
         &self,
         tenant: &TenantId,
         id: &str,
         last: Option<&LastTurn>,
-    ) -> Result<Arc<Conversation>, ApiError> {
+        held: H,
+    ) -> Result<(Arc<Conversation>, H), ApiError> {
         if let Some(conversation) = last.and_then(|last| last.take(id)) {
-            return Ok(conversation);
+            return Ok((conversation, held));
         }
         let known = ResponseId::new(id).ok_or_else(|| unknown(id))?;
         if let Some(remembered) = self.memory.get(tenant, &known)
             && (!remembered.logged || self.is_whole(tenant, &known))
         {
-            return Ok(remembered.conversation);
+            return Ok((remembered.conversation, held));
         }
         let reply = match self.read(tenant, &known, true).await {
             Ok(reply) => reply,
@@ -168,15 +169,16 @@ impl Stored {
             return Err(ApiError::invalid("previous_response_id", &message));
         }
         let parsing = parsing_of(tenant, &self.replica, &self.parsing);
-        let read = tokio::task::spawn_blocking(move || {
+        // However short the request is, its history may be long.
+        let read = compute_held(held, usize::MAX, move || {
             let said = chain.iter().map(said).collect::<Result<Vec<_>, _>>()?;
             payload::conversation_of(&said, parsing)
         });
-        let read = read.await.map_err(|e| ApiError::new(ErrorKind::Internal, e.to_string()))?;
-        let conversation = Arc::new(read?);
+        let (conversation, held) = read.await?;
+        let conversation = Arc::new(conversation);
         let remembered = Remembered { conversation: Arc::clone(&conversation), logged: true };
         self.memory.put(tenant, &known, remembered);
-        Ok(conversation)
+        Ok((conversation, held))
     }
 
     /// Whether the log still has a response and all that it continues, as far as this gateway has heard.

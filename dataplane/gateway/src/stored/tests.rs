@@ -40,8 +40,8 @@ async fn a_gateway_alone_continues_what_it_made_and_waits_for_nobody() {
     let begun = std::time::Instant::now();
     stored.put(&tenant("acme"), turn).await;
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    let found = stored.history(&tenant("acme"), "resp_1", None).await;
-    assert_eq!(found.expect("it is in memory"), said("hi"));
+    let found = stored.history(&tenant("acme"), "resp_1", None, ()).await;
+    assert_eq!(found.expect("it is in memory").0, said("hi"));
 }
 
 #[tokio::test]
@@ -62,11 +62,12 @@ async fn what_the_log_forgot_is_not_continued_from_memory() {
     replica.test_apply(Command::PutResponse(second));
     let remembered = Remembered { conversation: said("hi"), logged: true };
     stored.memory.put(&tenant("acme"), &id("resp_2"), remembered);
-    let found = stored.history(&tenant("acme"), "resp_2", None).await;
-    assert_eq!(found.expect("all of its chain is in the log"), said("hi"));
+    let found = stored.history(&tenant("acme"), "resp_2", None, ()).await;
+    assert_eq!(found.expect("all of its chain is in the log").0, said("hi"));
     let (tenant, id) = (tenant("acme"), id("resp_1"));
     replica.test_apply(Command::EndResponse { tenant: tenant.clone(), id, cancelled: false });
-    let error = stored.history(&tenant, "resp_2", None).await.expect_err("its beginning is gone");
+    let error =
+        stored.history(&tenant, "resp_2", None, ()).await.expect_err("its beginning is gone");
     assert_eq!(error.kind, ErrorKind::Unavailable);
 }
 
@@ -75,10 +76,10 @@ async fn a_connection_has_its_last_response_once() {
     let stored = stored(&Replica::new());
     let last = LastTurn::default();
     last.put("resp_1".into(), said("hi"));
-    let found = stored.history(&tenant("acme"), "resp_1", Some(&last)).await;
-    assert_eq!(found.expect("the connection has it"), said("hi"));
+    let found = stored.history(&tenant("acme"), "resp_1", Some(&last), ()).await;
+    assert_eq!(found.expect("the connection has it").0, said("hi"));
     assert!(last.take("resp_1").is_none());
-    let odd = stored.history(&tenant("acme"), "", None).await.expect_err("no id");
+    let odd = stored.history(&tenant("acme"), "", None, ()).await.expect_err("no id");
     assert_eq!(odd.code.as_deref(), Some("previous_response_not_found"));
 }
 
