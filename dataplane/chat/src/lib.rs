@@ -37,6 +37,7 @@ pub mod lifecycle;
 pub mod limits;
 pub mod output;
 mod parse;
+pub mod plain_json;
 mod request;
 mod seal;
 mod session;

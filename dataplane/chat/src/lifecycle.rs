@@ -20,8 +20,11 @@ use crate::limits::{
 };
 use crate::request::Request;
 use crate::session::Harness;
-use signs::Part;
+use signs::{News, Part};
 use table::{Session, Table};
+
+/// Children that are told of a session in a list.
+const CHILDREN_LISTED_MAX: usize = 16;
 
 /// What became of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,8 +153,10 @@ pub struct SessionView {
     pub parent: Option<String>,
     /// The session that it goes on from.
     pub forked_from: Option<String>,
-    /// Those that it started and that are still told of.
+    /// Those that it started and that are still told of, or the first few of them.
     pub children: Vec<String>,
+    /// How many they are.
+    pub children_count: usize,
     /// How it stands.
     pub state: SessionState,
     /// The tools that it waits for.
@@ -214,6 +219,20 @@ pub struct Asked {
     pub ticket: Option<Ticket>,
     /// What it changed.
     pub lived: Vec<Lived>,
+    /// Its subagents that have given what may be their last answer.
+    resting: Vec<Arc<str>>,
+}
+
+impl Asked {
+    /// The subagents whose results the request brings back: what is new in it speaks of them. Reading takes longer
+    /// than everything else, and needs no table.
+    pub fn spoken_of(&self, request: &Request) -> Vec<Arc<str>> {
+        if self.resting.is_empty() {
+            return Vec::new();
+        }
+        let news = News::of(&request.conversation);
+        self.resting.iter().filter(|child| news.mentions(child)).cloned().collect()
+    }
 }
 
 /// How much is remembered, and for how long.
@@ -255,7 +274,7 @@ impl Lifecycle {
     /// Takes a request that is about to be answered, with its whole conversation.
     pub fn asked(&mut self, now_ms: u64, tenant: &str, request: &Request) -> Asked {
         let Some(key) = request.session.key() else { return Asked::default() };
-        let mut lived = Vec::new();
+        let (mut lived, mut resting) = (Vec::new(), Vec::new());
         let known = self.table.get(tenant, key);
         let part = signs::part_of(request, known.is_some_and(|session| session.offers_tools));
         let is_new = known.is_none();
@@ -267,7 +286,7 @@ impl Lifecycle {
         let first_turn = part == Part::Turn
             && self.table.get(&tenant, &key).is_some_and(|session| session.turns == 0);
         let born = self.table.update(&tenant, &key, |session| {
-            if session.ended.take().is_some() || session.is_paused() && part != Part::Side {
+            if part != Part::Side && (session.ended.take().is_some() || session.is_paused()) {
                 tell(Change::Resumed);
             }
             let compacted = session.compactions;
@@ -283,13 +302,18 @@ impl Lifecycle {
             if let Some(from) = self.table.origin(&tenant, &key, request, first_turn, told) {
                 lived.push(Lived::of(&tenant, &key, Change::Forked { from }));
             }
-            for child in self.table.consumed(&tenant, &key, request) {
-                self.table.end(now_ms, &tenant, &child, EndCause::Finished, &mut lived);
-            }
+            resting = self.table.resting(&tenant, &key);
         }
         let ends_session = request.session.session_final;
         let ticket = Ticket { tenant, key, born: born.unwrap_or_default(), part, ends_session };
-        Asked { ticket: Some(ticket), lived }
+        Asked { ticket: Some(ticket), lived, resting }
+    }
+
+    /// Takes the subagents whose results a turn brings back, as [`Asked::spoken_of`] found them: they have ended.
+    pub fn consumed(&mut self, now_ms: u64, tenant: &str, children: &[Arc<str>]) -> Vec<Lived> {
+        let mut lived = Vec::new();
+        self.table.end_resting(now_ms, &tenant.into(), children, &mut lived);
+        lived
     }
 
     /// Takes the end of an answer. One that failed or whose client left changes nothing but the tokens: its request
@@ -312,6 +336,8 @@ impl Lifecycle {
             } else if part == Part::Turn && outcome.transcript.has_calls() {
                 let tools = session.pause(outcome.transcript);
                 lived.push(Lived::of(&tenant, &key, Change::Paused { tools }));
+            } else if part == Part::Turn {
+                session.rest();
             }
         });
         self.table.rearm(now_ms, &tenant, &key);
@@ -336,17 +362,31 @@ impl Lifecycle {
         lived
     }
 
-    /// A tenant's sessions, the one seen last first.
-    pub fn list(&self, now_ms: u64, tenant: &str) -> Vec<SessionView> {
-        let mut sessions: Vec<(&Arc<str>, &Session)> = self.table.of(tenant).collect();
+    /// A tenant's sessions, the one seen last first, and whether there are more than `most`. Those that have ended are
+    /// told with `all` only; of each one's children the first few.
+    pub fn list(
+        &self,
+        now_ms: u64,
+        tenant: &str,
+        all: bool,
+        most: usize,
+    ) -> (Vec<SessionView>, bool) {
+        let wanted = |session: &Session| all || session.ended.is_none();
+        let mut sessions: Vec<(&Arc<str>, &Session)> =
+            self.table.of(tenant).filter(|(_, session)| wanted(session)).collect();
         sessions.sort_unstable_by(|a, b| (b.1.seen_ms, b.0).cmp(&(a.1.seen_ms, a.0)));
-        sessions.into_iter().map(|(key, s)| self.table.view(now_ms, tenant, key, s)).collect()
+        let more = sessions.len() > most;
+        let told = sessions.into_iter().take(most);
+        let view = |(key, session): (&Arc<str>, &Session)| {
+            self.table.view(now_ms, tenant, key, session, CHILDREN_LISTED_MAX)
+        };
+        (told.map(view).collect(), more)
     }
 
-    /// One session of a tenant.
+    /// One session of a tenant, with all its children.
     pub fn get(&self, now_ms: u64, tenant: &str, key: &str) -> Option<SessionView> {
         let session = self.table.get(tenant, key)?;
-        Some(self.table.view(now_ms, tenant, key, session))
+        Some(self.table.view(now_ms, tenant, key, session, usize::MAX))
     }
 
     /// How many sessions there are of each of [`SessionState::ALL`].

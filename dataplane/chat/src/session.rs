@@ -290,7 +290,7 @@ pub(crate) fn read_codex_metadata(text: &str, ids: &mut SessionIds) {
     if text.len() > HEADER_JSON_BYTES_MAX {
         return;
     }
-    let Ok(Value::Object(members)) = serde_json::from_str(text) else { return };
+    let Ok(Value::Object(members)) = crate::plain_json::from_str(text) else { return };
     let get = |name: &str| members.get(name).and_then(Value::as_str).and_then(id);
     ids.kind = match members.get("request_kind").and_then(Value::as_str) {
         Some("turn") | None => ids.kind,

@@ -59,22 +59,38 @@ impl Sessions {
 
     /// Takes a request that is about to be placed.
     pub(crate) fn asked(&self, tenant: &TenantId, request: &Request) -> Life {
-        let asked = self.shared.table.lock().asked(self.now_ms(), tenant.as_str(), request);
-        self.tell(asked.lived);
+        let asked = self.change(|table, now_ms| {
+            let mut asked = table.asked(now_ms, tenant.as_str(), request);
+            (std::mem::take(&mut asked.lived), asked)
+        });
+        let finished = asked.spoken_of(request);
+        if !finished.is_empty() {
+            self.change(|table, now_ms| (table.consumed(now_ms, tenant.as_str(), &finished), ()));
+        }
         Life { sessions: self.clone(), ticket: asked.ticket }
     }
 
-    fn tell(&self, lived: Vec<Lived>) {
+    /// Changes the table and tells what came of it, in one step: an observer must not hear of a change before those
+    /// that it followed.
+    fn change<T>(&self, how: impl FnOnce(&mut Lifecycle, u64) -> (Vec<Lived>, T)) -> T {
+        let mut table = self.shared.table.lock();
+        let (lived, out) = how(&mut table, self.now_ms());
         for change in lived {
             if self.shared.changes.try_send(change).is_err() {
                 metrics::counter!("mainstay_gateway_session_changes_lost_total").increment(1);
             }
         }
+        out
     }
 
-    /// A tenant's sessions, the one seen last first.
-    pub(crate) fn list(&self, tenant: &TenantId) -> Vec<SessionView> {
-        self.shared.table.lock().list(self.now_ms(), tenant.as_str())
+    /// A tenant's sessions, the one seen last first, and whether there are more than `most`.
+    pub(crate) fn list(
+        &self,
+        tenant: &TenantId,
+        all: bool,
+        most: usize,
+    ) -> (Vec<SessionView>, bool) {
+        self.shared.table.lock().list(self.now_ms(), tenant.as_str(), all, most)
     }
 
     /// One of them.
@@ -98,11 +114,7 @@ impl Sessions {
     }
 
     fn tick(&self) {
-        let (lived, counts) = {
-            let mut table = self.shared.table.lock();
-            (table.ticked(self.now_ms()), table.counts())
-        };
-        self.tell(lived);
+        let counts = self.change(|table, now_ms| (table.ticked(now_ms), table.counts()));
         for (state, count) in SessionState::ALL.into_iter().zip(counts) {
             let count = u32::try_from(count).unwrap_or(u32::MAX);
             metrics::gauge!("mainstay_gateway_sessions", "state" => state.name()).set(count);
@@ -121,10 +133,7 @@ impl Life {
     pub(crate) fn answered(&mut self, transcript: &Transcript, finish: &Finish, usage: Usage) {
         let Some(ticket) = self.ticket.take() else { return };
         let outcome = Outcome { transcript, finish, usage };
-        let mut table = self.sessions.shared.table.lock();
-        let lived = table.answered(self.sessions.now_ms(), ticket, &outcome);
-        drop(table);
-        self.sessions.tell(lived);
+        self.sessions.change(|table, now_ms| (table.answered(now_ms, ticket, &outcome), ()));
     }
 }
 
@@ -195,7 +204,7 @@ mod tests {
         // The end of a life that was answered is not told twice.
         assert_eq!(sessions.get(&tenant("a"), "s").map(|s| s.state), Some(SessionState::Paused));
         assert_eq!(sessions.get(&tenant("b"), "s").map(|s| s.state), Some(SessionState::Waiting));
-        assert_eq!(sessions.list(&tenant("c")).len(), 0);
+        assert_eq!(sessions.list(&tenant("c"), true, 9).0.len(), 0);
         following.abort();
     }
 
@@ -205,7 +214,7 @@ mod tests {
         for n in 0..5 {
             drop(sessions.asked(&tenant("a"), &request(&format!("s{n}"))));
         }
-        assert_eq!(sessions.list(&tenant("a")).len(), 5);
+        assert_eq!(sessions.list(&tenant("a"), true, 9).0.len(), 5);
         let mut kept = Vec::new();
         while let Ok(change) = changes.try_recv() {
             kept.push(change.key.to_string());
@@ -218,6 +227,6 @@ mod tests {
         let (sessions, mut changes) = Sessions::new();
         let body = br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
         drop(sessions.asked(&tenant("a"), &parse_chat(body).expect("a request")));
-        assert!(sessions.list(&tenant("a")).is_empty() && changes.try_recv().is_err());
+        assert!(sessions.list(&tenant("a"), true, 9).0.is_empty() && changes.try_recv().is_err());
     }
 }

@@ -211,7 +211,7 @@ fn message(meta: &ResponseMeta, ids: &Ids, content: Vec<Value>) -> Value {
 
 /// The protocol wants an object; the parser only lets objects through.
 fn input_object(arguments: &str) -> Value {
-    match serde_json::from_str::<Value>(arguments) {
+    match crate::plain_json::from_str(arguments) {
         Ok(value) if value.is_object() => value,
         _ => json!({}),
     }

@@ -30,7 +30,7 @@ pub(super) fn is_custom(tools: &[Tool], name: &str) -> bool {
 /// The text in the arguments of a custom tool's call. Models that chose another name for the one argument are
 /// understood; whatever else they wrote is given as it is, so that nothing is lost.
 pub(super) fn custom_input(arguments: &str) -> String {
-    let Ok(Value::Object(members)) = serde_json::from_str::<Value>(arguments) else {
+    let Ok(Value::Object(members)) = crate::plain_json::from_str(arguments) else {
         return arguments.to_owned();
     };
     let only = || members.values().next().filter(|_| members.len() == 1);

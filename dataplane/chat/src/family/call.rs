@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::types::ToolTypes;
 use super::{Form, Scan, pythonic, tagged};
 use crate::limits::{TOOL_CALLS_MAX, TOOL_NAME_BYTES_MAX};
+use crate::plain_json;
 
 /// A call; `arguments` is the text of a JSON object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +104,7 @@ fn named(name: &str, arguments: &str) -> Parsed {
         return Parsed::Malformed;
     }
     let arguments = if arguments.is_empty() { "{}" } else { arguments };
-    match serde_json::from_str::<Value>(arguments) {
+    match plain_json::from_str(arguments) {
         Ok(Value::Object(_)) => {
             Parsed::Calls(vec![Call { name: name.to_owned(), arguments: arguments.to_owned() }])
         }
@@ -115,7 +116,7 @@ fn named(name: &str, arguments: &str) -> Parsed {
 /// `{"name": …, "arguments": {…}}`.
 fn object(text: &str) -> Parsed {
     let text = text.trim();
-    let call: Value = match serde_json::from_str(text) {
+    let call: Value = match plain_json::from_str(text) {
         Ok(call) => call,
         Err(error) if error.is_eof() => return Parsed::Incomplete,
         Err(_) => return Parsed::Malformed,
@@ -131,7 +132,7 @@ fn object(text: &str) -> Parsed {
             Some(raw) => raw.to_owned(),
             None => Value::Object(members.clone()).to_string(),
         },
-        Some(Value::String(inner)) => match serde_json::from_str::<Value>(inner) {
+        Some(Value::String(inner)) => match plain_json::from_str(inner) {
             Ok(Value::Object(_)) => inner.trim().to_owned(),
             _ => return Parsed::Malformed,
         },

@@ -30,7 +30,7 @@ impl ToolTypes {
             "True" => Value::Bool(true),
             "False" => Value::Bool(false),
             "None" => Value::Null,
-            trimmed => serde_json::from_str(trimmed).unwrap_or_else(|_| text()),
+            trimmed => crate::plain_json::from_str(trimmed).unwrap_or_else(|_| text()),
         }
     }
 }

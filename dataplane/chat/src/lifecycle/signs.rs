@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::encode::{Item, Transcript};
 use crate::ir::{Block, Content, Conversation, Message, Role};
 use crate::limits::{ID_BYTES_MAX, RESULTS_SEARCHED_BYTES_MAX};
+use crate::plain_json;
 use crate::request::Request;
 use crate::session::{Harness, RequestKind};
 
@@ -18,6 +19,8 @@ use crate::session::{Harness, RequestKind};
 const TELLING_BYTES: usize = 4 << 10;
 /// Harnesses put ids at the head or at the end of a result.
 const RESULT_ENDS_BYTES: usize = 4 << 10;
+/// Texts of one turn that are searched for ids.
+const TEXTS_MAX: usize = 256;
 /// Longest arguments of a call that are looked at.
 const ARGUMENTS_BYTES_MAX: usize = 4 << 10;
 
@@ -120,7 +123,7 @@ impl<'a> News<'a> {
         match &block.content {
             Content::Text(text) => {
                 for part in ends(text) {
-                    if part.len() <= *left {
+                    if !part.is_empty() && part.len() <= *left && self.texts.len() < TEXTS_MAX {
                         *left -= part.len();
                         self.texts.push(part);
                     }
@@ -133,10 +136,6 @@ impl<'a> News<'a> {
             }
             Content::Thinking { .. } | Content::ToolCall { .. } => {}
         }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.texts.is_empty()
     }
 
     /// Whether a session is spoken of by its id, as a word of its own.
@@ -167,7 +166,7 @@ pub(super) fn closed_agents(transcript: &Transcript) -> Vec<String> {
     });
     let target = |arguments: &String| {
         let short = arguments.len() <= ARGUMENTS_BYTES_MAX;
-        let value: Value = short.then(|| serde_json::from_str(arguments).ok()).flatten()?;
+        let value: Value = short.then(|| plain_json::from_str(arguments).ok()).flatten()?;
         let id = ["target", "agent_id", "id"].iter().find_map(|name| value.get(*name)?.as_str())?;
         (id.len() <= ID_BYTES_MAX).then(|| id.to_owned())
     };

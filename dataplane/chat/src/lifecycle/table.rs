@@ -7,12 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::signs::{self, Mark, News, Part};
+use super::signs::{self, Mark, Part};
 use super::{Change, EndCause, LifecycleLimits, Lived, Outcome, SessionState, SessionView};
 use crate::encode::{Item, Transcript};
 use crate::limits::{CHILDREN_SEARCHED_MAX, PAUSED_TOOLS_MAX, SESSIONS_TICKED_MAX};
 use crate::request::Request;
-use crate::session::SessionIds;
+use crate::session::{SessionIds, SessionSource};
 
 /// How many of a tenant's sessions are looked at for one that nobody waits for.
 const CROWDED_SEARCHED_MAX: usize = 16;
@@ -33,6 +33,8 @@ pub(super) struct Session {
     /// Where it stands when no request is on its way.
     paused: bool,
     tools: Vec<String>,
+    /// Its last turn was answered, and without a call.
+    rested: bool,
     pub(super) ended: Option<EndCause>,
     /// Requests on their way, and those of them that are no side requests.
     in_flight: u32,
@@ -65,6 +67,7 @@ impl Session {
             forked_from: None,
             paused: false,
             tools: Vec::new(),
+            rested: false,
             ended: None,
             in_flight: 0,
             turning: 0,
@@ -90,6 +93,15 @@ impl Session {
         self.paused
     }
 
+    /// Whether its last turn was answered, and without a call. One that failed comes again.
+    fn rests(&self) -> bool {
+        self.rested && self.state() == SessionState::Waiting
+    }
+
+    pub(super) fn rest(&mut self) {
+        self.rested = true;
+    }
+
     pub(super) fn state(&self) -> SessionState {
         match () {
             () if self.ended.is_some() => SessionState::Ended,
@@ -109,7 +121,7 @@ impl Session {
             return;
         }
         self.turning = self.turning.saturating_add(1);
-        self.paused = false;
+        (self.paused, self.rested) = (false, false);
         self.tools.clear();
         if part == Part::Compaction {
             return;
@@ -142,6 +154,10 @@ impl Session {
                 return self.ids.context_window != ids.context_window;
             }
             _ => {}
+        }
+        // A name that was guessed may stand for several conversations at once.
+        if ids.source == SessionSource::Inferred {
+            return false;
         }
         match (self.mark, mark) {
             (Some(old), Some(new)) => {
@@ -380,7 +396,11 @@ impl Table {
 
     fn has_living_child(&self, tenant: &str, key: &str) -> bool {
         let Some(here) = self.tenants.get(tenant) else { return false };
-        let lives = |child: &Arc<str>| here.sessions.get(child).is_some_and(|s| s.ended.is_none());
+        let parent = here.sessions.get(key).and_then(|session| session.parent.as_ref());
+        // Two that call each other their parent would keep each other for ever.
+        let lives = |child: &Arc<str>| {
+            Some(child) != parent && here.sessions.get(child).is_some_and(|s| s.ended.is_none())
+        };
         here.children.get(key).is_some_and(|children| children.iter().any(lives))
     }
 
@@ -397,24 +417,27 @@ impl Table {
         key != caller && (session.parent.as_deref() == Some(caller) || same_session)
     }
 
-    /// The subagents whose results this turn brings back: they have given their last answer, and what is new in the
-    /// turn speaks of them.
-    pub(super) fn consumed(&self, tenant: &str, key: &str, request: &Request) -> Vec<Arc<str>> {
+    /// The subagents that have given what may be their last answer.
+    pub(super) fn resting(&self, tenant: &str, key: &str) -> Vec<Arc<str>> {
         let Some(here) = self.tenants.get(tenant) else { return Vec::new() };
         let Some(children) = here.children.get(key) else { return Vec::new() };
-        let rests = |child: &&Arc<str>| {
-            let session = here.sessions.get(*child);
-            session.is_some_and(|s| s.state() == SessionState::Waiting && s.turns > 0)
-        };
-        let mut resting = children.iter().filter(rests).take(CHILDREN_SEARCHED_MAX).peekable();
-        if resting.peek().is_none() {
-            return Vec::new();
+        let rests = |child: &&Arc<str>| here.sessions.get(*child).is_some_and(Session::rests);
+        children.iter().filter(rests).take(CHILDREN_SEARCHED_MAX).cloned().collect()
+    }
+
+    /// Ends those of `children` that still rest.
+    pub(super) fn end_resting(
+        &mut self,
+        now_ms: u64,
+        tenant: &Arc<str>,
+        children: &[Arc<str>],
+        lived: &mut Vec<Lived>,
+    ) {
+        for child in children {
+            if self.get(tenant, child).is_some_and(Session::rests) {
+                self.end(now_ms, tenant, child, EndCause::Finished, lived);
+            }
         }
-        let news = News::of(&request.conversation);
-        if news.is_empty() {
-            return Vec::new();
-        }
-        resting.filter(|child| news.mentions(child)).cloned().collect()
     }
 
     /// Notes the head of a session's history; on its first turn, tells whose history it goes on from. What the client
@@ -429,6 +452,7 @@ impl Table {
     ) -> Option<String> {
         let head = signs::head(&request.conversation);
         let here = self.tenants.get_mut(tenant)?;
+        let head = head.filter(|_| request.session.source != SessionSource::Inferred);
         let seen = head.and_then(|head| here.heads.get(&head)).filter(|owner| *owner != key);
         let from = told.or_else(|| seen.map(|owner| owner.to_string())).filter(|_| first_turn);
         let session = here.sessions.get_mut(key)?;
@@ -455,8 +479,10 @@ impl Table {
         tenant: &str,
         key: &str,
         session: &Session,
+        children_max: usize,
     ) -> SessionView {
         let children = self.tenants.get(tenant).and_then(|t| t.children.get(key));
+        let told = children.into_iter().flatten().take(children_max);
         SessionView {
             key: key.to_owned(),
             harness: session.ids.harness,
@@ -466,7 +492,8 @@ impl Table {
             agent: session.ids.agent.clone(),
             parent: session.parent.as_deref().map(str::to_owned),
             forked_from: session.forked_from.clone(),
-            children: children.into_iter().flatten().map(|child| child.to_string()).collect(),
+            children: told.map(|child| child.to_string()).collect(),
+            children_count: children.map_or(0, BTreeSet::len),
             state: session.state(),
             tools: session.tools.clone(),
             ended: session.ended,

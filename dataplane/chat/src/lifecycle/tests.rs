@@ -30,8 +30,16 @@ impl World {
 
     fn ask_as(&mut self, tenant: &str, request: &Request) -> (Ticket, Vec<String>) {
         self.now_ms += 10;
-        let asked = self.lives.asked(self.now_ms, tenant, request);
-        (asked.ticket.expect("a session"), told(&asked.lived))
+        let (ticket, lived) = self.asked(tenant, request);
+        (ticket.expect("a session"), told(&lived))
+    }
+
+    /// As a gateway does it.
+    fn asked(&mut self, tenant: &str, request: &Request) -> (Option<Ticket>, Vec<Lived>) {
+        let mut asked = self.lives.asked(self.now_ms, tenant, request);
+        let finished = asked.spoken_of(request);
+        asked.lived.extend(self.lives.consumed(self.now_ms, tenant, &finished));
+        (asked.ticket, asked.lived)
     }
 
     fn answer(&mut self, ticket: Ticket, calls: &[(&str, &str)]) -> Vec<String> {
@@ -163,6 +171,21 @@ fn claude_pauses_for_tools_and_its_title_is_no_turn() {
         (Harness::ClaudeCode, Some("x-claude-code-session-id"))
     );
     assert_eq!(view.client.as_deref(), Some("claude-cli/2.1.329"));
+}
+
+#[test]
+fn a_subagent_whose_request_failed_has_not_given_its_last_answer() {
+    let mut world = World::new();
+    world.turn(&claude("s1", None, json!([user("delegate")])), &[("Agent", "{}")]);
+    let task = claude("s1", Some("a1"), json!([user("SUBTASK")]));
+    let (ticket, _) = world.ask(&task);
+    world.answer_with(ticket, &[], &Finish::Cancelled);
+    let launched = result("c", "Async agent launched.\nagentId: a1\n");
+    let back = json!([user("delegate"), calls("c", "Agent"), launched]);
+    assert_eq!(world.turn(&claude("s1", None, back.clone()), &[]), ["s1 resumed"]);
+    // It comes again, and is done then.
+    assert!(world.turn(&task, &[]).is_empty());
+    assert_eq!(world.turn(&claude("s1", None, back), &[]), ["a1 ended finished"]);
 }
 
 #[test]
@@ -473,7 +496,7 @@ fn tenants_never_meet() {
     assert!(world.lives.get(world.now_ms, "b", "k").is_none());
     assert_eq!(world.lives.get(world.now_ms, "a", "k").and_then(|s| s.ended), None);
     let keys = |tenant| {
-        let all = world.lives.list(world.now_ms, tenant);
+        let all = world.lives.list(world.now_ms, tenant, true, 99).0;
         all.into_iter().map(|session| session.key).collect::<Vec<_>>()
     };
     assert_eq!(
@@ -503,7 +526,7 @@ fn silence_ends_a_session_and_work_does_not() {
     world.tick(61 * MINUTE_MS);
     world.tick(11 * MINUTE_MS);
     assert_eq!(world.lives.counts(), [0; 4]);
-    assert!(world.lives.list(world.now_ms, "t").is_empty());
+    assert!(world.lives.list(world.now_ms, "t", true, 99).0.is_empty());
     assert_eq!(world.turn(&parent, &[]), ["s1 started"]);
 }
 
@@ -613,9 +636,9 @@ proptest! {
                         ("x-dynamo-parent-session-id", parent.as_str()),
                         ("x-dynamo-session-final", last),
                     ]);
-                    let asked = world.lives.asked(world.now_ms, &tenant, &request);
-                    open.extend(asked.ticket);
-                    asked.lived
+                    let (ticket, lived) = world.asked(&tenant, &request);
+                    open.extend(ticket);
+                    lived
                 }
             };
             for Lived { tenant, key, change } in lived {

@@ -255,7 +255,7 @@ pub(crate) fn canonical_arguments(text: &str) -> String {
     if text.trim().is_empty() {
         return "{}".to_owned();
     }
-    match serde_json::from_str::<Value>(text) {
+    match crate::plain_json::from_str(text) {
         Ok(value) if value.is_object() => value.to_string(),
         _ => text.to_owned(),
     }

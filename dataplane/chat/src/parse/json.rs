@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{ApiError, ErrorKind};
 use crate::limits::BODY_BYTES_MAX;
+use crate::plain_json::{self, Plain};
 
 /// Parses a whole body, which must be a JSON object.
 pub(crate) fn parse_body(bytes: &[u8]) -> Result<Value, ApiError> {
@@ -20,7 +21,7 @@ pub(crate) fn parse_body(bytes: &[u8]) -> Result<Value, ApiError> {
         let message = format!("the request body is over the limit of {BODY_BYTES_MAX} bytes");
         return Err(ApiError::new(ErrorKind::TooLarge, message));
     }
-    let value: Value = serde_json::from_slice(bytes).map_err(not_json)?;
+    let value = plain_json::from_slice(bytes).map_err(not_json)?;
     if value.is_object() {
         Ok(value)
     } else {
@@ -51,7 +52,7 @@ pub(crate) fn parse_body_apart(bytes: &[u8]) -> Result<Apart<'_>, ApiError> {
 
 /// Parses a part of a body that was left out before.
 pub(crate) fn parse_part(raw: &str) -> Result<Value, ApiError> {
-    serde_json::from_str(raw).map_err(not_json)
+    plain_json::from_str(raw).map_err(not_json)
 }
 
 struct ApartVisitor;
@@ -70,7 +71,8 @@ impl<'de> Visitor<'de> for ApartVisitor {
             if name == "tools" {
                 tools = Some(members.next_value()?);
             } else {
-                value.insert(name.into_owned(), members.next_value()?);
+                let Plain(member) = members.next_value()?;
+                value.insert(name.into_owned(), member);
             }
         }
         Ok(Apart { value: Value::Object(value), tools })

@@ -11,10 +11,10 @@ use crate::request::Endpoint;
 
 /// Lists that are remembered, at most.
 const LISTS_MAX: usize = 64;
-/// The longest list that is remembered, in bytes.
-const LIST_BYTES_MAX: usize = 256 << 10;
-/// Of all of them together. What they were read into is several times as large.
-const BYTES_MAX: usize = 4 << 20;
+/// The largest list that is remembered, with what it was read into.
+const LIST_BYTES_MAX: usize = 1 << 20;
+/// Of all of them together.
+const BYTES_MAX: usize = 32 << 20;
 
 #[derive(Debug)]
 struct List {
@@ -22,6 +22,7 @@ struct List {
     endpoint: Endpoint,
     raw: Box<str>,
     tools: Arc<Vec<Tool>>,
+    bytes: usize,
 }
 
 /// The lists of all tenants, the one that was used last at the end.
@@ -50,19 +51,26 @@ impl ToolMemory {
     }
 
     pub(super) fn keep(&self, endpoint: Endpoint, raw: &str, tools: &Arc<Vec<Tool>>) {
-        if raw.len() > LIST_BYTES_MAX {
+        let bytes = raw.len() + tools.iter().map(Tool::bytes).sum::<usize>();
+        if bytes > LIST_BYTES_MAX {
             return;
         }
         let mut lists = self.known.lists.lock().unwrap_or_else(PoisonError::into_inner);
         // Another turn may have been quicker.
         lists.retain(|list| !self.is_meant(list, endpoint, raw));
-        let mut bytes: usize = raw.len() + lists.iter().map(|list| list.raw.len()).sum::<usize>();
-        while lists.len() >= LISTS_MAX || bytes > BYTES_MAX {
+        let mut all = bytes + lists.iter().map(|list| list.bytes).sum::<usize>();
+        while lists.len() >= LISTS_MAX || all > BYTES_MAX {
             let Some(oldest) = lists.pop_front() else { break };
-            bytes -= oldest.raw.len();
+            all -= oldest.bytes;
         }
         let tenant = Arc::clone(&self.tenant);
-        lists.push_back(List { tenant, endpoint, raw: raw.into(), tools: Arc::clone(tools) });
+        lists.push_back(List {
+            tenant,
+            endpoint,
+            raw: raw.into(),
+            tools: Arc::clone(tools),
+            bytes,
+        });
     }
 
     fn is_meant(&self, list: &List, endpoint: Endpoint, raw: &str) -> bool {

@@ -83,7 +83,7 @@ fn members(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {
 /// Claude Code packs its session into `user_id` as a JSON string; others send a plain name.
 fn user_id(text: &str, request: &mut Request) {
     let packed = match text.len() {
-        0..=HEADER_JSON_BYTES_MAX => serde_json::from_str::<Value>(text).ok(),
+        0..=HEADER_JSON_BYTES_MAX => crate::plain_json::from_str(text).ok(),
         _ => None,
     };
     match packed {

@@ -6,7 +6,6 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
-use std::io;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use minijinja::value::{Enumerator, Object, ObjectExt, Serde, Value};
@@ -139,8 +138,8 @@ pub(super) fn messages(conversation: &Conversation, shape: Shape) -> Value {
 
 /// Lists of tools whose values are kept.
 const KNOWN_MAX: usize = 16;
-/// The longest of them, written as JSON.
-const KNOWN_BYTES_MAX: usize = 256 << 10;
+/// The largest of them, in memory.
+const KNOWN_BYTES_MAX: usize = 1 << 20;
 
 /// What lists of tools are to a template, for those that more than one conversation shares.
 #[derive(Debug, Default)]
@@ -150,42 +149,25 @@ impl KnownTools {
     /// The `tools` variable: OpenAI's function form, or null.
     pub(super) fn value(&self, conversation: &Conversation) -> Value {
         let tools = &conversation.tools;
-        // A list that nobody else has is not remembered where bodies are read, either, and will not come again.
+        // Most lists that nobody else has are not remembered where bodies are read, and will not come again.
         if Arc::strong_count(tools) < 2 {
             return tools_value(conversation);
         }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, value)) = known.iter().find(|(list, _)| Arc::ptr_eq(list, tools)) {
-            return value.clone();
+        if let Some(at) = known.iter().position(|(list, _)| Arc::ptr_eq(list, tools))
+            && let Some(found) = known.remove(at)
+        {
+            let value = found.1.clone();
+            known.push_front(found);
+            return value;
         }
         let value = tools_value(conversation);
-        if bytes(tools) <= KNOWN_BYTES_MAX {
+        if tools.iter().map(Tool::bytes).sum::<usize>() <= KNOWN_BYTES_MAX {
             known.truncate(KNOWN_MAX - 1);
             known.push_front((Arc::clone(tools), value.clone()));
         }
         value
     }
-}
-
-fn bytes(tools: &[Tool]) -> usize {
-    /// Counts what is written.
-    struct Counter(usize);
-    impl io::Write for Counter {
-        fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
-            self.0 += chunk.len();
-            Ok(chunk.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let schema = |tool: &Tool| {
-        let mut counter = Counter(0);
-        serde_json::to_writer(&mut counter, &tool.schema).map_or(usize::MAX, |()| counter.0)
-    };
-    let all = tools.iter().map(|tool| schema(tool).saturating_add(tool.description.len()));
-    all.fold(0, usize::saturating_add)
 }
 
 fn tools_value(conversation: &Conversation) -> Value {
@@ -320,7 +302,7 @@ fn push_results<'c>(
 
 /// Arguments as an object; text that isn't one stays text.
 fn arguments_value(arguments: &str) -> Value {
-    match serde_json::from_str::<serde_json::Value>(arguments) {
+    match crate::plain_json::from_str(arguments) {
         Ok(value) if value.is_object() => Value::from(Serde(value)),
         _ => Value::from(arguments),
     }

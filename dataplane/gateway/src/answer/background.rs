@@ -121,7 +121,7 @@ async fn end_of(
 /// The error that a response object shows.
 pub(crate) fn shown_error(error: &ApiError) -> Value {
     let body = error.body(Endpoint::Responses, "");
-    let body: Value = serde_json::from_str(&body).unwrap_or_default();
+    let body = mainstay_chat::plain_json::from_str(&body).unwrap_or_default();
     let code = body["error"]["code"].as_str().unwrap_or("server_error");
     serde_json::json!({"code": code, "message": error.message})
 }

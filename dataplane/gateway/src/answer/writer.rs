@@ -149,6 +149,7 @@ impl Writer {
         generations: Generations,
     ) -> Result<(Transcript, Usage), ApiError> {
         let first = self.take_all(generations).await?.into_iter().next();
+        self.settle_pins().await;
         Ok((first.map(|(transcript, _)| transcript).unwrap_or_default(), self.usage))
     }
 
@@ -175,7 +176,7 @@ impl Writer {
         let parts: Vec<(&Transcript, &Finish)> = answers.iter().map(|(t, f)| (t, f)).collect();
         let body = encode::complete_choices(request, meta, &parts, &self.usage, unix_s());
         if let Some((transcript, _)) = answers.first() {
-            self.store(transcript, || serde_json::from_str(&body).ok()).await;
+            self.store(transcript, || mainstay_chat::plain_json::from_str(&body).ok()).await;
         }
         Ok(body)
     }

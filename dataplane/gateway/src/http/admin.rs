@@ -190,7 +190,7 @@ pub(super) async fn extend_pin(
 ) -> Reply {
     let admitted = app.admit(request.headers())?;
     let (_, body, admitted) = super::read_body(request, admitted).await?;
-    let body: Value = serde_json::from_slice(&body)
+    let body = mainstay_chat::plain_json::from_slice(&body)
         .map_err(|e| ApiError::invalid("", &format!("not JSON: {e}")))?;
     let ttl_ms = super::ttl_ms(&body)
         .flatten()

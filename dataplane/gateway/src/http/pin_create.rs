@@ -14,6 +14,7 @@ use super::{App, read_body, ttl_ms};
 use crate::answer::compute_held;
 use crate::pins::{Wish, scope_of};
 use crate::prompt;
+use crate::seal::parsing_of;
 
 /// A pin's life when the caller names none: Anthropic's default.
 const TTL_DEFAULT_MS: u64 = 300_000;
@@ -64,10 +65,14 @@ fn terms(body: &Value, region: &Region) -> Result<Terms, ApiError> {
 
 /// The prefix that a body describes.
 fn wish(app: &App, tenant: TenantId, body: &[u8]) -> Result<Wish, ApiError> {
-    let parsed: Value = serde_json::from_slice(body)
+    let parsed = mainstay_chat::plain_json::from_slice(body)
         .map_err(|e| ApiError::invalid("", &format!("not JSON: {e}")))?;
     let terms = terms(&parsed, &app.region)?;
-    let conversation = mainstay_chat::parse(Endpoint::Chat, body, app.parsing.clone())?;
+    let conversation = mainstay_chat::parse(
+        Endpoint::Chat,
+        body,
+        parsing_of(&tenant, &app.replica, &app.parsing),
+    )?;
     let card = app.model(&conversation.model)?;
     let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
         ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")

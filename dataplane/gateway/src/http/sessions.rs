@@ -5,7 +5,7 @@
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
-use mainstay_chat::{ApiError, EndCause, ErrorKind, SessionState, SessionView};
+use mainstay_chat::{ApiError, EndCause, ErrorKind, SessionView};
 use serde_json::{Value, json};
 
 use super::App;
@@ -13,8 +13,6 @@ use super::admin::AdminError;
 
 /// Sessions in one answer at most.
 const SHOWN_MAX: usize = 1_000;
-/// Children shown of one session in a list; by its key it shows all of them.
-const CHILDREN_LISTED_MAX: usize = 16;
 
 #[derive(serde::Deserialize)]
 pub(super) struct ListQuery {
@@ -28,8 +26,10 @@ pub(super) async fn list(
     headers: HeaderMap,
     Query(query): Query<ListQuery>,
 ) -> Result<Json<Value>, AdminError> {
-    let tenant = app.tenants.of(&headers)?;
-    Ok(Json(list_json(app.sessions.list(&tenant), query.all, query.limit)))
+    let admitted = app.admit(&headers)?;
+    let most = query.limit.unwrap_or(SHOWN_MAX).min(SHOWN_MAX);
+    let (sessions, has_more) = app.sessions.list(&admitted.tenant, query.all, most);
+    Ok(Json(list_json(&sessions, has_more)))
 }
 
 pub(super) async fn show(
@@ -37,25 +37,20 @@ pub(super) async fn show(
     headers: HeaderMap,
     Path(key): Path<String>,
 ) -> Result<Json<Value>, AdminError> {
-    let tenant = app.tenants.of(&headers)?;
-    let session = app.sessions.get(&tenant, &key).ok_or_else(|| {
+    let admitted = app.admit(&headers)?;
+    let session = app.sessions.get(&admitted.tenant, &key).ok_or_else(|| {
         let message = "no such session here; GET /v1/sessions lists those that this gateway served";
         ApiError::new(ErrorKind::NotFound, message)
     })?;
-    Ok(Json(session_json(&session, usize::MAX)))
+    Ok(Json(session_json(&session)))
 }
 
-fn list_json(sessions: Vec<SessionView>, all: bool, limit: Option<usize>) -> Value {
-    let shown = |session: &&SessionView| all || session.state != SessionState::Ended;
-    let limit = limit.unwrap_or(SHOWN_MAX).min(SHOWN_MAX);
-    let wanted = sessions.iter().filter(shown);
-    let data: Vec<Value> =
-        wanted.clone().take(limit).map(|s| session_json(s, CHILDREN_LISTED_MAX)).collect();
-    let has_more = wanted.count() > data.len();
+fn list_json(sessions: &[SessionView], has_more: bool) -> Value {
+    let data: Vec<Value> = sessions.iter().map(session_json).collect();
     json!({"object": "list", "data": data, "has_more": has_more})
 }
 
-fn session_json(session: &SessionView, children_max: usize) -> Value {
+fn session_json(session: &SessionView) -> Value {
     json!({
         "object": "session",
         "key": session.key,
@@ -66,8 +61,8 @@ fn session_json(session: &SessionView, children_max: usize) -> Value {
         "agent": session.agent,
         "parent": session.parent,
         "forked_from": session.forked_from,
-        "children": session.children.iter().take(children_max).collect::<Vec<_>>(),
-        "children_count": session.children.len(),
+        "children": session.children,
+        "children_count": session.children_count,
         "state": session.state.name(),
         "waits_for": session.tools,
         "ended": session.ended.map(EndCause::name),
@@ -90,7 +85,7 @@ mod tests {
     use super::*;
 
     /// Two sessions, the second a child of the first, of which one has ended.
-    fn views() -> Vec<SessionView> {
+    fn listed(all: bool, most: usize) -> Value {
         let mut lives = Lifecycle::default();
         let body = br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
         let mut ask = |now_ms: u64, headers: &[(&str, &str)]| {
@@ -111,12 +106,13 @@ mod tests {
                 ("x-dynamo-session-final", "true"),
             ],
         );
-        lives.list(1_000, "t")
+        let (sessions, has_more) = lives.list(1_000, "t", all, most);
+        list_json(&sessions, has_more)
     }
 
     #[test]
     fn a_list_shows_the_living_unless_all_are_asked_for() {
-        let living = list_json(views(), false, None);
+        let living = listed(false, 9);
         assert_eq!(
             (living["data"].as_array().map(Vec::len), &living["has_more"]),
             (Some(1), &json!(false))
@@ -130,17 +126,16 @@ mod tests {
             (&json!(1), &json!(9), &json!(4))
         );
         assert_eq!((&parent["age_ms"], &parent["last_seen_ms_ago"]), (&json!(900), &json!(895)));
-        let all = list_json(views(), true, None);
+        let all = listed(true, 9);
         let child = &all["data"][0];
         assert_eq!(
             (&child["key"], &child["parent"], &child["ended"]),
             (&json!("c"), &json!("p"), &json!("final"))
         );
-        let first = list_json(views(), true, Some(1));
+        let first = listed(true, 1);
         assert_eq!(
             (first["data"].as_array().map(Vec::len), &first["has_more"]),
             (Some(1), &json!(true))
         );
-        assert_eq!(session_json(&views()[1], 0)["children"], json!([]));
     }
 }

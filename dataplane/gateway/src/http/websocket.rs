@@ -269,7 +269,11 @@ impl Connection {
         };
         let generate = envelope.as_ref().is_ok_and(|e| e.generate != Some(false));
         let outcome = match refused {
-            Some(error) => Err(error),
+            Some(error) => {
+                // A client that takes its time to read holds no place.
+                drop(permit);
+                Err(error)
+            }
             None => self.turn(message, permit, generate).await?,
         };
         let Err(error) = outcome else { return Ok(()) };
@@ -345,7 +349,7 @@ impl Connection {
 /// The event of a failure; its code is never null.
 fn error_event(error: &ApiError, status: u16) -> Value {
     let body = error.body(Endpoint::Responses, "");
-    let mut body: Value = serde_json::from_str(&body).unwrap_or_default();
+    let mut body = mainstay_chat::plain_json::from_str(&body).unwrap_or_default();
     let mut error = body["error"].take();
     if error["code"].is_null() {
         error["code"] = error["type"].clone();

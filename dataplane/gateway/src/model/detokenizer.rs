@@ -45,6 +45,7 @@ impl TokenBytes {
         texts.retain(|(id, _)| !added.contains_key(id));
         texts.extend(added.into_iter().map(|(id, token)| (id, token.content)));
         texts.sort_unstable();
+        texts.dedup_by_key(|(id, _)| *id);
         let many = texts.last().map_or(0, |(id, _)| *id as usize + 1);
         if many > TABLE_TOKENS_MAX {
             return None;

@@ -94,13 +94,14 @@ impl Generations {
     }
 
     fn insert(&mut self, hash: u64, remembered: Remembered) {
+        // A long one is not worth what it would push out.
+        if remembered.bytes() > GENERATION_BYTES_MAX / 8 {
+            return;
+        }
         if self.young.bytes + remembered.bytes() > GENERATION_BYTES_MAX {
             self.old = mem::take(&mut self.young);
         }
-        // One that is too large for a generation of its own is not worth what it would push out.
-        if remembered.bytes() <= GENERATION_BYTES_MAX {
-            self.young.insert(hash, remembered);
-        }
+        self.young.insert(hash, remembered);
     }
 }
 
