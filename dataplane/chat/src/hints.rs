@@ -181,7 +181,15 @@ pub(crate) fn parse_body_hints(body: &Map<String, Value>, request: &mut Request)
 }
 
 fn parse_nvext(nvext: &Map<String, Value>, request: &mut Request) {
-    for (name, value) in nvext.iter().filter(|(_, value)| !value.is_null()) {
+    let mut given: Vec<(&String, &Value)> = nvext.iter().filter(|(_, v)| !v.is_null()).collect();
+    // What wins over what must not depend on the order in which a client writes.
+    given.sort_by_key(|(name, _)| match name.as_str() {
+        "agent_context" => 0,
+        "agent_hints" => 1,
+        "annotations" => 3,
+        _ => 2,
+    });
+    for (name, value) in given {
         let hints = &mut request.hints;
         let (warnings, uses) = (&mut request.warnings, &mut request.uses);
         let mut members = Members { members: nvext, path: "nvext.".to_owned(), warnings, uses };
@@ -222,7 +230,7 @@ fn parse_nvext(nvext: &Map<String, Value>, request: &mut Request) {
             "session_id" => {
                 let session = members.text("session_id");
                 let explicit = &mut request.body_identity.explicit;
-                if session.is_some() {
+                if session.is_some() && explicit.session.is_none() {
                     explicit.named_by = Some("nvext.session_id");
                     explicit.session = session;
                 }
@@ -245,11 +253,12 @@ fn parse_nvext(nvext: &Map<String, Value>, request: &mut Request) {
 /// `priority` without `agent_hints` around it, as some clients put it; the one inside wins.
 fn parse_bare_priority(members: &mut Members<'_>, hints: &mut Hints) {
     let priority = members.priority();
-    if let Some(priority) = priority
-        && hints.priority.is_none()
-    {
+    let Some(priority) = priority else { return };
+    if hints.priority.is_none() {
         hints.priority = Some(priority);
         members.used("nvext.priority", true);
+    } else {
+        members.idle("nvext.priority", true);
     }
 }
 

@@ -47,7 +47,9 @@ pub(super) fn parse(value: &Value, path: &str, request: &mut Request) {
         }
         return;
     };
-    let flat = |name: &str| envelope.get(name).is_some_and(|v| v.is_object() || *v == true);
+    // One that names blocks or another session is about those, not about this session.
+    let flat =
+        |name: &str| envelope.get(name).is_some_and(|v| v.is_object() && !aims(v) || *v == true);
     if flat("deref") || flat("evict_session") {
         request.body_identity.explicit.session_final = true;
         request.uses.used("kv_hints.evict_session");
@@ -70,6 +72,11 @@ pub(super) fn parse(value: &Value, path: &str, request: &mut Request) {
     }
 }
 
+/// Whether an action is about something other than the prompt or the session that it came with.
+fn aims(payload: &Value) -> bool {
+    TARGETS.iter().any(|target| payload.get(*target).is_some_and(|value| !value.is_null()))
+}
+
 /// Takes an action; false if it is not one that anybody knows. Its version is looked at by nobody yet: there is one.
 fn take(action: &Value, request: &mut Request) -> bool {
     let Some(kind) = action.get("action_type").and_then(Value::as_str) else { return false };
@@ -78,8 +85,6 @@ fn take(action: &Value, request: &mut Request) -> bool {
     };
     let keeps = matches!(kind, "kv.pin" | "kv.retain");
     let payload = action.get("payload").filter(|payload| !payload.is_null());
-    let aims =
-        |payload: &Value| TARGETS.iter().any(|t| payload.get(*t).is_some_and(|v| !v.is_null()));
     if !keeps || payload.is_some_and(aims) {
         request.uses.idle(name);
         return payload.is_none_or(Value::is_object);

@@ -271,3 +271,30 @@ fn the_body_tells_what_was_used_where_it_is_asked_for() {
         }
     }
 }
+
+#[test]
+fn what_wins_does_not_depend_on_the_order_of_members() {
+    let read = |nvext: &str| {
+        let body = format!(
+            r#"{{"model": "m", "messages": [{{"role": "user", "content": "u"}}], "nvext": {{{nvext}}}}}"#
+        );
+        let request = parse_chat(body.as_bytes()).expect("a request");
+        let mut uses: Vec<String> = request.uses.effective().map(str::to_owned).collect();
+        uses.sort_unstable();
+        (request.hints.clone(), request.session.clone(), uses)
+    };
+    let members = [
+        r#""annotations": ["osl:9", "prefix_id:b"]"#,
+        r#""agent_hints": {"osl": 7, "prefix_id": "a", "latency_sensitivity": 3}"#,
+        r#""priority": 5"#,
+        r#""agent_context": {"session_id": "s", "agent_id": "x"}"#,
+        r#""session_id": "t""#,
+    ];
+    let whole = read(&members.join(", "));
+    assert_eq!((whole.0.osl, whole.0.prefix_id.as_deref()), (Some(7), Some("a")));
+    for turn in 1..members.len() {
+        let mut turned = members;
+        turned.rotate_left(turn);
+        assert_eq!(read(&turned.join(", ")), whole, "{turn}");
+    }
+}
