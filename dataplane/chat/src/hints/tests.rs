@@ -239,7 +239,7 @@ fn the_body_tells_what_was_used_where_it_is_asked_for() {
     let body = json!({"model": "m", "max_tokens": 5, "stream": true, "nvext": hints,
         "input": "x", "messages": [{"role": "user", "content": "x"}]});
     let body = body.to_string();
-    let told = r#""nvext":{"used":["nvext.extra_fields","agent_hints.priority"]}"#;
+    let told = r#""nvext":{"used":["agent_hints.priority","nvext.extra_fields"]}"#;
     let requests = [
         parse_chat(body.as_bytes()).expect("a request"),
         parse_responses(body.as_bytes()).expect("a request"),

@@ -475,6 +475,7 @@ fn hints_never_fail_a_request() {
         "max_thinking_tokens": null, "agent_context": "x",
     }));
     expect![[r#"
+        `nvext.agent_context` ignored: expected an object
         `nvext.agent_hints.mood` ignored: unknown
         `nvext.agent_hints.priority` ignored: expected a number from -2147483648 to 2147483647
         `nvext.agent_hints.osl` ignored: expected a number from 0 to 4294967295
@@ -482,8 +483,7 @@ fn hints_never_fail_a_request() {
         `nvext.cache_control` ignored: only type `ephemeral` is known
         `nvext.cache_salt` ignored: expected a string of 1 to 256 bytes
         `nvext.router` ignored: expected an object
-        `nvext.new_thing` ignored: unknown
-        `nvext.agent_context` ignored: expected an object"#]]
+        `nvext.new_thing` ignored: unknown"#]]
     .assert_eq(&bad.warnings.join("\n"));
     assert_eq!(with(json!(5)).warnings, ["`nvext` ignored: expected an object"]);
     let flood: serde_json::Map<String, Value> =
