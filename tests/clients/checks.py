@@ -5,6 +5,7 @@ none ran. A check is a function that raises to fail; the next one runs regardles
 one broken endpoint does not hide the state of the others.
 """
 
+import argparse
 import json
 import sys
 import urllib.error
@@ -39,6 +40,16 @@ class Checks:
     def finish(self) -> None:
         print(f"{self.passed} passed, {self.failed} failed")
         sys.exit(1 if self.failed or not self.passed else 0)
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """What every script of checks takes."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--base-url", required=True)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--api-key", default="test-key")
+    parser.add_argument("--only", default="", help="run only checks whose name contains this")
+    return parser
 
 
 def expect(condition: object, message: str) -> None:

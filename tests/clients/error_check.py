@@ -8,14 +8,13 @@ able to serve a normal turn.
     python error_check.py --base-url http://127.0.0.1:8000 --model demo [--only NAME]
 """
 
-import argparse
 import gzip
 import json
 import re
 import socket
 import urllib.parse
 
-from checks import REQUEST_TIMEOUT_S, Answer, Checks, Server, equal, expect
+from checks import Answer, Checks, REQUEST_TIMEOUT_S, Server, equal, expect, options
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 ENDPOINTS = (CHAT, RESPONSES, MESSAGES)
@@ -274,12 +273,7 @@ class ErrorChecks:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-url", required=True)
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--api-key", default="test-key")
-    parser.add_argument("--only", default="", help="run only checks whose name contains this")
-    given = parser.parse_args()
+    given = options(__doc__).parse_args()
     checks = Checks(given.only)
     ErrorChecks(checks, Server(given.base_url, given.api_key), given.model).all()
     checks.finish()

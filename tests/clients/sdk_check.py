@@ -11,7 +11,6 @@ stream event against the SDKs' own types.
 get_weather for Oslo and repeats what the tool said.
 """
 
-import argparse
 import json
 import secrets
 import typing
@@ -21,7 +20,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from checks import Checks, Server, equal, expect
+from checks import Checks, Server, equal, expect, options
 from endpoints import Called, Chat, Messages, Responses, Returned, Said, Tool
 
 
@@ -306,11 +305,7 @@ def messages_events(events: list) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-url", required=True)
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--api-key", default="test-key")
-    parser.add_argument("--only", default="", help="run only checks whose name contains this")
+    parser = options(__doc__)
     parser.add_argument("--any-answer", action="store_true", help="do not hold the model to the demo model's answers")
     given = parser.parse_args()
     checks = Checks(given.only)

@@ -7,13 +7,12 @@ what they send and read what the server made of it, in `/v1/sessions`, in the he
     python sessions_check.py --base-url http://127.0.0.1:8000 --model demo [--only NAME]
 """
 
-import argparse
 import json
 import time
 import urllib.parse
 import uuid
 
-from checks import Answer, Checks, Server, equal, expect
+from checks import Answer, Checks, Server, equal, expect, options
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 ENDPOINTS = (CHAT, RESPONSES, MESSAGES)
@@ -160,12 +159,7 @@ class SessionChecks:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-url", required=True)
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--api-key", default="test-key")
-    parser.add_argument("--only", default="", help="run only checks whose name contains this")
-    given = parser.parse_args()
+    given = options(__doc__).parse_args()
     checks = Checks(given.only)
     SessionChecks(checks, given.base_url, given.api_key, given.model).all()
     checks.finish()
