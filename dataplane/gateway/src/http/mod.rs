@@ -1,6 +1,7 @@
 //! The gateway's routes.
 
 mod admin;
+mod door;
 mod health;
 mod pin_create;
 
@@ -11,6 +12,7 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
 use mainstay_chat::{ApiError, Endpoint, ErrorKind};
@@ -28,6 +30,7 @@ use crate::replica::Replica;
 use crate::responses_store::ResponsesStore;
 use crate::tenant::Tenants;
 use crate::workers::Workers;
+use door::Door;
 
 /// The largest request body, in bytes: what Anthropic's API accepts.
 const BODY_BYTES_MAX: usize = 32 << 20;
@@ -97,15 +100,24 @@ pub(crate) async fn serve(listener: TcpListener, app: App, mut stopped: watch::R
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::extract::DefaultBodyLimit::disable())
+        .layer(middleware::map_response_with_state(stopped.clone(), door::leave))
         .with_state(app);
-    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+    let door = match Door::new(listener, stopped.clone()) {
+        Ok(door) => door,
+        Err(error) => {
+            tracing::error!(%error, "the listener has no address");
+            return;
+        }
+    };
+    let door = axum::serve::ListenerExt::tap_io(door, |stream| {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "no TCP_NODELAY on a connection");
         }
     });
-    let served = axum::serve(listener, router)
+    let served = axum::serve(door, router)
         .with_graceful_shutdown(async move {
-            let _ = stopped.wait_for(|s| *s).await;
+            door::ends(&mut stopped).await;
+            tokio::time::sleep(door::LEAVE).await;
         })
         .await;
     if let Err(error) = served {
