@@ -5,6 +5,8 @@
 //! the user said, since what it sums up has no more right to command than that; an item that nobody here made is
 //! refused, for skipping it would lose a history without a word.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use crate::encode::{Ids, Usage, usage_value};
@@ -40,7 +42,7 @@ pub fn ask_for_summary(request: &mut Request) {
     let question = Block::text(QUESTION);
     match request.conversation.messages.last_mut() {
         // Some templates have no place for two users in a row.
-        Some(last) if last.role == Role::User => last.blocks.push(question),
+        Some(last) if last.role == Role::User => Arc::make_mut(last).blocks.push(question),
         _ => request.conversation.push(Role::User, vec![question]),
     }
     request.thinking = Thinking::Disabled;

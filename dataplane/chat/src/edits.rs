@@ -6,6 +6,7 @@
 
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Conversation, Role};
@@ -232,7 +233,7 @@ fn drop_thinking(conversation: &mut Conversation, keep: u64) -> u64 {
     let drop = turns.saturating_sub(usize::try_from(keep).unwrap_or(usize::MAX));
     let with_thinking = messages.iter_mut().filter(|m| m.blocks.iter().any(is_thinking));
     for message in with_thinking.take(drop) {
-        message.blocks.retain(|block| !is_thinking(block));
+        Arc::make_mut(message).blocks.retain(|block| !is_thinking(block));
     }
     messages.retain(|m| m.role == Role::User || !m.blocks.is_empty());
     drop as u64
@@ -270,7 +271,8 @@ fn drop_results(
         if exclude.iter().any(|tool| tool == name) {
             continue;
         }
-        let content = &mut conversation.messages[message].blocks[block].content;
+        let Some(result) = conversation.messages.get_mut(message) else { continue };
+        let content = &mut Arc::make_mut(result).blocks[block].content;
         let Content::ToolResult { blocks, .. } = content else { continue };
         let gone = matches!(blocks.as_slice(),
             [Block { content: Content::Text(text), .. }] if text == CLEARED);
@@ -287,11 +289,16 @@ fn drop_results(
             emptied.insert(id);
         }
     }
-    for block in conversation.messages.iter_mut().flat_map(|m| &mut m.blocks) {
-        if let Content::ToolCall { id, arguments, .. } = &mut block.content
-            && emptied.contains(id)
-        {
-            "{}".clone_into(arguments);
+    let is_emptied = |block: &Block| matches!(&block.content, Content::ToolCall { id, .. } if emptied.contains(id));
+    for message in &mut conversation.messages {
+        // What stays as it was stays shared.
+        if message.blocks.iter().any(is_emptied) {
+            for block in Arc::make_mut(message).blocks.iter_mut().filter(|block| is_emptied(block))
+            {
+                if let Content::ToolCall { arguments, .. } = &mut block.content {
+                    "{}".clone_into(arguments);
+                }
+            }
         }
     }
     cleared

@@ -15,8 +15,8 @@ use crate::limits::BREAKPOINTS_MAX;
 pub struct Conversation {
     /// The system prompt: whatever system or developer text came before the first turn.
     pub system: Vec<Block>,
-    /// The turns, in order.
-    pub messages: Vec<Message>,
+    /// The turns, in order. Shared with whoever keeps what a conversation has been so far.
+    pub messages: Vec<Arc<Message>>,
     /// What the client offered, also what the model never sees; see [`Conversation::callable`]. Shared between the turns
     /// of a conversation, which bring the same list each time.
     pub tools: Arc<Vec<Tool>>,
@@ -50,8 +50,10 @@ impl Conversation {
         }
         let joins = matches!(role, Role::Assistant | Role::Tool);
         match self.messages.last_mut() {
-            Some(last) if joins && last.role == role => last.blocks.append(&mut blocks),
-            _ => self.messages.push(Message { role, blocks }),
+            Some(last) if joins && last.role == role => {
+                Arc::make_mut(last).blocks.append(&mut blocks);
+            }
+            _ => self.messages.push(Arc::new(Message { role, blocks })),
         }
     }
 

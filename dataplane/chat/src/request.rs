@@ -5,6 +5,8 @@
 //! [`ResponsesEcho`]. Nothing here was trusted on the way in: numbers are in range, collections
 //! within their limits, and hints that made no sense are in [`Request::warnings`].
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
 use crate::edits::ContextEdits;
@@ -154,6 +156,7 @@ impl Request {
         };
         joined.push_system(late);
         for message in own.messages {
+            let message = Arc::unwrap_or_clone(message);
             joined.push(message.role, message.blocks);
         }
         self.conversation = joined;

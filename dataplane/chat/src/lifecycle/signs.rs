@@ -66,7 +66,7 @@ pub(super) struct Mark {
 impl Mark {
     pub(super) fn of(conversation: &Conversation) -> Option<Mark> {
         let first = conversation.messages.first()?;
-        Some(Mark { messages: conversation.messages.len(), first: digest([first]) })
+        Some(Mark { messages: conversation.messages.len(), first: digest([&**first]) })
     }
 }
 
@@ -74,7 +74,7 @@ impl Mark {
 pub(super) fn head(conversation: &Conversation) -> Option<u64> {
     let messages = &conversation.messages;
     let answer = messages.iter().find(|message| message.role == Role::Assistant)?;
-    Some(digest([messages.first()?, answer]))
+    Some(digest([&**messages.first()?, &**answer]))
 }
 
 /// The same for the same messages on every machine of this build; nothing outside this process sees it.

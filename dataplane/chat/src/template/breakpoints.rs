@@ -231,7 +231,7 @@ fn cut(conversation: &Conversation, position: Position) -> Conversation {
         Position::Message { message, block } => {
             cut.messages = conversation.messages[..=message].to_vec();
             if let Some(last) = cut.messages.last_mut() {
-                last.blocks.truncate(block + 1);
+                Arc::make_mut(last).blocks.truncate(block + 1);
             }
         }
     }

@@ -294,9 +294,9 @@ fn breakpoints_reach_as_far_as_their_prefix_stays_equal() {
     Arc::make_mut(&mut c.tools)[1].cache_control = mark(1);
     c.system[0].cache_control = mark(2);
     c.system[1].cache_control = mark(3);
-    c.messages[0].blocks[0].cache_control = mark(4);
-    c.messages[2].blocks[0].cache_control = mark(5);
-    c.messages[2].blocks[1].cache_control = mark(6);
+    Arc::make_mut(&mut c.messages[0]).blocks[0].cache_control = mark(4);
+    Arc::make_mut(&mut c.messages[2]).blocks[0].cache_control = mark(5);
+    Arc::make_mut(&mut c.messages[2]).blocks[1].cache_control = mark(6);
     let got = prefixes(DEMO, &c);
     let ends: Vec<(u64, &str)> = got
         .iter()
@@ -338,7 +338,7 @@ fn breakpoints_reach_as_far_as_their_prefix_stays_equal() {
 #[test]
 fn a_breakpoint_at_the_end_covers_all_but_the_generation_prompt() {
     let mut c = weather();
-    c.messages[2].blocks[1].cache_control = Some(CacheControl { ttl_ms: 9 });
+    Arc::make_mut(&mut c.messages[2]).blocks[1].cache_control = Some(CacheControl { ttl_ms: 9 });
     let text = template(DEMO).render(&c, RenderOptions::default()).unwrap();
     let got = prefixes(DEMO, &c);
     assert_eq!(got, [(9, text.strip_suffix("<|assistant|>").unwrap().to_owned())]);
@@ -347,7 +347,7 @@ fn a_breakpoint_at_the_end_covers_all_but_the_generation_prompt() {
 #[test]
 fn next_turn_extends_the_last_prefix() {
     let mut c = weather();
-    c.messages[2].blocks[1].cache_control = Some(CacheControl { ttl_ms: 9 });
+    Arc::make_mut(&mut c.messages[2]).blocks[1].cache_control = Some(CacheControl { ttl_ms: 9 });
     let pinned = prefixes(DEMO, &c).remove(0).1;
     c.push(Role::Assistant, vec![Block::text("Clear, and 3.")]);
     c.push(Role::User, vec![Block::text("Thanks")]);
