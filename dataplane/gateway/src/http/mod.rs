@@ -12,6 +12,7 @@ mod starting;
 mod stored;
 mod websocket;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::aliases::ModelAliases;
 use crate::answer::{AnswerForm, Incoming};
 use crate::config::{GatewayConfig, Recompute};
+use crate::meters::Meters;
 use crate::pins::Pins;
 use crate::placement::{Explained, Placement};
 use crate::replica::Replica;
@@ -50,9 +52,20 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long an operator waits for the control plane.
 const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What every handler shares.
+/// What every handler shares: one counter to clone, several times a request.
 #[derive(Clone)]
-pub(crate) struct App {
+pub(crate) struct App(Arc<Parts>);
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What the gateway is made of.
+pub(crate) struct Parts {
     pub(crate) control: ControlPlane,
     pub(crate) region: Region,
     pub(crate) replica: Replica,
@@ -72,6 +85,7 @@ pub(crate) struct App {
     /// Whether the gateway ends.
     pub(crate) stopped: watch::Receiver<bool>,
     pub(crate) metrics: Option<PrometheusHandle>,
+    pub(crate) meters: Meters,
 }
 
 impl App {
@@ -89,7 +103,7 @@ impl App {
         let tools = ToolMemory { known: Arc::default(), tenant: Arc::default() };
         let parsing =
             ParseOptions { media: config.media, tools: Some(tools), ..ParseOptions::default() };
-        Self {
+        let parts = Parts {
             stored: Stored::new(control.clone(), replica.clone(), parsing.clone()),
             sockets: websocket::Sockets::new(config.websocket),
             placement: Placement::new(workers.clone(), replica.clone(), &config),
@@ -102,13 +116,15 @@ impl App {
             requests_max,
             stopped,
             metrics: config.metrics,
+            meters: Meters::default(),
             sessions,
             region: config.region,
             control,
             replica,
             workers,
             tenants,
-        }
+        };
+        Self(Arc::new(parts))
     }
 
     /// Resolves once no connection by WebSocket is left and no request, those in the background included: each has a
@@ -257,8 +273,8 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
         app.answer(admitted, incoming).await
     }
     .await;
-    let name = format!("{endpoint:?}").to_lowercase();
-    metrics::counter!("mainstay_gateway_requests_total", "endpoint" => name.clone()).increment(1);
+    let meter = app.meters.of(endpoint);
+    meter.requests.increment(1);
     let told = outcome.as_ref().ok().map(|answer| answer.told.clone());
     let mut response = match outcome.map(|answer| answer.form) {
         Ok(AnswerForm::Json(body)) => {
@@ -269,8 +285,7 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
         }
         Ok(AnswerForm::Stream(frames)) => {
             // The first token is in hand by now, so this is the time to first token.
-            metrics::histogram!("mainstay_gateway_ttft_seconds", "endpoint" => name)
-                .record(started.elapsed().as_secs_f64());
+            meter.ttft_seconds.record(started.elapsed().as_secs_f64());
             let frames = tokio_stream::wrappers::ReceiverStream::new(frames);
             let mut response = Response::new(Body::from_stream(frames));
             let headers = response.headers_mut();
