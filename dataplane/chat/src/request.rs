@@ -129,7 +129,7 @@ impl Request {
         let tools_wanted = self.conversation.tool_choice != ToolChoice::None;
         OutputOptions {
             family,
-            types: ToolTypes::of(self.conversation.callable()),
+            types: ToolTypes::of(Arc::clone(&self.conversation.tools)),
             parse_thinking: true,
             thinking_open,
             parse_tools: tools_wanted && self.conversation.callable().next().is_some(),
