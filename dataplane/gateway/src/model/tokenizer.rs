@@ -19,8 +19,10 @@ use super::ModelError;
 use super::detokenizer::TokenBytes;
 use super::segments::{Segment, Segments};
 
-/// Shorter segments are tokenised faster than they are looked up.
-const CACHED_SEGMENT_BYTES_MIN: usize = 32;
+/// Shorter segments stand between messages, a few different ones in all of a prompt.
+const SHORT_BYTES_MAX: usize = 32;
+/// How many different ones of these are remembered while a prompt is tokenised.
+const SHORT_MAX: usize = 16;
 
 /// A prompt as tokens.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -45,6 +47,12 @@ pub(crate) struct Tokenizer {
     segments: Segments,
     /// What each token adds to a text, where that depends on no other token.
     pub(super) bytes: Option<Arc<TokenBytes>>,
+}
+
+/// What is known while a prompt is tokenised.
+struct Known<'t> {
+    tenant: &'t str,
+    short: Vec<(&'t str, Arc<Segment>)>,
 }
 
 struct Special {
@@ -86,19 +94,20 @@ impl Tokenizer {
 
     /// Tokenises a rendered prompt. `offsets` are byte offsets, in rising order, to be told in tokens. What is
     /// remembered for one tenant is never found for another, not even by how long it takes.
-    pub(crate) fn encode(
+    pub(crate) fn encode<'t>(
         &self,
-        tenant: &str,
-        text: &str,
+        tenant: &'t str,
+        text: &'t str,
         offsets: &[usize],
     ) -> Result<Encoded, ModelError> {
         let mut out = Encoded::default();
         out.tokens.reserve(text.len() / 2);
         out.packed.reserve(text.len());
         let mut pending = offsets.iter().copied().peekable();
+        let mut known = Known { tenant, short: Vec::new() };
         let mut at = 0;
         for found in self.finder.find_iter(text) {
-            self.encode_segment(tenant, text, at..found.start(), &mut pending, &mut out)?;
+            self.encode_segment(&mut known, text, at..found.start(), &mut pending, &mut out)?;
             at = found.end();
             let special = &self.specials[found.pattern().as_usize()];
             while pending.next_if(|&o| o < at).is_some() {
@@ -107,15 +116,15 @@ impl Tokenizer {
             out.tokens.push(special.id);
             out.packed.extend_from_slice(&special.packed);
         }
-        self.encode_segment(tenant, text, at..text.len(), &mut pending, &mut out)?;
+        self.encode_segment(&mut known, text, at..text.len(), &mut pending, &mut out)?;
         out.tokens_before.extend(pending.map(|_| out.tokens.len()));
         Ok(out)
     }
 
-    fn encode_segment(
+    fn encode_segment<'t>(
         &self,
-        tenant: &str,
-        text: &str,
+        known: &mut Known<'t>,
+        text: &'t str,
         range: Range<usize>,
         pending: &mut Peekable<impl Iterator<Item = usize>>,
         out: &mut Encoded,
@@ -123,7 +132,7 @@ impl Tokenizer {
         if range.is_empty() {
             return Ok(());
         }
-        let segment = self.segment(tenant, &text[range.clone()])?;
+        let segment = self.segment(known, &text[range.clone()])?;
         if pending.peek().is_some_and(|&o| o < range.end) {
             let ends = self.ends(&segment, &text[range.clone()])?;
             for (before, end) in ends.iter().enumerate() {
@@ -137,11 +146,20 @@ impl Tokenizer {
         Ok(())
     }
 
-    fn segment(&self, tenant: &str, text: &str) -> Result<Arc<Segment>, ModelError> {
-        if text.len() < CACHED_SEGMENT_BYTES_MIN {
-            return self.tokenise(text).map(Arc::new);
+    fn segment<'t>(
+        &self,
+        known: &mut Known<'t>,
+        text: &'t str,
+    ) -> Result<Arc<Segment>, ModelError> {
+        let is_short = text.len() < SHORT_BYTES_MAX;
+        if is_short && let Some((_, segment)) = known.short.iter().find(|(of, _)| *of == text) {
+            return Ok(Arc::clone(segment));
         }
-        self.segments.get_or_make(tenant, text, || self.tokenise(text))
+        let segment = self.segments.get_or_make(known.tenant, text, || self.tokenise(text))?;
+        if is_short && known.short.len() < SHORT_MAX {
+            known.short.push((text, Arc::clone(&segment)));
+        }
+        Ok(segment)
     }
 
     fn tokenise(&self, text: &str) -> Result<Segment, ModelError> {
