@@ -5,6 +5,7 @@ mod door;
 mod health;
 mod inflate;
 mod openapi;
+mod params;
 mod pin_create;
 mod sessions;
 mod staleness;
