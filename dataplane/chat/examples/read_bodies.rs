@@ -15,8 +15,13 @@ use mainstay_chat::{
     parse,
 };
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const BODY_BYTES: usize = 130_000;
-const TURNS: usize = 200;
+const SESSIONS: usize = 150;
+/// Turns of each session before the one that is measured.
+const TURNS: usize = 6;
 
 fn main() -> std::io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -40,15 +45,14 @@ fn endpoint_of(name: &str) -> Endpoint {
     }
 }
 
-fn options(with_bodies: bool) -> ParseOptions {
+fn options(bodies_bytes_max: Option<usize>) -> ParseOptions {
     let tenant: Arc<str> = "tenant".into();
-    let known = Arc::new(KnownBodies::new(0, 128 << 20));
-    let tools = ToolMemory { known: Arc::default(), tenant: Arc::clone(&tenant) };
-    ParseOptions {
-        tools: Some(tools),
-        bodies: with_bodies.then_some(BodyMemory { known, tenant }),
-        ..ParseOptions::default()
-    }
+    let bodies = bodies_bytes_max.map(|max| BodyMemory {
+        known: Arc::new(KnownBodies::new(0, max)),
+        tenant: Arc::clone(&tenant),
+    });
+    let tools = ToolMemory { known: Arc::default(), tenant };
+    ParseOptions { tools: Some(tools), bodies, ..ParseOptions::default() }
 }
 
 /// All of a request that others see.
@@ -67,7 +71,7 @@ fn shown(read: &Result<Request, ApiError>) -> String {
 }
 
 fn compare(endpoint: Endpoint, files: &[String]) -> std::io::Result<()> {
-    let (with, without) = (options(true), options(false));
+    let (with, without) = (options(Some(128 << 20)), options(None));
     let (mut differing, mut refused, mut shared, mut messages) = (0, 0, 0, 0);
     let mut before = Conversation::default();
     for file in files {
@@ -100,7 +104,8 @@ fn body(endpoint: Endpoint, name: &str, turns: usize) -> String {
     let words = |n: usize| {
         let mut text = String::new();
         while text.len() < 1_200 {
-            let _ = write!(text, "line {n} of \\\"file\\\": fn f(x: u32) {{ x + {} }}\\n", text.len());
+            let _ =
+                write!(text, "line {n} of \\\"file\\\": fn f(x: u32) {{ x + {} }}\\n", text.len());
         }
         text
     };
@@ -139,7 +144,9 @@ fn body(endpoint: Endpoint, name: &str, turns: usize) -> String {
         .collect();
     let tools = tools.join(",");
     match endpoint {
-        Endpoint::Chat => format!(r#"{{"model":"m","messages":[{items}],"stream":true,"tools":[{tools}],"max_tokens":1000}}"#),
+        Endpoint::Chat => format!(
+            r#"{{"model":"m","messages":[{items}],"stream":true,"tools":[{tools}],"max_tokens":1000}}"#
+        ),
         Endpoint::Responses => format!(
             r#"{{"model":"m","instructions":"{system}","input":[{items}],"tools":[{tools}],"store":false,"stream":true}}"#
         ),
@@ -165,18 +172,25 @@ fn timed(endpoint: Endpoint, bodies: &[String], options: &ParseOptions) -> Durat
 
 fn measure(endpoint: Endpoint) {
     let turns = (1..).find(|turns| body(endpoint, "a", *turns).len() >= BODY_BYTES).unwrap_or(1);
-    // The same length again and again: a session's last three turns, of many sessions.
-    let names: Vec<String> = (0..TURNS).map(|n| format!("session {n}")).collect();
+    let names: Vec<String> = (0..SESSIONS).map(|n| format!("session {n}")).collect();
     let session = |turns: usize| -> Vec<String> {
         names.iter().map(|name| body(endpoint, name, turns)).collect()
     };
-    let (firsts, nexts) = (session(turns - 2), session(turns));
-    let (with, without) = (options(true), options(false));
-    let alone = timed(endpoint, &nexts, &without);
-    let first = timed(endpoint, &firsts, &with);
-    let next = timed(endpoint, &nexts, &with);
+    let without = options(None);
+    let alone = timed(endpoint, &session(turns), &without);
+    // All sessions, turn by turn, so that none finds its own things in a processor's caches.
+    let with = options(Some(128 << 20));
+    for turn in turns - TURNS..turns {
+        timed(endpoint, &session(turn), &with);
+    }
+    let next = timed(endpoint, &session(turns), &with);
+    // There is room for few, so that each has left before it comes again.
+    let with = options(Some(16 << 20));
+    timed(endpoint, &session(turns), &with);
+    let first = timed(endpoint, &session(turns), &with);
+    let bytes = body(endpoint, "a", turns).len();
     println!(
-        "{endpoint:?}: {} KB, without a memory {alone:?}, with one {next:?}, the first time {first:?}",
-        nexts[0].len() / 1_000
+        "{endpoint:?}: {} KB, without a memory {alone:?}, with one {next:?}, with one that does not know it {first:?}",
+        bytes / 1_000
     );
 }

@@ -199,7 +199,9 @@ mod tests {
         }
         assert_eq!(leading::<1>(b" [1], 2"), Some((json!([1]), 4)));
         assert_eq!(leading::<1>(b"12,"), Some((json!(12), 2)));
-        for wrong in ["", "12a", "[1", "nul", "\"\u{1}\"", "{\"$serde_json::private::RawValue\": 1}"] {
+        for wrong in
+            ["", "12a", "[1", "nul", "\"\u{1}\"", "{\"$serde_json::private::RawValue\": 1}"]
+        {
             assert_eq!(leading::<1>(wrong.as_bytes()), None, "{wrong}");
         }
         assert_eq!(leading_text(br#""a\u0062": 1"#), Some(("ab".to_owned(), 9)));

@@ -353,8 +353,8 @@ pub struct ResponsesEcho {
     pub include_encrypted_reasoning: bool,
     /// Whether the text's tokens carry their log probabilities.
     pub include_logprobs: bool,
-    /// `tools` as sent.
-    pub tools: Vec<Value>,
+    /// `tools` as sent. Shared between the turns of a conversation, which bring the same list each time.
+    pub tools: Arc<Vec<Value>>,
     /// `tool_choice` as sent.
     pub tool_choice: Option<Value>,
     /// `text.format` as sent, if it is one that is known.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::prefix::{names, names_within, seed, shared_bytes};
 use super::split::{Places, Shape, Split};
-use super::turns::{Mark, Notes, Turns};
+use super::turns::{Mark, Notes, Offered, Turns, weight};
 use super::{Media, ParseOptions};
 use crate::error::ApiError;
 use crate::ir::Block;
@@ -22,6 +22,8 @@ const SHARE: usize = 8;
 /// Items that a body may have had at its end which the next one has no more: clients move breakpoints, and cut off
 /// what was for one turn only. One that leaves more of them behind is another conversation.
 const LOST_ITEMS_MAX: usize = 4;
+/// A text that goes on gets so large a share of itself as room for what comes next.
+const ROOM_SHARE: usize = 8;
 /// What a body takes beside its text and turns: its places in maps.
 const BODY_BYTES: usize = 512;
 /// What a name takes in a map.
@@ -67,6 +69,7 @@ pub(super) struct KnownBody {
     places: Places,
     turns: Turns,
     prompt: Option<Arc<Vec<Block>>>,
+    offered: Option<Arc<Offered>>,
     /// By which it is found: those of its starts within the history.
     names: Vec<u64>,
 }
@@ -93,10 +96,16 @@ impl KnownBody {
         self.prompt.as_deref().map(Vec::as_slice)
     }
 
+    /// What `tools` were read into.
+    pub(super) fn offered(&self) -> Option<&Arc<Offered>> {
+        self.offered.as_ref()
+    }
+
     fn bytes(&self) -> usize {
-        let prompt = self.places.system.as_ref().map_or(0, |place| 2 * place.len());
+        let prompt = self.prompt().map_or(0, weight);
+        let offered = self.offered.as_ref().map_or(0, |offered| offered.bytes);
         let names = NAME_BYTES * self.names.capacity();
-        BODY_BYTES + self.text.capacity() + prompt + self.turns.bytes() + names
+        BODY_BYTES + self.text.capacity() + prompt + offered + self.turns.bytes() + names
     }
 }
 
@@ -288,7 +297,8 @@ impl<'b> New<'b> {
         let reading = Reading::of(&memory.tenant, endpoint, options);
         let names = names(bytes, reading.seed());
         let found = memory.known.with(|bodies| bodies.find(&names, &reading));
-        let shared = found.as_ref().map_or(0, |(_, known)| shared_bytes(bytes, known.text.as_bytes()));
+        let shared =
+            found.as_ref().map_or(0, |(_, known)| shared_bytes(bytes, known.text.as_bytes()));
         let mut new = New { bytes, names, reading, found, shared };
         let made = match new.made(endpoint, options, build)? {
             Ok(made) => made,
@@ -314,6 +324,7 @@ impl<'b> New<'b> {
         if split.system.is_some() {
             notes.prompt = known.and_then(|known| known.prompt.clone());
         }
+        notes.offered = split.offered.cloned();
         let shared = split.items.as_ref().map_or(0, |items| items.shared);
         match build(&mut split, endpoint, options.clone(), &mut notes) {
             Ok(request) => Some(Ok(Made { request, notes, places: split.places, shared })),
@@ -324,10 +335,11 @@ impl<'b> New<'b> {
 
     fn keep(self, known: &KnownBodies, notes: Notes, places: Places, shared: usize) {
         let New { bytes, mut names, reading, found, shared: shared_bytes } = self;
-        let Notes { mut turns, prompt, .. } = notes;
+        let Notes { mut turns, prompt, offered, .. } = notes;
         let Some(last) = turns.seal() else { return };
         names.truncate(names_within(last.end));
-        let from = found.as_ref().map_or(0, |(_, body)| body.text.floor_char_boundary(shared_bytes));
+        let from =
+            found.as_ref().map_or(0, |(_, body)| body.text.floor_char_boundary(shared_bytes));
         let Ok(rest) = str::from_utf8(bytes.get(from..).unwrap_or_default()) else { return };
         let (mut text, mut before) = (String::new(), None);
         if let Some((id, body)) = found {
@@ -348,8 +360,12 @@ impl<'b> New<'b> {
             }
         }
         text.truncate(from);
+        if text.capacity() < bytes.len() {
+            // Room for a few turns, rather than for as much again.
+            text.reserve_exact(rest.len() + from / ROOM_SHARE);
+        }
         text.push_str(rest);
-        let body = KnownBody { reading, text, places, turns, prompt, names };
+        let body = KnownBody { reading, text, places, turns, prompt, offered, names };
         let left = known.with(|bodies| bodies.put(body, before, known.bytes_max));
         drop(left);
     }

@@ -5,18 +5,19 @@
 //! Ids that clients put on items never reach the conversation. Items that refer to stored state
 //! other than `previous_response_id` are refused, since guessing their content would be worse.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use super::common::{self, text_blocks};
 use super::json::{Node, Path};
 use super::split::{Items, Split};
-use super::turns::{self, Notes};
+use super::turns::{self, Notes, Offered};
 use super::{ParseOptions, tools};
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Conversation, Role, ToolChoice};
 use crate::limits::{
-    BLOCKS_MAX, METADATA_MEMBERS_MAX, REASONING_WORD_BYTES_MAX, TOOLS_MAX,
-    TOP_LOGPROBS_MAX,
+    BLOCKS_MAX, METADATA_MEMBERS_MAX, REASONING_WORD_BYTES_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX,
 };
 use crate::request::{Endpoint, Request, ResponsesEcho};
 use crate::session::read_codex_metadata;
@@ -41,10 +42,7 @@ pub(super) fn build(
             request.conversation.push_system(vec![Block::text(text)]);
         }
     }
-    if let Some(tools) = body.get("tools") {
-        add_tools(&tools, &mut request)?;
-        echo.tools = tools.items(TOOLS_MAX)?.map(|tool| echoed_tool(tool.value)).collect();
-    }
+    echo.tools = offered(split, &body, &mut request, notes)?;
     identity(&body, &mut request);
     input(split, echo.previous_response_id.is_some(), &mut request, notes)?;
     // After the input, which may bring tools of its own.
@@ -244,6 +242,36 @@ fn identity(body: &Node<'_>, request: &mut Request) {
         ids.session.clone_from(&request.hints.prompt_cache_key);
         ids.named_by = Some("prompt_cache_key");
     }
+}
+
+/// The tools as they are repeated, which are known where they came before.
+fn offered(
+    split: &Split<'_>,
+    body: &Node<'_>,
+    request: &mut Request,
+    notes: &mut Notes,
+) -> Result<Arc<Vec<Value>>, ApiError> {
+    if let Some(known) = split.offered {
+        known.apply(request);
+        return Ok(Arc::clone(&known.echoed));
+    }
+    let Some(tools) = body.get("tools") else { return Ok(Arc::default()) };
+    let add = |request: &mut Request| {
+        add_tools(&tools, request)?;
+        let echoed = tools.items(TOOLS_MAX)?.map(|tool| echoed_tool(tool.value));
+        Ok(Arc::new(echoed.collect::<Vec<_>>()))
+    };
+    if split.items.is_none() {
+        // Nothing is kept of a body that is read whole.
+        return add(request);
+    }
+    let mut echoed = Arc::default();
+    let offered = Offered::read(request, |request| {
+        echoed = add(request)?;
+        Ok(Arc::clone(&echoed))
+    })?;
+    notes.offered = offered.map(Arc::new);
+    Ok(echoed)
 }
 
 fn add_tools(tools: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {

@@ -5,17 +5,18 @@
 //! twice as well as broken JSON, is left to whoever reads bodies whole, and so are all complaints.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::json::{Apart, parse_body, parse_body_apart};
 use super::known_bodies::KnownBody;
+use super::turns::Offered;
 use crate::error::ApiError;
 use crate::ir::Block;
 use crate::limits::MESSAGES_MAX;
 use crate::plain_json::{self, RESERVED};
 use crate::request::Endpoint;
-
-use super::json::{Apart, parse_body, parse_body_apart};
 
 /// Which members of a body are long, and the same in the next one.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +33,9 @@ impl Shape {
     pub(super) fn of(endpoint: Endpoint) -> Shape {
         match endpoint {
             Endpoint::Chat => Shape { history: "messages", tools_apart: true, has_system: false },
-            Endpoint::Responses => Shape { history: "input", tools_apart: false, has_system: false },
+            Endpoint::Responses => {
+                Shape { history: "input", tools_apart: false, has_system: false }
+            }
             Endpoint::Messages | Endpoint::CountTokens => {
                 Shape { history: "messages", tools_apart: true, has_system: true }
             }
@@ -49,6 +52,8 @@ pub(super) struct Split<'b> {
     pub(super) tools: Option<&'b str>,
     /// What `system` was read into before.
     pub(super) system: Option<&'b [Block]>,
+    /// What `tools` were read into before, where they are not read apart.
+    pub(super) offered: Option<&'b Arc<Offered>>,
     /// The history, unless it is in `value`.
     pub(super) items: Option<Items<'b>>,
     /// Where members stand that the next body may have again.
@@ -108,7 +113,8 @@ impl<'b> Split<'b> {
             false => Apart { value: parse_body(bytes)?, tools: None },
         };
         let tools = tools.map(serde_json::value::RawValue::get);
-        Ok(Split { value, tools, system: None, items: None, places: Places::default() })
+        let places = Places::default();
+        Ok(Split { value, tools, system: None, offered: None, items: None, places })
     }
 
     /// Reads a body that begins with `shared` bytes of the known one; `None` if it has to be read whole.
@@ -120,7 +126,7 @@ impl<'b> Split<'b> {
     ) -> Option<Split<'b>> {
         let value = Value::Object(Map::new());
         let places = Places::default();
-        let split = Split { value, tools: None, system: None, items: None, places };
+        let split = Split { value, tools: None, system: None, offered: None, items: None, places };
         let mut reader = Reader { bytes, at: 0, shape, known, shared, split };
         reader.body()?;
         reader.split.items.is_some().then_some(reader.split)
@@ -217,6 +223,15 @@ impl<'b> Reader<'b> {
                 return self.put(name, Value::Null);
             }
         }
+        if name == "tools" && self.split.places.tools.is_none() {
+            let read = known.and_then(KnownBody::offered);
+            let place = known.filter(|_| read.is_some()).and_then(|k| k.places().tools.as_ref());
+            if self.again(place).is_some() {
+                self.split.offered = read;
+                self.split.places.tools = Some(start..self.at);
+                return self.put(name, Value::Null);
+            }
+        }
         let value = if name == self.shape.history && first == b'[' {
             self.items()?;
             Value::Array(Vec::new())
@@ -227,6 +242,8 @@ impl<'b> Reader<'b> {
         };
         if name == "system" && self.shape.has_system && matches!(first, b'[' | b'"') {
             self.split.places.system = Some(start..self.at);
+        } else if name == "tools" && first == b'[' {
+            self.split.places.tools = Some(start..self.at);
         }
         self.put(name, value)
     }

@@ -7,10 +7,12 @@
 use std::mem;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::json::{Node, Path};
 use super::split::{Items, Split};
 use crate::error::{ApiError, ErrorKind};
-use crate::ir::{Block, Content, Message, Tool};
+use crate::ir::{Block, Content, Message, Tool, value_bytes};
 use crate::limits::{MESSAGES_MAX, TOOLS_MAX, WARNINGS_MAX};
 use crate::request::{Request, Told, push_warning};
 
@@ -70,7 +72,8 @@ impl Turns {
     }
 }
 
-fn weight(blocks: &[Block]) -> usize {
+/// Roughly what blocks take in memory.
+pub(super) fn weight(blocks: &[Block]) -> usize {
     let one = |block: &Block| match &block.content {
         Content::Text(text) => text.len(),
         Content::Thinking { text, signature } => {
@@ -82,12 +85,62 @@ fn weight(blocks: &[Block]) -> usize {
     blocks.iter().map(|block| BLOCK_BYTES + one(block)).sum()
 }
 
+/// A list of tools as a Responses body has it.
+#[derive(Debug)]
+pub(super) struct Offered {
+    tools: Arc<Vec<Tool>>,
+    /// As they are repeated.
+    pub(super) echoed: Arc<Vec<Value>>,
+    warnings: Vec<String>,
+    told: Vec<Told>,
+    /// Roughly what it takes in memory.
+    pub(super) bytes: usize,
+}
+
+impl Offered {
+    /// Puts the tools into a request that has none, with all that is to be said of them.
+    pub(super) fn apply(&self, request: &mut Request) {
+        request.conversation.tools = Arc::clone(&self.tools);
+        self.say(request);
+    }
+
+    fn say(&self, request: &mut Request) {
+        for warning in &self.warnings {
+            push_warning(&mut request.warnings, warning.clone());
+        }
+        for told in &self.told {
+            request.tell_times(told.what, told.count);
+        }
+    }
+
+    /// Reads tools by `add`, apart from what a request had to say before; `None` if more was to be said than there is
+    /// room for.
+    pub(super) fn read(
+        request: &mut Request,
+        add: impl FnOnce(&mut Request) -> Result<Arc<Vec<Value>>, ApiError>,
+    ) -> Result<Option<Offered>, ApiError> {
+        let warnings = mem::take(&mut request.warnings);
+        let told = mem::take(&mut request.told);
+        let echoed = add(request)?;
+        let tools = Arc::clone(&request.conversation.tools);
+        let of_echoed: usize = echoed.iter().map(value_bytes).sum();
+        let bytes = of_echoed + tools.iter().map(Tool::bytes).sum::<usize>();
+        let warnings = mem::replace(&mut request.warnings, warnings);
+        let told = mem::replace(&mut request.told, told);
+        let offered = Offered { tools, echoed, warnings, told, bytes };
+        offered.say(request);
+        Ok(Some(offered).filter(|offered| offered.warnings.len() < WARNINGS_MAX))
+    }
+}
+
 /// What reading a body leaves to be remembered.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     pub(super) turns: Turns,
     /// What `system` was read into, if nothing else came of it.
     pub(super) prompt: Option<Arc<Vec<Block>>>,
+    /// What `tools` were read into, where they are not read apart.
+    pub(super) offered: Option<Arc<Offered>>,
     /// The known body does not go with the rest of this one.
     pub(super) unfit: bool,
 }

@@ -135,7 +135,9 @@ fn members_of(endpoint: Endpoint) -> Vec<String> {
     };
     let (f, later) = (function("f", json!({})), function("later", json!({"defer_loading": true})));
     let tools = match endpoint {
-        Endpoint::Chat => json!([{"type": "function", "function": f}, {"type": "function", "function": later}]),
+        Endpoint::Chat => {
+            json!([{"type": "function", "function": f}, {"type": "function", "function": later}])
+        }
         Endpoint::Responses => json!([
             {"type": "namespace", "name": "a", "tools": [function("f", json!({"type": "function"}))]},
             {"type": "namespace", "name": "b", "tools": [function("f", json!({"type": "function"}))]},
@@ -166,7 +168,8 @@ struct Choices(u64);
 
 impl Choices {
     fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((self.0 >> 33) as usize) % end.max(1)
     }
 
@@ -239,7 +242,11 @@ impl Client {
                 let last = self.items.len() - 1;
                 let text = self.items[last].replace(r#","cache_control":{"type":"ephemeral"}"#, "");
                 self.items[last] = match text == self.items[last] {
-                    true => text.replacen(r#""text"}"#, r#""text","cache_control":{"type":"ephemeral"}}"#, 1),
+                    true => text.replacen(
+                        r#""text"}"#,
+                        r#""text","cache_control":{"type":"ephemeral"}}"#,
+                        1,
+                    ),
                     false => text,
                 };
             }
@@ -274,13 +281,28 @@ impl Client {
             2 => drop(body.remove(at)),
             3 => {
                 let levels = 120 + self.choices.below(12);
-                let deep = format!(r#"{{"role": "user", "content": "u", "x": {}{}}},"#, "[".repeat(levels), "]".repeat(levels));
-                *body = body.replacen("{\"role\"", &format!("{deep}{{\"role\""), 1 + self.choices.below(2));
+                let deep = format!(
+                    r#"{{"role": "user", "content": "u", "x": {}{}}},"#,
+                    "[".repeat(levels),
+                    "]".repeat(levels)
+                );
+                *body = body.replacen(
+                    "{\"role\"",
+                    &format!("{deep}{{\"role\""),
+                    1 + self.choices.below(2),
+                );
             }
             _ => {
                 let extra = self.choices.of(&[
-                    r#", "messages": []}"#, r#", "input": "x"}"#, r#", "tools": null}"#, r#", "model": "n"}"#,
-                    r#", "$serde_json::private::RawValue": "1"}"#, r#", "\u006dodel": "n"}"#, " ", "}", r#", "system": null}"#,
+                    r#", "messages": []}"#,
+                    r#", "input": "x"}"#,
+                    r#", "tools": null}"#,
+                    r#", "model": "n"}"#,
+                    r#", "$serde_json::private::RawValue": "1"}"#,
+                    r#", "\u006dodel": "n"}"#,
+                    " ",
+                    "}",
+                    r#", "system": null}"#,
                 ]);
                 body.pop();
                 body.push_str(extra);
@@ -322,9 +344,10 @@ impl Bodies {
     /// Whether all that is said of bodies is so.
     fn is_whole(&self) -> bool {
         let bytes: usize = self.kept.values().map(|kept| kept.body.bytes()).sum();
-        let named = self.by_name.iter().all(|(name, id)| {
-            self.kept.get(id).is_some_and(|kept| kept.body.names.contains(name))
-        });
+        let named = self
+            .by_name
+            .iter()
+            .all(|(name, id)| self.kept.get(id).is_some_and(|kept| kept.body.names.contains(name)));
         let used = self.by_use.iter().all(|(at, id)| self.kept[id].used == *at);
         bytes == self.bytes && named && used && self.by_use.len() == self.kept.len()
     }
@@ -359,7 +382,10 @@ fn talk(endpoint: Endpoint, turns: usize) -> Vec<String> {
 fn body_of(endpoint: Endpoint, items: &[String]) -> String {
     let name = Shape::of(endpoint).history;
     let tools = members_of(endpoint)[2].clone();
-    format!(r#"{{"model": "m", "store": false, "{name}": [{}], "max_tokens": 9, {tools}, "stream": true}}"#, items.join(", "))
+    format!(
+        r#"{{"model": "m", "store": false, "{name}": [{}], "max_tokens": 9, {tools}, "stream": true}}"#,
+        items.join(", ")
+    )
 }
 
 #[test]
@@ -376,7 +402,11 @@ fn turns_of_a_conversation_hold_the_same_messages() {
             }
             before = Some(read.conversation);
         }
-        assert_eq!(known.with(|bodies| bodies.kept.len()), 1, "{endpoint:?}: it took its own place");
+        assert_eq!(
+            known.with(|bodies| bodies.kept.len()),
+            1,
+            "{endpoint:?}: it took its own place"
+        );
         assert!(known.with(|bodies| bodies.is_whole()));
         let others = read_both(endpoint, &body_of(endpoint, &items), &memory(&known, "b")).unwrap();
         assert_eq!(held_together(&before.unwrap(), &others.conversation), 0, "another tenant's");
@@ -390,7 +420,8 @@ fn items_that_join_a_message_are_taken_off_it_again() {
         .map(|n| json!({"type": "function_call", "call_id": format!("c{n}"), "name": "f", "arguments": "{\"long\": 1}"}).to_string())
         .collect();
     for end in [9, 4, 6, 2, 9, 1, 5] {
-        let read = read_both(Endpoint::Responses, &body_of(Endpoint::Responses, &calls[..end]), &options);
+        let read =
+            read_both(Endpoint::Responses, &body_of(Endpoint::Responses, &calls[..end]), &options);
         assert_eq!(read.unwrap().conversation.messages[0].blocks.len(), end);
     }
 }
@@ -401,11 +432,13 @@ fn two_conversations_that_part_are_both_remembered() {
     let options = memory(&known, "a");
     let items = talk(Endpoint::Chat, 12);
     let ways = ["one", "another"].map(|way| {
-        let own = format!(r#"{{"role": "user", "content": "{way}"}}"#);
+        let own = format!(r#"{{"role": "user", "content": "{}"}}"#, way.repeat(2_000));
         let more = talk(Endpoint::Chat, 6);
         [items.clone(), vec![own], more].concat()
     });
-    let read = |way: &[String]| read_both(Endpoint::Chat, &body_of(Endpoint::Chat, way), &options).unwrap().conversation;
+    let read = |way: &[String]| {
+        read_both(Endpoint::Chat, &body_of(Endpoint::Chat, way), &options).unwrap().conversation
+    };
     let firsts = ways.each_ref().map(|way| read(&way[..40]));
     assert_eq!(held_together(&firsts[0], &firsts[1]), items.len());
     for (first, way) in firsts.iter().zip(&ways) {
@@ -431,10 +464,19 @@ fn what_is_to_be_said_of_items_is_said_each_time() {
         let first = read_both(endpoint, &body_of(endpoint, &items), &options).unwrap();
         items.push(json!({"role": "user", "content": "next"}).to_string());
         let second = read_both(endpoint, &body_of(endpoint, &items), &options).unwrap();
-        assert_eq!(held_together(&first.conversation, &second.conversation), first.conversation.messages.len());
-        assert!(second.warnings.len() >= 3 && second.warnings == first.warnings, "{:?}", second.warnings);
+        assert_eq!(
+            held_together(&first.conversation, &second.conversation),
+            first.conversation.messages.len()
+        );
+        assert!(
+            second.warnings.len() >= 3 && second.warnings == first.warnings,
+            "{:?}",
+            second.warnings
+        );
         assert_eq!(second.told, first.told);
-        assert!(second.conversation.tools.iter().any(|tool| tool.name == "later" && !tool.deferred));
+        assert!(
+            second.conversation.tools.iter().any(|tool| tool.name == "later" && !tool.deferred)
+        );
         assert_eq!(second.conversation.system.len(), 1);
     }
 }
@@ -443,7 +485,10 @@ fn what_is_to_be_said_of_items_is_said_each_time() {
 fn what_was_sealed_for_one_key_is_not_opened_by_another() {
     let known = room();
     let sealed = seal(&"a thought, ".repeat(30), true, Some(&sealer(3)));
-    let items = [json!({"role": "user", "content": "q ".repeat(99)}), json!({"type": "reasoning", "encrypted_content": sealed})];
+    let items = [
+        json!({"role": "user", "content": "q ".repeat(99)}),
+        json!({"type": "reasoning", "encrypted_content": sealed}),
+    ];
     let body = body_of(Endpoint::Responses, &items.map(|item| item.to_string()));
     for (key, messages) in [(Some(3), 2), (Some(4), 1), (None, 1), (Some(3), 2)] {
         let options = ParseOptions { sealer: key.map(sealer), ..memory(&known, "a") };
@@ -457,9 +502,11 @@ fn items_to_be_stored_are_as_they_were_sent() {
     let options = memory(&room(), "a");
     let mut items = talk(Endpoint::Responses, 9);
     for _ in 0..3 {
-        let body = body_of(Endpoint::Responses, &items).replace("\"store\": false", "\"store\": true");
+        let body =
+            body_of(Endpoint::Responses, &items).replace("\"store\": false", "\"store\": true");
         let read = read_both(Endpoint::Responses, &body, &options).unwrap();
-        let sent: Vec<String> = read.responses.unwrap().input.iter().map(Value::to_string).collect();
+        let sent: Vec<String> =
+            read.responses.unwrap().input.iter().map(Value::to_string).collect();
         assert_eq!(sent, items);
         items.push(json!({"role": "user", "content": "next"}).to_string());
     }
@@ -481,7 +528,10 @@ fn no_more_is_kept_than_there_is_room_for() {
         assert_eq!(held_together(&first.conversation, &again.conversation), 27, "after {number}");
     }
     assert!(known.bytes() > 3 << 20 && known.with(|bodies| bodies.is_whole()));
-    let huge = body_of(Endpoint::Chat, &[format!(r#"{{"role": "user", "content": "{}"}}"#, "x".repeat(1 << 20))]);
+    let huge = body_of(
+        Endpoint::Chat,
+        &[format!(r#"{{"role": "user", "content": "{}"}}"#, "x".repeat(1 << 20))],
+    );
     let before = known.bytes();
     parse(Endpoint::Chat, huge.as_bytes(), options).unwrap();
     assert_eq!(known.bytes(), before, "too large a body");
