@@ -24,7 +24,9 @@ use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, heade
 use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
-use mainstay_chat::{ApiError, Endpoint, ErrorKind, ParseOptions, ToolMemory};
+use mainstay_chat::{
+    ApiError, BodyMemory, Endpoint, ErrorKind, KnownBodies, ParseOptions, ToolMemory,
+};
 use mainstay_proto::client::ControlPlane;
 use mainstay_types::Region;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -50,6 +52,10 @@ use starting::Starting;
 const BODY_BYTES_MAX: usize = 32 << 20;
 /// How long a body may take to arrive: the largest at 2 Mbit/s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+/// Bodies shorter than this are read each time: they are read as quickly as they are remembered.
+const KNOWN_BODY_BYTES_MIN: usize = 4 << 10;
+/// What all bodies that are remembered may take, with what they were read into.
+const KNOWN_BODIES_BYTES_MAX: usize = 128 << 20;
 /// How long an operator waits for the control plane.
 const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -102,8 +108,14 @@ impl App {
         let requests_max = config.requests_max.min(Semaphore::MAX_PERMITS);
         // The tenant is put in for each request.
         let tools = ToolMemory { known: Arc::default(), tenant: Arc::default() };
-        let parsing =
-            ParseOptions { media: config.media, tools: Some(tools), ..ParseOptions::default() };
+        let known = KnownBodies::new(KNOWN_BODY_BYTES_MIN, KNOWN_BODIES_BYTES_MAX);
+        let bodies = BodyMemory { known: Arc::new(known), tenant: Arc::default() };
+        let parsing = ParseOptions {
+            media: config.media,
+            tools: Some(tools),
+            bodies: Some(bodies),
+            ..ParseOptions::default()
+        };
         let parts = Parts {
             stored: Stored::new(control.clone(), replica.clone(), parsing.clone()),
             sockets: websocket::Sockets::new(config.websocket),
