@@ -11,19 +11,28 @@
 //! the same conversation always renders to the same prefix.
 
 mod breakpoints;
+mod check;
 mod hf;
+mod parts;
 mod probe;
 mod pyjson;
+mod said;
+mod scope;
+mod split;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind as JinjaErrorKind, Value as JinjaValue};
 use std::io;
+use std::sync::Arc;
 
 use crate::error::{ApiError, ErrorKind};
 use crate::ir::{Conversation, Position};
 use crate::limits::{PROMPT_BYTES_MAX, TEMPLATE_BYTES_MAX, TEMPLATE_STEPS_MAX};
 use crate::request::{Request, Thinking};
 use hf::Shape;
+use parts::Parts;
+
+pub use parts::PartCounts;
 
 const TEMPLATE_NAME: &str = "chat_template";
 /// What most prompts fit into without growing on the way.
@@ -126,6 +135,9 @@ pub struct ChatTemplate {
     shape: Shape,
     known: breakpoints::Known,
     tools: hf::KnownTools,
+    messages: said::KnownMessages,
+    /// The template cut into parts, if it can be.
+    parts: Option<Parts>,
 }
 
 impl ChatTemplate {
@@ -135,7 +147,9 @@ impl ChatTemplate {
             let problem = format!("longer than {TEMPLATE_BYTES_MAX} bytes");
             return Err(TemplateError::Syntax(problem));
         }
-        let environment = environment(normalised(source))?;
+        let source = normalised(source);
+        let mut environment = environment(source.clone())?;
+        let parts = Parts::new(&mut environment, &source);
         let mut template = ChatTemplate {
             environment,
             bos_token: bos.to_owned(),
@@ -143,8 +157,14 @@ impl ChatTemplate {
             shape: Shape::FULL,
             known: breakpoints::Known::default(),
             tools: hf::KnownTools::default(),
+            messages: said::KnownMessages::default(),
+            parts: None,
         };
         template.shape = probe::probe(&template)?;
+        template.parts = parts;
+        if !check::parts_agree(&template) {
+            template.parts = None;
+        }
         template.known = breakpoints::Known::of(&template);
         Ok(template)
     }
@@ -173,14 +193,43 @@ impl ChatTemplate {
         Ok(Rendered { text, thinking_open, breakpoints })
     }
 
+    /// How prompts were rendered so far: in parts, of which most were known, or as a whole.
+    pub fn part_counts(&self) -> PartCounts {
+        self.parts.as_ref().map(Parts::counts).unwrap_or_default()
+    }
+
     fn render_shaped(
         &self,
         conversation: &Conversation,
         options: RenderOptions,
         shape: Shape,
     ) -> Result<String, TemplateError> {
+        let context = self.context(conversation, options, shape);
+        let Some(parts) = self.parts.as_ref().filter(|_| comes_again(conversation)) else {
+            return self.whole(context);
+        };
+        let Some(texts) = parts.render(&self.environment, &context) else {
+            return self.whole(context);
+        };
+        let text = texts.concat();
+        if parts.is_sample() {
+            let whole = self.whole(context);
+            parts.compared(whole.as_ref() == Ok(&text));
+            return whole;
+        }
+        Ok(text)
+    }
+
+    /// What a template is told.
+    fn context(
+        &self,
+        conversation: &Conversation,
+        options: RenderOptions,
+        shape: Shape,
+    ) -> Vec<(&'static str, JinjaValue)> {
+        let messages = self.messages.values(conversation, shape);
         let mut context = vec![
-            ("messages", hf::messages(conversation, shape)),
+            ("messages", JinjaValue::from(messages)),
             ("tools", self.tools.value(conversation)),
             ("add_generation_prompt", JinjaValue::from(options.add_generation_prompt)),
             ("bos_token", JinjaValue::from(&self.bos_token)),
@@ -190,6 +239,10 @@ impl ChatTemplate {
             let enabled = options.thinking == Thinking::Enabled;
             context.push(("enable_thinking", JinjaValue::from(enabled)));
         }
+        context
+    }
+
+    fn whole(&self, context: Vec<(&'static str, JinjaValue)>) -> Result<String, TemplateError> {
         self.run(JinjaValue::from_object(hf::Dict::new(context)))
     }
 
@@ -203,6 +256,12 @@ impl ChatTemplate {
         outcome.map_err(|error| failure(&error))?;
         String::from_utf8(out.bytes).map_err(|error| TemplateError::Failed(error.to_string()))
     }
+}
+
+/// Whether turns share the messages of a conversation, so that what is rendered of them is worth keeping.
+fn comes_again(conversation: &Conversation) -> bool {
+    let shared = |message: &Arc<_>| Arc::strong_count(message) > 1;
+    conversation.messages.first().is_some_and(shared) && conversation.messages.len() > 1
 }
 
 fn environment(source: String) -> Result<Environment<'static>, TemplateError> {

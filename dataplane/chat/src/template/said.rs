@@ -1,0 +1,392 @@
+//! Messages as a template sees them, made once for each message that turns share.
+//!
+//! A message's value depends on little beside the message: the shape that the template takes, and the numbers of the
+//! calls in it. So it is kept by the message's identity and given to the template again as the same object, which is
+//! also how the parts of a template know that they rendered it before. Messages that nobody else holds will not come
+//! again and are not kept. What is kept is bounded by bytes, in two generations: what is used moves to the young one,
+//! and when that is full the old one is forgotten.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
+use std::mem;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use minijinja::Value;
+
+use super::hf::{Dict, Shape, arguments_value, dict, joined};
+use crate::ir::{Content, Conversation, Message, Role};
+
+/// What each of the two generations may hold.
+const GENERATION_BYTES_MAX: usize = 48 << 20;
+/// What a message costs beside its texts.
+const MESSAGE_BYTES: usize = 1_500;
+/// Most texts outside of messages, such as system prompts, whose values are kept.
+const TEXTS_MAX: usize = 128;
+/// The longest of them.
+const TEXT_BYTES_MAX: usize = 256 << 10;
+
+/// One entry of the `messages` variable.
+#[derive(Debug)]
+struct Said {
+    role: &'static str,
+    content: Arc<str>,
+    /// What else there is: before the content for results of tools, after it for answers.
+    more: Vec<(&'static str, Value)>,
+    /// Whether it is joined to an entry of its role that precedes it, if the template needs roles to alternate.
+    joins: bool,
+    value: Value,
+}
+
+impl Said {
+    fn new(
+        role: &'static str,
+        content: Arc<str>,
+        more: Vec<(&'static str, Value)>,
+        (joins, kept): (bool, bool),
+    ) -> Arc<Self> {
+        let mut entries = Vec::with_capacity(2 + more.len());
+        entries.push(("role", Value::from(role)));
+        let text = ("content", Value::from(&content));
+        if role == "tool" {
+            entries.extend(more.iter().cloned());
+            entries.push(text);
+        } else {
+            entries.push(text);
+            entries.extend(more.iter().cloned());
+        }
+        let value = Value::from_object(if kept { Dict::kept(entries) } else { Dict::new(entries) });
+        Arc::new(Self { role, content, more, joins, value })
+    }
+
+    /// This one with another of its role behind it.
+    fn joined(&self, other: &Said, texts: &Texts) -> Arc<Self> {
+        let content = format!("{}\n\n{}", self.content, other.content);
+        if self.more.is_empty() {
+            return texts.said(self.role, content.into(), self.joins);
+        }
+        Self::new(self.role, content.into(), self.more.clone(), (self.joins, false))
+    }
+}
+
+/// The number of a call, and the name of its tool where that is known.
+type Number<'c> = (usize, Option<&'c str>);
+
+/// What became of a message.
+#[derive(Debug)]
+struct Entry {
+    message: Arc<Message>,
+    shape: Shape,
+    numbers: Vec<(usize, Option<Box<str>>)>,
+    said: Vec<Arc<Said>>,
+}
+
+impl Entry {
+    fn fits(&self, shape: Shape, numbers: &[Number<'_>]) -> bool {
+        self.shape == shape
+            && self.numbers.len() == numbers.len()
+            && self.numbers.iter().zip(numbers).all(|(a, b)| a.0 == b.0 && a.1.as_deref() == b.1)
+    }
+
+    fn bytes(&self) -> usize {
+        // The message itself, its values, and what the template's parts make of them.
+        3 * message_bytes(&self.message) + MESSAGE_BYTES
+    }
+}
+
+fn message_bytes(message: &Message) -> usize {
+    fn bytes(content: &Content) -> usize {
+        match content {
+            Content::Text(text) | Content::Thinking { text, .. } => text.len(),
+            Content::ToolCall { id, name, arguments } => {
+                // Arguments become values, which take more.
+                id.len() + name.len() + 4 * arguments.len()
+            }
+            Content::ToolResult { blocks, .. } => {
+                blocks.iter().map(|block| bytes(&block.content)).sum()
+            }
+        }
+    }
+    message.blocks.iter().map(|block| bytes(&block.content)).sum()
+}
+
+#[derive(Debug, Default)]
+struct Generations {
+    young: HashMap<usize, Arc<Entry>>,
+    old: HashMap<usize, Arc<Entry>>,
+    young_bytes: usize,
+}
+
+impl Generations {
+    fn find(&mut self, address: usize) -> Option<Arc<Entry>> {
+        if let Some(found) = self.young.get(&address) {
+            return Some(Arc::clone(found));
+        }
+        let found = self.old.remove(&address)?;
+        self.insert(address, Arc::clone(&found));
+        Some(found)
+    }
+
+    fn insert(&mut self, address: usize, entry: Arc<Entry>) {
+        let bytes = entry.bytes();
+        if bytes > GENERATION_BYTES_MAX / 8 {
+            return;
+        }
+        if self.young_bytes + bytes > GENERATION_BYTES_MAX {
+            self.old = mem::take(&mut self.young);
+            self.young_bytes = 0;
+        }
+        self.young_bytes += bytes;
+        if let Some(before) = self.young.insert(address, entry) {
+            self.young_bytes -= before.bytes();
+        }
+    }
+}
+
+/// The values of texts that are no messages of their own: system prompts, and messages joined to others.
+#[derive(Debug, Default)]
+struct Texts(Mutex<VecDeque<(usize, Arc<Said>)>>);
+
+impl Texts {
+    fn said(&self, role: &'static str, content: Arc<str>, joins: bool) -> Arc<Said> {
+        let same = |(length, said): &(usize, Arc<Said>)| {
+            *length == content.len()
+                && said.role == role
+                && said.joins == joins
+                && said.content == content
+        };
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = known.iter().position(same)
+            && let Some(found) = known.remove(at)
+        {
+            let said = Arc::clone(&found.1);
+            known.push_front(found);
+            return said;
+        }
+        let keeps = content.len() <= TEXT_BYTES_MAX;
+        let said = Said::new(role, Arc::clone(&content), Vec::new(), (joins, keeps));
+        if keeps {
+            known.truncate(TEXTS_MAX - 1);
+            known.push_front((content.len(), Arc::clone(&said)));
+        }
+        said
+    }
+}
+
+/// The values of messages that came before.
+#[derive(Debug, Default)]
+pub(super) struct KnownMessages {
+    messages: Mutex<Generations>,
+    texts: Texts,
+}
+
+impl KnownMessages {
+    /// The `messages` variable, item by item.
+    pub(super) fn values(&self, conversation: &Conversation, shape: Shape) -> Vec<Value> {
+        let mut known = self.known(conversation);
+        let mut made = Vec::new();
+        let out = self.said(conversation, shape, &mut known, &mut made);
+        if !made.is_empty() {
+            let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+            for entry in made {
+                messages.insert(Arc::as_ptr(&entry.message).addr(), entry);
+            }
+        }
+        out.into_iter().map(|said| said.value.clone()).collect()
+    }
+
+    /// What is known of each message.
+    fn known(&self, conversation: &Conversation) -> Vec<Option<Arc<Entry>>> {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        let find = |message: &Arc<Message>| messages.find(Arc::as_ptr(message).addr());
+        conversation.messages.iter().map(find).collect()
+    }
+
+    fn said(
+        &self,
+        conversation: &Conversation,
+        shape: Shape,
+        known: &mut [Option<Arc<Entry>>],
+        made: &mut Vec<Arc<Entry>>,
+    ) -> Vec<Arc<Said>> {
+        let texts = &self.texts;
+        let mut out: Vec<Arc<Said>> = Vec::with_capacity(conversation.messages.len() + 1);
+        let system = joined(&conversation.system, "\n");
+        let mut pending = None;
+        if !system.is_empty() {
+            if shape.system {
+                out.push(texts.said("system", (&*system).into(), false));
+            } else {
+                pending = Some(texts.said("user", (&*system).into(), true));
+            }
+        }
+        let mut calls = Calls::default();
+        let mut numbers = Vec::new();
+        for (message, known) in conversation.messages.iter().zip(known) {
+            numbers.clear();
+            calls.number(message, shape, &mut numbers);
+            let entry = match known.take().filter(|entry| entry.fits(shape, &numbers)) {
+                Some(entry) => entry,
+                None => {
+                    // Whoever made it holds it once; a message that is kept somewhere will come again.
+                    let keeps = Arc::strong_count(message) > 1;
+                    let entry = Arc::new(entry(message, shape, &numbers, keeps));
+                    if keeps {
+                        made.push(Arc::clone(&entry));
+                    }
+                    entry
+                }
+            };
+            for said in &entry.said {
+                let takes_system = said.role == "user" && message.role != Role::Tool;
+                let before = if takes_system { pending.take() } else { None };
+                let said = match before {
+                    Some(system) => system.joined(said, texts),
+                    None => Arc::clone(said),
+                };
+                push(&mut out, said, shape, texts);
+            }
+        }
+        if let Some(system) = pending {
+            push(&mut out, system, shape, texts);
+        }
+        out
+    }
+}
+
+/// Appends an entry, joining it to the last one if the template needs roles to alternate.
+fn push(out: &mut Vec<Arc<Said>>, said: Arc<Said>, shape: Shape, texts: &Texts) {
+    if !shape.repeated_role
+        && said.joins
+        && let Some(last) = out.last_mut()
+        && last.role == said.role
+    {
+        *last = last.joined(&said, texts);
+        return;
+    }
+    out.push(said);
+}
+
+fn entry(message: &Arc<Message>, shape: Shape, numbers: &[Number<'_>], keeps: bool) -> Entry {
+    let said = match message.role {
+        Role::System if shape.late_system => {
+            let content = joined(&message.blocks, "\n");
+            vec![Said::new("system", (&*content).into(), Vec::new(), (false, keeps))]
+        }
+        Role::System | Role::User => {
+            let content = joined(&message.blocks, "\n");
+            vec![Said::new("user", (&*content).into(), Vec::new(), (true, keeps))]
+        }
+        Role::Assistant => vec![answer(message, shape, numbers, keeps)],
+        Role::Tool => results(message, shape, numbers, keeps),
+    };
+    let numbers = numbers.iter().map(|(number, name)| (*number, name.map(Box::from))).collect();
+    Entry { message: Arc::clone(message), shape, numbers, said }
+}
+
+fn answer(message: &Message, shape: Shape, numbers: &[Number<'_>], keeps: bool) -> Arc<Said> {
+    // Pieces of one answer were cut from one text, so nothing goes between them.
+    let mut content = joined(&message.blocks, "");
+    let mut reasoning = String::new();
+    let mut calls = Vec::new();
+    let mut numbers = numbers.iter();
+    for block in &message.blocks {
+        match &block.content {
+            Content::Thinking { text, .. } => reasoning.push_str(text),
+            Content::ToolCall { name, arguments, .. } if shape.tool_calls => {
+                let id = numbers.next().map_or_else(String::new, |(number, _)| written(*number));
+                let function =
+                    dict([("name", Value::from(name)), ("arguments", arguments_value(arguments))]);
+                let entries =
+                    [("type", Value::from("function")), ("id", id.into()), ("function", function)];
+                calls.push(dict(entries));
+            }
+            Content::ToolCall { name, arguments, .. } => {
+                let name = serde_json::Value::from(name.as_str());
+                content.to_mut().push_str(&format!(
+                    "<tool_call>{{\"name\": {name}, \"arguments\": {arguments}}}</tool_call>"
+                ));
+            }
+            Content::Text(_) | Content::ToolResult { .. } => {}
+        }
+    }
+    let joins = calls.is_empty() && reasoning.is_empty();
+    let mut more = Vec::new();
+    if !reasoning.is_empty() {
+        more.push(("reasoning_content", Value::from(reasoning)));
+    }
+    if !calls.is_empty() {
+        more.push(("tool_calls", Value::from(calls)));
+    }
+    Said::new("assistant", content.into(), more, (joins, keeps))
+}
+
+fn results(message: &Message, shape: Shape, numbers: &[Number<'_>], keeps: bool) -> Vec<Arc<Said>> {
+    let mut numbers = numbers.iter();
+    let mut said = Vec::new();
+    for block in &message.blocks {
+        let Content::ToolResult { blocks, .. } = &block.content else { continue };
+        let text: Cow<'_, str> = joined(blocks, "\n");
+        if !shape.tool_role {
+            let text = format!("<tool_response>{text}</tool_response>");
+            said.push(Said::new("user", text.into(), Vec::new(), (true, keeps)));
+            continue;
+        }
+        let mut more = Vec::new();
+        if let Some((number, name)) = numbers.next() {
+            if let Some(name) = name {
+                more.push(("name", Value::from(*name)));
+            }
+            more.push(("tool_call_id", Value::from(written(*number))));
+        }
+        said.push(Said::new("tool", (&*text).into(), more, (false, keeps)));
+    }
+    said
+}
+
+/// The calls of a conversation, under names of our own.
+///
+/// Ids differ between two runs of one harness, so a template that prints them would end the prefix which the runs
+/// share. They are numbered instead, in the nine letters and digits that the strictest templates ask for.
+#[derive(Default)]
+struct Calls<'c> {
+    /// By the client's id: the number, and the tool's name if a call was seen.
+    known: HashMap<&'c str, Number<'c>>,
+    count: usize,
+}
+
+impl<'c> Calls<'c> {
+    /// The numbers of the calls that a message makes or answers, in order.
+    fn number(&mut self, message: &'c Message, shape: Shape, numbers: &mut Vec<Number<'c>>) {
+        for block in &message.blocks {
+            match (&block.content, message.role) {
+                (Content::ToolCall { id, name, .. }, Role::Assistant) => {
+                    numbers.push(self.made(id, name));
+                }
+                (Content::ToolResult { call_id, .. }, Role::Tool) if shape.tool_role => {
+                    numbers.push(self.answered(call_id));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The number of a new call; clients that count from 0 in each turn give one id to many calls.
+    fn made(&mut self, id: &'c str, name: &'c str) -> Number<'c> {
+        self.count += 1;
+        let call = (self.count, Some(name));
+        self.known.insert(id, call);
+        call
+    }
+
+    /// The number of the call that a result answers, and the tool's name, which templates want and results lack.
+    fn answered(&mut self, id: &'c str) -> Number<'c> {
+        let next = self.count + 1;
+        let call = *self.known.entry(id).or_insert((next, None));
+        self.count = self.count.max(call.0);
+        call
+    }
+}
+
+fn written(number: usize) -> String {
+    format!("call{number:05}")
+}

@@ -1,0 +1,605 @@
+//! The variables of a template that is rendered part by part, and what each part read of them.
+//!
+//! What a part renders depends on nothing but what it looks up, so each lookup is recorded with what was found. Lists
+//! of messages and the variable `loop` record how much of them was looked at: a part that asked for one message does
+//! not depend on how many there are. Values are compared by their content where that is short work, and by identity
+//! where they are objects that stay the same for a session; whatever can be compared by neither makes a part depend
+//! on something that never comes again.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use minijinja::State;
+use minijinja::value::{Enumerator, Object, ObjectRepr, Value, ValueKind};
+
+use super::hf::Dict;
+
+/// Most lookups of a part that are worth comparing.
+const READS_MAX: usize = 48;
+/// Most values in a container that a variable may hold.
+const CONTAINED_MAX: usize = 4_096;
+/// Deepest nesting of such a container.
+const DEPTH_MAX: usize = 8;
+
+/// The names that parts may look up; a name is known by its place.
+#[derive(Debug)]
+pub(super) struct Names(Vec<String>);
+
+impl Names {
+    pub(super) fn new(mut names: Vec<String>) -> Self {
+        names.sort();
+        Self(names)
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
+        self.0.binary_search_by(|known| known.as_str().cmp(name)).ok()
+    }
+
+    fn hidden(&self) -> impl Iterator<Item = &str> {
+        let start = self.0.partition_point(|name| name.as_str() < "_");
+        self.0[start..].iter().map(String::as_str).take_while(|name| name.starts_with('_'))
+    }
+}
+
+/// What a namespace holds, by name.
+#[derive(Debug)]
+pub(super) struct Held {
+    members: Vec<(String, Value)>,
+    /// Whether all of it can be compared.
+    comparable: bool,
+}
+
+impl Held {
+    fn of(namespace: &Value) -> Option<Self> {
+        let mut members = Vec::new();
+        for key in namespace.try_iter().ok()? {
+            let name = key.as_str()?.to_owned();
+            let value = namespace.get_attr(&name).ok()?;
+            if !is_contained(&value, DEPTH_MAX, &mut CONTAINED_MAX.clone()) {
+                return None;
+            }
+            members.push((name, value));
+        }
+        let comparable = members.iter().all(|(_, value)| is_scalar(value));
+        Some(Self { members, comparable })
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self.comparable
+            && other.comparable
+            && self.members.len() == other.members.len()
+            && self.members.iter().zip(&other.members).all(|(a, b)| a.0 == b.0 && same(&a.1, &b.1))
+    }
+
+    fn namespace(&self) -> Option<Value> {
+        let members = self.members.iter().map(|(name, value)| (name.as_str(), value.clone()));
+        let members: Value = Value::from_pairs(members);
+        minijinja::functions::namespace(Some(members.into())).ok()
+    }
+}
+
+/// What a part found when it looked something up.
+#[derive(Debug, Clone)]
+pub(super) enum Read {
+    /// Nothing under this name.
+    Absent(usize),
+    /// A scalar or a text.
+    Value(usize, Value),
+    /// An object that is known by its number.
+    Object(usize, u64),
+    /// A list, however long it may be.
+    List(usize, ObjectRepr),
+    /// A namespace with these members.
+    Names(usize, Arc<Held>),
+    /// An item of a list: its place and its number, 0 where there was none.
+    Item(usize, usize, u64),
+    /// How many items a list has.
+    Length(usize, usize),
+    /// Whether a list has any.
+    Filled(usize, bool),
+    /// All items of a list.
+    All(usize, Arc<[u64]>),
+    /// A number or a switch of the loop.
+    Loop(Counter, usize),
+    /// The item before this one in the loop, or the one after it.
+    Beside(bool, u64),
+}
+
+impl Read {
+    /// Whether both asked the same.
+    fn asks_same(&self, other: &Read) -> bool {
+        match (self, other) {
+            (Read::Item(a, i, _), Read::Item(b, j, _)) => a == b && i == j,
+            (Read::Length(a, _), Read::Length(b, _))
+            | (Read::Filled(a, _), Read::Filled(b, _))
+            | (Read::All(a, _), Read::All(b, _)) => a == b,
+            (Read::Loop(a, _), Read::Loop(b, _)) => a == b,
+            (Read::Beside(a, _), Read::Beside(b, _)) => a == b,
+            (a, b) => a.name().is_some() && a.name() == b.name(),
+        }
+    }
+
+    fn name(&self) -> Option<usize> {
+        match self {
+            Read::Absent(name)
+            | Read::Value(name, _)
+            | Read::Object(name, _)
+            | Read::List(name, _)
+            | Read::Names(name, _) => Some(*name),
+            _ => None,
+        }
+    }
+}
+
+/// What is asked of `loop`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counter {
+    Index,
+    Index0,
+    Rest,
+    Rest0,
+    Length,
+    First,
+    Last,
+}
+
+/// What a part read so far; nothing once it read what can't be compared, or too much.
+#[derive(Debug, Default)]
+struct Reads(Mutex<Option<Vec<Read>>>);
+
+impl Reads {
+    fn push(&self, read: Read) {
+        let mut reads = locked(&self.0);
+        let Some(list) = &mut *reads else { return };
+        if list.iter().any(|known| known.asks_same(&read)) {
+            return;
+        }
+        if list.len() >= READS_MAX {
+            *reads = None;
+        } else {
+            list.push(read);
+        }
+    }
+
+    fn spoil(&self) {
+        *locked(&self.0) = None;
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A variable.
+#[derive(Debug, Clone)]
+pub(super) enum Slot {
+    Absent,
+    Plain(Value),
+    List(Arc<List>),
+    Names {
+        held: Arc<Held>,
+        /// The namespace itself, once a part has looked it up since `held` was put here.
+        live: Option<Value>,
+    },
+}
+
+/// What a part leaves behind in a variable.
+#[derive(Debug, Clone)]
+pub(super) enum Write {
+    Value(Value),
+    Names(Arc<Held>),
+}
+
+/// The variable of a loop and the loop itself, while one of its items is rendered.
+#[derive(Debug)]
+struct Turn {
+    name: usize,
+    item: Value,
+    around: Value,
+}
+
+#[derive(Debug)]
+struct Inner {
+    slots: Vec<Slot>,
+    turn: Option<Turn>,
+}
+
+/// The variables of one rendering, which the engine looks names up in.
+#[derive(Debug)]
+pub(super) struct Scope {
+    names: Arc<Names>,
+    loop_name: Option<usize>,
+    inner: Mutex<Inner>,
+    reads: Arc<Reads>,
+}
+
+impl Object for Scope {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.get_value_by_str(key.as_str()?)
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
+        let name = self.names.find(key)?;
+        let mut inner = locked(&self.inner);
+        if let Some(turn) = &inner.turn {
+            if turn.name == name {
+                return Some(turn.item.clone());
+            }
+            if self.loop_name == Some(name) {
+                return Some(turn.around.clone());
+            }
+        }
+        let (read, found) = match inner.slots.get_mut(name)? {
+            Slot::Absent => (Read::Absent(name), None),
+            Slot::List(list) => {
+                (Read::List(name, list.repr), Some(Value::from_dyn_object(Arc::clone(list))))
+            }
+            Slot::Names { held, live } => {
+                let found = live.clone().or_else(|| held.namespace());
+                live.clone_from(&found);
+                (Read::Names(name, Arc::clone(held)), found)
+            }
+            Slot::Plain(value) => {
+                let found = Some(value.clone());
+                match (number(value), is_scalar(value)) {
+                    (Some(number), _) => (Read::Object(name, number), found),
+                    (None, true) => (Read::Value(name, value.clone()), found),
+                    (None, false) => {
+                        self.reads.spoil();
+                        return found;
+                    }
+                }
+            }
+        };
+        drop(inner);
+        if matches!(&read, Read::Names(_, held) if !held.comparable) {
+            self.reads.spoil();
+        }
+        self.reads.push(read);
+        found
+    }
+}
+
+impl Scope {
+    pub(super) fn new(names: Arc<Names>) -> Self {
+        let slots = vec![Slot::Absent; names.0.len()];
+        Self {
+            loop_name: names.find("loop"),
+            names,
+            inner: Mutex::new(Inner { slots, turn: None }),
+            reads: Arc::default(),
+        }
+    }
+
+    /// Defines a variable, if the template mentions it.
+    pub(super) fn define(&self, name: &str, value: Value) {
+        if let Some(name) = self.names.find(name) {
+            let slot = match self.list_of(name, &value) {
+                Some(list) => Slot::List(list),
+                None => Slot::Plain(value),
+            };
+            locked(&self.inner).slots[name] = slot;
+        }
+    }
+
+    /// The list under a name, if there is one.
+    pub(super) fn list(&self, name: usize) -> Option<Arc<List>> {
+        match &locked(&self.inner).slots[name] {
+            Slot::List(list) => Some(Arc::clone(list)),
+            _ => None,
+        }
+    }
+
+    /// Begins a part, or an item of a loop.
+    pub(super) fn begin(&self, turn: Option<(usize, &Arc<List>, usize)>) {
+        *locked(&self.reads.0) = Some(Vec::new());
+        locked(&self.inner).turn = turn.map(|(name, list, index)| Turn {
+            name,
+            item: list.items[index].clone(),
+            around: Value::from_object(Loop {
+                list: Arc::clone(list),
+                index,
+                reads: Arc::clone(&self.reads),
+            }),
+        });
+    }
+
+    /// What the part read, if that can be compared, and the namespaces that it changed; nothing at all if it left
+    /// something in one that parts can't share.
+    pub(super) fn end(&self) -> Option<(Option<Vec<Read>>, Vec<(usize, Write)>)> {
+        let mut inner = locked(&self.inner);
+        inner.turn = None;
+        let mut writes = Vec::new();
+        let mut comparable = true;
+        for (name, slot) in inner.slots.iter_mut().enumerate() {
+            let Slot::Names { held, live: Some(live) } = slot else { continue };
+            let now = Held::of(live)?;
+            if !now.same(held) {
+                comparable &= now.comparable;
+                *held = Arc::new(now);
+                writes.push((name, Write::Names(Arc::clone(held))));
+            }
+        }
+        let reads = locked(&self.reads.0).take().filter(|_| comparable);
+        Some((reads, writes))
+    }
+
+    /// Takes over the variables that a part has set; nothing if parts can't share one. Whether all of them can be
+    /// set again from what is added to `writes`.
+    pub(super) fn export(
+        &self,
+        state: &State<'_, '_>,
+        is_macro: impl Fn(&str) -> bool,
+        sample: &Value,
+        writes: &mut Vec<(usize, Write)>,
+    ) -> Option<bool> {
+        let mut repeatable = true;
+        // The engine does not list names with a leading underscore, which are variables all the same.
+        let hidden = self.names.hidden();
+        let exports = state.exports();
+        for exported in exports.into_iter().chain(hidden) {
+            if is_macro(exported) {
+                continue;
+            }
+            let name = self.names.find(exported)?;
+            let Some(value) = state.lookup(exported) else { continue };
+            let (slot, write) = self.exported(name, value, sample)?;
+            repeatable &= write.is_some();
+            writes.retain(|(written, _)| *written != name);
+            writes.extend(write.map(|write| (name, write)));
+            locked(&self.inner).slots[name] = slot;
+        }
+        Some(repeatable)
+    }
+
+    fn exported(&self, name: usize, value: Value, sample: &Value) -> Option<(Slot, Option<Write>)> {
+        if is_scalar(&value) || number(&value).is_some() {
+            return Some((Slot::Plain(value.clone()), Some(Write::Value(value))));
+        }
+        let type_of = |value: &Value| value.as_object().map(|object| object.type_name());
+        if type_of(&value) == type_of(sample) {
+            let held = Arc::new(Held::of(&value)?);
+            let write = held.comparable.then(|| Write::Names(Arc::clone(&held)));
+            return Some((Slot::Names { held, live: Some(value) }, write));
+        }
+        if let Some(list) = self.list_of(name, &value) {
+            return Some((Slot::List(list), None));
+        }
+        is_contained(&value, DEPTH_MAX, &mut CONTAINED_MAX.clone())
+            .then_some((Slot::Plain(value), None))
+    }
+
+    /// Whether a part that read this would read the same now.
+    pub(super) fn holds(&self, reads: &[Read], turn: Option<(&List, usize)>) -> bool {
+        let inner = locked(&self.inner);
+        reads.iter().all(|read| inner.holds(read, turn))
+    }
+
+    /// Does what a part did when it ran.
+    pub(super) fn apply(&self, writes: &[(usize, Write)]) {
+        let mut inner = locked(&self.inner);
+        for (name, write) in writes {
+            inner.slots[*name] = match write {
+                Write::Value(value) => Slot::Plain(value.clone()),
+                Write::Names(held) => Slot::Names { held: Arc::clone(held), live: None },
+            };
+        }
+    }
+
+    fn list_of(&self, name: usize, value: &Value) -> Option<Arc<List>> {
+        if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+            return None;
+        }
+        let repr = value.as_object()?.repr();
+        let length = value.len()?;
+        if length > crate::limits::MESSAGES_MAX * 2 {
+            return None;
+        }
+        let mut items = Vec::with_capacity(length);
+        let mut numbers = Vec::with_capacity(length);
+        for item in value.try_iter().ok()? {
+            numbers.push(number(&item)?);
+            items.push(item);
+        }
+        let reads = Arc::clone(&self.reads);
+        (length == items.len()).then(|| {
+            Arc::new(List { name, items: items.into(), numbers: numbers.into(), repr, reads })
+        })
+    }
+}
+
+impl Inner {
+    fn holds(&self, read: &Read, turn: Option<(&List, usize)>) -> bool {
+        let list = |name: usize| match &self.slots[name] {
+            Slot::List(list) => Some(list),
+            _ => None,
+        };
+        match read {
+            Read::Absent(name) => matches!(self.slots[*name], Slot::Absent),
+            Read::Value(name, seen) => {
+                matches!(&self.slots[*name], Slot::Plain(value) if same(value, seen))
+            }
+            Read::Object(name, seen) => {
+                matches!(&self.slots[*name], Slot::Plain(value) if number(value) == Some(*seen))
+            }
+            Read::List(name, repr) => list(*name).is_some_and(|list| list.repr == *repr),
+            Read::Names(name, seen) => matches!(&self.slots[*name], Slot::Names { held, .. }
+                if Arc::ptr_eq(held, seen) || held.same(seen)),
+            Read::Item(name, index, seen) => list(*name).is_some_and(|l| l.number(*index) == *seen),
+            Read::Length(name, seen) => list(*name).is_some_and(|list| list.items.len() == *seen),
+            Read::Filled(name, seen) => {
+                list(*name).is_some_and(|list| list.items.is_empty() != *seen)
+            }
+            Read::All(name, seen) => list(*name).is_some_and(|list| list.numbers == *seen),
+            Read::Loop(counter, seen) => {
+                turn.is_some_and(|(list, index)| counter.count(index, list.items.len()) == *seen)
+            }
+            Read::Beside(next, seen) => {
+                turn.is_some_and(|(list, index)| list.number(beside(index, *next)) == *seen)
+            }
+        }
+    }
+}
+
+/// The place beside another; none before the first.
+fn beside(index: usize, next: bool) -> usize {
+    if next { index + 1 } else { index.wrapping_sub(1) }
+}
+
+/// A list of messages or tools.
+#[derive(Debug)]
+pub(super) struct List {
+    /// The variable that holds it.
+    name: usize,
+    pub(super) items: Arc<[Value]>,
+    numbers: Arc<[u64]>,
+    /// What the engine takes it for.
+    repr: ObjectRepr,
+    reads: Arc<Reads>,
+}
+
+impl List {
+    fn number(&self, index: usize) -> u64 {
+        self.numbers.get(index).copied().unwrap_or(0)
+    }
+}
+
+impl Object for List {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        self.repr
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        let index = key.as_usize()?;
+        self.reads.push(Read::Item(self.name, index, self.number(index)));
+        self.items.get(index).cloned()
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        self.reads.push(Read::All(self.name, Arc::clone(&self.numbers)));
+        let items = Arc::clone(&self.items);
+        Enumerator::Iter(Box::new((0..items.len()).map(move |index| items[index].clone())))
+    }
+
+    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
+        self.reads.push(Read::Length(self.name, self.items.len()));
+        Some(self.items.len())
+    }
+
+    fn is_true(self: &Arc<Self>) -> bool {
+        self.reads.push(Read::Filled(self.name, !self.items.is_empty()));
+        !self.items.is_empty()
+    }
+}
+
+impl Counter {
+    fn count(self, index: usize, length: usize) -> usize {
+        match self {
+            Counter::Index => index + 1,
+            Counter::Index0 => index,
+            Counter::Rest => length - index,
+            Counter::Rest0 => length - index - 1,
+            Counter::Length => length,
+            Counter::First => usize::from(index == 0),
+            Counter::Last => usize::from(index + 1 == length),
+        }
+    }
+}
+
+/// The variable `loop`.
+#[derive(Debug)]
+struct Loop {
+    list: Arc<List>,
+    index: usize,
+    reads: Arc<Reads>,
+}
+
+impl Object for Loop {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.get_value_by_str(key.as_str()?)
+    }
+
+    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
+        let counter = match key {
+            "index" => Counter::Index,
+            "index0" => Counter::Index0,
+            "revindex" => Counter::Rest,
+            "revindex0" => Counter::Rest0,
+            "length" => Counter::Length,
+            "first" => Counter::First,
+            "last" => Counter::Last,
+            "depth" => return Some(Value::from(1)),
+            "depth0" => return Some(Value::from(0)),
+            "previtem" | "nextitem" => {
+                let next = key == "nextitem";
+                let place = beside(self.index, next);
+                self.reads.push(Read::Beside(next, self.list.number(place)));
+                return Some(self.list.items.get(place).cloned().unwrap_or_default());
+            }
+            _ => return None,
+        };
+        let count = counter.count(self.index, self.list.items.len());
+        self.reads.push(Read::Loop(counter, count));
+        Some(match counter {
+            Counter::First | Counter::Last => Value::from(count == 1),
+            _ => Value::from(count),
+        })
+    }
+}
+
+/// The number of an object that is known by it.
+fn number(value: &Value) -> Option<u64> {
+    value.downcast_object_ref::<Dict>().map(|dict| dict.number)
+}
+
+/// Whether a value is compared by its content.
+fn is_scalar(value: &Value) -> bool {
+    match value.kind() {
+        ValueKind::Undefined | ValueKind::None | ValueKind::Bool | ValueKind::String => true,
+        ValueKind::Number => value.is_integer(),
+        _ => false,
+    }
+}
+
+fn same(a: &Value, b: &Value) -> bool {
+    a.kind() == b.kind()
+        && match a.kind() {
+            ValueKind::Undefined | ValueKind::None => true,
+            ValueKind::Bool => a.is_true() == b.is_true(),
+            ValueKind::Number => a.is_integer() && b.is_integer() && a == b,
+            ValueKind::String => {
+                let texts = a.as_str().zip(b.as_str());
+                a.is_safe() == b.is_safe()
+                    && texts.is_some_and(|(a, b)| {
+                        a.len() == b.len() && (a.as_ptr() == b.as_ptr() || a == b)
+                    })
+            }
+            _ => false,
+        }
+}
+
+/// Whether a value holds nothing that may change or that belongs to one part, such as a macro.
+fn is_contained(value: &Value, depth: usize, left: &mut usize) -> bool {
+    let Some(rest) = left.checked_sub(1) else { return false };
+    *left = rest;
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            depth > 0
+                && value.len().is_some()
+                && value
+                    .try_iter()
+                    .is_ok_and(|mut items| items.all(|item| is_contained(&item, depth - 1, left)))
+        }
+        ValueKind::Map if number(value).is_some() => true,
+        ValueKind::Map => {
+            depth > 0
+                && value.try_iter().is_ok_and(|mut keys| {
+                    keys.all(|key| {
+                        let member = value.get_item(&key);
+                        member.is_ok_and(|member| is_contained(&member, depth - 1, left))
+                    })
+                })
+        }
+        ValueKind::Plain | ValueKind::Invalid => false,
+        _ => true,
+    }
+}
