@@ -50,7 +50,8 @@ fn cost(
     let mut costs = Vec::with_capacity(ROUNDS);
     for round in 0..2 * ROUNDS {
         if conversation.messages.len() >= messages {
-            conversation.messages.truncate(messages - 4);
+            // An odd number of messages ends with a result.
+            conversation.messages.truncate((messages - 4) | 1);
         }
         say(&mut conversation, bytes);
         let mut turn = conversation.clone();

@@ -282,7 +282,13 @@ fn sentinel_tool() -> Tool {
 
 /// Length in bytes of the longest common prefix, at a character boundary.
 fn shared_prefix(a: &str, b: &str) -> usize {
-    let equal = a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+    /// Compared at once, which is many times faster than one by one.
+    const STEP: usize = 256;
+    let steps = a.as_bytes().chunks(STEP).zip(b.as_bytes().chunks(STEP));
+    let start = STEP * steps.take_while(|(x, y)| x == y).count();
+    let start = start.min(a.len()).min(b.len());
+    let rest = a.as_bytes()[start..].iter().zip(&b.as_bytes()[start..]);
+    let equal = start + rest.take_while(|(x, y)| x == y).count();
     (0..=equal).rev().find(|end| a.is_char_boundary(*end)).unwrap_or(0)
 }
 
