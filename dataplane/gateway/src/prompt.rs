@@ -46,7 +46,7 @@ pub(crate) fn prepare(
         rendered.breakpoints.iter().map(|b| (b.end_bytes, b.ttl_ms)).collect();
     marks.sort_unstable();
     let offsets: Vec<usize> = marks.iter().map(|m| m.0).collect();
-    let encoded = card.tokenizer.encode(tenant.as_str(), &rendered.text, &offsets)?;
+    let encoded = card.tokenizer.encode_pieces(tenant.as_str(), &rendered.text, &offsets)?;
     let salt = request.hints.cache_salt.as_deref().unwrap_or_default();
     let model = format!("{}@{}", card.name, card.revision);
     let key = BlockHashKey::new(key);

@@ -301,7 +301,7 @@ proptest! {
                     let whole = whole.map(|text| {
                         if options.continue_final { hf::cut_after_final(text, &turn) } else { text }
                     });
-                    let text = shared.as_ref().map(|rendered| rendered.text.clone());
+                    let text = shared.as_ref().map(|rendered| rendered.text.clone().into_string());
                     prop_assert_eq!(&text.map_err(Clone::clone), &whole, "{}", name);
                     prop_assert_eq!(&again, &shared, "{}", name);
                     prop_assert_eq!(template.part_counts().differed, 0, "{}", name);
