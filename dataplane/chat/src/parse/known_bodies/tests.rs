@@ -542,3 +542,31 @@ fn no_more_is_kept_than_there_is_room_for() {
     parse(Endpoint::Chat, body.as_bytes(), options).unwrap();
     assert_eq!(known.bytes(), before, "many small texts");
 }
+
+#[test]
+fn what_several_read_at_once_is_what_each_would_read() {
+    let known = room();
+    let start = talk(Endpoint::Responses, 5);
+    std::thread::scope(|threads| {
+        for thread in 0..4 {
+            let (options, mut items) = (memory(&known, "a"), start.clone());
+            threads.spawn(move || {
+                for turn in 0..60 {
+                    if turn % 20 == 19 {
+                        items.truncate(16);
+                    }
+                    let call = json!({"type": "function_call", "call_id": "c", "name": format!("f{thread}"), "arguments": "{}"});
+                    items.push(call.to_string());
+                    read_both(Endpoint::Responses, &body_of(Endpoint::Responses, &items), &options).unwrap();
+                }
+            });
+        }
+    });
+    let texts: Vec<String> =
+        known.with(|bodies| bodies.kept.values().map(|kept| kept.body.text.clone()).collect());
+    for text in texts {
+        // A text that nobody sent would not be one body.
+        read_both(Endpoint::Responses, &text, &memory(&known, "a")).unwrap();
+    }
+    assert!(known.with(|bodies| bodies.is_whole()));
+}
