@@ -329,6 +329,9 @@ proptest! {
             if client.choices.below(10) == 0 {
                 options.media = Media::Refuse;
             }
+            if client.endpoint.is_anthropic() {
+                client.endpoint = ENDPOINTS[2 + client.choices.below(2)];
+            }
             let mut body = client.body();
             read_both(client.endpoint, &body, &options).ok();
             if client.choices.below(4) == 0 {
