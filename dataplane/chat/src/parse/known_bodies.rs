@@ -303,6 +303,20 @@ struct Made {
 }
 
 impl<'b> New<'b> {
+    fn find(
+        memory: &BodyMemory,
+        bytes: &'b [u8],
+        endpoint: Endpoint,
+        options: &ParseOptions,
+    ) -> New<'b> {
+        let reading = Reading::of(&memory.tenant, endpoint, options);
+        let names = names(bytes, reading.seed());
+        let found = memory.known.with(|bodies| bodies.find(&names, &reading));
+        let shared =
+            found.as_ref().map_or(0, |(_, known)| shared_bytes(bytes, known.text.as_bytes()));
+        New { bytes, names, reading, found, shared }
+    }
+
     /// Reads a body and remembers it; `None` if there is anything wrong or special with it.
     fn read(
         memory: &BodyMemory,
@@ -311,12 +325,7 @@ impl<'b> New<'b> {
         options: &ParseOptions,
         build: Build,
     ) -> Option<Request> {
-        let reading = Reading::of(&memory.tenant, endpoint, options);
-        let names = names(bytes, reading.seed());
-        let found = memory.known.with(|bodies| bodies.find(&names, &reading));
-        let shared =
-            found.as_ref().map_or(0, |(_, known)| shared_bytes(bytes, known.text.as_bytes()));
-        let mut new = New { bytes, names, reading, found, shared };
+        let mut new = New::find(memory, bytes, endpoint, options);
         let made = match new.made(endpoint, options, build)? {
             Ok(made) => made,
             Err(Unfit) => {
