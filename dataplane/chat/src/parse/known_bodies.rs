@@ -6,8 +6,8 @@
 //! a hint: a request is the same as it is without, and so is every complaint.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::{fmt, mem};
 
 use super::prefix::{names, names_within, seed, shared_bytes};
 use super::split::{Places, Shape, Split};
@@ -127,6 +127,9 @@ struct Bodies {
     bytes: usize,
     /// Counts ids and uses.
     count: u64,
+    /// The text of one that left, for the next that comes: a fresh one of this length comes in pages that the system
+    /// has to clear.
+    spare: String,
 }
 
 impl Bodies {
@@ -157,6 +160,20 @@ impl Bodies {
         self.bytes -= bytes;
         self.by_use.remove(&used);
         Some(body)
+    }
+
+    /// Takes a body out if it is still the one of that id.
+    fn take_this(&mut self, id: u64, body: &Arc<KnownBody>) -> bool {
+        let same = self.kept.get(&id).is_some_and(|kept| Arc::ptr_eq(&kept.body, body));
+        same && self.take(id).is_some()
+    }
+
+    /// Room for a text of that length, without much that is left over.
+    fn room_for(&mut self, length: usize) -> String {
+        let fits = (length..=2 * length).contains(&self.spare.capacity());
+        let mut room = if fits { mem::take(&mut self.spare) } else { String::new() };
+        room.clear();
+        room
     }
 
     fn unname(&mut self, id: u64, names: &[u64]) {
@@ -286,6 +303,20 @@ struct Made {
 }
 
 impl<'b> New<'b> {
+    fn find(
+        memory: &BodyMemory,
+        bytes: &'b [u8],
+        endpoint: Endpoint,
+        options: &ParseOptions,
+    ) -> New<'b> {
+        let reading = Reading::of(&memory.tenant, endpoint, options);
+        let names = names(bytes, reading.seed());
+        let found = memory.known.with(|bodies| bodies.find(&names, &reading));
+        let shared =
+            found.as_ref().map_or(0, |(_, known)| shared_bytes(bytes, known.text.as_bytes()));
+        New { bytes, names, reading, found, shared }
+    }
+
     /// Reads a body and remembers it; `None` if there is anything wrong or special with it.
     fn read(
         memory: &BodyMemory,
@@ -294,12 +325,7 @@ impl<'b> New<'b> {
         options: &ParseOptions,
         build: Build,
     ) -> Option<Request> {
-        let reading = Reading::of(&memory.tenant, endpoint, options);
-        let names = names(bytes, reading.seed());
-        let found = memory.known.with(|bodies| bodies.find(&names, &reading));
-        let shared =
-            found.as_ref().map_or(0, |(_, known)| shared_bytes(bytes, known.text.as_bytes()));
-        let mut new = New { bytes, names, reading, found, shared };
+        let mut new = New::find(memory, bytes, endpoint, options);
         let made = match new.made(endpoint, options, build)? {
             Ok(made) => made,
             Err(Unfit) => {
@@ -338,36 +364,42 @@ impl<'b> New<'b> {
         let Notes { mut turns, prompt, offered, .. } = notes;
         let Some(last) = turns.seal() else { return };
         names.truncate(names_within(last.end));
-        let from =
-            found.as_ref().map_or(0, |(_, body)| body.text.floor_char_boundary(shared_bytes));
-        let Ok(rest) = str::from_utf8(bytes.get(from..).unwrap_or_default()) else { return };
-        let (mut text, mut before) = (String::new(), None);
+        let (mut text, mut before) = (None, None);
         if let Some((id, body)) = found {
             let (new, old) = (turns.marks.len(), body.turns.marks.len());
             if shared == new && new <= old {
                 return; // It has all of this one.
             }
-            if shared == old || shared + LOST_ITEMS_MAX >= old && new > old {
-                drop(body);
-                if let Some(body) = known.with(|bodies| bodies.take(id)) {
-                    // Its text is used again, unless somebody else reads beside it.
-                    let names = body.names.clone();
-                    text = Arc::try_unwrap(body).map_or_else(|b| b.text.clone(), |b| b.text);
-                    before = Some((id, names));
-                }
-            } else {
-                body.text[..from].clone_into(&mut text);
+            let goes_on = shared == old || shared + LOST_ITEMS_MAX >= old && new > old;
+            // Unless somebody else was quicker to put another in its place.
+            if goes_on && known.with(|bodies| bodies.take_this(id, &body)) {
+                before = Some((id, body.names.clone()));
+                // Its text is used again, unless somebody else reads beside it.
+                text = Arc::into_inner(body).map(|body| body.text);
             }
         }
-        text.truncate(from);
+        let mut text = match text {
+            Some(mut text) => {
+                text.truncate(text.floor_char_boundary(shared_bytes));
+                text
+            }
+            None => known.with(|bodies| bodies.room_for(bytes.len())),
+        };
+        let Ok(rest) = str::from_utf8(bytes.get(text.len()..).unwrap_or_default()) else {
+            // All of it was read, so that it is text; if it were not, nothing may be found by its names.
+            return known
+                .with(|bodies| before.iter().for_each(|(id, names)| bodies.unname(*id, names)));
+        };
         if text.capacity() < bytes.len() {
             // Room for a few turns, rather than for as much again.
-            text.reserve_exact(rest.len() + from / ROOM_SHARE);
+            text.reserve_exact(rest.len() + text.len() / ROOM_SHARE);
         }
         text.push_str(rest);
         let body = KnownBody { reading, text, places, turns, prompt, offered, names };
         let left = known.with(|bodies| bodies.put(body, before, known.bytes_max));
-        drop(left);
+        if let Some(body) = left.into_iter().filter_map(Arc::into_inner).last() {
+            known.with(|bodies| bodies.spare = body.text);
+        }
     }
 }
 

@@ -270,7 +270,7 @@ fn offered(
         echoed = add(request)?;
         Ok(Arc::clone(&echoed))
     })?;
-    notes.offered = offered.map(Arc::new);
+    notes.offered = Some(Arc::new(offered));
     Ok(echoed)
 }
 

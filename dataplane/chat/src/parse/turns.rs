@@ -113,12 +113,11 @@ impl Offered {
         }
     }
 
-    /// Reads tools by `add`, apart from what a request had to say before; `None` if more was to be said than there is
-    /// room for.
+    /// Reads tools by `add`, apart from what a request had to say before.
     pub(super) fn read(
         request: &mut Request,
         add: impl FnOnce(&mut Request) -> Result<Arc<Vec<Value>>, ApiError>,
-    ) -> Result<Option<Offered>, ApiError> {
+    ) -> Result<Offered, ApiError> {
         let warnings = mem::take(&mut request.warnings);
         let told = mem::take(&mut request.told);
         let echoed = add(request)?;
@@ -129,7 +128,7 @@ impl Offered {
         let told = mem::replace(&mut request.told, told);
         let offered = Offered { tools, echoed, warnings, told, bytes };
         offered.say(request);
-        Ok(Some(offered).filter(|offered| offered.warnings.len() < WARNINGS_MAX))
+        Ok(offered)
     }
 }
 
@@ -182,7 +181,8 @@ pub(super) fn read(
         let path = Path::ROOT.member(items.name).item(items.shared + at);
         add(&Node { value, path }, request)?;
         notes.turns.told.append(&mut request.told);
-        open = open && is_sayable(request, &before);
+        // Later items are read by the tools that this one brought.
+        open = open && Arc::ptr_eq(&request.conversation.tools, &before.tools);
         if open {
             note(*end, request, &before, &mut notes.turns);
         }
@@ -238,14 +238,6 @@ fn out_of_step() -> ApiError {
     ApiError::new(ErrorKind::Internal, "the body has to be read whole")
 }
 
-/// Whether all that items have done so far can be said again.
-fn is_sayable(request: &Request, before: &Before) -> bool {
-    Arc::ptr_eq(&request.conversation.tools, &before.tools)
-        // Past a limit, things may have been left out that another body would have room for.
-        && request.warnings.len() < WARNINGS_MAX
-        && request.referenced_tools.len() < TOOLS_MAX
-}
-
 fn note(end: usize, request: &Request, before: &Before, turns: &mut Turns) {
     let messages = &request.conversation.messages;
     let last = turns.marks.last().copied().unwrap_or_default();
@@ -291,6 +283,7 @@ fn keep(items: &Items<'_>, request: &Request, before: &Before, turns: &mut Turns
 fn restore(before: Before, request: &mut Request, notes: &Notes) -> Result<(), ApiError> {
     let referenced = mem::replace(&mut request.referenced_tools, before.referenced);
     if referenced.len() >= TOOLS_MAX {
+        // There may be others that this body alone had room for.
         return Err(out_of_step());
     }
     for name in referenced {

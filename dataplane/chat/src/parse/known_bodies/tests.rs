@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::ir::Conversation;
+use crate::ir::{Content, Conversation};
 use crate::parse::parse;
 use crate::seal::{Seal, Sealer, seal};
 
@@ -329,6 +329,9 @@ proptest! {
             if client.choices.below(10) == 0 {
                 options.media = Media::Refuse;
             }
+            if client.endpoint.is_anthropic() {
+                client.endpoint = ENDPOINTS[2 + client.choices.below(2)];
+            }
             let mut body = client.body();
             read_both(client.endpoint, &body, &options).ok();
             if client.choices.below(4) == 0 {
@@ -541,4 +544,99 @@ fn no_more_is_kept_than_there_is_room_for() {
     let body = body_of(Endpoint::Chat, &[small]);
     parse(Endpoint::Chat, body.as_bytes(), options).unwrap();
     assert_eq!(known.bytes(), before, "many small texts");
+}
+
+#[test]
+fn calls_have_the_names_that_their_tools_have_now() {
+    let options = memory(&room(), "a");
+    let space = |name: &str| json!({"type": "namespace", "name": name, "tools": [{"type": "function", "name": "f"}]});
+    let asked = json!({"role": "user", "content": "a question, ".repeat(50)});
+    let call = json!({"type": "function_call", "call_id": "c", "name": "f", "namespace": "b", "arguments": "{}"});
+    for (tools, name) in [
+        (json!([space("b")]), "f"),
+        (json!([space("a"), space("b")]), "b__f"),
+        (json!([space("a"), space("b")]), "b__f"),
+        (json!([space("b")]), "f"),
+    ] {
+        let body = format!(r#"{{"model": "m", "input": [{asked}, {call}], "tools": {tools}}}"#);
+        let read = read_both(Endpoint::Responses, &body, &options).unwrap();
+        let called = &read.conversation.messages[1].blocks[0].content;
+        assert!(matches!(called, Content::ToolCall { name: n, .. } if n == name), "{called:?}");
+    }
+}
+
+#[test]
+fn warnings_past_the_limit_leave_room_for_none_and_come_where_there_is_room() {
+    let image = json!({"role": "user", "content": [{"type": "image_url"}, "a text beside it"]});
+    let items = vec![image.to_string(); 40];
+    let read = |options: &ParseOptions, end: usize, hints: usize| {
+        let hints: Vec<String> = (0..hints).map(|n| format!(r#""riddle {n}": 1"#)).collect();
+        let (items, hints) = (items[..end].join(","), hints.join(","));
+        let body = format!(r#"{{"model": "m", "messages": [{items}], "nvext": {{{hints}}}}}"#);
+        read_both(Endpoint::Chat, &body, options).unwrap()
+    };
+    let options = memory(&room(), "a");
+    for (end, hints) in
+        [(20, 20), (40, 0), (40, 20), (35, 3), (36, 40), (40, 3), (31, 0), (32, 1), (33, 0)]
+    {
+        let read = read(&options, end, hints);
+        assert_eq!(read.warnings.len(), (end + hints).min(crate::limits::WARNINGS_MAX));
+    }
+}
+
+#[test]
+fn a_body_that_was_overtaken_does_not_take_anothers_place() {
+    let known = room();
+    let options = memory(&known, "a");
+    let start = talk(Endpoint::Chat, 9);
+    let on = |word: &str| {
+        let mut items = start.clone();
+        items.push(json!({"role": "user", "content": word.repeat(3)}).to_string());
+        items.push(json!({"role": "assistant", "content": "well"}).to_string());
+        body_of(Endpoint::Chat, &items)
+    };
+    let bodies = [body_of(Endpoint::Chat, &start), on("quick"), on("slow")];
+    read_both(Endpoint::Chat, &bodies[0], &options).unwrap();
+    let slow = bodies[2].as_bytes();
+    let new = New::find(options.bodies.as_ref().unwrap(), slow, Endpoint::Chat, &options);
+    let Some(Ok(made)) = new.made(Endpoint::Chat, &options, crate::parse::chat::build) else {
+        panic!("a good body")
+    };
+    read_both(Endpoint::Chat, &bodies[1], &options).unwrap();
+    new.keep(&known, made.notes, made.places, made.shared);
+    let kept = known
+        .with(|bodies| bodies.kept.values().map(|kept| kept.body.text.clone()).collect::<Vec<_>>());
+    assert_eq!(kept.len(), 2);
+    assert!(kept.iter().all(|text| bodies.contains(text)));
+    for body in &bodies {
+        read_both(Endpoint::Chat, body, &options).unwrap();
+    }
+}
+
+#[test]
+fn what_several_read_at_once_is_what_each_would_read() {
+    let known = room();
+    let start = talk(Endpoint::Responses, 5);
+    std::thread::scope(|threads| {
+        for thread in 0..4 {
+            let (options, mut items) = (memory(&known, "a"), start.clone());
+            threads.spawn(move || {
+                for turn in 0..60 {
+                    if turn % 20 == 19 {
+                        items.truncate(16);
+                    }
+                    let call = json!({"type": "function_call", "call_id": "c", "name": format!("f{thread}"), "arguments": "{}"});
+                    items.push(call.to_string());
+                    read_both(Endpoint::Responses, &body_of(Endpoint::Responses, &items), &options).unwrap();
+                }
+            });
+        }
+    });
+    let texts: Vec<String> =
+        known.with(|bodies| bodies.kept.values().map(|kept| kept.body.text.clone()).collect());
+    for text in texts {
+        // A text that nobody sent would not be one body.
+        read_both(Endpoint::Responses, &text, &memory(&known, "a")).unwrap();
+    }
+    assert!(known.with(|bodies| bodies.is_whole()));
 }
