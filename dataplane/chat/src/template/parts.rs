@@ -20,8 +20,10 @@ use crate::limits::{PROMPT_BYTES_MAX, TEMPLATE_STEPS_MAX};
 
 /// Most renderings of a part outside of loops that are kept.
 const KEPT_MAX: usize = 32;
-/// The longest of them, in bytes.
-const KEPT_BYTES_MAX: usize = 256 << 10;
+/// How much text of one part is kept.
+const KEPT_BYTES_MAX: usize = 2 << 20;
+/// The longest text that is.
+const KEPT_TEXT_BYTES_MAX: usize = 256 << 10;
 /// Most renderings that are kept beside one message.
 const KEPT_BESIDE_MAX: usize = 6;
 /// Most of them that are of one part: as the last message, and as one that others follow.
@@ -222,11 +224,17 @@ impl Rendering<'_> {
         self.scope.begin(None);
         let ran = self.run(template, true)?;
         self.push(Arc::clone(&ran.text), ran.steps)?;
-        if let Some(reads) = ran.reads.filter(|_| ran.text.len() <= KEPT_BYTES_MAX) {
+        if let Some(reads) = ran.reads.filter(|_| ran.text.len() <= KEPT_TEXT_BYTES_MAX) {
             let Ran { text, steps, writes, .. } = ran;
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.truncate(KEPT_MAX - 1);
             kept.push_front(Arc::new(Kept { part: number, reads, text, writes, steps }));
+            let mut bytes = 0;
+            let room = kept.iter().take(KEPT_MAX).take_while(|kept| {
+                bytes += kept.text.len();
+                bytes <= KEPT_BYTES_MAX
+            });
+            let room = room.count();
+            kept.truncate(room);
         }
         Some(())
     }

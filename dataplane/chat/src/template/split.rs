@@ -88,7 +88,6 @@ struct Open {
 struct Cutter<'s> {
     source: &'s str,
     tags: &'s [Tag<'s>],
-    /// By name: the definition, and the names in it.
     macros: Macros<'s>,
     parts: Vec<Source>,
     /// How many lists were given a name.
@@ -109,7 +108,8 @@ impl<'s> Cutter<'s> {
             self.close(&open, statement.first);
             return Some(after);
         }
-        if let Some((item, list)) = looped(&self.tags[statement.first..=statement.last]) {
+        let all = statement.first..=statement.last;
+        if let Some((item, list)) = looped(&self.tags[all]).filter(|l| !self.encloses(l.0)) {
             self.close(&open, statement.first);
             let list = self.named(list);
             let inner = &self.source[first.at.end..last.at.start];
@@ -148,6 +148,11 @@ impl<'s> Cutter<'s> {
         Source::Once(format!("{macros}{}{text}{suffix}", open.prefix))
     }
 
+    /// Whether a macro reads a variable of this name that is not its own: defined in a loop it would see the loop's.
+    fn encloses(&self, item: &str) -> bool {
+        self.macros.values().any(|macros| macros.free.contains(item))
+    }
+
     /// The name of a list, given to it in a part of its own if it has none.
     fn named(&mut self, list: &str) -> String {
         if list.chars().all(|c| c.is_alphanumeric() || c == '_') {
@@ -164,14 +169,14 @@ impl<'s> Cutter<'s> {
         let mut wanted: Vec<&str> = self.tags[tags].iter().flat_map(names_of).collect();
         let mut used = BTreeSet::new();
         while let Some(name) = wanted.pop() {
-            if let Some((_, inner)) = self.macros.get(name)
+            if let Some(found) = self.macros.get(name)
                 && used.insert(name)
             {
-                wanted.extend(inner);
+                wanted.extend(&found.free);
             }
         }
         // In the order of the source, so that what one definition encloses of another is there.
-        let mut texts: Vec<&str> = used.iter().map(|name| self.macros[name].0).collect();
+        let mut texts: Vec<&str> = used.iter().map(|name| self.macros[name].text).collect();
         texts.sort_by_key(|text| text.as_ptr());
         texts.concat()
     }
@@ -271,7 +276,14 @@ fn assigns(tag: &Tag<'_>) -> bool {
     text.split_once('=').is_some_and(|(target, _)| !target.contains(['|', '"', '\'']))
 }
 
-type Macros<'s> = BTreeMap<&'s str, (&'s str, BTreeSet<&'s str>)>;
+type Macros<'s> = BTreeMap<&'s str, Macro<'s>>;
+
+struct Macro<'s> {
+    /// Its definition.
+    text: &'s str,
+    /// The names in it that are none of its arguments.
+    free: BTreeSet<&'s str>,
+}
 
 /// The macros of a template, if each is defined once and before it is used.
 fn macros<'s>(source: &'s str, tags: &[Tag<'s>], statements: &[Statement]) -> Option<Macros<'s>> {
@@ -281,11 +293,13 @@ fn macros<'s>(source: &'s str, tags: &[Tag<'s>], statements: &[Statement]) -> Op
         if first.keyword() != "macro" {
             continue;
         }
-        let name = first.names().get(1)?.text;
+        let name = names_of(first).nth(1)?;
         let text = &source[first.at.start..last.at.end];
-        let inner = tags[statement.first..=statement.last].iter().flat_map(names_of).collect();
+        let own: Vec<&str> = names_of(first).collect();
+        let inner = tags[statement.first + 1..statement.last].iter().flat_map(names_of);
+        let free = inner.filter(|name| *name == own[1] || !own.contains(name)).collect();
         let early = tags[..statement.first].iter().flat_map(names_of).any(|used| used == name);
-        if early || macros.insert(name, (text, inner)).is_some() {
+        if early || macros.insert(name, Macro { text, free }).is_some() {
             return None;
         }
     }

@@ -50,10 +50,8 @@ fn statements_and_loops_become_parts_with_the_same_marks() {
 #[test]
 fn parts_that_call_a_macro_define_it() {
     let source = "{% macro a(x) %}{{ x }}{% endmacro %}{% macro b(x) %}{{ a(x) }}{% endmacro -%}{% macro c() %}{% endmacro %} {% for m in messages %}{{ b(m) }}{% endfor %}";
-    let (a, b) = (
-        "{% macro a(x) %}{{ x }}{% endmacro %}",
-        "{% macro b(x) %}{{ a(x) }}{% endmacro -%}",
-    );
+    let (a, b) =
+        ("{% macro a(x) %}{{ x }}{% endmacro %}", "{% macro b(x) %}{{ a(x) }}{% endmacro -%}");
     let expected = [
         "{% if false %}{% endif %} {% if false %}{% endif %}".to_owned(),
         format!("m of messages: {a}{b}{{% with %}}{{{{ b(m) }}}}{{% endwith %}}"),
