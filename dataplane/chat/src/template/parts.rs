@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use minijinja::{Environment, Value};
 
 use super::hf::Dict;
-use super::scope::{List, Names, Read, Scope, Write};
-use super::split::{Source, plan};
+use super::scope::{List, Names, Read, Scope, Writes, rest};
+use super::split::{REST, Source, plan};
 use crate::limits::{PROMPT_BYTES_MAX, TEMPLATE_STEPS_MAX};
 
 /// Most renderings of a part outside of loops that are kept.
@@ -37,7 +37,7 @@ pub(super) struct Kept {
     part: usize,
     reads: Vec<Read>,
     text: Arc<str>,
-    writes: Vec<(usize, Write)>,
+    writes: Writes,
     steps: u64,
 }
 
@@ -103,7 +103,7 @@ struct Ran {
     steps: u64,
     /// What it read, if it would render the same for the same.
     reads: Option<Vec<Read>>,
-    writes: Vec<(usize, Write)>,
+    writes: Writes,
 }
 
 impl Parts {
@@ -111,6 +111,7 @@ impl Parts {
     pub(super) fn new(environment: &mut Environment<'static>, source: &str) -> Option<Self> {
         let plan = plan(source)?;
         let names = Arc::new(Names::new(plan.names));
+        environment.add_filter(REST, rest);
         let mut parts = Vec::with_capacity(plan.parts.len());
         for (number, part) in plan.parts.into_iter().enumerate() {
             let template = format!("part_{number}");
@@ -240,8 +241,8 @@ impl Rendering<'_> {
     }
 
     fn each(&mut self, number: usize, template: &str, list: &Arc<List>, item: usize) -> Option<()> {
-        for index in 0..list.items.len() {
-            let message = list.items[index].downcast_object_ref::<Dict>()?;
+        for index in 0..list.items().len() {
+            let message = list.items()[index].downcast_object_ref::<Dict>()?;
             let beside = message.beside.as_ref();
             let known = beside.and_then(|beside| {
                 let kept = beside.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -267,7 +268,7 @@ impl Rendering<'_> {
 
     fn take(&mut self, known: &Kept) -> Option<()> {
         self.known += 1;
-        self.scope.apply(&known.writes);
+        self.scope.apply(&known.writes)?;
         self.push(Arc::clone(&known.text), known.steps)
     }
 
