@@ -32,7 +32,7 @@ fn message(role: Role, blocks: Vec<Block>) -> Arc<Message> {
     Arc::new(Message { role, blocks })
 }
 
-fn tools(count: usize) -> Arc<Vec<Tool>> {
+pub(super) fn tools(count: usize) -> Arc<Vec<Tool>> {
     let tool = |number| Tool {
         name: format!("tool{number}"),
         description: "Does \"things\"".to_owned(),
@@ -47,7 +47,7 @@ fn tools(count: usize) -> Arc<Vec<Tool>> {
 }
 
 /// One message of a kind that agents send.
-fn made(kind: u8, text: &str) -> Arc<Message> {
+pub(super) fn made(kind: u8, text: &str) -> Arc<Message> {
     let call = |number: usize| {
         Block::from(Content::ToolCall {
             id: format!("id{number}"),
@@ -79,12 +79,12 @@ fn made(kind: u8, text: &str) -> Arc<Message> {
     }
 }
 
-fn said(messages: Vec<Arc<Message>>) -> Conversation {
+pub(super) fn said(messages: Vec<Arc<Message>>) -> Conversation {
     Conversation { messages, ..Conversation::default() }
 }
 
 /// The same without anything that other turns share, so that nothing is known of it.
-fn alone(conversation: &Conversation) -> Conversation {
+pub(super) fn alone(conversation: &Conversation) -> Conversation {
     let mut alone = conversation.clone();
     for message in &mut alone.messages {
         *message = Arc::new(Message::clone(message));
