@@ -42,6 +42,11 @@ pub(crate) fn prepare(
     key: HashKey,
 ) -> Result<Prompt, ApiError> {
     let rendered = card.template.render_with_breakpoints(&request.conversation, options)?;
+    let differed = card.template.part_counts().differed;
+    if differed > 0 {
+        metrics::counter!("mainstay_gateway_template_differences_total", "model" => card.name.clone())
+            .absolute(differed);
+    }
     let mut marks: Vec<(usize, u64)> =
         rendered.breakpoints.iter().map(|b| (b.end_bytes, b.ttl_ms)).collect();
     marks.sort_unstable();

@@ -8,24 +8,29 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minijinja::{Environment, Value};
 
 use super::hf::Dict;
-use super::scope::{List, Names, Read, Scope, Write};
-use super::split::{Source, plan};
+use super::scope::{List, Names, Read, Scope, Writes, rest};
+use super::split::{REST, Source, plan};
 use crate::limits::{PROMPT_BYTES_MAX, TEMPLATE_STEPS_MAX};
 
 /// Most renderings of a part outside of loops that are kept.
 const KEPT_MAX: usize = 32;
-/// The longest of them, in bytes.
-const KEPT_BYTES_MAX: usize = 256 << 10;
+/// How much text of one part is kept.
+const KEPT_BYTES_MAX: usize = 2 << 20;
+/// The longest text that is.
+const KEPT_TEXT_BYTES_MAX: usize = 256 << 10;
 /// Most renderings that are kept beside one message.
 const KEPT_BESIDE_MAX: usize = 6;
 /// Most of them that are of one part: as the last message, and as one that others follow.
 const KEPT_VARIANTS_MAX: usize = 2;
+/// How much longer than their messages the texts beside all messages may be together: some templates print tools
+/// with a message.
+const LARGE_BYTES_MAX: usize = 32 << 20;
 /// One in so many prompts is rendered as a whole as well, and compared.
 const COMPARED_EVERY: u64 = 1024;
 
@@ -35,8 +40,32 @@ pub(super) struct Kept {
     part: usize,
     reads: Vec<Read>,
     text: Arc<str>,
-    writes: Vec<(usize, Write)>,
+    writes: Writes,
     steps: u64,
+    /// Its part of what there is for texts that are longer than their messages.
+    _large: Option<Large>,
+}
+
+/// A claim on memory that all messages share.
+#[derive(Debug)]
+struct Large {
+    bytes: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl Large {
+    fn claim(all: &Arc<AtomicUsize>, bytes: usize) -> Option<Self> {
+        let before = all.fetch_add(bytes, Relaxed);
+        // What does not fit is given back at once, as this goes out of scope.
+        let claim = Self { bytes, all: Arc::clone(all) };
+        (before + bytes <= LARGE_BYTES_MAX).then_some(claim)
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Relaxed);
+    }
 }
 
 /// What was rendered beside a message.
@@ -74,6 +103,7 @@ pub(super) struct Parts {
     macros: BTreeSet<String>,
     /// A namespace, to know others by.
     sample: Value,
+    large: Arc<AtomicUsize>,
     off: AtomicBool,
     prompts: AtomicU64,
     known: AtomicU64,
@@ -101,7 +131,7 @@ struct Ran {
     steps: u64,
     /// What it read, if it would render the same for the same.
     reads: Option<Vec<Read>>,
-    writes: Vec<(usize, Write)>,
+    writes: Writes,
 }
 
 impl Parts {
@@ -109,6 +139,7 @@ impl Parts {
     pub(super) fn new(environment: &mut Environment<'static>, source: &str) -> Option<Self> {
         let plan = plan(source)?;
         let names = Arc::new(Names::new(plan.names));
+        environment.add_filter(REST, rest);
         let mut parts = Vec::with_capacity(plan.parts.len());
         for (number, part) in plan.parts.into_iter().enumerate() {
             let template = format!("part_{number}");
@@ -129,6 +160,7 @@ impl Parts {
             names,
             macros: plan.macros,
             sample: minijinja::functions::namespace(None).ok()?,
+            large: Arc::default(),
             off: AtomicBool::new(false),
             prompts: AtomicU64::new(0),
             known: AtomicU64::new(0),
@@ -222,18 +254,25 @@ impl Rendering<'_> {
         self.scope.begin(None);
         let ran = self.run(template, true)?;
         self.push(Arc::clone(&ran.text), ran.steps)?;
-        if let Some(reads) = ran.reads.filter(|_| ran.text.len() <= KEPT_BYTES_MAX) {
+        if let Some(reads) = ran.reads.filter(|_| ran.text.len() <= KEPT_TEXT_BYTES_MAX) {
             let Ran { text, steps, writes, .. } = ran;
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.truncate(KEPT_MAX - 1);
-            kept.push_front(Arc::new(Kept { part: number, reads, text, writes, steps }));
+            let new = Kept { part: number, reads, text, writes, steps, _large: None };
+            kept.push_front(Arc::new(new));
+            let mut bytes = 0;
+            let room = kept.iter().take(KEPT_MAX).take_while(|kept| {
+                bytes += kept.text.len();
+                bytes <= KEPT_BYTES_MAX
+            });
+            let room = room.count();
+            kept.truncate(room);
         }
         Some(())
     }
 
     fn each(&mut self, number: usize, template: &str, list: &Arc<List>, item: usize) -> Option<()> {
-        for index in 0..list.items.len() {
-            let message = list.items[index].downcast_object_ref::<Dict>()?;
+        for index in 0..list.items().len() {
+            let message = list.items()[index].downcast_object_ref::<Dict>()?;
             let beside = message.beside.as_ref();
             let known = beside.and_then(|beside| {
                 let kept = beside.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -248,18 +287,23 @@ impl Rendering<'_> {
             self.scope.begin(Some((item, list, index)));
             let ran = self.run(template, false)?;
             self.push(Arc::clone(&ran.text), ran.steps)?;
-            let Some((beside, reads)) = beside.zip(ran.reads) else { continue };
-            if ran.text.len() <= message.room() {
-                let Ran { text, steps, writes, .. } = ran;
-                beside.keep(Kept { part: number, reads, text, writes, steps });
+            let Ran { text, steps, reads, writes } = ran;
+            let Some((beside, reads)) = beside.zip(reads) else { continue };
+            let more = text.len().saturating_sub(message.room());
+            let large = (more > 0).then(|| Large::claim(&self.parts.large, more));
+            // A text for which there is no room is not kept.
+            if more > KEPT_TEXT_BYTES_MAX || matches!(large, Some(None)) {
+                continue;
             }
+            let large = large.flatten();
+            beside.keep(Kept { part: number, reads, text, writes, steps, _large: large });
         }
         Some(())
     }
 
     fn take(&mut self, known: &Kept) -> Option<()> {
         self.known += 1;
-        self.scope.apply(&known.writes);
+        self.scope.apply(&known.writes)?;
         self.push(Arc::clone(&known.text), known.steps)
     }
 
@@ -330,5 +374,7 @@ impl io::Write for &mut Room {
     }
 }
 
+#[cfg(test)]
+mod random_tests;
 #[cfg(test)]
 mod tests;

@@ -8,8 +8,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use minijinja::State;
 use minijinja::value::{Enumerator, Object, ObjectRepr, Value, ValueKind};
+use minijinja::{Error, ErrorKind, State};
 
 use super::hf::Dict;
 
@@ -96,8 +96,8 @@ pub(super) enum Read {
     Length(usize, usize),
     /// Whether a list has any.
     Filled(usize, bool),
-    /// All items of a list.
-    All(usize, Arc<[u64]>),
+    /// All items of a list: the numbers from a place on.
+    All(usize, Arc<[u64]>, usize),
     /// A number or a switch of the loop.
     Loop(Counter, usize),
     /// The item before this one in the loop, or the one after it.
@@ -111,7 +111,7 @@ impl Read {
             (Read::Item(a, i, _), Read::Item(b, j, _)) => a == b && i == j,
             (Read::Length(a, _), Read::Length(b, _))
             | (Read::Filled(a, _), Read::Filled(b, _))
-            | (Read::All(a, _), Read::All(b, _)) => a == b,
+            | (Read::All(a, ..), Read::All(b, ..)) => a == b,
             (Read::Loop(a, _), Read::Loop(b, _)) => a == b,
             (Read::Beside(a, _), Read::Beside(b, _)) => a == b,
             (a, b) => a.name().is_some() && a.name() == b.name(),
@@ -187,7 +187,16 @@ pub(super) enum Slot {
 pub(super) enum Write {
     Value(Value),
     Names(Arc<Held>),
+    /// A list that another variable held before, without its first items.
+    List {
+        of: usize,
+        skip: usize,
+        repr: ObjectRepr,
+    },
 }
+
+/// What a part did: the variables it set, and what is in them.
+pub(super) type Writes = Vec<(usize, Write)>;
 
 /// The variable of a loop and the loop itself, while one of its items is rendered.
 #[derive(Debug)]
@@ -294,7 +303,7 @@ impl Scope {
         *locked(&self.reads.0) = Some(Vec::new());
         locked(&self.inner).turn = turn.map(|(name, list, index)| Turn {
             name,
-            item: list.items[index].clone(),
+            item: list.items()[index].clone(),
             around: Value::from_object(Loop {
                 list: Arc::clone(list),
                 index,
@@ -305,7 +314,7 @@ impl Scope {
 
     /// What the part read, if that can be compared, and the namespaces that it changed; nothing at all if it left
     /// something in one that parts can't share.
-    pub(super) fn end(&self) -> Option<(Option<Vec<Read>>, Vec<(usize, Write)>)> {
+    pub(super) fn end(&self) -> Option<(Option<Vec<Read>>, Writes)> {
         let mut inner = locked(&self.inner);
         inner.turn = None;
         let mut writes = Vec::new();
@@ -330,7 +339,7 @@ impl Scope {
         state: &State<'_, '_>,
         is_macro: impl Fn(&str) -> bool,
         sample: &Value,
-        writes: &mut Vec<(usize, Write)>,
+        writes: &mut Writes,
     ) -> Option<bool> {
         let mut repeatable = true;
         // The engine does not list names with a leading underscore, which are variables all the same.
@@ -361,6 +370,10 @@ impl Scope {
             let write = held.comparable.then(|| Write::Names(Arc::clone(&held)));
             return Some((Slot::Names { held, live: Some(value) }, write));
         }
+        if let Some(list) = value.downcast_object_ref::<List>() {
+            let write = Write::List { of: list.name, skip: list.above, repr: list.repr };
+            return Some((Slot::List(Arc::new(list.renamed(name))), Some(write)));
+        }
         if let Some(list) = self.list_of(name, &value) {
             return Some((Slot::List(list), None));
         }
@@ -374,15 +387,32 @@ impl Scope {
         reads.iter().all(|read| inner.holds(read, turn))
     }
 
-    /// Does what a part did when it ran.
-    pub(super) fn apply(&self, writes: &[(usize, Write)]) {
+    /// Does what a part did when it ran; nothing if that can't be done.
+    pub(super) fn apply(&self, writes: &[(usize, Write)]) -> Option<()> {
+        if writes.is_empty() {
+            return Some(());
+        }
         let mut inner = locked(&self.inner);
+        // Lists are those from before the part, whatever it has put in their place.
+        let mut lists = Vec::new();
+        for (name, write) in writes {
+            if let Write::List { of, skip, repr } = write {
+                let Slot::List(list) = &inner.slots[*of] else { return None };
+                let list = List { repr: *repr, ..list.without(*skip)?.renamed(*name) };
+                lists.push((*name, Slot::List(Arc::new(list))));
+            }
+        }
         for (name, write) in writes {
             inner.slots[*name] = match write {
                 Write::Value(value) => Slot::Plain(value.clone()),
                 Write::Names(held) => Slot::Names { held: Arc::clone(held), live: None },
+                Write::List { .. } => continue,
             };
         }
+        for (name, list) in lists {
+            inner.slots[name] = list;
+        }
+        Some(())
     }
 
     fn list_of(&self, name: usize, value: &Value) -> Option<Arc<List>> {
@@ -402,7 +432,8 @@ impl Scope {
         }
         let reads = Arc::clone(&self.reads);
         (length == items.len()).then(|| {
-            Arc::new(List { name, items: items.into(), numbers: numbers.into(), repr, reads })
+            let (items, numbers) = (items.into(), numbers.into());
+            Arc::new(List { name, items, numbers, start: 0, above: 0, repr, reads })
         })
     }
 }
@@ -425,13 +456,15 @@ impl Inner {
             Read::Names(name, seen) => matches!(&self.slots[*name], Slot::Names { held, .. }
                 if Arc::ptr_eq(held, seen) || held.same(seen)),
             Read::Item(name, index, seen) => list(*name).is_some_and(|l| l.number(*index) == *seen),
-            Read::Length(name, seen) => list(*name).is_some_and(|list| list.items.len() == *seen),
+            Read::Length(name, seen) => list(*name).is_some_and(|list| list.items().len() == *seen),
             Read::Filled(name, seen) => {
-                list(*name).is_some_and(|list| list.items.is_empty() != *seen)
+                list(*name).is_some_and(|list| list.items().is_empty() != *seen)
             }
-            Read::All(name, seen) => list(*name).is_some_and(|list| list.numbers == *seen),
+            Read::All(name, seen, start) => {
+                list(*name).is_some_and(|list| list.numbers[list.start..] == seen[*start..])
+            }
             Read::Loop(counter, seen) => {
-                turn.is_some_and(|(list, index)| counter.count(index, list.items.len()) == *seen)
+                turn.is_some_and(|(list, index)| counter.count(index, list.items().len()) == *seen)
             }
             Read::Beside(next, seen) => {
                 turn.is_some_and(|(list, index)| list.number(beside(index, *next)) == *seen)
@@ -445,22 +478,51 @@ fn beside(index: usize, next: bool) -> usize {
     if next { index + 1 } else { index.wrapping_sub(1) }
 }
 
-/// A list of messages or tools.
-#[derive(Debug)]
+/// A list of messages or tools, or what is left of one without its first items.
+#[derive(Debug, Clone)]
 pub(super) struct List {
-    /// The variable that holds it.
+    /// The variable that holds it, or held what it is left of when the part began.
     name: usize,
-    pub(super) items: Arc<[Value]>,
+    /// All items, those too that were left out.
+    items: Arc<[Value]>,
     numbers: Arc<[u64]>,
+    /// How many are left out.
+    start: usize,
+    /// How many of those are not left out of what the variable held.
+    above: usize,
     /// What the engine takes it for.
     repr: ObjectRepr,
     reads: Arc<Reads>,
 }
 
 impl List {
-    fn number(&self, index: usize) -> u64 {
-        self.numbers.get(index).copied().unwrap_or(0)
+    pub(super) fn items(&self) -> &[Value] {
+        &self.items[self.start..]
     }
+
+    fn number(&self, index: usize) -> u64 {
+        let place = self.start.checked_add(index);
+        place.and_then(|place| self.numbers.get(place)).copied().unwrap_or(0)
+    }
+
+    fn without(&self, skip: usize) -> Option<List> {
+        let left = skip <= self.items().len();
+        // A slice is lazy, so the engine does not take it for a sequence.
+        let repr = ObjectRepr::Iterable;
+        let (start, above) = (self.start + skip, self.above + skip);
+        left.then(|| List { start, above, repr, ..self.clone() })
+    }
+
+    fn renamed(&self, name: usize) -> List {
+        List { name, above: 0, ..self.clone() }
+    }
+}
+
+/// The filter in whose place a template has `list[skip:]`: the slice, without asking how long the list is.
+pub(super) fn rest(list: &Value, skip: usize) -> Result<Value, Error> {
+    let rest = list.downcast_object_ref::<List>().and_then(|list| list.without(skip));
+    rest.map(Value::from_object)
+        .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "this list is not known in parts"))
 }
 
 impl Object for List {
@@ -470,24 +532,31 @@ impl Object for List {
 
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         let index = key.as_usize()?;
-        self.reads.push(Read::Item(self.name, index, self.number(index)));
-        self.items.get(index).cloned()
+        let place = self.above.checked_add(index)?;
+        self.reads.push(Read::Item(self.name, place, self.number(index)));
+        self.items().get(index).cloned()
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        self.reads.push(Read::All(self.name, Arc::clone(&self.numbers)));
-        let items = Arc::clone(&self.items);
-        Enumerator::Iter(Box::new((0..items.len()).map(move |index| items[index].clone())))
+        let start = self.start - self.above;
+        self.reads.push(Read::All(self.name, Arc::clone(&self.numbers), start));
+        let (items, start) = (Arc::clone(&self.items), self.start);
+        Enumerator::Iter(Box::new((start..items.len()).map(move |index| items[index].clone())))
     }
 
     fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
-        self.reads.push(Read::Length(self.name, self.items.len()));
-        Some(self.items.len())
+        let length = self.items().len();
+        self.reads.push(Read::Length(self.name, self.above + length));
+        Some(length)
     }
 
     fn is_true(self: &Arc<Self>) -> bool {
-        self.reads.push(Read::Filled(self.name, !self.items.is_empty()));
-        !self.items.is_empty()
+        let filled = !self.items().is_empty();
+        self.reads.push(match self.above {
+            0 => Read::Filled(self.name, filled),
+            above => Read::Item(self.name, above, self.number(0)),
+        });
+        filled
     }
 }
 
@@ -533,11 +602,11 @@ impl Object for Loop {
                 let next = key == "nextitem";
                 let place = beside(self.index, next);
                 self.reads.push(Read::Beside(next, self.list.number(place)));
-                return Some(self.list.items.get(place).cloned().unwrap_or_default());
+                return Some(self.list.items().get(place).cloned().unwrap_or_default());
             }
             _ => return None,
         };
-        let count = counter.count(self.index, self.list.items.len());
+        let count = counter.count(self.index, self.list.items().len());
         self.reads.push(Read::Loop(counter, count));
         Some(match counter {
             Counter::First | Counter::Last => Value::from(count == 1),

@@ -46,8 +46,15 @@ pub(super) enum Source {
     },
 }
 
+/// The filter that a slice without its first items becomes.
+pub(super) const REST: &str = "mainstay_rest";
+
 /// Cuts `source`; nothing if it must be rendered as a whole.
 pub(super) fn plan(source: &str) -> Option<Plan> {
+    if source.contains("mainstay_") {
+        return None;
+    }
+    let source = &sliced(source)?;
     let tags = tags(source)?;
     let names = names(&tags)?;
     let statements = statements(&tags)?;
@@ -88,7 +95,6 @@ struct Open {
 struct Cutter<'s> {
     source: &'s str,
     tags: &'s [Tag<'s>],
-    /// By name: the definition, and the names in it.
     macros: Macros<'s>,
     parts: Vec<Source>,
     /// How many lists were given a name.
@@ -109,7 +115,8 @@ impl<'s> Cutter<'s> {
             self.close(&open, statement.first);
             return Some(after);
         }
-        if let Some((item, list)) = looped(&self.tags[statement.first..=statement.last]) {
+        let all = statement.first..=statement.last;
+        if let Some((item, list)) = looped(&self.tags[all]).filter(|l| !self.encloses(l.0)) {
             self.close(&open, statement.first);
             let list = self.named(list);
             let inner = &self.source[first.at.end..last.at.start];
@@ -148,14 +155,20 @@ impl<'s> Cutter<'s> {
         Source::Once(format!("{macros}{}{text}{suffix}", open.prefix))
     }
 
+    /// Whether a macro reads a variable of this name that is not its own: defined in a loop it would see the loop's.
+    fn encloses(&self, item: &str) -> bool {
+        self.macros.values().any(|macros| macros.free.contains(item))
+    }
+
     /// The name of a list, given to it in a part of its own if it has none.
     fn named(&mut self, list: &str) -> String {
-        if list.chars().all(|c| c.is_alphanumeric() || c == '_') {
+        if is_word(list) {
             return list.to_owned();
         }
         let name = list_name(self.lists);
         self.lists += 1;
-        self.parts.push(Source::Once(format!("{{% set {name} = {list} %}}")));
+        let slice = rest_of(list).unwrap_or_else(|| list.to_owned());
+        self.parts.push(Source::Once(format!("{{% set {name} = {slice} %}}")));
         name
     }
 
@@ -164,14 +177,14 @@ impl<'s> Cutter<'s> {
         let mut wanted: Vec<&str> = self.tags[tags].iter().flat_map(names_of).collect();
         let mut used = BTreeSet::new();
         while let Some(name) = wanted.pop() {
-            if let Some((_, inner)) = self.macros.get(name)
+            if let Some(found) = self.macros.get(name)
                 && used.insert(name)
             {
-                wanted.extend(inner);
+                wanted.extend(&found.free);
             }
         }
         // In the order of the source, so that what one definition encloses of another is there.
-        let mut texts: Vec<&str> = used.iter().map(|name| self.macros[name].0).collect();
+        let mut texts: Vec<&str> = used.iter().map(|name| self.macros[name].text).collect();
         texts.sort_by_key(|text| text.as_ptr());
         texts.concat()
     }
@@ -206,7 +219,7 @@ fn names(tags: &[Tag<'_>]) -> Option<Vec<String>> {
                 }
                 text => !REFUSED.contains(&text),
             };
-            if !plain || name.text.starts_with("mainstay_") {
+            if !plain {
                 return None;
             }
             all.insert(name.text);
@@ -230,6 +243,46 @@ fn namespace_made<'s>(tag: &Tag<'s>) -> Option<&'s str> {
         }
         _ => None,
     }
+}
+
+/// The source with `list[1:]` in the hands of a filter where a variable is set to it, if the list is one that is looped
+/// over: the engine's own slice asks how many there are.
+fn sliced(source: &str) -> Option<String> {
+    let tags = tags(source)?;
+    let mut lists: BTreeSet<&str> = BTreeSet::from(["messages"]);
+    for tag in tags.iter().filter(|tag| tag.keyword() == "for") {
+        let list = tag.arguments().split_once(" in ").map(|(_, list)| list.trim());
+        lists.extend(list.filter(|list| is_word(list)));
+    }
+    let mut out = String::with_capacity(source.len());
+    let mut at = 0;
+    for tag in tags.iter().filter(|tag| tag.keyword() == "set") {
+        let Some((name, list)) = tag.arguments().split_once('=') else { continue };
+        let (name, list) = (name.trim(), list.trim());
+        let base = list.split_once('[').map_or(list, |(base, _)| base);
+        if !is_word(name) || !lists.contains(base) {
+            continue;
+        }
+        if let Some(rest) = rest_of(list) {
+            out.push_str(&source[at..tag.at.start]);
+            out.push_str(&format!("{{%{} set {name} = {rest} {}%}}", tag.left, tag.right));
+            at = tag.at.end;
+        }
+    }
+    out.push_str(&source[at..]);
+    Some(out)
+}
+
+/// What stands for `list[skip:]`.
+fn rest_of(list: &str) -> Option<String> {
+    let (base, skip) = list.strip_suffix(":]")?.split_once('[')?;
+    let digits = !skip.is_empty() && skip.len() < 6 && skip.chars().all(|c| c.is_ascii_digit());
+    (is_word(base) && digits).then(|| format!("{base} | {REST}({skip})"))
+}
+
+fn is_word(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_alphabetic() || c == '_')
+        && text.chars().all(|c| c.is_alphanumeric() || c == '_')
 }
 
 /// The statements that stand in no other.
@@ -271,7 +324,14 @@ fn assigns(tag: &Tag<'_>) -> bool {
     text.split_once('=').is_some_and(|(target, _)| !target.contains(['|', '"', '\'']))
 }
 
-type Macros<'s> = BTreeMap<&'s str, (&'s str, BTreeSet<&'s str>)>;
+type Macros<'s> = BTreeMap<&'s str, Macro<'s>>;
+
+struct Macro<'s> {
+    /// Its definition.
+    text: &'s str,
+    /// The names in it that are none of its arguments.
+    free: BTreeSet<&'s str>,
+}
 
 /// The macros of a template, if each is defined once and before it is used.
 fn macros<'s>(source: &'s str, tags: &[Tag<'s>], statements: &[Statement]) -> Option<Macros<'s>> {
@@ -281,11 +341,13 @@ fn macros<'s>(source: &'s str, tags: &[Tag<'s>], statements: &[Statement]) -> Op
         if first.keyword() != "macro" {
             continue;
         }
-        let name = first.names().get(1)?.text;
+        let name = names_of(first).nth(1)?;
         let text = &source[first.at.start..last.at.end];
-        let inner = tags[statement.first..=statement.last].iter().flat_map(names_of).collect();
+        let own: Vec<&str> = names_of(first).collect();
+        let inner = tags[statement.first + 1..statement.last].iter().flat_map(names_of);
+        let free = inner.filter(|name| *name == own[1] || !own.contains(name)).collect();
         let early = tags[..statement.first].iter().flat_map(names_of).any(|used| used == name);
-        if early || macros.insert(name, (text, inner)).is_some() {
+        if early || macros.insert(name, Macro { text, free }).is_some() {
             return None;
         }
     }
@@ -300,14 +362,11 @@ fn looped<'s>(tags: &[Tag<'s>]) -> Option<(&'s str, &'s str)> {
     }
     let (item, list) = first.arguments().split_once(" in ")?;
     let (item, list) = (item.trim(), list.trim());
-    let word = |text: &str| {
-        text.starts_with(|c: char| c.is_alphabetic())
-            && text.chars().all(|c| c.is_alphanumeric() || c == '_')
-    };
     let base = list.split_once('[').map_or(list, |(base, _)| base);
     // Whatever walks backwards counts from the end, which is another one in each turn.
     let slice = list[base.len()..].chars().all(|c| c.is_ascii_digit() || "[]:".contains(c));
-    if !word(item) || !word(base) || !slice || list.matches('[').count() > 1 || item == "loop" {
+    if !is_word(item) || !is_word(base) || !slice || list.matches('[').count() > 1 || item == "loop"
+    {
         return None;
     }
     let mut loops = 0usize;

@@ -32,7 +32,7 @@ fn message(role: Role, blocks: Vec<Block>) -> Arc<Message> {
     Arc::new(Message { role, blocks })
 }
 
-fn tools(count: usize) -> Arc<Vec<Tool>> {
+pub(super) fn tools(count: usize) -> Arc<Vec<Tool>> {
     let tool = |number| Tool {
         name: format!("tool{number}"),
         description: "Does \"things\"".to_owned(),
@@ -47,7 +47,7 @@ fn tools(count: usize) -> Arc<Vec<Tool>> {
 }
 
 /// One message of a kind that agents send.
-fn made(kind: u8, text: &str) -> Arc<Message> {
+pub(super) fn made(kind: u8, text: &str) -> Arc<Message> {
     let call = |number: usize| {
         Block::from(Content::ToolCall {
             id: format!("id{number}"),
@@ -79,8 +79,12 @@ fn made(kind: u8, text: &str) -> Arc<Message> {
     }
 }
 
+pub(super) fn said(messages: Vec<Arc<Message>>) -> Conversation {
+    Conversation { messages, ..Conversation::default() }
+}
+
 /// The same without anything that other turns share, so that nothing is known of it.
-fn alone(conversation: &Conversation) -> Conversation {
+pub(super) fn alone(conversation: &Conversation) -> Conversation {
     let mut alone = conversation.clone();
     for message in &mut alone.messages {
         *message = Arc::new(Message::clone(message));
@@ -92,7 +96,7 @@ fn alone(conversation: &Conversation) -> Conversation {
 fn options(number: u8) -> RenderOptions {
     RenderOptions {
         thinking: [Thinking::Auto, Thinking::Enabled, Thinking::Disabled][usize::from(number % 3)],
-        add_generation_prompt: number % 5 != 0,
+        add_generation_prompt: !number.is_multiple_of(5),
         continue_final: number % 11 == 10,
     }
 }
@@ -103,8 +107,7 @@ fn every_style_is_rendered_in_parts() {
         let template = load(source);
         let counts = template.part_counts();
         assert!(counts.in_parts, "{name}");
-        let mut conversation = Conversation::default();
-        conversation.tools = tools(2);
+        let mut conversation = Conversation { tools: tools(2), ..Conversation::default() };
         let mut kinds = [0, 4, 6, 2].into_iter().cycle();
         for number in 0..40 {
             let kind = kinds.next().unwrap();
@@ -165,8 +168,7 @@ fn a_template_that_differs_is_not_rendered_in_parts_again() {
     let parts = template.parts.as_ref().unwrap();
     assert!(template.part_counts().in_parts);
     parts.compared(false);
-    let mut conversation = Conversation::default();
-    conversation.messages = vec![made(0, "one"), made(2, "two")];
+    let conversation = said(vec![made(0, "one"), made(2, "two")]);
     let turn = conversation.clone();
     let before = template.part_counts();
     assert!(template.render(&turn, RenderOptions::default()).is_ok());
@@ -178,8 +180,7 @@ fn a_template_that_differs_is_not_rendered_in_parts_again() {
 fn a_namespace_that_a_known_part_left_is_there_for_the_next() {
     let source = "{% set ns = namespace(calls=0, last='none') %}{% for m in messages %}{% set ns.calls = ns.calls + 1 %}{{ ns.calls }}:{{ ns.last }}:{{ m.content }} {% set ns.last = m.role %}{% endfor %}{{ ns.calls }}{{ ns.last }}";
     let template = load(source);
-    let mut conversation = Conversation::default();
-    conversation.messages = vec![made(0, "a"), made(2, "b"), made(0, "c")];
+    let mut conversation = said(vec![made(0, "a"), made(2, "b"), made(0, "c")]);
     let first = template.render(&conversation.clone(), RenderOptions::default()).unwrap();
     let turn = conversation.clone();
     assert_eq!(first, "1:none:a 2:user:b 3:assistant:c 3user");
@@ -212,8 +213,7 @@ fn whitespace_is_trimmed_as_in_the_whole() {
         );
         let template = load(&source);
         assert!(template.part_counts().in_parts, "{source:?}");
-        let mut conversation = Conversation::default();
-        conversation.messages = vec![made(0, "one"), made(2, "two")];
+        let conversation = said(vec![made(0, "one"), made(2, "two")]);
         let turn = conversation.clone();
         let text = template.render(&turn, RenderOptions::default()).unwrap();
         assert_eq!(text, template.render(&alone(&turn), RenderOptions::default()).unwrap());

@@ -63,8 +63,14 @@ fn parts_that_call_a_macro_define_it() {
 fn a_slice_is_given_a_name() {
     let source = "{% for m in messages[1:] %}x{% endfor %}";
     let expected = [
-        "{% set mainstay_list_0 = messages[1:] %}",
+        "{% set mainstay_list_0 = messages | mainstay_rest(1) %}",
         "m of mainstay_list_0: {% with %}x{% endwith %}",
+    ];
+    assert_eq!(parts(source), expected);
+    let source = "{%- set l=messages[12:] -%}{% set a = b[1:] %}{% for m in l %}x{% endfor %}";
+    let expected = [
+        "{%- set l = messages | mainstay_rest(12) -%}{% set a = b[1:] %}{% if false %}{% endif %}",
+        "m of l: {% with %}x{% endwith %}",
     ];
     assert_eq!(parts(source), expected);
 }
