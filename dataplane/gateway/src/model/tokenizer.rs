@@ -158,7 +158,11 @@ impl Tokenizer {
             }
         }
         let known: Vec<Arc<Piece>> = known.into_iter().flatten().collect();
-        let mut out = Encoded::with_room_for(text.bytes());
+        let mut out = Encoded {
+            tokens: Vec::with_capacity(known.iter().map(|piece| piece.tokens.tokens.len()).sum()),
+            packed: Vec::with_capacity(known.iter().map(|piece| piece.tokens.packed.len()).sum()),
+            tokens_before: Vec::new(),
+        };
         let mut pending = offsets.iter().copied().peekable();
         let (mut first, mut start) = (0, 0);
         while first < pieces.len() {
