@@ -83,6 +83,8 @@ pub struct RenderOptions {
     pub add_generation_prompt: bool,
     /// Leaves the last assistant message open, to be continued.
     pub continue_final: bool,
+    /// Whose prompt it is: what is remembered of one asker is not found for another, not even by how long it takes.
+    pub asker: u64,
 }
 
 impl Default for RenderOptions {
@@ -91,6 +93,7 @@ impl Default for RenderOptions {
             thinking: Thinking::Auto,
             add_generation_prompt: true,
             continue_final: false,
+            asker: 0,
         }
     }
 }
@@ -102,6 +105,7 @@ impl RenderOptions {
             thinking: request.thinking,
             add_generation_prompt: !request.continue_final,
             continue_final: request.continue_final,
+            asker: 0,
         }
     }
 }
@@ -241,7 +245,7 @@ impl ChatTemplate {
         options: RenderOptions,
         shape: Shape,
     ) -> Vec<(&'static str, JinjaValue)> {
-        let messages = self.messages.values(conversation, shape);
+        let messages = self.messages.values(conversation, shape, options.asker);
         let mut context = vec![
             ("messages", JinjaValue::from(messages)),
             ("tools", self.tools.value(conversation)),

@@ -1,6 +1,6 @@
 //! From a parsed request to what a worker needs: tokens, block hashes, sampling, and the pins it wishes for.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use mainstay_chat::template::RenderOptions;
@@ -31,6 +31,13 @@ impl From<ModelError> for ApiError {
     fn from(error: ModelError) -> Self {
         Self::new(mainstay_chat::ErrorKind::Internal, error.to_string())
     }
+}
+
+/// How a tenant's prompt is to be rendered.
+pub(crate) fn options_of(request: &Request, tenant: &TenantId) -> RenderOptions {
+    /// Its keys are this process's, so that nobody can find two tenants of one hash.
+    static ASKERS: LazyLock<ahash::RandomState> = LazyLock::new(ahash::RandomState::new);
+    RenderOptions { asker: ASKERS.hash_one(tenant.as_str()), ..RenderOptions::of(request) }
 }
 
 /// Renders, tokenises and hashes. Pure computation, milliseconds for a long prompt.

@@ -142,7 +142,7 @@ fn head_key(
     };
     // The head is long; its hash serves all breakpoints of a prompt.
     let mut hasher = hashed.get_or_insert_with(|| head_hash(conversation)).clone();
-    (kind, index, place(options.thinking)).hash(&mut hasher);
+    (kind, index, place(options.thinking), options.asker).hash(&mut hasher);
     sentinel(conversation).hash(&mut hasher);
     Some(hasher.finish())
 }

@@ -63,6 +63,7 @@ fn options() -> impl Iterator<Item = RenderOptions> {
             thinking,
             add_generation_prompt,
             continue_final: false,
+            asker: 0,
         })
     })
 }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
-use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{
     ApiError, Conversation, Endpoint, ErrorKind, Request, RequestKind, Sealer, encode, history,
 };
@@ -25,7 +24,7 @@ use crate::constrain;
 use crate::generate::{self, Job};
 use crate::http::App;
 use crate::model::ModelCard;
-use crate::prompt::{self, Prompt};
+use crate::prompt::{self, Prompt, options_of};
 use crate::quota::Spending;
 use crate::seal::parsing_of;
 use crate::stored::LastTurn;
@@ -321,7 +320,7 @@ impl<F: FnOnce(&mut Request)> Asked<F> {
         let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
             ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
         })?;
-        let options = RenderOptions::of(&request);
+        let options = options_of(&request, &tenant);
         edits::apply(&mut request, options, &card, &tenant);
         let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
         let guided = constrain::guided(&mut request, &card, prompt.thinking_open)?;

@@ -98,6 +98,7 @@ fn options(number: u8) -> RenderOptions {
         thinking: [Thinking::Auto, Thinking::Enabled, Thinking::Disabled][usize::from(number % 3)],
         add_generation_prompt: !number.is_multiple_of(5),
         continue_final: number % 11 == 10,
+        asker: 0,
     }
 }
 
