@@ -259,9 +259,8 @@ impl<'a> AgentBuilder<'a> {
             }
         }
         let first = self.open.first().map(|at| &self.chains[*at as usize].ids);
-        let like_first = first.map_or(ids.len(), |first| {
-            first.iter().zip(ids).take_while(|(a, b)| a == b).count()
-        });
+        let like_first = first
+            .map_or(ids.len(), |first| first.iter().zip(ids).take_while(|(a, b)| a == b).count());
         let number = self.chains.len() as u32;
         let shared_blocks = self.shared_blocks.min(like_first as u32);
         let shared_group = self.shared_group;
@@ -299,7 +298,10 @@ mod tests {
         let items = agent.end();
         assert_eq!(chains.len(), 3);
         assert_eq!(chains[0].ids, [1, 2, 3, 4, 5]);
-        assert_eq!([chains[0].shared_blocks, chains[1].shared_blocks, chains[2].shared_blocks], [2, 0, 2]);
+        assert_eq!(
+            [chains[0].shared_blocks, chains[1].shared_blocks, chains[2].shared_blocks],
+            [2, 0, 2]
+        );
         let turns: Vec<(u32, u32, u32)> = items
             .iter()
             .map(|item| match item {

@@ -227,7 +227,8 @@ impl Engine {
         if self.running.len() >= self.profile.requests_max {
             return;
         }
-        let end = |steps: u32| stretch.start_us + us(self.profile.decode_us(steps, requests, context));
+        let end =
+            |steps: u32| stretch.start_us + us(self.profile.decode_us(steps, requests, context));
         let (mut low, mut high) = (1, stretch.steps);
         while low < high {
             let middle = low + (high - low) / 2;

@@ -116,7 +116,10 @@ impl Profile {
     /// If there is none of that name.
     pub fn named(name: &str) -> Result<Self, ProfileError> {
         let found = BUILT_IN.iter().find(|(known, _)| *known == name);
-        found.map_or_else(|| Err(ProfileError::Unknown(name.to_owned())), |(_, text)| Self::parse(text))
+        found.map_or_else(
+            || Err(ProfileError::Unknown(name.to_owned())),
+            |(_, text)| Self::parse(text),
+        )
     }
 
     /// Reads the text of a profile.

@@ -111,10 +111,13 @@ fn the_least_recently_used_makes_room() {
     assert_eq!(cached(4, &c), 0);
     assert_eq!(cached(5, &a), 1_584, "it was used after b");
     assert!(cached(6, &b) < 1_000, "its end made room for c");
-    let removed: u64 = engine.drain_events().map(|event| match event {
-        KvEvent::Removed { blocks, .. } => blocks.len() as u64,
-        _ => 0,
-    }).sum();
+    let removed: u64 = engine
+        .drain_events()
+        .map(|event| match event {
+            KvEvent::Removed { blocks, .. } => blocks.len() as u64,
+            _ => 0,
+        })
+        .sum();
     assert_eq!(engine.counters().evicted_for_room, removed);
     assert!(removed >= 50, "{removed}");
 }
@@ -126,8 +129,10 @@ fn without_blocks_the_last_one_computes_again_and_all_end() {
         engine.submit(request(id, &chain(u128::from(id), 0, 40), 640, 400), id);
     }
     let seen = run(&mut engine, 2);
-    let ended: Vec<u64> =
-        seen.iter().filter_map(|(_, n)| if let Note::Ended { id } = n { Some(*id) } else { None }).collect();
+    let ended: Vec<u64> = seen
+        .iter()
+        .filter_map(|(_, n)| if let Note::Ended { id } = n { Some(*id) } else { None })
+        .collect();
     assert_eq!(ended.len(), 3);
     assert!(engine.counters().preemptions > 0);
     let firsts = seen.iter().filter(|(_, note)| matches!(note, Note::First { .. })).count();
@@ -138,10 +143,7 @@ fn without_blocks_the_last_one_computes_again_and_all_end() {
 fn what_can_never_fit_is_refused_at_once() {
     let mut engine = Engine::new(profile(2_000), BLOCK);
     let blocks = chain(0, 0, 10);
-    assert_eq!(
-        engine.submit(request(1, &blocks, 1_900, 200), 0),
-        Some(Note::Refused { id: 1 })
-    );
+    assert_eq!(engine.submit(request(1, &blocks, 1_900, 200), 0), Some(Note::Refused { id: 1 }));
     let endless = request(2, &blocks, u32::MAX, u32::MAX);
     assert_eq!(engine.submit(endless, 0), Some(Note::Refused { id: 2 }));
     assert_eq!(engine.submit(request(3, &blocks, 0, 0), 0), None);
@@ -154,7 +156,9 @@ fn random_traffic_ends_once_each_and_the_same_way_each_time() {
         let mut engine = Engine::new(profile(6_000), BLOCK);
         let mut state = seed;
         let mut draw = |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % below
         };
         let (mut seen, mut notes, mut now_us) = (Vec::new(), Vec::new(), 0);
@@ -177,7 +181,8 @@ fn random_traffic_ends_once_each_and_the_same_way_each_time() {
         assert_eq!((load.running, load.waiting, load.waiting_prefill_tokens), (0, 0, 0));
         assert_eq!(load.blocks_used, 0);
         for id in 0..400 {
-            let first = seen.iter().filter(|(_, n)| matches!(n, Note::First { id: i, .. } if *i == id));
+            let first =
+                seen.iter().filter(|(_, n)| matches!(n, Note::First { id: i, .. } if *i == id));
             let ended = seen.iter().filter(|(_, n)| *n == Note::Ended { id });
             assert_eq!((first.count(), ended.count()), (1, 1), "request {id}");
         }
