@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use mainstay_index::Overlap;
-use mainstay_route::{BookingId, Inputs, Policy, Router, WorkerView};
+use mainstay_route::{BookingId, Inputs, Policy, Router, Weights, WorkerView};
 use mainstay_types::SequenceHash;
 
 use crate::dynamo::DynamoCost;
@@ -17,6 +17,11 @@ use crate::dynamo::DynamoCost;
 pub enum PolicyName {
     /// One of the router's own.
     Router(Policy),
+    /// The router's cost, where computing a prompt counts so many times what it takes.
+    Weighted {
+        /// 1 is the router as it ships.
+        prefill: f64,
+    },
     /// A session stays where its first request went, which is where the fewest requests are.
     Sticky,
     /// Dynamo's published cost function, with the temperature of its softmax.
@@ -30,7 +35,8 @@ impl PolicyName {
     /// What is compared where nothing else is said.
     pub const USUAL: [&str; 5] = ["kv", "round-robin", "least-loaded", "session-sticky", "dynamo"];
 
-    /// Reads `kv`, `round-robin`, `least-loaded`, `random`, `session-sticky`, `dynamo` or `dynamo:TEMPERATURE`.
+    /// Reads `kv`, `round-robin`, `least-loaded`, `random`, `session-sticky`, `dynamo`, `dynamo:TEMPERATURE` or
+    /// `kv:WEIGHT`.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         match text.split_once(':') {
@@ -38,6 +44,10 @@ impl PolicyName {
                 let temperature: f64 = temperature.parse().ok()?;
                 let sane = (0.0..=1_000.0).contains(&temperature);
                 sane.then_some(Self::Dynamo { temperature })
+            }
+            Some(("kv", prefill)) => {
+                let prefill: f64 = prefill.parse().ok()?;
+                (0.0..=1_000.0).contains(&prefill).then_some(Self::Weighted { prefill })
             }
             Some(_) => None,
             None if text == "session-sticky" => Some(Self::Sticky),
@@ -48,7 +58,7 @@ impl PolicyName {
 
     /// Whether it looks at what workers hold.
     pub(crate) fn reads_index(self) -> bool {
-        matches!(self, Self::Router(Policy::Kv) | Self::Dynamo { .. })
+        matches!(self, Self::Router(Policy::Kv) | Self::Weighted { .. } | Self::Dynamo { .. })
     }
 }
 
@@ -88,6 +98,10 @@ impl Chooser {
     pub(crate) fn new(name: PolicyName, workers: u32, block_tokens: u32) -> Self {
         match name {
             PolicyName::Router(policy) => Self::Router { router: Router::default(), policy },
+            PolicyName::Weighted { prefill } => {
+                let router = Router::new(Weights { prefill, ..Weights::default() });
+                Self::Router { router, policy: Policy::Kv }
+            }
             PolicyName::Sticky => Self::Sticky { router: Router::default(), homes: HashMap::new() },
             PolicyName::Dynamo { temperature } => {
                 Self::Dynamo(DynamoCost::new(workers, block_tokens, temperature))
@@ -177,7 +191,7 @@ mod tests {
         }
         let warm = PolicyName::parse("dynamo:0.5");
         assert_eq!(warm, Some(PolicyName::Dynamo { temperature: 0.5 }));
-        for wrong in ["", "kv2", "kv:1", "dynamo:", "dynamo:nan", "dynamo:-1"] {
+        for wrong in ["", "kv2", "kv:x", "dynamo:", "dynamo:nan", "dynamo:-1"] {
             assert_eq!(PolicyName::parse(wrong), None, "{wrong}");
         }
     }

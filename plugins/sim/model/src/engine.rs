@@ -49,7 +49,7 @@ pub struct Load {
     pub running: u32,
     /// Requests that wait.
     pub waiting: u32,
-    /// Tokens of prompts that are not computed yet, cached or not for those that wait: as our engines count.
+    /// Prompt tokens that are still to be computed; for those that wait, as far as was cached when they came.
     pub waiting_prefill_tokens: u64,
     /// Moving average; 0 before the first.
     pub prefill_us_per_token: f32,
@@ -94,7 +94,7 @@ pub struct Engine {
     waiting: BTreeMap<Place, Box<Sequence>>,
     /// In the order of their admission.
     running: Vec<Box<Sequence>>,
-    /// Tokens of those that wait.
+    /// Tokens that those that wait will have to compute.
     waiting_tokens: u64,
     stretch: Option<Stretch>,
     arrivals: u64,
@@ -215,8 +215,12 @@ impl Engine {
         self.blocks.has_events()
     }
 
-    fn enqueue(&mut self, sequence: Box<Sequence>) {
-        self.waiting_tokens += u64::from(sequence.tokens());
+    fn enqueue(&mut self, mut sequence: Box<Sequence>) {
+        let findable = sequence.findable(self.block_tokens);
+        // A block is never cached without those before it.
+        let hits = findable.partition_point(|hash| self.blocks.lookup(hash.0).is_some());
+        sequence.expected = sequence.tokens() - hits as u32 * self.block_tokens;
+        self.waiting_tokens += u64::from(sequence.expected);
         self.waiting.insert(sequence.place, sequence);
     }
 
@@ -328,7 +332,7 @@ impl Engine {
                 self.waiting.insert(sequence.place, sequence);
                 return;
             }
-            self.waiting_tokens -= u64::from(sequence.tokens());
+            self.waiting_tokens -= u64::from(sequence.expected);
             if sequence.admitted_us.is_none() {
                 sequence.admitted_us = Some(now_us);
                 sequence.cached_tokens = sequence.computed;

@@ -49,6 +49,8 @@ pub(crate) struct Sequence {
     pub(crate) registered: usize,
     /// Tokens of it in the step at hand.
     pub(crate) piece: u32,
+    /// Tokens that it was expected to compute when it was queued.
+    pub(crate) expected: u32,
 }
 
 impl Sequence {
@@ -67,6 +69,7 @@ impl Sequence {
             table: Vec::new(),
             registered: 0,
             piece: 0,
+            expected: 0,
         }
     }
 
