@@ -50,6 +50,7 @@ fn published(load: &Load, heard_us: u64) -> WorkerLoad {
         prefill_us_per_token: load.prefill_us_per_token,
         decode_us_per_step: load.decode_us_per_step,
         blocks_free: Some(load.blocks_total.saturating_sub(load.blocks_used)),
+        blocks_total: Some(load.blocks_total),
     }
 }
 

@@ -13,6 +13,7 @@
 #![deny(missing_docs)]
 
 mod bookings;
+mod contexts;
 mod cost;
 mod decision;
 mod inputs;
@@ -20,6 +21,7 @@ mod predictions;
 mod router;
 
 pub use bookings::{BOOKINGS_MAX, BookingId};
+pub use contexts::CONTEXTS_MAX;
 pub use cost::{DECODE_US_PER_STEP_DEFAULT, PREFILL_US_PER_TOKEN_DEFAULT, Terms, Weights};
 pub use decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
 pub use inputs::{Inputs, Policy, WorkerLoad, WorkerView};
