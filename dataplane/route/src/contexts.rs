@@ -6,10 +6,11 @@
 //! shared with others when it began is not counted: the worker has it once. A gateway sees only its own
 //! conversations, so with several of them all workers look emptier by the same factor.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
 
 use mainstay_types::{SequenceHash, WorkerId};
+
+use crate::id_map::IdMap;
 
 /// Conversations that are kept at most; beyond it the one that was quiet the longest is forgotten.
 pub const CONTEXTS_MAX: usize = 65_536;
@@ -17,26 +18,6 @@ pub const CONTEXTS_MAX: usize = 65_536;
 const WARM_MS: u64 = 300_000;
 /// Blocks in which the last prompt's end is looked for, below what is cached and below the prompt's end.
 const SEARCH_BLOCKS: usize = 256;
-
-/// Takes a hash for its own hash.
-#[derive(Default)]
-struct AsItIs(u64);
-
-impl Hasher for AsItIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u128(&mut self, number: u128) {
-        self.0 = number as u64;
-    }
-}
 
 #[derive(Debug, Clone, Copy)]
 struct Context {
@@ -65,10 +46,10 @@ pub(crate) struct Known {
 /// All warm conversations.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Contexts {
-    by_tail: HashMap<SequenceHash, Context, BuildHasherDefault<AsItIs>>,
+    by_tail: IdMap<SequenceHash, Context>,
     /// Oldest first, by time and a count.
     by_age: BTreeMap<(u64, u64), SequenceHash>,
-    by_worker: HashMap<WorkerId, u64>,
+    by_worker: IdMap<WorkerId, u64>,
     own_blocks: u64,
     count: u64,
 }

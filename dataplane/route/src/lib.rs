@@ -16,6 +16,7 @@ mod bookings;
 mod contexts;
 mod cost;
 mod decision;
+mod id_map;
 mod inputs;
 mod predictions;
 mod router;

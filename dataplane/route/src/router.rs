@@ -1,13 +1,12 @@
 //! The choice itself, and the memory of what was sent where.
 
-use std::collections::HashMap;
-
 use mainstay_types::{SequenceHash, WorkerId};
 
 use crate::bookings::{BookingId, Bookings};
 use crate::contexts::Contexts;
 use crate::cost::{Booked, Cached, Prompt, Rates, Terms, Warm, Weights, region_ms, terms};
 use crate::decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
+use crate::id_map::IdMap;
 use crate::inputs::{Inputs, Policy, WorkerView};
 use crate::predictions::Predictions;
 
@@ -84,11 +83,17 @@ impl Router {
         candidates.extend(others);
         // Those that were set aside come last.
         let aside = |c: &Candidate<'_>| inputs.region_penalty_ms.is_none() && c.view.abroad;
-        candidates.sort_unstable_by(|a, b| {
+        let order = |a: &Candidate<'_>, b: &Candidate<'_>| {
             let costs = a.cost_ms.total_cmp(&b.cost_ms);
             aside(a).cmp(&aside(b)).then(costs).then(a.view.id.cmp(&b.view.id))
-        });
-        let others = candidates.iter().take(CANDIDATES_MAX - 1).map(Candidate::cost);
+        };
+        // Only those that are named have to be in order: there may be a thousand.
+        if candidates.len() >= CANDIDATES_MAX {
+            candidates.select_nth_unstable_by(CANDIDATES_MAX - 1, order);
+            candidates.truncate(CANDIDATES_MAX - 1);
+        }
+        candidates.sort_unstable_by(order);
+        let others = candidates.iter().map(Candidate::cost);
         Ok(Decision {
             worker: chosen.view.id,
             epoch: chosen.view.epoch,
@@ -105,7 +110,7 @@ impl Router {
     /// All workers that may be chosen, with their costs; never empty.
     fn candidates<'a>(&self, inputs: &Inputs<'a>) -> Result<Vec<Candidate<'a>>, RouteError> {
         let workers = inputs.workers;
-        let slots: HashMap<WorkerId, usize> =
+        let slots: IdMap<WorkerId, usize> =
             workers.iter().enumerate().map(|(at, view)| (view.id, at)).collect();
         let slot = |worker: WorkerId| slots.get(&worker).copied();
         let mut booked = vec![Booked::default(); workers.len()];

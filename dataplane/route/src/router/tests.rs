@@ -1,5 +1,7 @@
 //! Decisions by hand for each rule, and by chance for what must hold of all of them.
 
+use std::collections::HashMap;
+
 use mainstay_index::Overlap;
 use mainstay_types::Epoch;
 use proptest::prelude::*;
