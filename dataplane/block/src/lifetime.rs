@@ -149,7 +149,7 @@ impl BlockManager {
         let known = self.tenants.enter(tenant)?;
         known.blocks_max = blocks_max;
         known.held_max = pinned_blocks_max;
-        let bounded = blocks_max < self.total;
+        let bounded = blocks_max <= self.total;
         if bounded != known.queue.is_some() {
             let mut listed: Vec<(u64, u32, u8)> = Vec::new();
             for (id, block) in self.blocks.iter().enumerate() {

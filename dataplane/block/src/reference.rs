@@ -44,9 +44,9 @@ impl Lease {
 
 #[derive(Debug, Default)]
 pub(super) struct Reference {
-    pub(super) total: u32,
-    pub(super) held_max: u32,
-    pub(super) leases_max: usize,
+    total: u32,
+    held_max: u32,
+    leases_max: usize,
     pub(super) now_ms: u64,
     pub(super) nodes: Vec<Node>,
     /// Tenants of blocks that are being filled, under no hash yet.
@@ -62,6 +62,10 @@ pub(super) struct Reference {
 }
 
 impl Reference {
+    pub(super) fn new(total: u32, held_max: u32, leases_max: usize) -> Self {
+        Self { total, held_max, leases_max, ..Self::default() }
+    }
+
     pub(super) fn find(&mut self, hash: u128) -> Option<&mut Node> {
         self.nodes.iter_mut().find(|node| node.hash == hash)
     }

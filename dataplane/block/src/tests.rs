@@ -130,8 +130,7 @@ fn hashes(of: &[u128]) -> Vec<SequenceHash> {
 impl Both {
     fn new(blocks: u32, pinned: u32) -> Self {
         let limits = Limits { blocks, pinned_blocks: pinned, leases: 4 };
-        let model =
-            Reference { total: blocks, held_max: pinned, leases_max: 4, ..Reference::default() };
+        let model = Reference::new(blocks, pinned, 4);
         let real = BlockManager::new(limits);
         Self { real, model, running: Vec::new(), evicting: Vec::new(), evicted: Vec::new() }
     }
