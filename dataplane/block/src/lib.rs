@@ -9,7 +9,8 @@
 //! Layout: [`BlockManager`] is the pool; [`Stage`] are the stations of a block's life and the moves
 //! between them; [`LeaseTerms`] say what somebody wants kept, and claims of many merge to their
 //! maximum; pins forbid eviction; [`Class`] and [`Cause`] name what is kept and why it went;
-//! [`Change`] is what others are told; [`Figures`] what people are told.
+//! [`Change`] is what others are told; [`Figures`] what people are told. [`Policy`] turns the lives of
+//! sessions into leases, with what [`Durations`] has learnt about their tools.
 //!
 //! Every map has a named limit. What is beyond one is refused with a [`BlockError`], never dropped
 //! in silence; a wrong block number or table is an error too, and leaves the pool whole.
@@ -18,6 +19,7 @@
 
 mod changes;
 mod class;
+mod durations;
 mod error;
 mod figures;
 mod leases;
@@ -25,6 +27,7 @@ mod levels;
 mod lifetime;
 mod manager;
 mod pins;
+mod policy;
 mod queue;
 #[cfg(test)]
 mod reference;
@@ -35,10 +38,12 @@ mod tests;
 
 pub use changes::Change;
 pub use class::{Cause, Class, Defaults, End};
+pub use durations::{Durations, Sketch, TOOL_NAME_BYTES_MAX, TOOLS_MAX, TOOLS_PER_TENANT_MAX};
 pub use error::BlockError;
 pub use figures::{Ages, Figures};
 pub use leases::{LeaseId, LeaseTerms, SpanTerms, SpanView};
 pub use manager::{BlockManager, Counts, Evicted, Limits};
+pub use policy::{Event, Next, Pause, Policy, PolicySettings, SessionTerms, Stakes};
 pub use stage::Stage;
 pub use tenants::TenantSlot;
 
