@@ -353,7 +353,7 @@ fn the_schedules_reach_every_cause_and_order() {
         hits += both.real.figures().age_at_hit.count();
     }
     assert!(causes.iter().all(|count| *count > 50), "{causes:?}");
-    assert!(late > 100 && pinned > 100 && hits > 100, "{late} {pinned} {hits}");
+    assert!(late > 10 && pinned > 100 && hits > 100, "{late} {pinned} {hits}");
 }
 
 fn span(blocks: std::ops::Range<usize>, priority: u8, after: u8, ms: Option<u64>) -> SpanTerms {
