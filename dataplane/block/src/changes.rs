@@ -69,13 +69,21 @@ impl Changes {
         }
         self.named += 1;
         let hash = SequenceHash(hash);
-        if let Some(Change::Removed { blocks, cause: last }) = self.list.last_mut()
-            && *last == cause
-        {
-            blocks.push(hash);
-        } else {
-            self.list.push(Change::Removed { blocks: vec![hash], cause });
-        }
+        let blocks = match self.list.as_mut_slice() {
+            [.., Change::Removed { blocks, cause: last }] if *last == cause => blocks,
+            // A full pool lets one go for each that it stores. What goes now was here before that stretch, unless it
+            // is the end of it (the others have children), so it may be told with those that went before.
+            [
+                ..,
+                Change::Removed { blocks, cause: last },
+                Change::Stored { blocks: stored, .. },
+            ] if *last == cause && stored.last() != Some(&hash) => blocks,
+            _ => {
+                self.list.push(Change::Removed { blocks: vec![hash], cause });
+                return;
+            }
+        };
+        blocks.push(hash);
     }
 
     pub(crate) fn pin_expired(&mut self, pin: PinId) {
@@ -125,7 +133,7 @@ impl BlockManager {
         let mut count = 0;
         let mut open: Vec<u32> = of(NONE).collect();
         while let Some(first) = open.pop() {
-            let namespace = self.blocks[first as usize].namespace;
+            let namespace = self.namespaces[first as usize];
             let parent = SequenceHash(self.parent_hash(first));
             let mut blocks = Vec::new();
             let mut next = Some(first);

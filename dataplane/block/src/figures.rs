@@ -76,7 +76,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    pub(crate) fn evicted(&mut self, cause: Cause, class: Class, age_ms: u64, hits: u32) {
+    pub(crate) fn evicted(&mut self, cause: Cause, class: Class, age_ms: u64, hits: u8) {
         self.age_at_eviction[cause as usize].add(age_ms);
         self.evictions_by_class[class as usize] += 1;
         self.evicted_unused += u64::from(hits == 0);

@@ -247,7 +247,7 @@ impl BlockManager {
                     let wanted = super::Stage::Used;
                     return Err(BlockError::Stage { block: *id, is: block.stage, wanted });
                 }
-                if block.tenant != terms.tenant.0 {
+                if u32::from(block.tenant) != terms.tenant.0 {
                     return Err(BlockError::Foreign(*id));
                 }
             }

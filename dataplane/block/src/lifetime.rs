@@ -110,8 +110,8 @@ impl BlockManager {
             block: BlockId(id),
             hash: SequenceHash(block.hash),
             parent: SequenceHash(parent_hash),
-            namespace: block.namespace,
-            tenant: TenantSlot(block.tenant),
+            namespace: self.namespaces[id as usize],
+            tenant: TenantSlot(u32::from(block.tenant)),
             priority: standing.priority,
             class: standing.class,
             hits: block.hits,
@@ -123,13 +123,14 @@ impl BlockManager {
         self.levels.clear(&mut block.levels);
         let age_ms = now_ms.saturating_sub(block.used_ms);
         let parent = std::mem::replace(&mut block.parent, NONE);
+        let slot = block.tenant;
         self.figures.evicted(cause, standing.class, age_ms, evicted.hits);
         self.by_hash.remove(&evicted.hash.0);
         self.reclaimable -= 1;
-        let tenant = self.tenants.known(evicted.tenant.0);
+        let tenant = self.tenants.known(slot);
         tenant.reclaimable -= 1;
         tenant.blocks -= 1;
-        self.forget_starved(evicted.tenant.0, evicted.hash.0);
+        self.forget_starved(slot, evicted.hash.0);
         self.changes.removed(evicted.hash.0, cause);
         if parent != NONE {
             self.blocks[parent as usize].children -= 1;
@@ -153,7 +154,7 @@ impl BlockManager {
         if bounded != known.queue.is_some() {
             let mut listed: Vec<(u64, u32, u8)> = Vec::new();
             for (id, block) in self.blocks.iter().enumerate() {
-                if block.tenant == tenant.0
+                if u32::from(block.tenant) == tenant.0
                     && let Some(priority) = self.links[id].priority()
                 {
                     listed.push((block.stamp, id as u32, priority));
@@ -167,7 +168,7 @@ impl BlockManager {
                     queue.insert(&mut self.tenant_links, id, priority, stamp);
                 }
             }
-            self.tenants.known(tenant.0).queue = bounded.then_some(queue);
+            self.tenants.enter(tenant)?.queue = bounded.then_some(queue);
         }
         self.retry_starved();
         Ok(())
@@ -180,7 +181,7 @@ impl BlockManager {
         now_ms: u64,
     ) -> Result<(), BlockError> {
         loop {
-            let known = self.tenants.known(tenant.0);
+            let known = self.tenants.known(tenant.0 as u16);
             if known.blocks < known.blocks_max {
                 return Ok(());
             }

@@ -5,6 +5,7 @@
 //! never loses its middle. Whoever needs a block gets a free one or the place of the next victim.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use foldhash::fast::RandomState;
 use mainstay_types::hash::{NamespaceId, SequenceHash};
@@ -39,11 +40,11 @@ impl Limits {
     }
 }
 
-/// What is known of a block.
+/// What is known of a block: one cache line, since each operation on a prompt's blocks reads all of them.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct Block {
     pub(crate) hash: u128,
-    pub(crate) namespace: NamespaceId,
     /// Order of use: a count, which no clock can disturb, and which no two blocks share.
     pub(crate) stamp: u64,
     /// When it was used last.
@@ -57,11 +58,12 @@ pub(crate) struct Block {
     pub(crate) parent: u32,
     /// The first of its levels of claims.
     pub(crate) levels: u32,
-    pub(crate) tenant: u32,
+    /// Below [`super::TENANTS_MAX`].
+    pub(crate) tenant: u16,
     /// How often its number was given back: a claim on what was in it before is none.
     pub(crate) generation: u32,
-    /// How often it was found again.
-    pub(crate) hits: u32,
+    /// How often it was found again, up to what fits.
+    pub(crate) hits: u8,
     /// The least that it is worth while it is here, if it was used without a lease.
     pub(crate) floor: Option<u8>,
     /// How its last claim was ended.
@@ -71,11 +73,12 @@ pub(crate) struct Block {
     pub(crate) pinned: bool,
 }
 
+const _: () = assert!(size_of::<Block>() == 64, "a block is one cache line");
+
 impl Block {
     fn new(generation: u32) -> Self {
         Self {
             hash: 0,
-            namespace: NamespaceId(0),
             stamp: 0,
             used_ms: 0,
             references: 0,
@@ -83,7 +86,7 @@ impl Block {
             holds: 0,
             parent: NONE,
             levels: NONE,
-            tenant: NONE,
+            tenant: 0,
             generation,
             hits: 0,
             floor: None,
@@ -111,8 +114,8 @@ pub struct Evicted {
     pub priority: u8,
     /// What had set that.
     pub class: Class,
-    /// How often it was found again: what a filter in front of a disk asks.
-    pub hits: u32,
+    /// How often it was found again, up to 255: what a filter in front of a disk asks.
+    pub hits: u8,
     /// Why.
     pub cause: Cause,
 }
@@ -142,6 +145,8 @@ pub struct BlockManager {
     pub(crate) total: u32,
     /// Only blocks that were handed out once have an entry: a big pool costs nothing before it is used.
     pub(crate) blocks: Vec<Block>,
+    /// Of registered blocks; read when they come and go only.
+    pub(crate) namespaces: Vec<NamespaceId>,
     pub(crate) links: Vec<Link>,
     pub(crate) tenant_links: Vec<Link>,
     pub(crate) free: Vec<u32>,
@@ -167,6 +172,7 @@ impl BlockManager {
         Self {
             total,
             blocks: Vec::new(),
+            namespaces: Vec::new(),
             links: Vec::new(),
             tenant_links: Vec::new(),
             free: Vec::new(),
@@ -282,6 +288,7 @@ impl BlockManager {
             Some(id) => id,
             None if (self.blocks.len() as u32) < self.total => {
                 self.blocks.push(Block::new(0));
+                self.namespaces.push(NamespaceId(0));
                 self.links.push(Link::ABSENT);
                 self.tenant_links.push(Link::ABSENT);
                 self.blocks.len() as u32 - 1
@@ -297,9 +304,9 @@ impl BlockManager {
         block.stage = Stage::Filling;
         block.references = 1;
         block.used_ms = now_ms;
-        block.tenant = tenant.0;
+        block.tenant = tenant.0 as u16;
         self.used += 1;
-        self.tenants.known(tenant.0).blocks += 1;
+        self.tenants.known(tenant.0 as u16).blocks += 1;
         Ok(BlockId(id))
     }
 
@@ -323,11 +330,18 @@ impl BlockManager {
             if before.stage != Stage::Used {
                 return Err(BlockError::Orphan(id));
             }
-            if before.tenant != tenant || before.namespace != namespace {
+            if before.tenant != tenant || self.namespaces[parent.at()] != namespace {
                 return Err(BlockError::Foreign(parent));
             }
         }
-        if let Some(known) = self.lookup(hash) {
+        let known = match self.by_hash.entry(hash.0) {
+            Entry::Occupied(known) => Some(BlockId(*known.get())),
+            Entry::Vacant(place) => {
+                place.insert(id.0);
+                None
+            }
+        };
+        if let Some(known) = known {
             if self.blocks[known.at()].tenant != tenant {
                 return Err(BlockError::Foreign(known));
             }
@@ -342,10 +356,9 @@ impl BlockManager {
         let block = &mut self.blocks[id.at()];
         block.stage = Stage::Used;
         block.hash = hash.0;
-        block.namespace = namespace;
         block.parent = parent.map_or(NONE, |parent| parent.0);
         block.stamp = self.stamps;
-        self.by_hash.insert(hash.0, id.0);
+        self.namespaces[id.at()] = namespace;
         if let Some(parent) = parent {
             self.blocks[parent.at()].children += 1;
         }
@@ -481,7 +494,7 @@ impl BlockManager {
 
     /// The hash of the block before it; the namespace's own number at the start of a chain.
     pub(crate) fn parent_hash(&self, id: u32) -> u128 {
-        let block = &self.blocks[id as usize];
-        self.blocks.get(block.parent as usize).map_or(block.namespace.0, |parent| parent.hash)
+        let parent = self.blocks.get(self.blocks[id as usize].parent as usize);
+        parent.map_or_else(|| self.namespaces[id as usize].0, |parent| parent.hash)
     }
 }

@@ -17,7 +17,7 @@ use super::{BlockError, CLAIMS_LEAST_MAX, CLAIMS_PER_BLOCK_MAX, NONE, PINS_MAX, 
 
 #[derive(Debug)]
 struct Pin {
-    tenant: u32,
+    tenant: u16,
     hashes: Vec<u128>,
     ends_ms: u64,
 }
@@ -29,13 +29,13 @@ pub(crate) struct Pins {
     claims_max: usize,
     pins: HashMap<PinId, Pin, RandomState>,
     /// How many pins of a tenant cover a hash.
-    covers: HashMap<(u32, u128), u32, RandomState>,
+    covers: HashMap<(u16, u128), u32, RandomState>,
     ends: BTreeSet<(u64, PinId)>,
     /// Hashes of all pins, repeats counted.
     claims: usize,
     held: u32,
     /// Registered blocks that are covered but found no room in a budget.
-    starved: BTreeSet<(u32, u128)>,
+    starved: BTreeSet<(u16, u128)>,
 }
 
 impl Pins {
@@ -79,6 +79,7 @@ impl BlockManager {
         ends_ms: u64,
     ) -> Result<u32, BlockError> {
         let limit = self.tenants.enter(tenant)?.held_max.min(self.pins.held_max);
+        let tenant = tenant.0 as u16;
         let mut distinct = HashSet::with_capacity(hashes.len().min(self.total as usize));
         let mut wanted = Vec::new();
         for hash in hashes {
@@ -100,16 +101,16 @@ impl BlockManager {
         }
         // The new one takes hold before the old one lets go, so that what both name never goes.
         for hash in &wanted {
-            *self.pins.covers.entry((tenant.0, *hash)).or_insert(0) += 1;
-            self.protect(tenant.0, *hash);
+            *self.pins.covers.entry((tenant, *hash)).or_insert(0) += 1;
+            self.protect(tenant, *hash);
         }
         if let Some(old) = self.pins.take(id) {
             self.uncover(&old);
         }
-        let held = wanted.iter().filter(|hash| self.is_pinned(tenant.0, **hash)).count() as u32;
+        let held = wanted.iter().filter(|hash| self.is_pinned(tenant, **hash)).count() as u32;
         self.pins.ends.insert((ends_ms, id));
         self.pins.claims += wanted.len();
-        self.pins.pins.insert(id, Pin { tenant: tenant.0, hashes: wanted, ends_ms });
+        self.pins.pins.insert(id, Pin { tenant, hashes: wanted, ends_ms });
         Ok(held)
     }
 
@@ -137,7 +138,7 @@ impl BlockManager {
         }
     }
 
-    fn is_pinned(&self, tenant: u32, hash: u128) -> bool {
+    fn is_pinned(&self, tenant: u16, hash: u128) -> bool {
         self.by_hash.get(&hash).is_some_and(|id| {
             let block = &self.blocks[*id as usize];
             block.pinned && block.tenant == tenant
@@ -155,7 +156,7 @@ impl BlockManager {
 
     /// Protects a covered block that is here, where the budgets have room for it and for those of its ancestors that
     /// nothing holds yet.
-    fn protect(&mut self, tenant: u32, hash: u128) {
+    fn protect(&mut self, tenant: u16, hash: u128) {
         let Some(id) = self.by_hash.get(&hash).copied() else { return };
         let block = &self.blocks[id as usize];
         if block.pinned || block.tenant != tenant {
@@ -182,7 +183,7 @@ impl BlockManager {
     }
 
     /// A registered block goes; only unprotected ones do.
-    pub(crate) fn forget_starved(&mut self, tenant: u32, hash: u128) {
+    pub(crate) fn forget_starved(&mut self, tenant: u16, hash: u128) {
         if !self.pins.starved.is_empty() {
             self.pins.starved.remove(&(tenant, hash));
         }

@@ -45,7 +45,7 @@ impl Tenants {
     }
 
     /// A tenant that was seen before.
-    pub(crate) fn known(&mut self, slot: u32) -> &mut Tenant {
+    pub(crate) fn known(&mut self, slot: u16) -> &mut Tenant {
         &mut self.tenants[slot as usize]
     }
 
