@@ -107,6 +107,7 @@ struct Pool {
     manager: BlockManager,
     now_ms: u64,
     table: Vec<BlockId>,
+    hashes: Vec<SequenceHash>,
     lease_ms: u64,
 }
 
@@ -138,11 +139,12 @@ impl Pool {
 
     fn hit(&mut self, chain: u64, leased: bool) {
         self.now_ms += 1;
-        for at in 0..CHAIN {
-            let found = self.manager.lookup(SequenceHash(hash_of(chain, at)));
-            let id = found.expect("the chain is here");
-            self.manager.acquire(id, self.now_ms).expect("the parent is in use");
-            self.table.push(id);
+        self.hashes.clear();
+        self.hashes.extend((0..CHAIN).map(|at| SequenceHash(hash_of(chain, at))));
+        self.manager.prefix(&self.hashes, &mut self.table);
+        assert_eq!(self.table.len(), CHAIN, "the chain is here");
+        for id in &self.table {
+            self.manager.acquire(*id, self.now_ms).expect("the parent is in use");
         }
         self.finish(leased.then_some(LeaseId(u128::from(chain))));
     }
@@ -185,6 +187,7 @@ fn measure(blocks: usize) -> Vec<f64> {
         manager: BlockManager::new(limits),
         now_ms: 0,
         table: Vec::with_capacity(CHAIN),
+        hashes: Vec::with_capacity(CHAIN),
         lease_ms: chains / 2,
     });
     let mut next = chains;

@@ -231,6 +231,13 @@ impl BlockManager {
         self.by_hash.get(&hash.0).map(|id| BlockId(*id))
     }
 
+    /// The registered blocks of a prompt's leading hashes, one for each, into `table`; to be acquired in this order.
+    /// One loop over the hash table, so that the processor waits for many of its lines at once.
+    pub fn prefix(&self, hashes: &[SequenceHash], table: &mut Vec<BlockId>) {
+        table.clear();
+        table.extend(hashes.iter().map_while(|hash| self.lookup(*hash)));
+    }
+
     /// Where a block is in its life.
     #[must_use]
     pub fn stage(&self, id: BlockId) -> Option<Stage> {

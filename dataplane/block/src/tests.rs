@@ -203,6 +203,10 @@ impl Both {
         let mut sequence = Sequence { tenant, table: Vec::new(), hashes: Vec::new() };
         let mut parent = None;
         let mut warm = !cold;
+        let mut found = Vec::new();
+        self.real.prefix(&hashes(chain), &mut found);
+        let here = chain.iter().take_while(|hash| self.model.find(**hash).is_some()).count();
+        assert_eq!(found.len(), here);
         for at in 0..chain.len() + usize::from(tail) {
             let hash = chain.get(at).copied();
             let known = hash.and_then(|hash| self.real.lookup(SequenceHash(hash)));
