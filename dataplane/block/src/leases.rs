@@ -18,7 +18,7 @@ use mainstay_types::hash::SequenceHash;
 use super::levels::Level;
 use super::manager::BlockManager;
 use super::{
-    BlockError, BlockId, CLAIMS_LEAST_MAX, CLAIMS_PER_BLOCK_MAX, Class, End, NEVER_MS,
+    BlockError, BlockId, CLAIMS_LEAST_MAX, CLAIMS_PER_BLOCK_MAX, Class, End, NEVER_MS, OVERLAP_MAX,
     PRIORITY_DEFAULT, PRIORITY_MAX, SPANS_MAX, TenantSlot,
 };
 
@@ -235,6 +235,13 @@ impl BlockManager {
         }
         if terms.spans.len() > SPANS_MAX {
             return Err(BlockError::Many { what: "spans in a lease", limit: SPANS_MAX });
+        }
+        // Before anything is walked: spans that all name everything would be a lot of work.
+        let limit = table.len().saturating_mul(OVERLAP_MAX);
+        let named =
+            terms.spans.iter().fold(0usize, |sum, span| sum.saturating_add(span.blocks.len()));
+        if named > limit {
+            return Err(BlockError::Many { what: "blocks in the spans of a lease", limit });
         }
         for (span, wanted) in terms.spans.iter().enumerate() {
             let blocks = table.get(wanted.blocks.clone()).unwrap_or_default();

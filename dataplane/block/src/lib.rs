@@ -69,6 +69,8 @@ pub const TENANTS_MAX: u32 = 1 << 16;
 pub const LEASES_MAX: usize = 1 << 16;
 /// The most spans of a lease.
 pub const SPANS_MAX: usize = 1024;
+/// How often the spans of a lease may name each block of their table, on average.
+pub const OVERLAP_MAX: usize = 4;
 /// The most claims of all leases together, for each block of a pool: a block that a thousand
 /// sessions share has a thousand claims, most have few.
 pub const CLAIMS_PER_BLOCK_MAX: usize = 64;

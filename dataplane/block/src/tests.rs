@@ -491,6 +491,10 @@ fn mistakes_are_errors_and_leave_the_pool_whole() {
     let terms = |tenant| LeaseTerms { tenant: TenantSlot(tenant), id: LeaseId(1), spans: &spans };
     assert_eq!(pool.lease(&terms(1), &table, 0), Err(BlockError::Foreign(table[0])));
     assert_eq!(pool.lease(&terms(0), &table[..1], 0), Err(BlockError::Span { span: 0 }));
+    let most = span(0..usize::MAX, 50, 0, None);
+    let over = LeaseTerms { spans: &[most.clone(), most], ..terms(0) };
+    let named = BlockError::Many { what: "blocks in the spans of a lease", limit: 8 };
+    assert_eq!(pool.lease(&over, &table, 0), Err(named));
     lease(&mut pool, &table, 1, &spans, 0);
     let other = LeaseTerms { tenant: TenantSlot(0), id: LeaseId(2), spans: &spans };
     let many = Err(BlockError::Many { what: "leases", limit: 1 });
@@ -521,4 +525,21 @@ fn changes_that_nobody_takes_are_bounded() {
     assert_eq!(pool.snapshot(|_| ()), 2);
     pool.reset(0);
     assert!(pool.has_changes(), "they are told again");
+}
+
+#[test]
+fn nothing_goes_by_what_is_over() {
+    let mut pool = BlockManager::new(Limits::new(2));
+    for (hash, after) in [(1, 40), (2, 10)] {
+        let id = pool.allocate(TenantSlot(0), 0).unwrap();
+        let id = pool.register(id, SequenceHash(hash), None, NamespaceId(7)).unwrap();
+        // The first to go, while both last; then the other one.
+        lease(&mut pool, &[id], hash, &[span(0..1, 90 - after, after, Some(100))], 0);
+        pool.release(&[id], |_| true, 0).unwrap();
+    }
+    assert_eq!(pool.next_expiry_ms(), Some(100));
+    // Nobody has called `expire`.
+    pool.allocate(TenantSlot(0), 100).unwrap();
+    assert!(pool.lookup(SequenceHash(1)).is_some() && pool.lookup(SequenceHash(2)).is_none());
+    assert_eq!(pool.figures().evictions_for(Cause::Expiry), 1);
 }
