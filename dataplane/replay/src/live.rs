@@ -154,7 +154,7 @@ mod tests {
         let session = session(false);
         let mut live = Live::new(0, 0, 0, &session);
         let mut steps = Vec::new();
-        let mut taken = |steps: &mut Vec<Step>| {
+        let taken = |steps: &mut Vec<Step>| {
             let mut taken: Vec<(u32, u32)> = steps
                 .drain(..)
                 .map(|s| match s {

@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// Workers
     #[arg(long, default_value_t = 8)]
     workers: u32,
-    /// Policies, with commas: kv, round-robin, least-loaded, random, session-sticky, dynamo, dynamo:TEMPERATURE
+    /// Policies, with commas: kv, round-robin, least-loaded, random, session-sticky, dynamo, dynamo:TEMPERATURE, kv:WEIGHT
     #[arg(long, value_delimiter = ',', default_values_t = PolicyName::USUAL.map(str::to_owned))]
     policy: Vec<String>,
     /// Sessions alive at once for each worker; for traces with times, how much faster they come
@@ -117,7 +117,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn profile(name: &str) -> Result<Profile> {
-    if !Path::new(name).extension().is_some_and(|e| e == "toml") {
+    if Path::new(name).extension().is_none_or(|e| e != "toml") {
         return Ok(Profile::named(name)?);
     }
     let text = read_file(Path::new(name))?;

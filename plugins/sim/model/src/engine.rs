@@ -91,9 +91,9 @@ pub struct Engine {
     profile: Profile,
     block_tokens: u32,
     blocks: BlockPool,
-    waiting: BTreeMap<Place, Box<Sequence>>,
+    waiting: BTreeMap<Place, Sequence>,
     /// In the order of their admission.
-    running: Vec<Box<Sequence>>,
+    running: Vec<Sequence>,
     /// Tokens that those that wait will have to compute.
     waiting_tokens: u64,
     stretch: Option<Stretch>,
@@ -135,7 +135,7 @@ impl Engine {
     /// Queues a request, or refuses it at once. The next step sees it: ask [`Engine::next_us`] again.
     pub fn submit(&mut self, request: Request, now_us: u64) -> Option<Note> {
         self.arrivals += 1;
-        let sequence = Box::new(Sequence::new(request, self.arrivals, now_us));
+        let sequence = Sequence::new(request, self.arrivals, now_us);
         let tokens = u64::from(sequence.tokens()) + u64::from(sequence.request.output_tokens);
         if tokens.div_ceil(u64::from(self.block_tokens)) > u64::from(self.blocks.counts().total) {
             return Some(Note::Refused { id: sequence.request.id });
@@ -215,7 +215,7 @@ impl Engine {
         self.blocks.has_events()
     }
 
-    fn enqueue(&mut self, mut sequence: Box<Sequence>) {
+    fn enqueue(&mut self, mut sequence: Sequence) {
         let findable = sequence.findable(self.block_tokens);
         // A block is never cached without those before it.
         let hits = findable.partition_point(|hash| self.blocks.lookup(hash.0).is_some());

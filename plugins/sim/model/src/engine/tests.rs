@@ -19,7 +19,7 @@ fn profile(kv_tokens: u64) -> Profile {
 
 /// A chain that `name` tells apart from the block `shared` on.
 fn chain(name: u128, shared: usize, blocks: usize) -> Arc<[SequenceHash]> {
-    let hash = |at: usize| (if at < shared { 1 } else { name + 2 }) << 64 | at as u128 + 1;
+    let hash = |at: usize| ((if at < shared { 1 } else { name + 2 }) << 64) | (at as u128 + 1);
     (0..blocks).map(|at| SequenceHash(hash(at))).collect()
 }
 
