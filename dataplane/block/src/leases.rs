@@ -357,7 +357,7 @@ impl BlockManager {
     }
 
     /// Takes the claims of a lease that is in no table any more off its blocks; `leave` says what stays behind.
-    fn drop_claims(&mut self, lease: &Lease, leave: impl Fn(&mut super::manager::Block, Level)) {
+    fn drop_claims(&mut self, lease: &Lease, leave: impl Fn(&mut super::block::Block, Level)) {
         for span in &lease.spans {
             for (id, generation) in &lease.claims[span.claims.clone()] {
                 let block = &mut self.blocks[*id as usize];
