@@ -19,7 +19,7 @@ use super::levels::Level;
 use super::manager::BlockManager;
 use super::{
     BlockError, BlockId, CLAIMS_LEAST_MAX, CLAIMS_PER_BLOCK_MAX, Class, End, NEVER_MS, OVERLAP_MAX,
-    PRIORITY_DEFAULT, PRIORITY_MAX, SPANS_MAX, TenantSlot,
+    PRIORITY_DEFAULT, PRIORITY_MAX, SPANS_MAX, Stage, TenantSlot,
 };
 
 /// A lease's name within its tenant.
@@ -248,16 +248,19 @@ impl BlockManager {
             if blocks.is_empty() {
                 return Err(BlockError::Span { span });
             }
-            for id in blocks {
-                let block = self.blocks.get(id.at()).ok_or(BlockError::Unknown(*id))?;
-                if !block.stage.is_registered() {
-                    let wanted = super::Stage::Used;
-                    return Err(BlockError::Stage { block: *id, is: block.stage, wanted });
-                }
-                if u32::from(block.tenant) != terms.tenant.0 {
-                    return Err(BlockError::Foreign(*id));
-                }
-            }
+            blocks.iter().try_for_each(|id| self.check_claimed(terms.tenant, *id))?;
+        }
+        Ok(())
+    }
+
+    /// Claims are on one's own registered blocks.
+    fn check_claimed(&self, tenant: TenantSlot, id: BlockId) -> Result<(), BlockError> {
+        let block = self.blocks.get(id.at()).ok_or(BlockError::Unknown(id))?;
+        if !block.stage.is_registered() {
+            return Err(BlockError::Stage { block: id, is: block.stage, wanted: Stage::Used });
+        }
+        if u32::from(block.tenant) != tenant.0 {
+            return Err(BlockError::Foreign(id));
         }
         Ok(())
     }
@@ -290,6 +293,24 @@ impl BlockManager {
                 block.floor = block.floor.max(Some(level.priority()));
             });
         }
+    }
+
+    /// A claim without a name and without an end, for a request that belongs to no session: registered blocks of a
+    /// table are worth at least `priority` for as long as they are here. It counts against no limit, since a block
+    /// keeps the highest of these only.
+    pub fn raise_floor(
+        &mut self,
+        tenant: TenantSlot,
+        table: &[BlockId],
+        priority: u8,
+    ) -> Result<(), BlockError> {
+        table.iter().try_for_each(|id| self.check_claimed(tenant, *id))?;
+        for id in table {
+            let block = &mut self.blocks[id.at()];
+            block.floor = block.floor.max(Some(priority.min(PRIORITY_MAX)));
+            self.relist(id.0);
+        }
+        Ok(())
     }
 
     /// Ends a lease before its time; whether there was one.
@@ -357,7 +378,7 @@ impl BlockManager {
     }
 
     /// Takes the claims of a lease that is in no table any more off its blocks; `leave` says what stays behind.
-    fn drop_claims(&mut self, lease: &Lease, leave: impl Fn(&mut super::manager::Block, Level)) {
+    fn drop_claims(&mut self, lease: &Lease, leave: impl Fn(&mut super::block::Block, Level)) {
         for span in &lease.spans {
             for (id, generation) in &lease.claims[span.claims.clone()] {
                 let block = &mut self.blocks[*id as usize];

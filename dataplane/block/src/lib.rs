@@ -17,7 +17,10 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod block;
 mod changes;
+#[cfg(test)]
+mod chaos;
 mod class;
 mod durations;
 mod error;

@@ -10,6 +10,7 @@ use std::collections::hash_map::Entry;
 use foldhash::fast::RandomState;
 use mainstay_types::hash::{NamespaceId, SequenceHash};
 
+use super::block::Block;
 use super::changes::Changes;
 use super::leases::Leases;
 use super::levels::Levels;
@@ -17,8 +18,7 @@ use super::pins::Pins;
 use super::queue::{Link, Queue};
 use super::tenants::Tenants;
 use super::{
-    BLOCKS_MAX, BlockError, BlockId, Cause, Class, End, Figures, LEASES_MAX, NONE, Stage,
-    TenantSlot,
+    BLOCKS_MAX, BlockError, BlockId, Cause, Class, Figures, LEASES_MAX, NONE, Stage, TenantSlot,
 };
 
 /// How large a pool is, and how much of it may be promised.
@@ -37,63 +37,6 @@ impl Limits {
     #[must_use]
     pub fn new(blocks: u32) -> Self {
         Self { blocks, pinned_blocks: blocks / 2, leases: LEASES_MAX }
-    }
-}
-
-/// What is known of a block: one cache line, since each operation on a prompt's blocks reads all of them.
-#[derive(Debug)]
-#[repr(align(64))]
-pub(crate) struct Block {
-    pub(crate) hash: u128,
-    /// Order of use: a count, which no clock can disturb, and which no two blocks share.
-    pub(crate) stamp: u64,
-    /// When it was used last.
-    pub(crate) used_ms: u64,
-    /// Sequences that have it in their table.
-    pub(crate) references: u32,
-    /// Registered blocks whose parent it is.
-    pub(crate) children: u32,
-    /// Its own pin, as one, and its children that are held.
-    pub(crate) holds: u32,
-    pub(crate) parent: u32,
-    /// The first of its levels of claims.
-    pub(crate) levels: u32,
-    /// Below [`super::TENANTS_MAX`].
-    pub(crate) tenant: u16,
-    /// How often its number was given back: a claim on what was in it before is none.
-    pub(crate) generation: u32,
-    /// How often it was found again, up to what fits.
-    pub(crate) hits: u8,
-    /// The least that it is worth while it is here, if it was used without a lease.
-    pub(crate) floor: Option<u8>,
-    /// How its last claim was ended.
-    pub(crate) ended: Option<End>,
-    pub(crate) stage: Stage,
-    /// Whether a pin that covers its hash is in force here.
-    pub(crate) pinned: bool,
-}
-
-const _: () = assert!(size_of::<Block>() == 64, "a block is one cache line");
-
-impl Block {
-    fn new(generation: u32) -> Self {
-        Self {
-            hash: 0,
-            stamp: 0,
-            used_ms: 0,
-            references: 0,
-            children: 0,
-            holds: 0,
-            parent: NONE,
-            levels: NONE,
-            tenant: 0,
-            generation,
-            hits: 0,
-            floor: None,
-            ended: None,
-            stage: Stage::Free,
-            pinned: false,
-        }
     }
 }
 

@@ -162,17 +162,22 @@ impl BlockManager {
         if block.pinned || block.tenant != tenant {
             return;
         }
-        let mut unheld: u64 = 0;
+        let own = self.tenants.known(tenant);
+        let room = self.pins.held_max.saturating_sub(self.pins.held);
+        let room = room.min(own.held_max.saturating_sub(own.held));
+        // No further than there is room for, since a chain that starves would be walked for each of its blocks.
+        let mut unheld: u32 = 0;
         let mut at = id;
         while let Some(block) = self.blocks.get(at as usize)
             && block.holds == 0
+            && unheld <= room
         {
             unheld += 1;
             at = block.parent;
         }
-        let own = self.tenants.known(tenant);
-        let fits = u64::from(self.pins.held) + unheld <= u64::from(self.pins.held_max)
-            && u64::from(own.held) + unheld <= u64::from(own.held_max);
+        // Where a budget was cut below what is held, there is no room for what costs nothing either.
+        let kept = self.pins.held <= self.pins.held_max && own.held <= own.held_max;
+        let fits = kept && unheld <= room;
         if fits {
             self.blocks[id as usize].pinned = true;
             self.add_hold(id);

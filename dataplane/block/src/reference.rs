@@ -268,6 +268,13 @@ impl Reference {
         true
     }
 
+    pub(super) fn raise_floor(&mut self, table: &[Option<u128>], priority: u8) {
+        for hash in table.iter().flatten() {
+            let node = self.find(*hash).unwrap();
+            node.floor = node.floor.max(Some(priority.min(100)));
+        }
+    }
+
     fn leave(&mut self, (hash, birth): (u128, u64), change: impl Fn(&mut Node)) {
         self.nodes.iter_mut().filter(|n| (n.hash, n.birth) == (hash, birth)).for_each(change);
     }

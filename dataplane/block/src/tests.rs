@@ -32,6 +32,12 @@ enum Move {
         id: u128,
         spans: Vec<SpanTerms>,
     },
+    /// A claim without name and end.
+    Floor {
+        which: usize,
+        blocks: usize,
+        priority: u8,
+    },
     End {
         tenant: u32,
         id: u128,
@@ -87,6 +93,9 @@ fn moves() -> impl Strategy<Value = Move> {
             .prop_map(|(which, lease)| Move::Finish { which, lease }),
         2 => (0..8usize, 0..3u128, spans())
             .prop_map(|(which, id, spans)| Move::Lease { which, id, spans }),
+        1 => (0..8usize, 1..5usize, prop::sample::select(vec![0u8, 10, 35, 70, 255])).prop_map(
+            |(which, blocks, priority)| Move::Floor { which, blocks, priority }
+        ),
         2 => (0..TENANTS, 0..3u128, end).prop_map(|(tenant, id, end)| Move::End { tenant, id, end }),
         2 => (0..4u128, 0..TENANTS, path(), 0..90u64)
             .prop_map(|(id, tenant, path, ttl_ms)| Move::Pin { id, tenant, path, ttl_ms }),
@@ -159,6 +168,16 @@ impl Both {
             Move::Lease { which, id, spans } => {
                 if !self.running.is_empty() {
                     self.lease(which % self.running.len(), id, &spans);
+                }
+            }
+            Move::Floor { which, blocks, priority } => {
+                if !self.running.is_empty() {
+                    let sequence = &self.running[which % self.running.len()];
+                    let full = sequence.hashes.iter().flatten().count().min(blocks);
+                    let (table, hashes) = (&sequence.table[..full], &sequence.hashes[..full]);
+                    let tenant = TenantSlot(sequence.tenant);
+                    self.real.raise_floor(tenant, table, priority).unwrap();
+                    self.model.raise_floor(hashes, priority);
                 }
             }
             Move::End { tenant, id, end } => {
@@ -368,7 +387,7 @@ fn the_schedules_reach_every_cause_and_order() {
     let plan = prop::collection::vec(moves(), 30..50);
     let mut causes = [0; Cause::COUNT];
     let (mut late, mut pinned, mut hits) = (0, 0, 0);
-    for _ in 0..500 {
+    for _ in 0..2_000 {
         let mut both = Both::new(8, 4);
         for step in plan.new_tree(&mut runner).unwrap().current() {
             both.apply(step);
@@ -491,6 +510,7 @@ fn mistakes_are_errors_and_leave_the_pool_whole() {
     let terms = |tenant| LeaseTerms { tenant: TenantSlot(tenant), id: LeaseId(1), spans: &spans };
     assert_eq!(pool.lease(&terms(1), &table, 0), Err(BlockError::Foreign(table[0])));
     assert_eq!(pool.lease(&terms(0), &table[..1], 0), Err(BlockError::Span { span: 0 }));
+    assert_eq!(pool.raise_floor(TenantSlot(1), &table, 9), Err(BlockError::Foreign(table[0])));
     let most = span(0..usize::MAX, 50, 0, None);
     let over = LeaseTerms { spans: &[most.clone(), most], ..terms(0) };
     let named = BlockError::Many { what: "blocks in the spans of a lease", limit: 8 };
