@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::ir::{Content, Conversation};
 use crate::parse::parse;
+use crate::parse::turns::MESSAGE_BYTES;
 use crate::seal::{Seal, Sealer, seal};
 
 /// Adds a number to every byte: enough to tell keys apart.
@@ -352,7 +353,13 @@ impl Bodies {
             .iter()
             .all(|(name, id)| self.kept.get(id).is_some_and(|kept| kept.body.names.contains(name)));
         let used = self.by_use.iter().all(|(at, id)| self.kept[id].used == *at);
-        bytes == self.bytes && named && used && self.by_use.len() == self.kept.len()
+        let weighed = self.kept.values().all(|kept| {
+            let turns = &kept.body.turns;
+            let held =
+                turns.messages.iter().map(|m| MESSAGE_BYTES + weight(&m.blocks)).sum::<usize>();
+            turns.marks.last().is_some_and(|mark| mark.bytes == held)
+        });
+        bytes == self.bytes && weighed && named && used && self.by_use.len() == self.kept.len()
     }
 }
 
@@ -427,6 +434,27 @@ fn items_that_join_a_message_are_taken_off_it_again() {
             read_both(Endpoint::Responses, &body_of(Endpoint::Responses, &calls[..end]), &options);
         assert_eq!(read.unwrap().conversation.messages[0].blocks.len(), end);
     }
+}
+
+#[test]
+fn what_joins_a_message_behind_the_last_mark_is_not_held() {
+    let known = room();
+    let options = memory(&known, "a");
+    let said = |text: &str| json!({"role": "assistant", "content": [text]}).to_string();
+    let tool = json!({"type": "additional_tools", "tools": [{"type": "function", "name": "f3"}]});
+    let mut items = vec![said(&"v".repeat(400)), tool.to_string()];
+    items.extend(vec![said(&"x".repeat(1_000)); 300]);
+    let body = body_of(Endpoint::Responses, &items);
+    for _ in 0..2 {
+        let read = read_both(Endpoint::Responses, &body, &options).unwrap();
+        assert_eq!(read.conversation.messages[0].blocks.len(), 301);
+    }
+    let held = known.with(|bodies| {
+        assert!(bodies.is_whole());
+        let turns = bodies.kept.values().map(|kept| &kept.body.turns);
+        turns.map(|turns| turns.messages[0].blocks.len()).collect::<Vec<_>>()
+    });
+    assert_eq!(held, [1]);
 }
 
 #[test]
