@@ -181,8 +181,11 @@ pub(super) fn read(
         let path = Path::ROOT.member(items.name).item(items.shared + at);
         add(&Node { value, path }, request)?;
         notes.turns.told.append(&mut request.told);
-        // Later items are read by the tools that this one brought.
-        open = open && Arc::ptr_eq(&request.conversation.tools, &before.tools);
+        // Later items are read by the tools that this one brought. Which of its tools it adds depends on those that were
+        // there before, also where it adds none.
+        open = open
+            && value.get("type").and_then(Value::as_str) != Some("additional_tools")
+            && Arc::ptr_eq(&request.conversation.tools, &before.tools);
         if open {
             note(*end, request, &before, &mut notes.turns);
         }

@@ -74,6 +74,7 @@ const ENDPOINTS: [Endpoint; 4] =
 fn items_of(endpoint: Endpoint) -> Vec<Value> {
     let long = "a text \u{e9}\u{1f600} \"with\" \\ and \n in it, ".repeat(9);
     let breakpoint = json!({"type": "ephemeral"});
+    let hosted = hosted();
     let common = [
         json!({"role": "user", "content": "short"}),
         json!({"role": "user", "content": [{"type": "text", "text": long}]}),
@@ -105,6 +106,7 @@ fn items_of(endpoint: Endpoint) -> Vec<Value> {
             json!({"type": "function_call_output", "call_id": "c", "output": long}),
             json!({"type": "custom_tool_call_output", "call_id": "d", "output": [{"type": "input_image"}]}),
             json!({"type": "additional_tools", "tools": [{"type": "function", "name": "f2"}, {"type": "sonar"}]}),
+            json!({"type": "additional_tools", "tools": [hosted]}),
             json!({"type": "web_search_call", "id": "w"}),
             json!({"type": "item_reference", "id": "refused"}),
         ],
@@ -121,6 +123,11 @@ fn items_of(endpoint: Endpoint) -> Vec<Value> {
         ],
     };
     common.into_iter().chain(own).collect()
+}
+
+/// A tool that may be among `tools` already when an item brings it.
+fn hosted() -> Value {
+    json!({"type": "web_search", "name": "web_search"})
 }
 
 fn sealer(key: u8) -> Sealer {
@@ -154,6 +161,7 @@ fn members_of(endpoint: Endpoint) -> Vec<String> {
         r#""max_tokens":12"#.to_owned(),
         format!("\"tools\": {tools}"),
         format!("\"tools\": {}", json!([])),
+        format!("\"tools\": {}", json!([hosted()])),
         format!("\"system\":{system}"),
         format!("\"system\": {strange}"),
         r#""system" : "a prompt of one text, of some length and always the same""#.to_owned(),
@@ -250,6 +258,17 @@ impl Client {
                     ),
                     false => text,
                 };
+            }
+            6 => {
+                // A tool that items bring comes, or goes.
+                let [none, one] = [json!([]), json!([hosted()])].map(|t| format!("\"tools\": {t}"));
+                for member in self.before.iter_mut().chain(&mut self.after) {
+                    if *member == none {
+                        member.clone_from(&one);
+                    } else if *member == one {
+                        member.clone_from(&none);
+                    }
+                }
             }
             _ => {
                 for _ in 0..1 + self.choices.below(3) {
@@ -455,6 +474,19 @@ fn what_joins_a_message_behind_the_last_mark_is_not_held() {
         turns.map(|turns| turns.messages[0].blocks.len()).collect::<Vec<_>>()
     });
     assert_eq!(held, [1]);
+}
+
+#[test]
+fn an_item_that_brings_a_tool_that_is_there_already_brings_it_to_the_next_body() {
+    let options = memory(&room(), "a");
+    let asked = json!({"role": "user", "content": "a question, ".repeat(50)});
+    let brings = json!({"type": "additional_tools", "tools": [hosted()]});
+    for tools in [json!([hosted()]), json!([])] {
+        let body =
+            format!(r#"{{"model": "m", "input": [{asked}, {brings}, {asked}], "tools": {tools}}}"#);
+        let read = read_both(Endpoint::Responses, &body, &options).unwrap();
+        assert_eq!(read.conversation.tools.len(), 1, "{tools}");
+    }
 }
 
 #[test]
