@@ -364,13 +364,18 @@ impl<'b> New<'b> {
         let Notes { mut turns, prompt, offered, .. } = notes;
         let Some(last) = turns.seal() else { return };
         names.truncate(names_within(last.end));
+        if names.is_empty() {
+            return; // It could not be found.
+        }
         let (mut text, mut before) = (None, None);
         if let Some((id, body)) = found {
             let (new, old) = (turns.marks.len(), body.turns.marks.len());
             if shared == new && new <= old {
                 return; // It has all of this one.
             }
-            let goes_on = shared == old || shared + LOST_ITEMS_MAX >= old && new > old;
+            // Of a short one a few items are all there is.
+            let most = 2 * shared >= old && shared + LOST_ITEMS_MAX >= old;
+            let goes_on = shared == old || most && new > old;
             // Unless somebody else was quicker to put another in its place.
             if goes_on && known.with(|bodies| bodies.take_this(id, &body)) {
                 before = Some((id, body.names.clone()));

@@ -490,6 +490,36 @@ fn an_item_that_brings_a_tool_that_is_there_already_brings_it_to_the_next_body()
 }
 
 #[test]
+fn short_conversations_do_not_take_each_others_place() {
+    let known = room();
+    let options = memory(&known, "a");
+    let read = |name: &str, turns: usize| {
+        let mut items = vec![json!({"role": "user", "content": name.repeat(90)}).to_string()];
+        items.extend(talk(Endpoint::Messages, turns));
+        // Both begin with the same prompt, by which one finds the other.
+        let body = body_of(Endpoint::Messages, &items);
+        let body =
+            body.replacen('{', &format!(r#"{{"system": "{}", "#, "be brief, ".repeat(40)), 1);
+        read_both(Endpoint::Messages, &body, &options).unwrap().conversation
+    };
+    let first = read("one", 1);
+    read("other", 2);
+    read("third", 3);
+    assert_eq!(known.with(|bodies| bodies.kept.len()), 3);
+    assert_eq!(held_together(&first, &read("one", 2)), first.messages.len());
+    assert_eq!(known.with(|bodies| bodies.kept.len()), 3);
+}
+
+#[test]
+fn what_could_not_be_found_is_not_kept() {
+    let known = room();
+    let body = r#"{"messages": [{"role": "user", "content": "q"}], "model": "m", "user": "a name of some length"}"#;
+    assert!(body.len() >= 64 && body.find(']') < Some(64));
+    read_both(Endpoint::Chat, body, &memory(&known, "a")).unwrap();
+    assert_eq!((known.bytes(), known.with(|bodies| bodies.kept.len())), (0, 0));
+}
+
+#[test]
 fn two_conversations_that_part_are_both_remembered() {
     let known = room();
     let options = memory(&known, "a");
