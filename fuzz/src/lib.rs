@@ -27,7 +27,7 @@ pub fn read(endpoint: Endpoint, flags: u8, body: &[u8]) {
 
 /// Reads a body with a memory that saw one that ends earlier, and that one again: they read as they do alone.
 fn read_beside(endpoint: Endpoint, flags: u8, body: &[u8], alone: &str) {
-    let known = Arc::new(KnownBodies::new(0, BODIES_BYTES_MAX));
+    let known = Arc::new(KnownBodies::new(0, BODIES_BYTES_MAX, u64::from(flags)));
     let bodies = Some(BodyMemory { known, tenant: "t".into() });
     let options = ParseOptions { bodies, ..ParseOptions::default() };
     // Perhaps the end of an item.

@@ -48,7 +48,7 @@ fn endpoint_of(name: &str) -> Endpoint {
 fn options(bodies_bytes_max: Option<usize>) -> ParseOptions {
     let tenant: Arc<str> = "tenant".into();
     let bodies = bodies_bytes_max.map(|max| BodyMemory {
-        known: Arc::new(KnownBodies::new(0, max)),
+        known: Arc::new(KnownBodies::new(0, max, 7)),
         tenant: Arc::clone(&tenant),
     });
     let tools = ToolMemory { known: Arc::default(), tenant };

@@ -222,12 +222,14 @@ pub struct KnownBodies {
     bodies: Mutex<Bodies>,
     body_bytes_min: usize,
     bytes_max: usize,
+    key: u64,
 }
 
 impl KnownBodies {
     /// Room for `bytes_max` of bodies and what was made of them. Bodies shorter than `body_bytes_min` are read each time.
-    pub fn new(body_bytes_min: usize, bytes_max: usize) -> KnownBodies {
-        KnownBodies { bodies: Mutex::default(), body_bytes_min, bytes_max }
+    /// `key` is a random number that clients do not know, so that none can make its bodies be found for another's.
+    pub fn new(body_bytes_min: usize, bytes_max: usize, key: u64) -> KnownBodies {
+        KnownBodies { bodies: Mutex::default(), body_bytes_min, bytes_max, key }
     }
 
     /// How much of the room is taken.
@@ -310,7 +312,7 @@ impl<'b> New<'b> {
         options: &ParseOptions,
     ) -> New<'b> {
         let reading = Reading::of(&memory.tenant, endpoint, options);
-        let names = names(bytes, reading.seed());
+        let names = names(bytes, reading.seed(), memory.known.key);
         let found = memory.known.with(|bodies| bodies.find(&names, &reading));
         let shared =
             found.as_ref().map_or(0, |(_, known)| shared_bytes(bytes, known.text.as_bytes()));

@@ -38,7 +38,7 @@ fn memory(known: &Arc<KnownBodies>, tenant: &str) -> ParseOptions {
 }
 
 fn room() -> Arc<KnownBodies> {
-    Arc::new(KnownBodies::new(0, 64 << 20))
+    Arc::new(KnownBodies::new(0, 64 << 20, 7))
 }
 
 /// All of what was read, but for how.
@@ -607,7 +607,7 @@ fn items_to_be_stored_are_as_they_were_sent() {
 
 #[test]
 fn no_more_is_kept_than_there_is_room_for() {
-    let known = Arc::new(KnownBodies::new(0, 4 << 20));
+    let known = Arc::new(KnownBodies::new(0, 4 << 20, 7));
     let options = memory(&known, "a");
     let used = body_of(Endpoint::Chat, &talk(Endpoint::Chat, 9));
     let first = parse(Endpoint::Chat, used.as_bytes(), options.clone()).unwrap();
