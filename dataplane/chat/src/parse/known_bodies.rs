@@ -5,7 +5,7 @@
 //! earlier is remembered beside it. The ones that were used last stay, as many as there is room for. What is found is
 //! a hint: a request is the same as it is without, and so is every complaint.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, mem};
 
@@ -19,6 +19,8 @@ use crate::request::{Endpoint, Request};
 
 /// A body may take this share of all room, so that none pushes out all others.
 const SHARE: usize = 8;
+/// A tenant may take this share of all room, or more as long as nobody else needs it.
+const TENANT_SHARE: usize = 4;
 /// Items that a body may have had at its end which the next one has no more: clients move breakpoints, and cut off
 /// what was for one turn only. One that leaves more of them behind is another conversation.
 const LOST_ITEMS_MAX: usize = 4;
@@ -117,6 +119,14 @@ struct Kept {
     used: u64,
 }
 
+/// What a tenant has of the room.
+#[derive(Debug, Default)]
+struct Part {
+    /// Ids, the one that was not used for longest first.
+    by_use: BTreeMap<u64, u64>,
+    bytes: usize,
+}
+
 #[derive(Debug, Default)]
 struct Bodies {
     kept: HashMap<u64, Kept>,
@@ -124,6 +134,10 @@ struct Bodies {
     by_name: HashMap<u64, u64>,
     /// Ids, the one that was not used for longest first.
     by_use: BTreeMap<u64, u64>,
+    /// Only of tenants that have bodies here.
+    parts: HashMap<Arc<str>, Part>,
+    /// Who has how much, the least first.
+    by_bytes: BTreeSet<(usize, Arc<str>)>,
     bytes: usize,
     /// Counts ids and uses.
     count: u64,
@@ -145,9 +159,12 @@ impl Bodies {
             let Some(id) = self.by_name.get(name).copied() else { continue };
             let Some(kept) = self.kept.get_mut(&id) else { continue };
             if kept.body.reading == *reading {
-                self.by_use.remove(&kept.used);
+                let part = self.parts.get_mut(&reading.tenant).map(|part| &mut part.by_use);
+                for by_use in part.into_iter().chain([&mut self.by_use]) {
+                    by_use.remove(&kept.used);
+                    by_use.insert(now, id);
+                }
                 kept.used = now;
-                self.by_use.insert(now, id);
                 return Some((id, Arc::clone(&kept.body)));
             }
         }
@@ -159,7 +176,35 @@ impl Bodies {
         let Kept { body, bytes, used } = self.kept.remove(&id)?;
         self.bytes -= bytes;
         self.by_use.remove(&used);
+        self.change_part(&body.reading.tenant, |part| {
+            part.bytes -= bytes;
+            part.by_use.remove(&used);
+        });
         Some(body)
+    }
+
+    fn change_part(&mut self, tenant: &Arc<str>, change: impl FnOnce(&mut Part)) {
+        let part = self.parts.entry(Arc::clone(tenant)).or_default();
+        self.by_bytes.remove(&(part.bytes, Arc::clone(tenant)));
+        change(part);
+        if part.by_use.is_empty() {
+            self.parts.remove(tenant);
+        } else {
+            self.by_bytes.insert((part.bytes, Arc::clone(tenant)));
+        }
+    }
+
+    /// Which body leaves when so many more bytes of a tenant come: its own oldest if it is over its share with them, that
+    /// of whoever has most if that is more than a share, or the oldest of all.
+    fn next_to_leave(&self, tenant: &Arc<str>, bytes: usize, bytes_max: usize) -> Option<u64> {
+        let share = bytes_max / TENANT_SHARE;
+        let own = self.parts.get(tenant).filter(|part| part.bytes + bytes > share);
+        let largest = || {
+            let (bytes, tenant) = self.by_bytes.last()?;
+            self.parts.get(tenant).filter(|_| *bytes > share)
+        };
+        let by_use = own.or_else(largest).map_or(&self.by_use, |part| &part.by_use);
+        by_use.first_key_value().map(|(_, id)| *id)
     }
 
     /// Takes a body out if it is still the one of that id.
@@ -203,7 +248,8 @@ impl Bodies {
         }
         let mut left = Vec::new();
         while self.bytes + bytes > bytes_max {
-            let Some(oldest) = self.by_use.first_key_value().map(|(_, id)| *id) else { break };
+            let tenant = &body.reading.tenant;
+            let Some(oldest) = self.next_to_leave(tenant, bytes, bytes_max) else { break };
             if let Some(body) = self.take(oldest) {
                 self.unname(oldest, &body.names);
                 left.push(body);
@@ -211,6 +257,10 @@ impl Bodies {
         }
         self.by_name.extend(body.names.iter().skip(same).map(|name| (*name, id)));
         self.by_use.insert(now, id);
+        self.change_part(&body.reading.tenant, |part| {
+            part.bytes += bytes;
+            part.by_use.insert(now, id);
+        });
         self.bytes += bytes;
         self.kept.insert(id, Kept { body: Arc::new(body), bytes, used: now });
         left

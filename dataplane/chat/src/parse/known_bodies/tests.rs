@@ -378,6 +378,16 @@ impl Bodies {
                 turns.messages.iter().map(|m| MESSAGE_BYTES + weight(&m.blocks)).sum::<usize>();
             turns.marks.last().is_some_and(|mark| mark.bytes == held)
         });
+        let mut parts: HashMap<Arc<str>, (usize, BTreeMap<u64, u64>)> = HashMap::new();
+        for (id, kept) in &self.kept {
+            let part = parts.entry(Arc::clone(&kept.body.reading.tenant)).or_default();
+            part.0 += kept.bytes;
+            part.1.insert(kept.used, *id);
+        }
+        let ranks = parts.iter().map(|(tenant, part)| (part.0, Arc::clone(tenant)));
+        assert_eq!(self.by_bytes, ranks.collect());
+        let own = self.parts.iter().map(|(t, p)| (Arc::clone(t), (p.bytes, p.by_use.clone())));
+        assert_eq!(parts, own.collect());
         bytes == self.bytes && weighed && named && used && self.by_use.len() == self.kept.len()
     }
 }
@@ -634,6 +644,36 @@ fn no_more_is_kept_than_there_is_room_for() {
     let body = body_of(Endpoint::Chat, &[small]);
     parse(Endpoint::Chat, body.as_bytes(), options).unwrap();
     assert_eq!(known.bytes(), before, "many small texts");
+}
+
+#[test]
+fn one_tenant_does_not_take_the_room_of_others() {
+    let known = Arc::new(KnownBodies::new(0, 4 << 20, 7));
+    let body = |number: usize| {
+        let own = json!({"role": "user", "content": format!("{number:05}{}", "x".repeat(20_000))});
+        body_of(Endpoint::Chat, &[own.to_string()])
+    };
+    let read = |tenant: &str, number: usize| {
+        let body = body(number);
+        parse(Endpoint::Chat, body.as_bytes(), memory(&known, tenant)).unwrap().conversation
+    };
+    let bytes_of =
+        |tenant: &str| known.with(|bodies| bodies.parts.get(tenant).map_or(0, |p| p.bytes));
+    (0..400).for_each(|number| drop(read("greedy", number)));
+    assert!(bytes_of("greedy") > 3 << 20, "all is its own while nobody else needs it");
+    let quiet: Vec<_> = (0..20).map(|number| read("quiet", number)).collect();
+    assert!(known.with(|bodies| bodies.is_whole()));
+    (400..1_200).for_each(|number| drop(read("greedy", number)));
+    for (number, before) in quiet.iter().enumerate() {
+        assert_eq!(held_together(before, &read("quiet", number)), 1, "{number}");
+    }
+    // Two that want all of it have more than their shares, and whoever has most gives.
+    (0..400).for_each(|number| drop(read("second", number)));
+    assert!(bytes_of("second") >= 1 << 19 && bytes_of("greedy") >= 1 << 20);
+    for (number, before) in quiet.iter().enumerate() {
+        assert_eq!(held_together(before, &read("quiet", number)), 1, "{number}");
+    }
+    assert!(known.bytes() <= 4 << 20 && known.with(|bodies| bodies.is_whole()));
 }
 
 #[test]
