@@ -24,6 +24,8 @@ const TENANT_SHARE: usize = 4;
 /// Items that a body may have had at its end which the next one has no more: clients move breakpoints, and cut off
 /// what was for one turn only. One that leaves more of them behind is another conversation.
 const LOST_ITEMS_MAX: usize = 4;
+/// A text that is kept for the next body may take this share of all room; larger ones are freed.
+const SPARE_SHARE: usize = 32;
 /// A text that goes on gets so large a share of itself as room for what comes next.
 const ROOM_SHARE: usize = 8;
 /// What a body takes beside its text and turns: its places in maps.
@@ -109,6 +111,17 @@ impl KnownBody {
         let names = NAME_BYTES * self.names.capacity();
         BODY_BYTES + self.text.capacity() + prompt + offered + self.turns.bytes() + names
     }
+
+    /// With what it takes, which is reckoned here, where nobody waits for it.
+    fn weighed(self) -> Weighed {
+        Weighed { bytes: self.bytes(), body: Arc::new(self) }
+    }
+}
+
+/// A body and what it takes.
+struct Weighed {
+    body: Arc<KnownBody>,
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -233,18 +246,17 @@ impl Bodies {
     /// need not keep others waiting.
     fn put(
         &mut self,
-        body: KnownBody,
+        Weighed { body, bytes }: Weighed,
         before: Option<(u64, Vec<u64>)>,
         bytes_max: usize,
     ) -> Vec<Arc<KnownBody>> {
         let now = self.number();
         let (id, names) = before.unwrap_or((now, Vec::new()));
-        let bytes = body.bytes();
         let same = names.iter().zip(&body.names).take_while(|(old, new)| old == new).count();
         self.unname(id, names.get(same..).unwrap_or_default());
         if bytes > bytes_max / SHARE {
             self.unname(id, &names);
-            return vec![Arc::new(body)];
+            return vec![body];
         }
         let mut left = Vec::new();
         while self.bytes + bytes > bytes_max {
@@ -262,7 +274,7 @@ impl Bodies {
             part.by_use.insert(now, id);
         });
         self.bytes += bytes;
-        self.kept.insert(id, Kept { body: Arc::new(body), bytes, used: now });
+        self.kept.insert(id, Kept { body, bytes, used: now });
         left
     }
 }
@@ -284,7 +296,12 @@ impl KnownBodies {
 
     /// How much of the room is taken.
     pub fn bytes(&self) -> usize {
-        self.with(|bodies| bodies.bytes)
+        self.with(|bodies| bodies.bytes + bodies.spare.capacity())
+    }
+
+    /// The room beside the spare text.
+    fn bodies_bytes_max(&self) -> usize {
+        self.bytes_max - self.bytes_max / SPARE_SHARE
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Bodies) -> T) -> T {
@@ -435,7 +452,7 @@ impl<'b> New<'b> {
                 text = Arc::into_inner(body).map(|body| body.text);
             }
         }
-        let mut text = match text {
+        let mut text = match text.filter(|text: &String| text.capacity() <= 2 * bytes.len()) {
             Some(mut text) => {
                 text.truncate(text.floor_char_boundary(shared_bytes));
                 text
@@ -453,9 +470,13 @@ impl<'b> New<'b> {
         }
         text.push_str(rest);
         let body = KnownBody { reading, text, places, turns, prompt, offered, names };
-        let left = known.with(|bodies| bodies.put(body, before, known.bytes_max));
-        if let Some(body) = left.into_iter().filter_map(Arc::into_inner).last() {
-            known.with(|bodies| bodies.spare = body.text);
+        let body = body.weighed();
+        let left = known.with(|bodies| bodies.put(body, before, known.bodies_bytes_max()));
+        let texts = left.into_iter().filter_map(Arc::into_inner).map(|body| body.text);
+        let fits = |text: &String| text.capacity() <= known.bytes_max / SPARE_SHARE;
+        if let Some(text) = texts.filter(fits).last() {
+            // The one before it is freed when the others may go on.
+            drop(known.with(|bodies| mem::replace(&mut bodies.spare, text)));
         }
     }
 }

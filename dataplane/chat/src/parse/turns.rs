@@ -21,6 +21,9 @@ pub(super) const MESSAGE_BYTES: usize = 64;
 /// A block without its text, with the room that a list of them has for more.
 const BLOCK_BYTES: usize = 2 * size_of::<Block>() + 48;
 
+/// A text in a list, beside what it says.
+const TEXT_BYTES: usize = 48;
+
 /// How far a conversation had come after an item.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Mark {
@@ -66,9 +69,14 @@ impl Turns {
     pub(super) fn bytes(&self) -> usize {
         let last = self.marks.last().map_or(0, |mark| mark.bytes);
         let texts = self.warnings.iter().chain(&self.referenced);
-        let texts: usize = texts.map(|text| text.len() + 48).sum();
+        let texts: usize = texts.map(|text| text.len() + TEXT_BYTES).sum();
         let marks = self.marks.capacity() * size_of::<Mark>();
-        last + weight(&self.system) + texts + marks + self.told.len() * size_of::<Told>()
+        let told = self.told.capacity() * size_of::<Told>();
+        let renamed = self.renamed.iter().map(|(namespace, told_name, name)| {
+            let texts = namespace.as_ref().map_or(0, String::len) + told_name.len() + name.len();
+            texts + 2 * size_of::<Renamed>()
+        });
+        last + weight(&self.system) + texts + marks + told + renamed.sum::<usize>()
     }
 }
 
@@ -126,6 +134,8 @@ impl Offered {
         let bytes = of_echoed + tools.iter().map(Tool::bytes).sum::<usize>();
         let warnings = mem::replace(&mut request.warnings, warnings);
         let told = mem::replace(&mut request.told, told);
+        let of_warnings = warnings.iter().map(|text| text.len() + TEXT_BYTES).sum::<usize>();
+        let bytes = bytes + of_warnings + told.capacity() * size_of::<Told>();
         let offered = Offered { tools, echoed, warnings, told, bytes };
         offered.say(request);
         Ok(offered)

@@ -638,12 +638,17 @@ fn no_more_is_kept_than_there_is_room_for() {
     let before = known.bytes();
     parse(Endpoint::Chat, huge.as_bytes(), options).unwrap();
     assert_eq!(known.bytes(), before, "too large a body");
+    let spare = || known.with(|bodies| bodies.spare.capacity());
+    assert!(spare() > 20_000, "the text of one that left, which is counted");
+    assert_eq!(known.bytes() - spare(), known.with(|bodies| bodies.bytes));
+    let before = known.bytes() - spare();
     // Many small texts take more room than their bytes.
     let small = format!(r#"{{"role": "user", "content": [{}"x"]}}"#, "\"x\",".repeat(9_000));
     let options = memory(&known, "b");
     let body = body_of(Endpoint::Chat, &[small]);
     parse(Endpoint::Chat, body.as_bytes(), options).unwrap();
-    assert_eq!(known.bytes(), before, "many small texts");
+    assert_eq!(known.bytes() - spare(), before, "many small texts");
+    assert!(known.bytes() <= 4 << 20);
 }
 
 #[test]
