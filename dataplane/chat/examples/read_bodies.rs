@@ -63,10 +63,12 @@ fn shown(read: &Result<Request, ApiError>) -> String {
     };
     let Request { endpoint, model, stream, conversation, sampling, hints, session, .. } = request;
     let Request { thinking, n, output_format, continue_final, context, responses, .. } = request;
-    let Request { warnings, told, uses, .. } = request;
+    let Request { warnings, told, uses, include_usage, .. } = request;
+    let Request { thinking_display, thinking_tokens_max, .. } = request;
     format!(
         "{endpoint:?} {model} {stream} {conversation:?} {sampling:?} {hints:?} {session:?} {thinking:?} {n} \
-         {output_format:?} {continue_final} {context:?} {responses:?} {warnings:?} {told:?} {uses:?}"
+         {output_format:?} {continue_final} {context:?} {responses:?} {warnings:?} {told:?} {uses:?} \
+         {include_usage} {thinking_display:?} {thinking_tokens_max:?}"
     )
 }
 
