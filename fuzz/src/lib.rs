@@ -27,7 +27,7 @@ pub fn read(endpoint: Endpoint, flags: u8, body: &[u8]) {
 
 /// Reads a body with a memory that saw one that ends earlier, and that one again: they read as they do alone.
 fn read_beside(endpoint: Endpoint, flags: u8, body: &[u8], alone: &str) {
-    let known = Arc::new(KnownBodies::new(0, BODIES_BYTES_MAX));
+    let known = Arc::new(KnownBodies::new(0, BODIES_BYTES_MAX, u64::from(flags)));
     let bodies = Some(BodyMemory { known, tenant: "t".into() });
     let options = ParseOptions { bodies, ..ParseOptions::default() };
     // Perhaps the end of an item.
@@ -49,9 +49,11 @@ fn shown(read: &Result<Request, ApiError>) -> String {
     };
     let Request { endpoint, model, stream, conversation, sampling, hints, session, .. } = request;
     let Request { thinking, n, output_format, continue_final, context, responses, .. } = request;
-    let Request { warnings, told, uses, .. } = request;
+    let Request { warnings, told, uses, include_usage, .. } = request;
+    let Request { thinking_display, thinking_tokens_max, .. } = request;
     format!(
         "{endpoint:?} {model} {stream} {conversation:?} {sampling:?} {hints:?} {session:?} {thinking:?} {n} \
-         {output_format:?} {continue_final} {context:?} {responses:?} {warnings:?} {told:?} {uses:?}"
+         {output_format:?} {continue_final} {context:?} {responses:?} {warnings:?} {told:?} {uses:?} \
+         {include_usage} {thinking_display:?} {thinking_tokens_max:?}"
     )
 }

@@ -48,7 +48,7 @@ fn endpoint_of(name: &str) -> Endpoint {
 fn options(bodies_bytes_max: Option<usize>) -> ParseOptions {
     let tenant: Arc<str> = "tenant".into();
     let bodies = bodies_bytes_max.map(|max| BodyMemory {
-        known: Arc::new(KnownBodies::new(0, max)),
+        known: Arc::new(KnownBodies::new(0, max, 7)),
         tenant: Arc::clone(&tenant),
     });
     let tools = ToolMemory { known: Arc::default(), tenant };
@@ -63,10 +63,12 @@ fn shown(read: &Result<Request, ApiError>) -> String {
     };
     let Request { endpoint, model, stream, conversation, sampling, hints, session, .. } = request;
     let Request { thinking, n, output_format, continue_final, context, responses, .. } = request;
-    let Request { warnings, told, uses, .. } = request;
+    let Request { warnings, told, uses, include_usage, .. } = request;
+    let Request { thinking_display, thinking_tokens_max, .. } = request;
     format!(
         "{endpoint:?} {model} {stream} {conversation:?} {sampling:?} {hints:?} {session:?} {thinking:?} {n} \
-         {output_format:?} {continue_final} {context:?} {responses:?} {warnings:?} {told:?} {uses:?}"
+         {output_format:?} {continue_final} {context:?} {responses:?} {warnings:?} {told:?} {uses:?} \
+         {include_usage} {thinking_display:?} {thinking_tokens_max:?}"
     )
 }
 

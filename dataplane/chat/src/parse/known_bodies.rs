@@ -5,7 +5,7 @@
 //! earlier is remembered beside it. The ones that were used last stay, as many as there is room for. What is found is
 //! a hint: a request is the same as it is without, and so is every complaint.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, mem};
 
@@ -19,9 +19,13 @@ use crate::request::{Endpoint, Request};
 
 /// A body may take this share of all room, so that none pushes out all others.
 const SHARE: usize = 8;
+/// A tenant may take this share of all room, or more as long as nobody else needs it.
+const TENANT_SHARE: usize = 4;
 /// Items that a body may have had at its end which the next one has no more: clients move breakpoints, and cut off
 /// what was for one turn only. One that leaves more of them behind is another conversation.
 const LOST_ITEMS_MAX: usize = 4;
+/// A text that is kept for the next body may take this share of all room; larger ones are freed.
+const SPARE_SHARE: usize = 32;
 /// A text that goes on gets so large a share of itself as room for what comes next.
 const ROOM_SHARE: usize = 8;
 /// What a body takes beside its text and turns: its places in maps.
@@ -107,6 +111,17 @@ impl KnownBody {
         let names = NAME_BYTES * self.names.capacity();
         BODY_BYTES + self.text.capacity() + prompt + offered + self.turns.bytes() + names
     }
+
+    /// With what it takes, which is reckoned here, where nobody waits for it.
+    fn weighed(self) -> Weighed {
+        Weighed { bytes: self.bytes(), body: Arc::new(self) }
+    }
+}
+
+/// A body and what it takes.
+struct Weighed {
+    body: Arc<KnownBody>,
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -117,6 +132,14 @@ struct Kept {
     used: u64,
 }
 
+/// What a tenant has of the room.
+#[derive(Debug, Default)]
+struct Part {
+    /// Ids, the one that was not used for longest first.
+    by_use: BTreeMap<u64, u64>,
+    bytes: usize,
+}
+
 #[derive(Debug, Default)]
 struct Bodies {
     kept: HashMap<u64, Kept>,
@@ -124,6 +147,10 @@ struct Bodies {
     by_name: HashMap<u64, u64>,
     /// Ids, the one that was not used for longest first.
     by_use: BTreeMap<u64, u64>,
+    /// Only of tenants that have bodies here.
+    parts: HashMap<Arc<str>, Part>,
+    /// Who has how much, the least first.
+    by_bytes: BTreeSet<(usize, Arc<str>)>,
     bytes: usize,
     /// Counts ids and uses.
     count: u64,
@@ -145,9 +172,12 @@ impl Bodies {
             let Some(id) = self.by_name.get(name).copied() else { continue };
             let Some(kept) = self.kept.get_mut(&id) else { continue };
             if kept.body.reading == *reading {
-                self.by_use.remove(&kept.used);
+                let part = self.parts.get_mut(&reading.tenant).map(|part| &mut part.by_use);
+                for by_use in part.into_iter().chain([&mut self.by_use]) {
+                    by_use.remove(&kept.used);
+                    by_use.insert(now, id);
+                }
                 kept.used = now;
-                self.by_use.insert(now, id);
                 return Some((id, Arc::clone(&kept.body)));
             }
         }
@@ -159,7 +189,35 @@ impl Bodies {
         let Kept { body, bytes, used } = self.kept.remove(&id)?;
         self.bytes -= bytes;
         self.by_use.remove(&used);
+        self.change_part(&body.reading.tenant, |part| {
+            part.bytes -= bytes;
+            part.by_use.remove(&used);
+        });
         Some(body)
+    }
+
+    fn change_part(&mut self, tenant: &Arc<str>, change: impl FnOnce(&mut Part)) {
+        let part = self.parts.entry(Arc::clone(tenant)).or_default();
+        self.by_bytes.remove(&(part.bytes, Arc::clone(tenant)));
+        change(part);
+        if part.by_use.is_empty() {
+            self.parts.remove(tenant);
+        } else {
+            self.by_bytes.insert((part.bytes, Arc::clone(tenant)));
+        }
+    }
+
+    /// Which body leaves when so many more bytes of a tenant come: its own oldest if it is over its share with them, that
+    /// of whoever has most if that is more than a share, or the oldest of all.
+    fn next_to_leave(&self, tenant: &Arc<str>, bytes: usize, bytes_max: usize) -> Option<u64> {
+        let share = bytes_max / TENANT_SHARE;
+        let own = self.parts.get(tenant).filter(|part| part.bytes + bytes > share);
+        let largest = || {
+            let (bytes, tenant) = self.by_bytes.last()?;
+            self.parts.get(tenant).filter(|_| *bytes > share)
+        };
+        let by_use = own.or_else(largest).map_or(&self.by_use, |part| &part.by_use);
+        by_use.first_key_value().map(|(_, id)| *id)
     }
 
     /// Takes a body out if it is still the one of that id.
@@ -188,22 +246,22 @@ impl Bodies {
     /// need not keep others waiting.
     fn put(
         &mut self,
-        body: KnownBody,
+        Weighed { body, bytes }: Weighed,
         before: Option<(u64, Vec<u64>)>,
         bytes_max: usize,
     ) -> Vec<Arc<KnownBody>> {
         let now = self.number();
         let (id, names) = before.unwrap_or((now, Vec::new()));
-        let bytes = body.bytes();
         let same = names.iter().zip(&body.names).take_while(|(old, new)| old == new).count();
         self.unname(id, names.get(same..).unwrap_or_default());
         if bytes > bytes_max / SHARE {
             self.unname(id, &names);
-            return vec![Arc::new(body)];
+            return vec![body];
         }
         let mut left = Vec::new();
         while self.bytes + bytes > bytes_max {
-            let Some(oldest) = self.by_use.first_key_value().map(|(_, id)| *id) else { break };
+            let tenant = &body.reading.tenant;
+            let Some(oldest) = self.next_to_leave(tenant, bytes, bytes_max) else { break };
             if let Some(body) = self.take(oldest) {
                 self.unname(oldest, &body.names);
                 left.push(body);
@@ -211,8 +269,12 @@ impl Bodies {
         }
         self.by_name.extend(body.names.iter().skip(same).map(|name| (*name, id)));
         self.by_use.insert(now, id);
+        self.change_part(&body.reading.tenant, |part| {
+            part.bytes += bytes;
+            part.by_use.insert(now, id);
+        });
         self.bytes += bytes;
-        self.kept.insert(id, Kept { body: Arc::new(body), bytes, used: now });
+        self.kept.insert(id, Kept { body, bytes, used: now });
         left
     }
 }
@@ -222,17 +284,24 @@ pub struct KnownBodies {
     bodies: Mutex<Bodies>,
     body_bytes_min: usize,
     bytes_max: usize,
+    key: u64,
 }
 
 impl KnownBodies {
     /// Room for `bytes_max` of bodies and what was made of them. Bodies shorter than `body_bytes_min` are read each time.
-    pub fn new(body_bytes_min: usize, bytes_max: usize) -> KnownBodies {
-        KnownBodies { bodies: Mutex::default(), body_bytes_min, bytes_max }
+    /// `key` is a random number that clients do not know, so that none can make its bodies be found for another's.
+    pub fn new(body_bytes_min: usize, bytes_max: usize, key: u64) -> KnownBodies {
+        KnownBodies { bodies: Mutex::default(), body_bytes_min, bytes_max, key }
     }
 
     /// How much of the room is taken.
     pub fn bytes(&self) -> usize {
-        self.with(|bodies| bodies.bytes)
+        self.with(|bodies| bodies.bytes + bodies.spare.capacity())
+    }
+
+    /// The room beside the spare text.
+    fn bodies_bytes_max(&self) -> usize {
+        self.bytes_max - self.bytes_max / SPARE_SHARE
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Bodies) -> T) -> T {
@@ -310,7 +379,7 @@ impl<'b> New<'b> {
         options: &ParseOptions,
     ) -> New<'b> {
         let reading = Reading::of(&memory.tenant, endpoint, options);
-        let names = names(bytes, reading.seed());
+        let names = names(bytes, reading.seed(), memory.known.key);
         let found = memory.known.with(|bodies| bodies.find(&names, &reading));
         let shared =
             found.as_ref().map_or(0, |(_, known)| shared_bytes(bytes, known.text.as_bytes()));
@@ -364,13 +433,18 @@ impl<'b> New<'b> {
         let Notes { mut turns, prompt, offered, .. } = notes;
         let Some(last) = turns.seal() else { return };
         names.truncate(names_within(last.end));
+        if names.is_empty() {
+            return; // It could not be found.
+        }
         let (mut text, mut before) = (None, None);
         if let Some((id, body)) = found {
             let (new, old) = (turns.marks.len(), body.turns.marks.len());
             if shared == new && new <= old {
                 return; // It has all of this one.
             }
-            let goes_on = shared == old || shared + LOST_ITEMS_MAX >= old && new > old;
+            // Of a short one a few items are all there is.
+            let most = 2 * shared >= old && shared + LOST_ITEMS_MAX >= old;
+            let goes_on = shared == old || most && new > old;
             // Unless somebody else was quicker to put another in its place.
             if goes_on && known.with(|bodies| bodies.take_this(id, &body)) {
                 before = Some((id, body.names.clone()));
@@ -378,7 +452,7 @@ impl<'b> New<'b> {
                 text = Arc::into_inner(body).map(|body| body.text);
             }
         }
-        let mut text = match text {
+        let mut text = match text.filter(|text: &String| text.capacity() <= 2 * bytes.len()) {
             Some(mut text) => {
                 text.truncate(text.floor_char_boundary(shared_bytes));
                 text
@@ -396,9 +470,13 @@ impl<'b> New<'b> {
         }
         text.push_str(rest);
         let body = KnownBody { reading, text, places, turns, prompt, offered, names };
-        let left = known.with(|bodies| bodies.put(body, before, known.bytes_max));
-        if let Some(body) = left.into_iter().filter_map(Arc::into_inner).last() {
-            known.with(|bodies| bodies.spare = body.text);
+        let body = body.weighed();
+        let left = known.with(|bodies| bodies.put(body, before, known.bodies_bytes_max()));
+        let texts = left.into_iter().filter_map(Arc::into_inner).map(|body| body.text);
+        let fits = |text: &String| text.capacity() <= known.bytes_max / SPARE_SHARE;
+        if let Some(text) = texts.filter(fits).last() {
+            // The one before it is freed when the others may go on.
+            drop(known.with(|bodies| mem::replace(&mut bodies.spare, text)));
         }
     }
 }

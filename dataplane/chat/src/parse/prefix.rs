@@ -1,8 +1,8 @@
 //! What two bodies have in common from their start, and short names for the starts of one.
 //!
-//! A name is a hash that anybody can compute and a hostile client can make collide: it finds a body that is worth a
-//! look, and the bytes decide. Names are further apart the further they are from the start, so that a body of any size
-//! has few.
+//! A name is a hash: it finds a body that is worth a look, and the bytes decide. It is keyed, since all tenants' names
+//! are in one map and the later of two equal ones stays: who does not know the key cannot aim at another's. Names are
+//! further apart the further they are from the start, so that a body of any size has few.
 
 /// Bytes between the first names; the rest are multiples of it.
 const STEP_BYTES: usize = 64;
@@ -25,20 +25,23 @@ pub(super) fn names_within(length: usize) -> usize {
     ends.take_while(|end| *end <= length).count()
 }
 
-/// The names of the starts of a body, the shortest first. Bodies with different seeds share none.
-pub(super) fn names(bytes: &[u8], seed: u64) -> Vec<u64> {
+/// The names of the starts of a body, the shortest first. Bodies with different seeds share none, nor do those of
+/// different keys.
+pub(super) fn names(bytes: &[u8], seed: u64, key: u64) -> Vec<u64> {
     let mut names = Vec::with_capacity(names_within(bytes.len()));
-    let mut lanes = FACTORS.map(|factor| factor ^ seed);
+    // Both sides of a product have a part of the key: who knew one could make it zero, and with it all that came before.
+    let keys = FACTORS.map(|factor| mix(factor ^ key, factor.rotate_left(32)));
+    let mut lanes = keys.map(|key| mix(key ^ seed, FACTORS[3]));
     let (mut at, mut rest) = (0, bytes);
     while let Some((part, after)) = rest.split_at_checked(next_end(at) - at) {
         for stripe in part.as_chunks::<STEP_BYTES>().0 {
             let words = stripe.as_chunks::<8>().0;
             for (lane, pair) in words.as_chunks::<2>().0.iter().enumerate() {
                 let [a, b] = pair.map(u64::from_le_bytes);
-                lanes[lane] = mix(lanes[lane] ^ a, FACTORS[lane] ^ b);
+                lanes[lane] = mix(lanes[lane] ^ a, keys[lane] ^ b);
             }
         }
-        let folded = lanes.iter().fold(0, |name, lane| mix(name ^ lane, FACTORS[0]));
+        let folded = lanes.iter().fold(0, |name, lane| mix(name ^ lane, keys[0]));
         names.push(folded);
         (at, rest) = (at + part.len(), after);
     }
@@ -83,14 +86,21 @@ mod tests {
     #[test]
     fn names_are_those_of_the_start_and_of_the_seed() {
         let mut text: Vec<u8> = (0..200_000_u32).map(|n| (n.wrapping_mul(n) >> 3) as u8).collect();
-        let before = names(&text, 1);
+        let before = names(&text, 1, 7);
         assert_eq!(before.len(), names_within(text.len()));
         assert!((60..100).contains(&before.len()), "{}", before.len());
-        assert_eq!(names(&text[..100_000], 1), before[..names_within(100_000)]);
-        assert!(names(&text, 2).iter().all(|name| !before.contains(name)));
+        assert_eq!(names(&text[..100_000], 1, 7), before[..names_within(100_000)]);
+        for other in [names(&text, 2, 7), names(&text, 1, 8)] {
+            assert!(other.iter().all(|name| !before.contains(name)));
+        }
         text[50_000] ^= 1;
-        let same = names(&text, 1).iter().zip(&before).take_while(|(a, b)| a == b).count();
+        let same = names(&text, 1, 7).iter().zip(&before).take_while(|(a, b)| a == b).count();
         assert_eq!(same, names_within(50_000));
-        assert_eq!((names(&text[..63], 1).len(), names(&text[..64], 1).len()), (0, 1));
+        // Who knows all but the key cannot make a product zero.
+        let zeros: Vec<u8> =
+            FACTORS.iter().flat_map(|f| [0, *f].map(u64::to_le_bytes)).flatten().collect();
+        let one = |start: u8| names(&[&[start; STEP_BYTES], &*zeros].concat(), 1, 7)[1];
+        assert_ne!(one(1), one(2));
+        assert_eq!((names(&text[..63], 1, 7).len(), names(&text[..64], 1, 7).len()), (0, 1));
     }
 }

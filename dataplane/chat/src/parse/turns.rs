@@ -17,9 +17,12 @@ use crate::limits::{MESSAGES_MAX, TOOLS_MAX, WARNINGS_MAX};
 use crate::request::{Request, Told, push_warning};
 
 /// A message without its blocks, with its place in a list.
-const MESSAGE_BYTES: usize = 64;
+pub(super) const MESSAGE_BYTES: usize = 64;
 /// A block without its text, with the room that a list of them has for more.
 const BLOCK_BYTES: usize = 2 * size_of::<Block>() + 48;
+
+/// A text in a list, beside what it says.
+const TEXT_BYTES: usize = 48;
 
 /// How far a conversation had come after an item.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,7 +38,7 @@ pub(super) struct Mark {
     told: usize,
     referenced: usize,
     /// What all messages so far take in memory, roughly.
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 /// A tool's namespace, its name for the client and its name for the model, where these are two names.
@@ -45,7 +48,7 @@ type Renamed = (Option<String>, String, String);
 #[derive(Debug, Default)]
 pub(super) struct Turns {
     pub(super) marks: Vec<Mark>,
-    messages: Vec<Arc<Message>>,
+    pub(super) messages: Vec<Arc<Message>>,
     system: Arc<Vec<Block>>,
     warnings: Vec<String>,
     told: Vec<Told>,
@@ -66,9 +69,14 @@ impl Turns {
     pub(super) fn bytes(&self) -> usize {
         let last = self.marks.last().map_or(0, |mark| mark.bytes);
         let texts = self.warnings.iter().chain(&self.referenced);
-        let texts: usize = texts.map(|text| text.len() + 48).sum();
+        let texts: usize = texts.map(|text| text.len() + TEXT_BYTES).sum();
         let marks = self.marks.capacity() * size_of::<Mark>();
-        last + weight(&self.system) + texts + marks + self.told.len() * size_of::<Told>()
+        let told = self.told.capacity() * size_of::<Told>();
+        let renamed = self.renamed.iter().map(|(namespace, told_name, name)| {
+            let texts = namespace.as_ref().map_or(0, String::len) + told_name.len() + name.len();
+            texts + 2 * size_of::<Renamed>()
+        });
+        last + weight(&self.system) + texts + marks + told + renamed.sum::<usize>()
     }
 }
 
@@ -126,6 +134,8 @@ impl Offered {
         let bytes = of_echoed + tools.iter().map(Tool::bytes).sum::<usize>();
         let warnings = mem::replace(&mut request.warnings, warnings);
         let told = mem::replace(&mut request.told, told);
+        let of_warnings = warnings.iter().map(|text| text.len() + TEXT_BYTES).sum::<usize>();
+        let bytes = bytes + of_warnings + told.capacity() * size_of::<Told>();
         let offered = Offered { tools, echoed, warnings, told, bytes };
         offered.say(request);
         Ok(offered)
@@ -181,8 +191,11 @@ pub(super) fn read(
         let path = Path::ROOT.member(items.name).item(items.shared + at);
         add(&Node { value, path }, request)?;
         notes.turns.told.append(&mut request.told);
-        // Later items are read by the tools that this one brought.
-        open = open && Arc::ptr_eq(&request.conversation.tools, &before.tools);
+        // Later items are read by the tools that this one brought. Which of its tools it adds depends on those that were
+        // there before, also where it adds none.
+        open = open
+            && value.get("type").and_then(Value::as_str) != Some("additional_tools")
+            && Arc::ptr_eq(&request.conversation.tools, &before.tools);
         if open {
             note(*end, request, &before, &mut notes.turns);
         }
@@ -216,14 +229,7 @@ fn resume(items: &Items<'_>, request: &mut Request, notes: &mut Notes) -> Result
         return Err(out_of_step());
     };
     let conversation = &mut request.conversation;
-    conversation.messages = turns.messages.iter().take(mark.messages).cloned().collect();
-    if let Some(last) = conversation.messages.last_mut()
-        && last.blocks.len() > mark.blocks
-    {
-        // Later items of the known body joined it.
-        let blocks = last.blocks.iter().take(mark.blocks).cloned().collect();
-        *last = Arc::new(Message { role: last.role, blocks });
-    }
+    conversation.messages = up_to(mark, &turns.messages);
     conversation.system.extend(turns.system.iter().take(mark.system).cloned());
     request.warnings = turns.warnings.iter().take(mark.warnings).cloned().collect();
     request.referenced_tools = turns.referenced.iter().take(mark.referenced).cloned().collect();
@@ -231,6 +237,18 @@ fn resume(items: &Items<'_>, request: &mut Request, notes: &mut Notes) -> Result
     notes.turns.marks = Vec::with_capacity(items.len());
     notes.turns.marks.extend(turns.marks.iter().take(items.shared));
     Ok(())
+}
+
+/// The messages up to a mark, without what later items joined to the last of them.
+fn up_to(mark: &Mark, messages: &[Arc<Message>]) -> Vec<Arc<Message>> {
+    let mut messages: Vec<_> = messages.iter().take(mark.messages).cloned().collect();
+    if let Some(last) = messages.last_mut()
+        && last.blocks.len() > mark.blocks
+    {
+        let blocks = last.blocks.iter().take(mark.blocks).cloned().collect();
+        *last = Arc::new(Message { role: last.role, blocks });
+    }
+    messages
 }
 
 /// Whoever reads the body whole has the words for what is wrong; these are never seen.
@@ -264,7 +282,8 @@ fn note(end: usize, request: &Request, before: &Before, turns: &mut Turns) {
 fn keep(items: &Items<'_>, request: &Request, before: &Before, turns: &mut Turns) {
     let Some(last) = turns.marks.last() else { return };
     let conversation = &request.conversation;
-    turns.messages = conversation.messages.iter().take(last.messages).cloned().collect();
+    // What is not cut off would be held without being counted.
+    turns.messages = up_to(last, &conversation.messages);
     turns.warnings = request.warnings.iter().take(last.warnings).cloned().collect();
     turns.referenced = request.referenced_tools.iter().take(last.referenced).cloned().collect();
     let own = conversation.system.get(before.system..).unwrap_or_default();

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::ir::{Content, Conversation};
 use crate::parse::parse;
+use crate::parse::turns::MESSAGE_BYTES;
 use crate::seal::{Seal, Sealer, seal};
 
 /// Adds a number to every byte: enough to tell keys apart.
@@ -37,7 +38,7 @@ fn memory(known: &Arc<KnownBodies>, tenant: &str) -> ParseOptions {
 }
 
 fn room() -> Arc<KnownBodies> {
-    Arc::new(KnownBodies::new(0, 64 << 20))
+    Arc::new(KnownBodies::new(0, 64 << 20, 7))
 }
 
 /// All of what was read, but for how.
@@ -73,6 +74,7 @@ const ENDPOINTS: [Endpoint; 4] =
 fn items_of(endpoint: Endpoint) -> Vec<Value> {
     let long = "a text \u{e9}\u{1f600} \"with\" \\ and \n in it, ".repeat(9);
     let breakpoint = json!({"type": "ephemeral"});
+    let hosted = hosted();
     let common = [
         json!({"role": "user", "content": "short"}),
         json!({"role": "user", "content": [{"type": "text", "text": long}]}),
@@ -104,6 +106,7 @@ fn items_of(endpoint: Endpoint) -> Vec<Value> {
             json!({"type": "function_call_output", "call_id": "c", "output": long}),
             json!({"type": "custom_tool_call_output", "call_id": "d", "output": [{"type": "input_image"}]}),
             json!({"type": "additional_tools", "tools": [{"type": "function", "name": "f2"}, {"type": "sonar"}]}),
+            json!({"type": "additional_tools", "tools": [hosted]}),
             json!({"type": "web_search_call", "id": "w"}),
             json!({"type": "item_reference", "id": "refused"}),
         ],
@@ -120,6 +123,11 @@ fn items_of(endpoint: Endpoint) -> Vec<Value> {
         ],
     };
     common.into_iter().chain(own).collect()
+}
+
+/// A tool that may be among `tools` already when an item brings it.
+fn hosted() -> Value {
+    json!({"type": "web_search", "name": "web_search"})
 }
 
 fn sealer(key: u8) -> Sealer {
@@ -153,6 +161,7 @@ fn members_of(endpoint: Endpoint) -> Vec<String> {
         r#""max_tokens":12"#.to_owned(),
         format!("\"tools\": {tools}"),
         format!("\"tools\": {}", json!([])),
+        format!("\"tools\": {}", json!([hosted()])),
         format!("\"system\":{system}"),
         format!("\"system\": {strange}"),
         r#""system" : "a prompt of one text, of some length and always the same""#.to_owned(),
@@ -249,6 +258,17 @@ impl Client {
                     ),
                     false => text,
                 };
+            }
+            6 => {
+                // A tool that items bring comes, or goes.
+                let [none, one] = [json!([]), json!([hosted()])].map(|t| format!("\"tools\": {t}"));
+                for member in self.before.iter_mut().chain(&mut self.after) {
+                    if *member == none {
+                        member.clone_from(&one);
+                    } else if *member == one {
+                        member.clone_from(&none);
+                    }
+                }
             }
             _ => {
                 for _ in 0..1 + self.choices.below(3) {
@@ -352,7 +372,23 @@ impl Bodies {
             .iter()
             .all(|(name, id)| self.kept.get(id).is_some_and(|kept| kept.body.names.contains(name)));
         let used = self.by_use.iter().all(|(at, id)| self.kept[id].used == *at);
-        bytes == self.bytes && named && used && self.by_use.len() == self.kept.len()
+        let weighed = self.kept.values().all(|kept| {
+            let turns = &kept.body.turns;
+            let held =
+                turns.messages.iter().map(|m| MESSAGE_BYTES + weight(&m.blocks)).sum::<usize>();
+            turns.marks.last().is_some_and(|mark| mark.bytes == held)
+        });
+        let mut parts: HashMap<Arc<str>, (usize, BTreeMap<u64, u64>)> = HashMap::new();
+        for (id, kept) in &self.kept {
+            let part = parts.entry(Arc::clone(&kept.body.reading.tenant)).or_default();
+            part.0 += kept.bytes;
+            part.1.insert(kept.used, *id);
+        }
+        let ranks = parts.iter().map(|(tenant, part)| (part.0, Arc::clone(tenant)));
+        assert_eq!(self.by_bytes, ranks.collect());
+        let own = self.parts.iter().map(|(t, p)| (Arc::clone(t), (p.bytes, p.by_use.clone())));
+        assert_eq!(parts, own.collect());
+        bytes == self.bytes && weighed && named && used && self.by_use.len() == self.kept.len()
     }
 }
 
@@ -427,6 +463,70 @@ fn items_that_join_a_message_are_taken_off_it_again() {
             read_both(Endpoint::Responses, &body_of(Endpoint::Responses, &calls[..end]), &options);
         assert_eq!(read.unwrap().conversation.messages[0].blocks.len(), end);
     }
+}
+
+#[test]
+fn what_joins_a_message_behind_the_last_mark_is_not_held() {
+    let known = room();
+    let options = memory(&known, "a");
+    let said = |text: &str| json!({"role": "assistant", "content": [text]}).to_string();
+    let tool = json!({"type": "additional_tools", "tools": [{"type": "function", "name": "f3"}]});
+    let mut items = vec![said(&"v".repeat(400)), tool.to_string()];
+    items.extend(vec![said(&"x".repeat(1_000)); 300]);
+    let body = body_of(Endpoint::Responses, &items);
+    for _ in 0..2 {
+        let read = read_both(Endpoint::Responses, &body, &options).unwrap();
+        assert_eq!(read.conversation.messages[0].blocks.len(), 301);
+    }
+    let held = known.with(|bodies| {
+        assert!(bodies.is_whole());
+        let turns = bodies.kept.values().map(|kept| &kept.body.turns);
+        turns.map(|turns| turns.messages[0].blocks.len()).collect::<Vec<_>>()
+    });
+    assert_eq!(held, [1]);
+}
+
+#[test]
+fn an_item_that_brings_a_tool_that_is_there_already_brings_it_to_the_next_body() {
+    let options = memory(&room(), "a");
+    let asked = json!({"role": "user", "content": "a question, ".repeat(50)});
+    let brings = json!({"type": "additional_tools", "tools": [hosted()]});
+    for tools in [json!([hosted()]), json!([])] {
+        let body =
+            format!(r#"{{"model": "m", "input": [{asked}, {brings}, {asked}], "tools": {tools}}}"#);
+        let read = read_both(Endpoint::Responses, &body, &options).unwrap();
+        assert_eq!(read.conversation.tools.len(), 1, "{tools}");
+    }
+}
+
+#[test]
+fn short_conversations_do_not_take_each_others_place() {
+    let known = room();
+    let options = memory(&known, "a");
+    let read = |name: &str, turns: usize| {
+        let mut items = vec![json!({"role": "user", "content": name.repeat(90)}).to_string()];
+        items.extend(talk(Endpoint::Messages, turns));
+        // Both begin with the same prompt, by which one finds the other.
+        let body = body_of(Endpoint::Messages, &items);
+        let body =
+            body.replacen('{', &format!(r#"{{"system": "{}", "#, "be brief, ".repeat(40)), 1);
+        read_both(Endpoint::Messages, &body, &options).unwrap().conversation
+    };
+    let first = read("one", 1);
+    read("other", 2);
+    read("third", 3);
+    assert_eq!(known.with(|bodies| bodies.kept.len()), 3);
+    assert_eq!(held_together(&first, &read("one", 2)), first.messages.len());
+    assert_eq!(known.with(|bodies| bodies.kept.len()), 3);
+}
+
+#[test]
+fn what_could_not_be_found_is_not_kept() {
+    let known = room();
+    let body = r#"{"messages": [{"role": "user", "content": "q"}], "model": "m", "user": "a name of some length"}"#;
+    assert!(body.len() >= 64 && body.find(']') < Some(64));
+    read_both(Endpoint::Chat, body, &memory(&known, "a")).unwrap();
+    assert_eq!((known.bytes(), known.with(|bodies| bodies.kept.len())), (0, 0));
 }
 
 #[test]
@@ -517,7 +617,7 @@ fn items_to_be_stored_are_as_they_were_sent() {
 
 #[test]
 fn no_more_is_kept_than_there_is_room_for() {
-    let known = Arc::new(KnownBodies::new(0, 4 << 20));
+    let known = Arc::new(KnownBodies::new(0, 4 << 20, 7));
     let options = memory(&known, "a");
     let used = body_of(Endpoint::Chat, &talk(Endpoint::Chat, 9));
     let first = parse(Endpoint::Chat, used.as_bytes(), options.clone()).unwrap();
@@ -538,12 +638,47 @@ fn no_more_is_kept_than_there_is_room_for() {
     let before = known.bytes();
     parse(Endpoint::Chat, huge.as_bytes(), options).unwrap();
     assert_eq!(known.bytes(), before, "too large a body");
+    let spare = || known.with(|bodies| bodies.spare.capacity());
+    assert!(spare() > 20_000, "the text of one that left, which is counted");
+    assert_eq!(known.bytes() - spare(), known.with(|bodies| bodies.bytes));
+    let before = known.bytes() - spare();
     // Many small texts take more room than their bytes.
     let small = format!(r#"{{"role": "user", "content": [{}"x"]}}"#, "\"x\",".repeat(9_000));
     let options = memory(&known, "b");
     let body = body_of(Endpoint::Chat, &[small]);
     parse(Endpoint::Chat, body.as_bytes(), options).unwrap();
-    assert_eq!(known.bytes(), before, "many small texts");
+    assert_eq!(known.bytes() - spare(), before, "many small texts");
+    assert!(known.bytes() <= 4 << 20);
+}
+
+#[test]
+fn one_tenant_does_not_take_the_room_of_others() {
+    let known = Arc::new(KnownBodies::new(0, 4 << 20, 7));
+    let body = |number: usize| {
+        let own = json!({"role": "user", "content": format!("{number:05}{}", "x".repeat(20_000))});
+        body_of(Endpoint::Chat, &[own.to_string()])
+    };
+    let read = |tenant: &str, number: usize| {
+        let body = body(number);
+        parse(Endpoint::Chat, body.as_bytes(), memory(&known, tenant)).unwrap().conversation
+    };
+    let bytes_of =
+        |tenant: &str| known.with(|bodies| bodies.parts.get(tenant).map_or(0, |p| p.bytes));
+    (0..400).for_each(|number| drop(read("greedy", number)));
+    assert!(bytes_of("greedy") > 3 << 20, "all is its own while nobody else needs it");
+    let quiet: Vec<_> = (0..20).map(|number| read("quiet", number)).collect();
+    assert!(known.with(|bodies| bodies.is_whole()));
+    (400..1_200).for_each(|number| drop(read("greedy", number)));
+    for (number, before) in quiet.iter().enumerate() {
+        assert_eq!(held_together(before, &read("quiet", number)), 1, "{number}");
+    }
+    // Two that want all of it have more than their shares, and whoever has most gives.
+    (0..400).for_each(|number| drop(read("second", number)));
+    assert!(bytes_of("second") >= 1 << 19 && bytes_of("greedy") >= 1 << 20);
+    for (number, before) in quiet.iter().enumerate() {
+        assert_eq!(held_together(before, &read("quiet", number)), 1, "{number}");
+    }
+    assert!(known.bytes() <= 4 << 20 && known.with(|bodies| bodies.is_whole()));
 }
 
 #[test]
