@@ -209,6 +209,9 @@ impl Client {
             after: Vec::new(),
             pool_of_members: members_of(endpoint)[2..].to_vec(),
         };
+        if client.choices.below(3) == 0 {
+            client.after.push(format!("\"tools\": {}", json!([hosted()])));
+        }
         for _ in 0..client.choices.below(4) {
             client.change_members();
         }
@@ -240,7 +243,7 @@ impl Client {
     fn go_on(&mut self) {
         let at = self.choices.below(self.items.len());
         let fits = !self.items.is_empty();
-        match self.choices.below(12) {
+        match self.choices.below(13) {
             0 if fits => drop(self.items.pop()),
             1 if fits => self.items[at] = self.item(),
             2 if fits => self.items.swap(0, at),
