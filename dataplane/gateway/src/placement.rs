@@ -151,7 +151,9 @@ impl Placement {
                 waiting_prefill_tokens: load.waiting_prefill_tokens,
                 prefill_us_per_token: load.prefill_us_per_token,
                 decode_us_per_step: load.decode_us_per_step,
-                blocks_total: Some(load.blocks_total),
+                // How full caches are with conversations is counted over all models and tenants alike, and as if every
+                // prompt came back: right for the laboratory's agents, not yet for all who share a gateway.
+                blocks_total: None,
                 // Cached blocks may be evicted; those in use and those that pins protect may not.
                 blocks_free: Some(
                     load.blocks_total.saturating_sub(load.blocks_used.max(load.blocks_pinned)),

@@ -24,6 +24,8 @@ use crate::trace::{Session, Trace};
 const WORKERS_MAX: u32 = 4_096;
 /// Sessions alive at once at most.
 const ALIVE_MAX: usize = 1 << 18;
+/// Requests that a run asks for at most.
+const REQUESTS_MAX: u64 = 1 << 24;
 /// The first sessions start within this time, so that they do not move in step.
 const RAMP_US: u64 = 60_000_000;
 /// How often each place among the living is filled, where no number of requests is given.
@@ -66,6 +68,8 @@ struct Asked {
     agent: u32,
     arrived_us: u64,
     prompt_tokens: u32,
+    /// Of these, what a cache without end had.
+    ideal_tokens: u64,
     output_tokens: u32,
     chain: Arc<[SequenceHash]>,
     chain_blocks: u32,
@@ -117,6 +121,8 @@ struct Sums {
 struct Lab<'a> {
     trace: &'a Trace,
     settings: &'a Settings,
+    /// After so long a trace with times begins again.
+    lap_ms: u64,
     fleet: Fleet,
     chooser: Chooser,
     ideal: Ideal,
@@ -152,6 +158,7 @@ pub fn play(
     let mut lab = Lab {
         trace,
         settings,
+        lap_ms: trace.sessions.iter().map(|s| s.start_ms).max().unwrap_or(0).saturating_add(1),
         fleet: Fleet::new(workers, &settings.profile, trace.block_tokens, delay_us),
         chooser: Chooser::new(policy, workers, trace.block_tokens),
         ideal: Ideal::default(),
@@ -201,7 +208,7 @@ fn queue(trace: &Trace, settings: &Settings, alive: usize, rng: &mut Rng) -> Vec
         for &place in &order {
             let enough = match settings.requests {
                 0 => queue.len() >= sessions,
-                wanted => requests >= wanted,
+                wanted => requests >= wanted.min(REQUESTS_MAX),
             };
             if enough {
                 return queue;
@@ -238,8 +245,8 @@ impl Lab<'_> {
     /// Makes the next session of a trace with times start when it is due.
     fn start_at_its_time(&mut self) {
         let Some(&(place, copy)) = self.queue.as_slice().first() else { return };
-        let last_ms = self.trace.sessions.iter().map(|s| s.start_ms).max().unwrap_or(0);
-        let start_ms = self.session(place).start_ms + copy * (last_ms + 1);
+        let start_ms =
+            self.session(place).start_ms.saturating_add(copy.saturating_mul(self.lap_ms));
         let faster = if self.settings.load > 0.0 { self.settings.load } else { 1.0 };
         let time_us = (start_ms as f64 * 1_000.0 / faster) as u64;
         self.at(time_us, Event::Start);
@@ -328,13 +335,15 @@ impl Lab<'_> {
         }
         let hits = (self.ideal.hits(prompt) as u32).min((turn.prompt_tokens - 1) / block_tokens);
         self.ideal.add(prompt);
-        self.sums.ideal_tokens += u64::from(hits) * u64::from(block_tokens);
+        let ideal_tokens = u64::from(hits) * u64::from(block_tokens);
+        self.sums.ideal_tokens += ideal_tokens;
         self.sums.prompt_tokens += u64::from(turn.prompt_tokens);
         let id = self.asked.add(Asked {
             slot,
             agent,
             arrived_us: now_us,
             prompt_tokens: turn.prompt_tokens,
+            ideal_tokens,
             output_tokens: turn.output_tokens,
             chain: Arc::clone(&chain),
             chain_blocks: turn.chain_blocks,
@@ -402,6 +411,7 @@ impl Lab<'_> {
                 let Some(asked) = self.asked.take(id as u32) else { return };
                 self.sums.refused += 1;
                 self.sums.prompt_tokens -= u64::from(asked.prompt_tokens);
+                self.sums.ideal_tokens -= asked.ideal_tokens;
                 self.go_on(&asked, now_us);
             }
         }

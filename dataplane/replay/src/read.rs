@@ -10,6 +10,8 @@ use serde::Deserialize;
 
 use crate::trace::{AgentBuilder, SESSIONS_MAX, Session, TraceBuilder, TraceError};
 
+/// The latest begin of a session in a trace: a year after its first.
+const START_MS_MAX: f64 = 366.0 * 86_400_000.0;
 /// Tokens of a block of rows, unless something else is said.
 const ROW_BLOCK_TOKENS: u32 = 512;
 /// Blocks of a session are of this many tokens at most.
@@ -90,6 +92,14 @@ pub fn claude_code_session(
     builder.add(block_tokens, session)
 }
 
+/// A number for tools and a system prompt of these sizes, which agents with the same ones are taken to share.
+fn group_of(tool_tokens: u64, system_tokens: u64) -> u32 {
+    /// The golden ratio's digits spread what is near each other.
+    const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mixed = tool_tokens.wrapping_mul(SPREAD).rotate_left(32) ^ system_tokens;
+    (mixed.wrapping_mul(SPREAD) >> 32) as u32
+}
+
 struct SessionReader<'a> {
     settings: &'a ReadSettings,
     block_tokens: u32,
@@ -110,7 +120,7 @@ impl SessionReader<'_> {
             .collect();
         let prompt = entry.tool_tokens.saturating_add(entry.system_tokens);
         let shared = if self.settings.share { tokens(prompt) / self.block_tokens } else { 0 };
-        let group = (tokens(entry.tool_tokens) << 12) ^ tokens(entry.system_tokens);
+        let group = group_of(entry.tool_tokens, entry.system_tokens);
         let mut agent =
             AgentBuilder::new(&mut self.session.chains, self.block_tokens, group, shared);
         let most = self.settings.pause_ms_max;
@@ -187,22 +197,37 @@ pub fn rows(
         }
     }
     builder.timed();
+    let first_ms = start_of(&sessions);
+    // Time goes forward, whatever the order of the rows.
+    sessions.sort_by_key(|rows| start_ms(rows, first_ms));
     for rows in &sessions {
-        let session = row_session(rows, block_tokens, settings, builder);
+        let session = row_session(rows, first_ms, block_tokens, settings, builder);
         builder.add(block_tokens, session)?;
     }
     Ok(())
 }
 
+/// The first time that any row has, in milliseconds.
+fn start_of(sessions: &[Vec<Row>]) -> f64 {
+    let times = sessions.iter().filter_map(|rows| rows.first()?.timestamp);
+    times.filter(|time| time.is_finite()).reduce(f64::min).unwrap_or(0.0)
+}
+
+/// When a session begins, counted from the trace's begin.
+fn start_ms(rows: &[Row], first_ms: f64) -> u64 {
+    let start = rows.first().and_then(|row| row.timestamp).unwrap_or(first_ms);
+    (start - first_ms).clamp(0.0, START_MS_MAX) as u64
+}
+
 fn row_session(
     rows: &[Row],
+    first_ms: f64,
     block_tokens: u32,
     settings: &ReadSettings,
     builder: &mut TraceBuilder,
 ) -> Session {
     let mut session = Session { numbers_are_global: true, ..Session::default() };
-    let start = rows.first().and_then(|row| row.timestamp).unwrap_or(0.0);
-    session.start_ms = start.max(0.0) as u64;
+    session.start_ms = start_ms(rows, first_ms);
     let mut agent = AgentBuilder::new(&mut session.chains, block_tokens, 0, 0);
     for (at, row) in rows.iter().enumerate() {
         let length = row.input_length.saturating_add(row.output_length);

@@ -44,6 +44,21 @@ fn a_prompt_beyond_the_context_ends_the_session_and_is_counted() {
 }
 
 #[test]
+fn times_go_forward_from_the_first_and_have_an_end() {
+    let row = |time: &str| {
+        format!(
+            r#"{{"timestamp": {time}, "input_length": 600, "output_length": 1, "hash_ids": [1, 2]}}"#
+        )
+    };
+    let text = ["1700000002000", "1700000000000", "1e300", "1700000001000"].map(row).join("\n");
+    let mut builder = TraceBuilder::default();
+    rows(&text, &ReadSettings::default(), &mut builder).unwrap();
+    let trace = builder.build().unwrap();
+    let starts: Vec<u64> = trace.sessions.iter().map(|s| s.start_ms).collect();
+    assert_eq!(starts, [0, 1_000, 2_000, START_MS_MAX as u64]);
+}
+
+#[test]
 fn rows_stand_alone_or_follow_their_session() {
     let text = r#"{"timestamp": 27, "input_length": 1030, "output_length": 3, "hash_ids": [0, 1, 2]}
 
@@ -54,7 +69,7 @@ fn rows_stand_alone_or_follow_their_session() {
     let trace = builder.build().unwrap();
     assert!(trace.timed && trace.sessions.iter().all(|s| s.numbers_are_global));
     assert_eq!((trace.session_count(), trace.request_count(), trace.block_tokens), (2, 3, 512));
-    assert_eq!(trace.sessions.iter().map(|s| s.start_ms).collect::<Vec<_>>(), [27, 40]);
+    assert_eq!(trace.sessions.iter().map(|s| s.start_ms).collect::<Vec<_>>(), [0, 13]);
     assert_eq!(trace.sessions[0].chains[0].ids, [0, 1], "the third block is not full");
     match trace.sessions[1].agents[0][..] {
         [Item::Turn(first), Item::Turn(second)] => {
