@@ -25,7 +25,7 @@ const WORKERS_MAX: u32 = 4_096;
 /// Sessions alive at once at most.
 const ALIVE_MAX: usize = 1 << 18;
 /// Requests that a run asks for at most.
-const REQUESTS_MAX: u64 = 1 << 24;
+const REQUESTS_MAX: usize = 1 << 24;
 /// The first sessions start within this time, so that they do not move in step.
 const RAMP_US: u64 = 60_000_000;
 /// How often each place among the living is filled, where no number of requests is given.
