@@ -108,6 +108,8 @@ pub(super) struct Parts {
     prompts: AtomicU64,
     known: AtomicU64,
     run: AtomicU64,
+    /// How much all prompts cost, or would have.
+    steps: AtomicU64,
     compared: AtomicU64,
     differed: AtomicU64,
 }
@@ -165,6 +167,7 @@ impl Parts {
             prompts: AtomicU64::new(0),
             known: AtomicU64::new(0),
             run: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
             compared: AtomicU64::new(0),
             differed: AtomicU64::new(0),
         })
@@ -207,6 +210,7 @@ impl Parts {
         self.prompts.fetch_add(1, Relaxed);
         self.known.fetch_add(rendering.known, Relaxed);
         self.run.fetch_add(rendering.run, Relaxed);
+        self.steps.fetch_add(rendering.steps, Relaxed);
         Some(rendering.texts)
     }
 
@@ -222,6 +226,10 @@ impl Parts {
             self.differed.fetch_add(1, Relaxed);
             self.off.store(true, Relaxed);
         }
+    }
+
+    pub(super) fn steps(&self) -> u64 {
+        self.steps.load(Relaxed)
     }
 
     pub(super) fn counts(&self) -> PartCounts {

@@ -200,6 +200,39 @@ fn a_namespace_that_a_known_part_left_is_there_for_the_next() {
 }
 
 #[test]
+fn threads_that_share_a_template_disturb_nobody() {
+    let template = load(STYLES[2].1);
+    let kinds = [0, 4, 6, 2, 0, 5, 7];
+    let shared: Vec<Arc<Message>> = (0..24)
+        .map(|number| made(kinds[number % kinds.len()], &format!("text {number}")))
+        .collect();
+    std::thread::scope(|threads| {
+        for thread in 0..4usize {
+            let (template, shared) = (&template, &shared);
+            threads.spawn(move || {
+                for round in 0..60usize {
+                    let mut turn = said(shared[..2 + (round + 5 * thread) % 22].to_vec());
+                    if thread % 2 == 1 {
+                        turn.messages.push(made(0, &format!("by {thread} in {round}")));
+                    }
+                    let turn = turn.clone();
+                    let text = template.render(&turn, RenderOptions::default()).unwrap();
+                    let whole = template.render(&alone(&turn), RenderOptions::default()).unwrap();
+                    assert_eq!(text, whole);
+                }
+            });
+        }
+    });
+    assert!(template.part_counts().known > 1_000, "{:?}", template.part_counts());
+}
+
+#[test]
+fn a_template_that_takes_long_to_compare_is_rendered_as_a_whole() {
+    let source = "{% for m in messages %}{{ m.content }}{% for a in range(90) %}{% for b in range(90) %}{% endfor %}{% endfor %}{% endfor %}";
+    assert!(!load(source).part_counts().in_parts);
+}
+
+#[test]
 fn whitespace_is_trimmed_as_in_the_whole() {
     let marks = ["", "-", "+"];
     let gaps = ["", " ", "\n", "  \n  ", " x ", "\n\t"];
