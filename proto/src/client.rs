@@ -208,11 +208,7 @@ impl ControlPlane {
                     Status::deadline_exceeded("the control plane did not answer in time")
                 }
             };
-            let transient = matches!(
-                status.code(),
-                Code::Unavailable | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded
-            );
-            if !transient {
+            if !is_transient(&status) {
                 return Err(status);
             }
             // The next call begins elsewhere, also when this one has no time left.
@@ -224,3 +220,16 @@ impl ControlPlane {
         }
     }
 }
+
+/// Whether another attempt may succeed. An internal error of a member's is final; one with a source was made here, out
+/// of a connection that broke, as it is when a member ends while a call is on its way.
+fn is_transient(status: &Status) -> bool {
+    match status.code() {
+        Code::Unavailable | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded => true,
+        Code::Internal => std::error::Error::source(status).is_some(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

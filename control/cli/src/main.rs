@@ -48,6 +48,8 @@ enum Command {
     Status(commands::status::Args),
     /// Why a request went where it went
     Request(commands::request::Args),
+    /// Compare routing policies on a trace, over modelled engines, in virtual time
+    Replay(Box<commands::replay::Args>),
     /// Measure
     Bench(commands::bench::Args),
     /// The process that isolates a vendor's engine; started by a worker
@@ -71,6 +73,10 @@ fn run(command: Command) -> anyhow::Result<()> {
     if let Command::EngineChild = command {
         return Ok(mainstay_engine_host::child::run()?);
     }
+    // Nor does what happens in virtual time.
+    if let Command::Replay(args) = command {
+        return commands::replay::run(&args);
+    }
     logging::start();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
@@ -85,7 +91,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Status(args) => commands::status::run(args).await,
             Command::Request(args) => commands::request::run(args).await,
             Command::Bench(args) => commands::bench::run(args).await,
-            Command::EngineChild => Ok(()),
+            Command::Replay(_) | Command::EngineChild => Ok(()),
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

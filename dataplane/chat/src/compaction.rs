@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::encode::{Ids, Usage, usage_value};
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Role, ToolChoice};
-use crate::parse::{Node, ParseOptions, parse_responses_with};
-use crate::request::{OutputFormat, Request, Thinking};
+use crate::parse::{Node, ParseOptions, parse};
+use crate::request::{Endpoint, OutputFormat, Request, Thinking};
 use crate::seal::{Sealer, open, seal};
 
 /// The longest summary, in tokens, unless the client asks for less.
@@ -29,7 +29,7 @@ const ANSWER: &str = "The conversation so far was replaced by this summary of it
 
 /// Reads the body of `POST /v1/responses/compact`: a Responses body of which only the conversation counts.
 pub fn parse_compact(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
-    let mut request = parse_responses_with(bytes, options)?;
+    let mut request = parse(Endpoint::Responses, bytes, options)?;
     request.stream = false;
     if let Some(echo) = &mut request.responses {
         echo.store = false;

@@ -236,26 +236,13 @@ pub struct Tool {
 impl Tool {
     /// Roughly what it takes in memory.
     pub(crate) fn bytes(&self) -> usize {
-        /// A value without its text, and its place among its neighbours.
-        const VALUE_BYTES: usize = 100;
-        fn value(of: &serde_json::Value) -> usize {
-            VALUE_BYTES
-                + match of {
-                    serde_json::Value::String(text) => text.len(),
-                    serde_json::Value::Array(items) => items.iter().map(value).sum(),
-                    serde_json::Value::Object(members) => {
-                        members.iter().map(|(name, member)| name.len() + value(member)).sum()
-                    }
-                    _ => 0,
-                }
-        }
         let grammar = match &self.kind {
             ToolKind::Custom { grammar: Some(grammar) } => grammar.text.len(),
             _ => 0,
         };
         let names = [&self.client_name, &self.namespace];
         let names: usize = names.into_iter().flatten().map(String::len).sum();
-        value(&self.schema) + self.name.len() + self.description.len() + names + grammar
+        value_bytes(&self.schema) + self.name.len() + self.description.len() + names + grammar
     }
 
     /// Whether the prompt shows it.
@@ -267,6 +254,21 @@ impl Tool {
     pub fn told_name(&self) -> &str {
         self.client_name.as_deref().unwrap_or(&self.name)
     }
+}
+
+/// Roughly what a value takes in memory.
+pub(crate) fn value_bytes(of: &serde_json::Value) -> usize {
+    /// A value without its text, and its place among its neighbours.
+    const VALUE_BYTES: usize = 100;
+    VALUE_BYTES
+        + match of {
+            serde_json::Value::String(text) => text.len(),
+            serde_json::Value::Array(items) => items.iter().map(value_bytes).sum(),
+            serde_json::Value::Object(members) => {
+                members.iter().map(|(name, member)| name.len() + value_bytes(member)).sum()
+            }
+            _ => 0,
+        }
 }
 
 /// What a call of a tool looks like.

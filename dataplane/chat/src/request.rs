@@ -13,7 +13,7 @@ use crate::edits::ContextEdits;
 use crate::family::{Family, ToolTypes};
 use crate::hints::Hints;
 use crate::ir::{Block, Conversation, Grammar, Role, ToolChoice};
-use crate::limits::{TOLD_MAX, WARNINGS_MAX};
+use crate::limits::{TOLD_MAX, TOOLS_MAX, WARNINGS_MAX};
 use crate::output::OutputOptions;
 use crate::parse::ParseOptions;
 use crate::session::{BodyIdentity, SessionIds};
@@ -129,7 +129,7 @@ impl Request {
         let tools_wanted = self.conversation.tool_choice != ToolChoice::None;
         OutputOptions {
             family,
-            types: ToolTypes::of(self.conversation.callable()),
+            types: ToolTypes::of(Arc::clone(&self.conversation.tools)),
             parse_thinking: true,
             thinking_open,
             parse_tools: tools_wanted && self.conversation.callable().next().is_some(),
@@ -181,10 +181,23 @@ impl Request {
 
     /// Notes `what` for the client, or one more of it.
     pub fn tell(&mut self, what: &'static str) {
+        self.tell_times(what, 1);
+    }
+
+    /// Notes `what` for the client, or so many more of it.
+    pub(crate) fn tell_times(&mut self, what: &'static str, count: u32) {
         if let Some(told) = self.told.iter_mut().find(|told| told.what == what) {
-            told.count = told.count.saturating_add(1);
+            told.count = told.count.saturating_add(count);
         } else if self.told.len() < TOLD_MAX {
-            self.told.push(Told { what, count: 1 });
+            self.told.push(Told { what, count });
+        }
+    }
+
+    /// Notes that the conversation refers to a tool.
+    pub(crate) fn refer_to(&mut self, name: &str) {
+        let known = &mut self.referenced_tools;
+        if known.len() < TOOLS_MAX && !known.iter().any(|k| k == name) {
+            known.push(name.to_owned());
         }
     }
 
@@ -340,8 +353,8 @@ pub struct ResponsesEcho {
     pub include_encrypted_reasoning: bool,
     /// Whether the text's tokens carry their log probabilities.
     pub include_logprobs: bool,
-    /// `tools` as sent.
-    pub tools: Vec<Value>,
+    /// `tools` as sent. Shared between the turns of a conversation, which bring the same list each time.
+    pub tools: Arc<Vec<Value>>,
     /// `tool_choice` as sent.
     pub tool_choice: Option<Value>,
     /// `text.format` as sent, if it is one that is known.

@@ -19,6 +19,7 @@ mod pyjson;
 mod said;
 mod scope;
 mod split;
+mod text;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind as JinjaErrorKind, Value as JinjaValue};
@@ -33,6 +34,7 @@ use hf::Shape;
 use parts::Parts;
 
 pub use parts::PartCounts;
+pub use text::Text;
 
 const TEMPLATE_NAME: &str = "chat_template";
 /// What most prompts fit into without growing on the way.
@@ -81,6 +83,8 @@ pub struct RenderOptions {
     pub add_generation_prompt: bool,
     /// Leaves the last assistant message open, to be continued.
     pub continue_final: bool,
+    /// Whose prompt it is: what is remembered of one asker is not found for another, not even by how long it takes.
+    pub asker: u64,
 }
 
 impl Default for RenderOptions {
@@ -89,6 +93,7 @@ impl Default for RenderOptions {
             thinking: Thinking::Auto,
             add_generation_prompt: true,
             continue_final: false,
+            asker: 0,
         }
     }
 }
@@ -100,6 +105,7 @@ impl RenderOptions {
             thinking: request.thinking,
             add_generation_prompt: !request.continue_final,
             continue_final: request.continue_final,
+            asker: 0,
         }
     }
 }
@@ -108,7 +114,7 @@ impl RenderOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     /// The prompt.
-    pub text: String,
+    pub text: Text,
     /// Whether the prompt ends inside an opened `<think>`, so that output begins with thinking.
     pub thinking_open: bool,
     /// The conversation's breakpoints in prompt order.
@@ -175,8 +181,20 @@ impl ChatTemplate {
         conversation: &Conversation,
         options: RenderOptions,
     ) -> Result<String, TemplateError> {
+        self.text(conversation, options).map(Text::into_string)
+    }
+
+    fn text(
+        &self,
+        conversation: &Conversation,
+        options: RenderOptions,
+    ) -> Result<Text, TemplateError> {
         let text = self.render_shaped(conversation, options, self.shape)?;
-        Ok(if options.continue_final { hf::cut_after_final(text, conversation) } else { text })
+        Ok(if options.continue_final {
+            hf::cut_after_final(text.into_string(), conversation).into()
+        } else {
+            text
+        })
     }
 
     /// Renders a prompt and finds how far each cache breakpoint's prefix reaches in it.
@@ -187,9 +205,9 @@ impl ChatTemplate {
         conversation: &Conversation,
         options: RenderOptions,
     ) -> Result<Rendered, TemplateError> {
-        let text = self.render(conversation, options)?;
+        let text = self.text(conversation, options)?;
         let breakpoints = breakpoints::locate(self, conversation, options, &text);
-        let thinking_open = text.trim_end_matches(['\n', ' ']).ends_with("<think>");
+        let thinking_open = text.opens_thinking();
         Ok(Rendered { text, thinking_open, breakpoints })
     }
 
@@ -203,19 +221,19 @@ impl ChatTemplate {
         conversation: &Conversation,
         options: RenderOptions,
         shape: Shape,
-    ) -> Result<String, TemplateError> {
+    ) -> Result<Text, TemplateError> {
         let context = self.context(conversation, options, shape);
         let Some(parts) = self.parts.as_ref().filter(|_| comes_again(conversation)) else {
-            return self.whole(context);
+            return self.whole(context).map(Text::from);
         };
         let Some(texts) = parts.render(&self.environment, &context) else {
-            return self.whole(context);
+            return self.whole(context).map(Text::from);
         };
-        let text = texts.concat();
+        let text = Text::from(texts);
         if parts.is_sample() {
             let whole = self.whole(context);
-            parts.compared(whole.as_ref() == Ok(&text));
-            return whole;
+            parts.compared(whole.as_ref().is_ok_and(|whole| **whole == *text));
+            return whole.map(Text::from);
         }
         Ok(text)
     }
@@ -227,7 +245,7 @@ impl ChatTemplate {
         options: RenderOptions,
         shape: Shape,
     ) -> Vec<(&'static str, JinjaValue)> {
-        let messages = self.messages.values(conversation, shape);
+        let messages = self.messages.values(conversation, shape, options.asker);
         let mut context = vec![
             ("messages", JinjaValue::from(messages)),
             ("tools", self.tools.value(conversation)),

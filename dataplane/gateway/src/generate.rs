@@ -5,6 +5,7 @@
 //! goes on at the next position; the client's stream sees neither a gap nor a repetition.
 
 use std::collections::HashSet;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,6 @@ use mainstay_proto::convert::u128_to_wire;
 use mainstay_proto::tokens::pack_into;
 use mainstay_proto::v1;
 use mainstay_types::{ErrorCode, NamespaceId, SequenceHash, TenantId, WorkerId};
-use tokio::sync::mpsc;
 
 use crate::placement::{Placed, Placement};
 use crate::workers::WorkerEntry;
@@ -29,8 +29,6 @@ const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// How long a request that a worker had no room for waits before it asks again, there or elsewhere.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(100);
-/// Events on their way to one client.
-const EVENTS_MAX: usize = 64;
 
 /// What a generation needs.
 pub(crate) struct Job {
@@ -65,23 +63,20 @@ pub(crate) enum Event {
 
 /// A running generation. Dropping it cancels it.
 pub(crate) struct Generation {
-    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) events: Events,
     /// Prompt tokens that the first worker found in its cache.
     pub(crate) cached_tokens: u32,
-    task: tokio::task::JoinHandle<()>,
 }
+
+/// What a generation says, as it is asked: whoever does not ask holds up the worker's stream, which merges what waits.
+pub(crate) type Events = Pin<Box<dyn futures::Stream<Item = Event> + Send>>;
 
 #[cfg(test)]
 impl Generation {
     /// One whose events come from a test.
-    pub(crate) fn of(events: mpsc::Receiver<Event>, cached_tokens: u32) -> Self {
-        Self { events, cached_tokens, task: tokio::spawn(async {}) }
-    }
-}
-
-impl Drop for Generation {
-    fn drop(&mut self) {
-        self.task.abort();
+    pub(crate) fn of(events: tokio::sync::mpsc::Receiver<Event>, cached_tokens: u32) -> Self {
+        let events = Box::pin(tokio_stream::wrappers::ReceiverStream::new(events));
+        Self { events, cached_tokens }
     }
 }
 
@@ -104,7 +99,7 @@ pub(crate) async fn start(
 ) -> Result<Generation, ApiError> {
     let mut runner =
         Runner { placement, job, sent: Vec::new(), excluded: HashSet::new(), attempts: 0 };
-    let (mut stream, mut placed, first) = loop {
+    let (stream, placed, first) = loop {
         let (mut stream, placed) = runner.accept().await?;
         match next_event(&mut stream).await {
             Ok(Some(event)) => match retry_error(&event) {
@@ -120,43 +115,71 @@ pub(crate) async fn start(
     }
     on_accepted();
     let cached_tokens = first.cached_tokens;
-    let (sender, events) = mpsc::channel(EVENTS_MAX);
-    let task = tokio::spawn(async move {
-        let mut pending = Some(first);
+    let running = Running { runner, on: Some((stream, placed)), first: Some(first) };
+    let events = futures::stream::unfold(running, |mut running| async move {
+        let event = running.next().await?;
+        Some((event, running))
+    });
+    Ok(Generation { events: Box::pin(events), cached_tokens })
+}
+
+/// A generation that a worker has accepted.
+struct Running {
+    runner: Runner,
+    /// The worker's stream and its place; `None` after the end.
+    on: Option<(Stream, Placed)>,
+    first: Option<v1::GenerateEvent>,
+}
+
+impl Running {
+    /// The next event for the client, or `None` after the last.
+    async fn next(&mut self) -> Option<Event> {
         loop {
-            let step = match pending.take() {
+            let (stream, placed) = self.on.as_mut()?;
+            let step = match self.first.take() {
                 Some(event) => Ok(Some(event)),
-                None => next_event(&mut stream).await,
+                None => next_event(stream).await,
             };
             let lost = match step {
-                Ok(Some(event)) => match runner.take(event, &sender).await {
-                    Flow::Go => continue,
-                    Flow::End => return,
+                Ok(Some(event)) => match self.runner.take(event) {
+                    Flow::Say(event) => return Some(event),
+                    Flow::Skip => continue,
+                    Flow::Last(event) => return Some(self.end(event)),
+                    // The last tokens came with the end: that is told when it is asked for next.
+                    Flow::SayAndEnd(event, finish) => {
+                        self.first =
+                            Some(v1::GenerateEvent { finish: finish.into(), ..Default::default() });
+                        return Some(event);
+                    }
                     Flow::Move(reason) => reason,
                 },
                 Ok(None) => Loss::of_worker("stream ended early"),
                 Err(status) => Loss::of_status(&status),
             };
-            runner.give_up_on(&placed, &lost).await;
-            if let Some(finish) = runner.finished() {
-                let _ = sender.send(Event::Done { finish }).await;
-                return;
+            self.runner.give_up_on(placed, &lost).await;
+            if let Some(finish) = self.runner.finished() {
+                return Some(self.end(Event::Done { finish }));
             }
-            match runner.accept().await {
-                Ok((next, on)) => (stream, placed) = (next, on),
-                Err(error) => {
-                    let _ = sender.send(Event::Failed(error)).await;
-                    return;
-                }
+            match self.runner.accept().await {
+                Ok(accepted) => self.on = Some(accepted),
+                Err(error) => return Some(self.end(Event::Failed(error))),
             }
         }
-    });
-    Ok(Generation { events, cached_tokens, task })
+    }
+
+    /// The last event: the worker's stream and the booking end with it.
+    fn end(&mut self, last: Event) -> Event {
+        self.on = None;
+        last
+    }
 }
 
+/// What an event of the worker's comes to.
 enum Flow {
-    Go,
-    End,
+    Say(Event),
+    SayAndEnd(Event, v1::Finish),
+    Last(Event),
+    Skip,
     Move(Loss),
 }
 
@@ -184,27 +207,21 @@ impl Loss {
 }
 
 impl Runner {
-    async fn take(&mut self, event: v1::GenerateEvent, sender: &mpsc::Sender<Event>) -> Flow {
+    fn take(&mut self, event: v1::GenerateEvent) -> Flow {
         if let Some(loss) = retry_error(&event) {
             return Flow::Move(loss);
         }
         if let Some(error) = final_error(&event) {
-            let _ = sender.send(Event::Failed(error)).await;
-            return Flow::End;
+            return Flow::Last(Event::Failed(error));
         }
         let finish = event.finish();
-        if !event.tokens.is_empty() {
-            self.sent.extend_from_slice(&event.tokens);
-            let tokens = Event::Tokens { tokens: event.tokens, logprobs: event.logprobs };
-            if sender.send(tokens).await.is_err() {
-                return Flow::End;
-            }
+        let ends = finish != v1::Finish::Unspecified;
+        if event.tokens.is_empty() {
+            return if ends { Flow::Last(Event::Done { finish }) } else { Flow::Skip };
         }
-        if finish == v1::Finish::Unspecified {
-            return Flow::Go;
-        }
-        let _ = sender.send(Event::Done { finish }).await;
-        Flow::End
+        self.sent.extend_from_slice(&event.tokens);
+        let tokens = Event::Tokens { tokens: event.tokens, logprobs: event.logprobs };
+        if ends { Flow::SayAndEnd(tokens, finish) } else { Flow::Say(tokens) }
     }
 
     async fn give_up_on(&mut self, placed: &Placed, loss: &Loss) {

@@ -14,6 +14,7 @@ mod constrain;
 mod generate;
 mod http;
 mod members;
+mod meters;
 mod model;
 mod pins;
 mod placement;

@@ -151,6 +151,7 @@ impl Placement {
                 waiting_prefill_tokens: load.waiting_prefill_tokens,
                 prefill_us_per_token: load.prefill_us_per_token,
                 decode_us_per_step: load.decode_us_per_step,
+                blocks_total: Some(load.blocks_total),
                 // Cached blocks may be evicted; those in use and those that pins protect may not.
                 blocks_free: Some(
                     load.blocks_total.saturating_sub(load.blocks_used.max(load.blocks_pinned)),

@@ -1,6 +1,6 @@
 //! From a parsed request to what a worker needs: tokens, block hashes, sampling, and the pins it wishes for.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use mainstay_chat::template::RenderOptions;
@@ -33,6 +33,13 @@ impl From<ModelError> for ApiError {
     }
 }
 
+/// How a tenant's prompt is to be rendered.
+pub(crate) fn options_of(request: &Request, tenant: &TenantId) -> RenderOptions {
+    /// Its keys are this process's, so that nobody can find two tenants of one hash.
+    static ASKERS: LazyLock<ahash::RandomState> = LazyLock::new(ahash::RandomState::new);
+    RenderOptions { asker: ASKERS.hash_one(tenant.as_str()), ..RenderOptions::of(request) }
+}
+
 /// Renders, tokenises and hashes. Pure computation, milliseconds for a long prompt.
 pub(crate) fn prepare(
     request: &Request,
@@ -51,7 +58,7 @@ pub(crate) fn prepare(
         rendered.breakpoints.iter().map(|b| (b.end_bytes, b.ttl_ms)).collect();
     marks.sort_unstable();
     let offsets: Vec<usize> = marks.iter().map(|m| m.0).collect();
-    let encoded = card.tokenizer.encode(tenant.as_str(), &rendered.text, &offsets)?;
+    let encoded = card.tokenizer.encode_pieces(tenant.as_str(), &rendered.text, &offsets)?;
     let salt = request.hints.cache_salt.as_deref().unwrap_or_default();
     let model = format!("{}@{}", card.name, card.revision);
     let key = BlockHashKey::new(key);

@@ -27,8 +27,12 @@ pub(crate) fn parsing_of(
     parsing: &ParseOptions,
 ) -> ParseOptions {
     let mut parsing = parsing.clone();
+    let name: Arc<str> = tenant.as_str().into();
     if let Some(memory) = &mut parsing.tools {
-        memory.tenant = tenant.as_str().into();
+        memory.tenant = Arc::clone(&name);
+    }
+    if let Some(memory) = &mut parsing.bodies {
+        memory.tenant = name;
     }
     if let Some(key) = replica.read(mainstay_state::Machine::hash_key) {
         parsing.sealer = Some(Arc::new(TenantSeal::new(key, tenant)));

@@ -6,12 +6,17 @@
 //!           less those that the request will share                    * prefill rate * share that goes first
 //! decode  = requests there, and those just sent there                 * decode rate
 //! memory  = tokens in blocks that must be taken from running requests * prefill rate
+//!         + tokens that will come into the cache                      * prefill rate * share that pushes others out
 //! region  = what was set for workers of other regions
 //! ```
 //! Tokens that the request will share are those of its own prefix that are being computed there right now for an
 //! earlier request. It waits for them about as long as it would take to compute them elsewhere, but elsewhere they
 //! would be computed a second time: so here they cost nothing, or a burst of equal prompts would have every idle
 //! worker compute the same blocks.
+//!
+//! A full cache makes room by forgetting somebody's conversation, who then computes it again. What a request brings
+//! along is what is not cached, or what an average conversation has where it begins one; the share is the square of
+//! how full the worker is of conversations that are warm, at most a half where a conversation would move.
 //!
 //! A rate that was not measured yet is the mean of those that were: a new worker is like its peers until it shows
 //! otherwise. Each term is finite and at least 0 for any input, and none grows with the overlap.
@@ -146,6 +151,31 @@ impl Cached {
     }
 }
 
+/// How full a worker counts at most, of conversations that are warm, for one that begins.
+const FULL_MAX: f64 = 2.0;
+/// And for one that would move. Its square is a half: who may not move waits, and the longest prompts wait longest.
+const FULL_MAX_MOVE: f64 = 0.7;
+
+/// The conversations of a worker, without the one that asks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Warm {
+    /// Blocks that it keeps for them.
+    pub(crate) blocks: u64,
+    /// Blocks that the request's own conversation is expected to have; 0 if it has gone on before.
+    pub(crate) expected_blocks: u64,
+}
+
+impl Warm {
+    /// Blocks that come into the cache, and the share of them that pushes others out.
+    fn pressure(self, uncached: u64, overlap: u64, total: Option<u64>) -> (f64, f64) {
+        let Some(total) = total.filter(|total| *total > 0) else { return (0.0, 0.0) };
+        let new = uncached.max(self.expected_blocks.saturating_sub(overlap));
+        let full = self.blocks.saturating_add(new) as f64 / total as f64;
+        let most = if self.expected_blocks > 0 { FULL_MAX } else { FULL_MAX_MOVE };
+        (new as f64, full.min(most).powi(2))
+    }
+}
+
 /// The request, as far as its cost goes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Prompt {
@@ -169,6 +199,7 @@ pub(crate) fn terms(
     cached: Cached,
     load: &WorkerLoad,
     booked: Booked,
+    warm: Warm,
     typical: Rates,
     weights: Weights,
 ) -> Terms {
@@ -186,13 +217,15 @@ pub(crate) fn terms(
     let block_tokens = prompt.block_tokens.max(1);
     let blocks_needed = u64::from(uncached_tokens.div_ceil(block_tokens));
     let missing = load.blocks_free.map_or(0, |free| blocks_needed.saturating_sub(free));
-    let missing_tokens = missing as f64 * f64::from(block_tokens);
+    let overlap = u64::from(cached.blocks());
+    let (new, share_pushed) = warm.pressure(blocks_needed, overlap, load.blocks_total);
+    let pushed_tokens = (missing as f64 + new * share_pushed) * f64::from(block_tokens);
     let prefill_ms = rates.prefill_us / 1_000.0;
     Terms {
         prefill_ms: f64::from(uncached_tokens) * prefill_ms * Weights::sane(weights.prefill),
         queue_ms: waiting_tokens as f64 * prefill_ms * share * Weights::sane(weights.queue),
         decode_ms: requests as f64 * rates.decode_us / 1_000.0 * Weights::sane(weights.decode),
-        memory_ms: missing_tokens * prefill_ms * Weights::sane(weights.memory),
+        memory_ms: pushed_tokens * prefill_ms * Weights::sane(weights.memory),
         region_ms: 0.0,
     }
 }

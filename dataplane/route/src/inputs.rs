@@ -58,6 +58,8 @@ pub struct WorkerLoad {
     /// Blocks that can be had without ending a running request: free ones and those that may be evicted. `None`
     /// if it does not say.
     pub blocks_free: Option<u64>,
+    /// All its blocks; `None` if it does not say.
+    pub blocks_total: Option<u64>,
 }
 
 /// A worker that serves the request's model.

@@ -13,13 +13,16 @@
 #![deny(missing_docs)]
 
 mod bookings;
+mod contexts;
 mod cost;
 mod decision;
+mod id_map;
 mod inputs;
 mod predictions;
 mod router;
 
 pub use bookings::{BOOKINGS_MAX, BookingId};
+pub use contexts::CONTEXTS_MAX;
 pub use cost::{DECODE_US_PER_STEP_DEFAULT, PREFILL_US_PER_TOKEN_DEFAULT, Terms, Weights};
 pub use decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
 pub use inputs::{Inputs, Policy, WorkerLoad, WorkerView};

@@ -1,12 +1,12 @@
 //! The choice itself, and the memory of what was sent where.
 
-use std::collections::HashMap;
-
 use mainstay_types::{SequenceHash, WorkerId};
 
 use crate::bookings::{BookingId, Bookings};
-use crate::cost::{Booked, Cached, Prompt, Rates, Terms, Weights, region_ms, terms};
+use crate::contexts::Contexts;
+use crate::cost::{Booked, Cached, Prompt, Rates, Terms, Warm, Weights, region_ms, terms};
 use crate::decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
+use crate::id_map::IdMap;
 use crate::inputs::{Inputs, Policy, WorkerView};
 use crate::predictions::Predictions;
 
@@ -23,6 +23,7 @@ pub struct Router {
     weights: Weights,
     bookings: Bookings,
     predictions: Predictions,
+    contexts: Contexts,
     last_booking: u64,
     /// Whose turn it was last, for [`Policy::RoundRobin`].
     last_turn: Option<WorkerId>,
@@ -70,6 +71,7 @@ impl Router {
     pub fn choose(&mut self, inputs: &Inputs<'_>) -> Result<Decision, RouteError> {
         self.bookings.expire(inputs.now_ms);
         self.predictions.expire(inputs.now_ms);
+        self.contexts.expire(inputs.now_ms);
         let (mut candidates, others) = region_first(inputs, self.candidates(inputs)?);
         let chosen = self.pick(inputs, &candidates);
         let note = note(inputs, &candidates, chosen);
@@ -81,11 +83,17 @@ impl Router {
         candidates.extend(others);
         // Those that were set aside come last.
         let aside = |c: &Candidate<'_>| inputs.region_penalty_ms.is_none() && c.view.abroad;
-        candidates.sort_unstable_by(|a, b| {
+        let order = |a: &Candidate<'_>, b: &Candidate<'_>| {
             let costs = a.cost_ms.total_cmp(&b.cost_ms);
             aside(a).cmp(&aside(b)).then(costs).then(a.view.id.cmp(&b.view.id))
-        });
-        let others = candidates.iter().take(CANDIDATES_MAX - 1).map(Candidate::cost);
+        };
+        // Only those that are named have to be in order: there may be a thousand.
+        if candidates.len() >= CANDIDATES_MAX {
+            candidates.select_nth_unstable_by(CANDIDATES_MAX - 1, order);
+            candidates.truncate(CANDIDATES_MAX - 1);
+        }
+        candidates.sort_unstable_by(order);
+        let others = candidates.iter().map(Candidate::cost);
         Ok(Decision {
             worker: chosen.view.id,
             epoch: chosen.view.epoch,
@@ -102,20 +110,25 @@ impl Router {
     /// All workers that may be chosen, with their costs; never empty.
     fn candidates<'a>(&self, inputs: &Inputs<'a>) -> Result<Vec<Candidate<'a>>, RouteError> {
         let workers = inputs.workers;
-        let slots: HashMap<WorkerId, usize> =
+        let slots: IdMap<WorkerId, usize> =
             workers.iter().enumerate().map(|(at, view)| (view.id, at)).collect();
         let slot = |worker: WorkerId| slots.get(&worker).copied();
         let mut booked = vec![Booked::default(); workers.len()];
         self.bookings.sum(workers, slot, &mut booked);
         let cached = self.cached(inputs, slot);
         let typical = Rates::typical(workers);
+        let most = cached.iter().map(|cached| cached.blocks()).max().unwrap_or(0);
+        let known = self.contexts.find(inputs.prompt_blocks, most);
+        let expected_blocks = if known.is_some() { 0 } else { self.contexts.mean_blocks() };
         let mut candidates = Vec::with_capacity(workers.len());
         for (at, view) in workers.iter().enumerate() {
             if view.draining || inputs.excluded.contains(&view.id) {
                 continue;
             }
-            let mut terms =
-                terms(prompt(inputs), cached[at], &view.load, booked[at], typical, self.weights);
+            let blocks = self.contexts.warm_blocks(view.id, known.as_ref());
+            let warm = Warm { blocks, expected_blocks };
+            let (prompt, load, weights) = (prompt(inputs), &view.load, self.weights);
+            let mut terms = terms(prompt, cached[at], load, booked[at], warm, typical, weights);
             if view.abroad {
                 terms.region_ms = region_ms(inputs.region_penalty_ms);
             }
@@ -193,6 +206,7 @@ impl Router {
         let (worker, epoch) = (decision.worker, decision.epoch);
         self.bookings.add(id, worker, epoch, decision.uncached_tokens, now_ms, until_ms);
         self.predictions.add(id, worker, epoch, until_ms, prompt_blocks);
+        self.contexts.sent(now_ms, worker, prompt_blocks, decision.overlap_blocks);
         id
     }
 
@@ -211,12 +225,19 @@ impl Router {
     pub fn forget_worker(&mut self, worker: WorkerId) {
         self.bookings.forget_worker(worker);
         self.predictions.forget_worker(worker);
+        self.contexts.forget_worker(worker);
     }
 
     /// How many bookings are kept, for metrics.
     #[must_use]
     pub fn booking_count(&self) -> usize {
         self.bookings.len()
+    }
+
+    /// How many warm conversations are known, for metrics.
+    #[must_use]
+    pub fn conversation_count(&self) -> usize {
+        self.contexts.len()
     }
 
     /// How many predictions are kept, for metrics.

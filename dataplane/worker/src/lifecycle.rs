@@ -32,6 +32,8 @@ use crate::supervisor::{Opened, open, supervise};
 /// What a stream of one request may have on its way, so that a long prompt needs few round trips.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// A prompt of a hundred thousand tokens travels as one frame; each further one would be a write and a read of its own.
+const FRAME_BYTES_MAX: u32 = 256 << 10;
 /// Streams of one connection beyond the requests: descriptions and loads.
 const STREAMS_SPARE: u32 = 64;
 /// How long the goodbye to the control plane may take.
@@ -123,6 +125,7 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, closed: oneshot::Rece
     let served = tonic::transport::Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(Some(FRAME_BYTES_MAX))
         .max_concurrent_streams(requests_max.saturating_add(STREAMS_SPARE))
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))

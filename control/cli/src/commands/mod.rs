@@ -11,6 +11,7 @@ pub(crate) mod join;
 pub(crate) mod members;
 pub(crate) mod offline;
 pub(crate) mod pin;
+pub(crate) mod replay;
 pub(crate) mod request;
 pub(crate) mod serve;
 pub(crate) mod status;

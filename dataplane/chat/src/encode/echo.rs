@@ -34,7 +34,7 @@ impl Echo {
             "model": null,
             "instructions": echo.instructions,
             "previous_response_id": echo.previous_response_id,
-            "tools": echo.tools,
+            "tools": *echo.tools,
             "tool_choice": echo.tool_choice.clone().unwrap_or_else(|| "auto".into()),
             "parallel_tool_calls": request.conversation.parallel_tool_calls,
             "truncation": if echo.truncation_auto { "auto" } else { "disabled" },

@@ -1,29 +1,35 @@
 //! Which parameters of which tools are texts, for families that write values without types.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::ir::Tool;
 
-/// The parameters of a request's tools that are texts whatever they look like.
+/// The types that a request's tools give to their parameters, looked up when a call names one.
 #[derive(Clone, Debug, Default)]
 pub struct ToolTypes {
-    texts: Arc<HashMap<String, HashSet<String>>>,
+    tools: Arc<Vec<Tool>>,
 }
 
 impl ToolTypes {
-    /// Reads the tools' schemas.
-    pub fn of<'t>(tools: impl Iterator<Item = &'t Tool>) -> ToolTypes {
-        let texts = tools.map(|tool| (tool.name.clone(), texts(&tool.schema)));
-        ToolTypes { texts: Arc::new(texts.collect()) }
+    /// Of a request's tools, those that the model does not see among them.
+    pub fn of(tools: Arc<Vec<Tool>>) -> ToolTypes {
+        ToolTypes { tools }
+    }
+
+    /// Whether a parameter is a text whatever it looks like.
+    fn is_text(&self, tool: &str, parameter: &str) -> bool {
+        let mut seen = self.tools.iter().filter(|tool| tool.is_callable());
+        let schema = seen.find(|other| other.name == tool).map(|tool| &tool.schema);
+        let properties = schema.and_then(|schema| schema.get("properties"));
+        properties.and_then(|properties| properties.get(parameter)).is_some_and(is_text)
     }
 
     /// The JSON of a value that was written as `raw`.
     pub(crate) fn value(&self, tool: &str, parameter: &str, raw: &str) -> Value {
         let text = || Value::String(raw.to_owned());
-        if self.texts.get(tool).is_some_and(|texts| texts.contains(parameter)) {
+        if self.is_text(tool, parameter) {
             return text();
         }
         match raw.trim() {
@@ -33,12 +39,6 @@ impl ToolTypes {
             trimmed => crate::plain_json::from_str(trimmed).unwrap_or_else(|_| text()),
         }
     }
-}
-
-fn texts(schema: &Value) -> HashSet<String> {
-    let properties = schema.get("properties").and_then(Value::as_object);
-    let all = properties.into_iter().flatten();
-    all.filter(|(_, schema)| is_text(schema)).map(|(name, _)| name.clone()).collect()
 }
 
 /// A text, or a text and nothing: `null` is then a word like any other.

@@ -20,10 +20,10 @@ fn options(family: Family) -> OutputOptions {
         deferred: false,
         cache_control: None,
     };
-    let tools = [tool("get_weather", "city", "days"), tool("write", "text", "line")];
+    let tools = vec![tool("get_weather", "city", "days"), tool("write", "text", "line")];
     OutputOptions {
         family,
-        types: ToolTypes::of(tools.iter()),
+        types: ToolTypes::of(tools.into()),
         parse_thinking: true,
         parse_tools: true,
         ..OutputOptions::default()

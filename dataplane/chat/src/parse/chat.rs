@@ -7,20 +7,26 @@
 use serde_json::Value;
 
 use super::common::{self, text_blocks};
-use super::json::{Node, parse_body_apart};
+use super::json::Node;
+use super::split::Split;
+use super::turns::{self, Notes};
 use super::{ParseOptions, tools};
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Role, ToolChoice};
-use crate::limits::{BLOCKS_MAX, MESSAGES_MAX, TOP_LOGPROBS_MAX};
+use crate::limits::{BLOCKS_MAX, TOP_LOGPROBS_MAX};
 use crate::request::{Endpoint, Request};
 
-pub(super) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
-    let apart = parse_body_apart(bytes)?;
-    let body = Node::root(&apart.value);
-    let mut request = common::start(&body, Endpoint::Chat, options)?;
+pub(super) fn build(
+    split: &mut Split<'_>,
+    endpoint: Endpoint,
+    options: ParseOptions,
+    notes: &mut Notes,
+) -> Result<Request, ApiError> {
+    let body = Node::root(&split.value);
+    let mut request = common::start(&body, endpoint, options)?;
     members(&body, &mut request)?;
     let memory = request.options.tools.clone();
-    tools::read(apart.tools, memory.as_ref(), &mut request, add_tool)?;
+    tools::read(split.tools, memory.as_ref(), &mut request, add_tool)?;
     if let Some(choice) = body.get("tool_choice") {
         tool_choice(&choice, &mut request)?;
     }
@@ -28,9 +34,7 @@ pub(super) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiE
         request.warn("`functions` ignored: use `tools`");
     }
     let messages = body.require("messages")?;
-    for message in messages.items(MESSAGES_MAX)? {
-        add_message(&message, &mut request)?;
-    }
+    turns::read(split, &messages, &mut request, notes, add_message)?;
     if request.conversation.messages.is_empty() && request.conversation.system.is_empty() {
         return Err(messages.error("at least one message is required"));
     }

@@ -11,7 +11,7 @@ use crate::hints::{parse_body_hints, parse_cache_control, settle};
 use crate::ir::{Block, CacheControl, Content};
 use crate::limits::{
     BLOCKS_MAX, CHOICES_MAX, ID_BYTES_MAX, MODEL_BYTES_MAX, OUTPUT_TOKENS_MAX,
-    STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, TOOL_NAME_BYTES_MAX, TOOLS_MAX,
+    STOP_STRING_BYTES_MAX, STOP_STRINGS_MAX, TOOL_NAME_BYTES_MAX,
 };
 use crate::request::{Endpoint, OutputFormat, Request, Thinking};
 
@@ -206,10 +206,7 @@ fn written(part: &Node<'_>, kind: &str, request: &mut Request) -> Option<String>
         }
         "tool_reference" => {
             let name = part.peek_str("tool_name").filter(|n| n.len() <= TOOL_NAME_BYTES_MAX)?;
-            let known = &mut request.referenced_tools;
-            if known.len() < TOOLS_MAX && !known.iter().any(|k| k == name) {
-                known.push(name.to_owned());
-            }
+            request.refer_to(name);
             Some(format!("[tool {name} can be called now]"))
         }
         _ => None,

@@ -5,27 +5,31 @@
 //! block that differs between sessions, so rendering it would end prefix sharing at the first
 //! line: it is dropped unless asked for.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use super::common::{self, text_blocks, text_part};
-use super::json::{Node, parse_body_apart};
+use super::json::Node;
+use super::split::Split;
+use super::turns::{self, Notes};
 use super::{ParseOptions, tools};
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Role, ToolChoice};
-use crate::limits::{BLOCKS_MAX, HEADER_JSON_BYTES_MAX, MESSAGES_MAX, OUTPUT_TOKENS_MAX};
+use crate::limits::{BLOCKS_MAX, HEADER_JSON_BYTES_MAX, OUTPUT_TOKENS_MAX};
 use crate::request::{Endpoint, Request, Thinking, ThinkingDisplay};
 use crate::session::Harness;
 use crate::{edits, seal, session};
 
 const BILLING_HEADER: &str = "x-anthropic-billing-header:";
 
-pub(super) fn parse(
-    bytes: &[u8],
+pub(super) fn build(
+    split: &mut Split<'_>,
     endpoint: Endpoint,
     options: ParseOptions,
+    notes: &mut Notes,
 ) -> Result<Request, ApiError> {
-    let apart = parse_body_apart(bytes)?;
-    let body = Node::root(&apart.value);
+    let body = Node::root(&split.value);
     let mut request = common::start(&body, endpoint, options)?;
     request.include_usage = true;
     if endpoint == Endpoint::Messages {
@@ -34,23 +38,40 @@ pub(super) fn parse(
         request.sampling.max_tokens = Some(limit.count(0, OUTPUT_TOKENS_MAX)?);
     }
     let memory = request.options.tools.clone();
-    tools::read(apart.tools, memory.as_ref(), &mut request, add_tool)?;
+    tools::read(split.tools, memory.as_ref(), &mut request, add_tool)?;
     members(&body, &mut request)?;
-    if let Some(system) = body.get("system") {
-        let blocks = text_blocks(&system, &mut request)?;
+    if let Some(blocks) = prompt(split, &body, &mut request, notes)? {
         let blocks = without_billing_header(blocks, &mut request);
         request.conversation.push_system(blocks);
     }
     let messages = body.require("messages")?;
-    for message in messages.items(MESSAGES_MAX)? {
-        add_message(&message, &mut request)?;
-    }
+    turns::read(split, &messages, &mut request, notes, add_message)?;
     let Some(last) = request.conversation.messages.last() else {
         return Err(messages.error("at least one message is required"));
     };
     let text_last = matches!(last.blocks.last(), Some(Block { content: Content::Text(_), .. }));
     request.continue_final = last.role == Role::Assistant && text_last;
     common::finish(request)
+}
+
+/// The blocks of `system`, which are known where it came before.
+fn prompt(
+    split: &Split<'_>,
+    body: &Node<'_>,
+    request: &mut Request,
+    notes: &mut Notes,
+) -> Result<Option<Vec<Block>>, ApiError> {
+    if let Some(known) = split.system {
+        return Ok(Some(known.to_vec()));
+    }
+    let Some(system) = body.get("system") else { return Ok(None) };
+    let before = turns::said(request);
+    let blocks = text_blocks(&system, request)?;
+    // What is to be said of it is said each time.
+    if split.items.is_some() && before.is_some() && turns::said(request) == before {
+        notes.prompt = Some(Arc::new(blocks.clone()));
+    }
+    Ok(Some(blocks))
 }
 
 fn members(body: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {

@@ -9,17 +9,22 @@
 mod chat;
 mod common;
 mod json;
+mod known_bodies;
 mod known_tools;
 mod messages;
+mod prefix;
 mod responses;
+mod split;
 mod tools;
+mod turns;
 
 use crate::error::ApiError;
 use crate::request::{Endpoint, Request};
 use crate::seal::Sealer;
 pub(crate) use json::Node;
+pub use known_bodies::{BodyMemory, KnownBodies};
 pub use known_tools::{KnownTools, ToolMemory};
-pub(crate) use responses::{add_items, parse as parse_responses_with};
+pub(crate) use responses::add_items;
 
 /// What parsing may be told to do otherwise.
 #[derive(Clone, Debug)]
@@ -32,11 +37,19 @@ pub struct ParseOptions {
     pub sealer: Option<Sealer>,
     /// Lists of tools that were read before.
     pub tools: Option<ToolMemory>,
+    /// Bodies that were read before.
+    pub bodies: Option<BodyMemory>,
 }
 
 impl Default for ParseOptions {
     fn default() -> Self {
-        ParseOptions { strip_billing_header: true, media: Media::Text, sealer: None, tools: None }
+        ParseOptions {
+            strip_billing_header: true,
+            media: Media::Text,
+            sealer: None,
+            tools: None,
+            bodies: None,
+        }
     }
 }
 
@@ -70,11 +83,12 @@ impl Media {
 
 /// Reads the body of a request to `endpoint`.
 pub fn parse(endpoint: Endpoint, bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
-    match endpoint {
-        Endpoint::Chat => chat::parse(bytes, options),
-        Endpoint::Responses => responses::parse(bytes, options),
-        Endpoint::Messages | Endpoint::CountTokens => messages::parse(bytes, endpoint, options),
-    }
+    let build = match endpoint {
+        Endpoint::Chat => chat::build,
+        Endpoint::Responses => responses::build,
+        Endpoint::Messages | Endpoint::CountTokens => messages::build,
+    };
+    known_bodies::read(bytes, endpoint, options, build)
 }
 
 /// Reads the body of `POST /v1/chat/completions`.

@@ -5,25 +5,32 @@
 //! Ids that clients put on items never reach the conversation. Items that refer to stored state
 //! other than `previous_response_id` are refused, since guessing their content would be worse.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value, json};
 
 use super::common::{self, text_blocks};
-use super::json::{Node, Path, parse_body};
+use super::json::{Node, Path};
+use super::split::{Items, Split};
+use super::turns::{self, Notes, Offered};
 use super::{ParseOptions, tools};
 use crate::error::ApiError;
 use crate::ir::{Block, Content, Conversation, Role, ToolChoice};
 use crate::limits::{
-    BLOCKS_MAX, MESSAGES_MAX, METADATA_MEMBERS_MAX, REASONING_WORD_BYTES_MAX, TOOLS_MAX,
-    TOP_LOGPROBS_MAX,
+    BLOCKS_MAX, METADATA_MEMBERS_MAX, REASONING_WORD_BYTES_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX,
 };
 use crate::request::{Endpoint, Request, ResponsesEcho};
 use crate::session::read_codex_metadata;
 use crate::{compaction, seal, session};
 
-pub(crate) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiError> {
-    let mut value = parse_body(bytes)?;
-    let body = Node::root(&value);
-    let mut request = common::start(&body, Endpoint::Responses, options)?;
+pub(super) fn build(
+    split: &mut Split<'_>,
+    endpoint: Endpoint,
+    options: ParseOptions,
+    notes: &mut Notes,
+) -> Result<Request, ApiError> {
+    let body = Node::root(&split.value);
+    let mut request = common::start(&body, endpoint, options)?;
     request.include_usage = true;
     refuse_unsupported(&body)?;
     let mut echo = echo(&body)?;
@@ -35,12 +42,9 @@ pub(crate) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiE
             request.conversation.push_system(vec![Block::text(text)]);
         }
     }
-    if let Some(tools) = body.get("tools") {
-        add_tools(&tools, &mut request)?;
-        echo.tools = tools.items(TOOLS_MAX)?.map(|tool| echoed_tool(tool.value)).collect();
-    }
+    echo.tools = offered(split, &body, &mut request, notes)?;
     identity(&body, &mut request);
-    input(&body, echo.previous_response_id.is_some(), &mut request)?;
+    input(split, echo.previous_response_id.is_some(), &mut request, notes)?;
     // After the input, which may bring tools of its own.
     if let Some(choice) = body.get("tool_choice") {
         tool_choice(&choice, &mut request)?;
@@ -48,8 +52,8 @@ pub(crate) fn parse(bytes: &[u8], options: ParseOptions) -> Result<Request, ApiE
     }
     // Only what is to be stored is worth its memory.
     let store = echo.store;
-    echo.input = match value.get_mut("input").filter(|_| store).map(Value::take) {
-        Some(Value::Array(items)) => items,
+    echo.input = match split.value.get_mut("input").filter(|_| store).map(Value::take) {
+        Some(Value::Array(items)) => split.items.as_mut().map_or(items, Items::sent),
         Some(Value::String(text)) => {
             let part = json!({"type": "input_text", "text": text});
             vec![json!({"type": "message", "role": "user", "content": [part]})]
@@ -69,7 +73,13 @@ fn refuse_unsupported(body: &Node<'_>) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn input(body: &Node<'_>, continues: bool, request: &mut Request) -> Result<(), ApiError> {
+fn input(
+    split: &Split<'_>,
+    continues: bool,
+    request: &mut Request,
+    notes: &mut Notes,
+) -> Result<(), ApiError> {
+    let body = Node::root(&split.value);
     let input = match body.get("input") {
         None if continues => return Ok(()),
         _ => body.require("input")?,
@@ -79,12 +89,9 @@ fn input(body: &Node<'_>, continues: bool, request: &mut Request) -> Result<(), 
         request.conversation.push(Role::User, blocks);
         return Ok(());
     }
-    let mut empty = true;
-    for item in input.items(MESSAGES_MAX)? {
-        add_item(&item, request)?;
-        empty = false;
-    }
-    if empty && !continues {
+    turns::read(split, &input, request, notes, add_item)?;
+    let among = input.value.as_array().map_or(0, Vec::len);
+    if split.items.as_ref().map_or(among, Items::len) == 0 && !continues {
         return Err(input.error("at least one item is required"));
     }
     Ok(())
@@ -235,6 +242,36 @@ fn identity(body: &Node<'_>, request: &mut Request) {
         ids.session.clone_from(&request.hints.prompt_cache_key);
         ids.named_by = Some("prompt_cache_key");
     }
+}
+
+/// The tools as they are repeated, which are known where they came before.
+fn offered(
+    split: &Split<'_>,
+    body: &Node<'_>,
+    request: &mut Request,
+    notes: &mut Notes,
+) -> Result<Arc<Vec<Value>>, ApiError> {
+    if let Some(known) = split.offered {
+        known.apply(request);
+        return Ok(Arc::clone(&known.echoed));
+    }
+    let Some(tools) = body.get("tools") else { return Ok(Arc::default()) };
+    let add = |request: &mut Request| {
+        add_tools(&tools, request)?;
+        let echoed = tools.items(TOOLS_MAX)?.map(|tool| echoed_tool(tool.value));
+        Ok(Arc::new(echoed.collect::<Vec<_>>()))
+    };
+    if split.items.is_none() {
+        // Nothing is kept of a body that is read whole.
+        return add(request);
+    }
+    let mut echoed = Arc::default();
+    let offered = Offered::read(request, |request| {
+        echoed = add(request)?;
+        Ok(Arc::clone(&echoed))
+    })?;
+    notes.offered = Some(Arc::new(offered));
+    Ok(echoed)
 }
 
 fn add_tools(tools: &Node<'_>, request: &mut Request) -> Result<(), ApiError> {

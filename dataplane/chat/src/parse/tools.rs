@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::ToolMemory;
@@ -102,12 +101,12 @@ fn grammar(format: &Node<'_>, request: &mut Request) -> Result<Option<Grammar>, 
 /// Reads a list of tools, or finds what it was read into when it last came. A list that was read with anything to say
 /// about it is read each time, so that it is said each time.
 pub(crate) fn read(
-    raw: Option<&RawValue>,
+    raw: Option<&str>,
     memory: Option<&ToolMemory>,
     request: &mut Request,
     add: impl Fn(&Node<'_>, &mut Request) -> Result<(), ApiError>,
 ) -> Result<(), ApiError> {
-    let Some(raw) = raw.map(RawValue::get).filter(|raw| *raw != "null") else { return Ok(()) };
+    let Some(raw) = raw.filter(|raw| *raw != "null") else { return Ok(()) };
     if let Some(tools) = memory.and_then(|memory| memory.find(request.endpoint, raw)) {
         request.conversation.tools = tools;
         return Ok(());

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{ChatTemplate, RenderOptions, RenderedBreakpoint};
+use super::{ChatTemplate, RenderOptions, RenderedBreakpoint, Text};
 use crate::ir::{Block, Content, Conversation, Position, Role, Tool, ToolKind};
 use crate::request::Thinking;
 
@@ -142,7 +142,7 @@ fn head_key(
     };
     // The head is long; its hash serves all breakpoints of a prompt.
     let mut hasher = hashed.get_or_insert_with(|| head_hash(conversation)).clone();
-    (kind, index, place(options.thinking)).hash(&mut hasher);
+    (kind, index, place(options.thinking), options.asker).hash(&mut hasher);
     sentinel(conversation).hash(&mut hasher);
     Some(hasher.finish())
 }
@@ -173,12 +173,16 @@ pub(super) fn locate(
     template: &ChatTemplate,
     conversation: &Conversation,
     options: RenderOptions,
-    text: &str,
+    text: &Text,
 ) -> Vec<RenderedBreakpoint> {
+    let breakpoints = conversation.breakpoints();
+    if breakpoints.is_empty() {
+        return Vec::new();
+    }
     let asked = Asked { text, options };
     let mut hashed = None;
     let mut located = Vec::new();
-    for breakpoint in conversation.breakpoints() {
+    for breakpoint in breakpoints {
         let at = breakpoint.position;
         let key = head_key(conversation, at, options, &mut hashed);
         let known = template.known.end(conversation, at, asked);

@@ -68,6 +68,7 @@ fn options() -> impl Iterator<Item = RenderOptions> {
             thinking,
             add_generation_prompt,
             continue_final: false,
+            asker: 0,
         })
     })
 }

@@ -19,9 +19,9 @@ use super::split::{REST, Source, plan};
 use crate::limits::{PROMPT_BYTES_MAX, TEMPLATE_STEPS_MAX};
 
 /// Most renderings of a part outside of loops that are kept.
-const KEPT_MAX: usize = 32;
+const KEPT_MAX: usize = 128;
 /// How much text of one part is kept.
-const KEPT_BYTES_MAX: usize = 2 << 20;
+const KEPT_BYTES_MAX: usize = 16 << 20;
 /// The longest text that is.
 const KEPT_TEXT_BYTES_MAX: usize = 256 << 10;
 /// Most renderings that are kept beside one message.

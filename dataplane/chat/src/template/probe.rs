@@ -4,7 +4,7 @@
 //! that ignore a role silently would lose what was said, which is worse than refusing it.
 
 use super::hf::Shape;
-use super::{ChatTemplate, RenderOptions, TemplateError};
+use super::{ChatTemplate, RenderOptions, TemplateError, Text};
 use crate::ir::{Block, Content, Conversation, Role};
 
 const MARK: &str = "probe-mark";
@@ -65,5 +65,5 @@ fn render(
     probe: &Conversation,
     shape: Shape,
 ) -> Result<String, TemplateError> {
-    template.render_shaped(probe, RenderOptions::default(), shape)
+    template.render_shaped(probe, RenderOptions::default(), shape).map(Text::into_string)
 }

@@ -7,7 +7,7 @@
 //! and when that is full the old one is forgotten.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,8 +20,10 @@ use crate::ir::{Content, Conversation, Message, Role};
 const GENERATION_BYTES_MAX: usize = 48 << 20;
 /// What a message costs beside its texts.
 const MESSAGE_BYTES: usize = 1_500;
-/// Most texts outside of messages, such as system prompts, whose values are kept.
-const TEXTS_MAX: usize = 128;
+/// What each of the two generations of texts outside of messages, such as system prompts, may hold.
+const TEXTS_BYTES_MAX: usize = 16 << 20;
+/// How much of a text's start and end tells it from most others.
+const SKETCH_BYTES: usize = 32;
 /// The longest of them.
 const TEXT_BYTES_MAX: usize = 256 << 10;
 
@@ -59,10 +61,10 @@ impl Said {
     }
 
     /// This one with another of its role behind it.
-    fn joined(&self, other: &Said, texts: &Texts) -> Arc<Self> {
+    fn joined(&self, other: &Said, texts: TextsOf<'_>) -> Arc<Self> {
         let content = format!("{}\n\n{}", self.content, other.content);
         if self.more.is_empty() {
-            return texts.said(self.role, content.into(), self.joins);
+            return texts.said(self.role, &content, self.joins);
         }
         Self::new(self.role, content.into(), self.more.clone(), (self.joins, false))
     }
@@ -142,32 +144,83 @@ impl Generations {
     }
 }
 
-/// The values of texts that are no messages of their own: system prompts, and messages joined to others.
-#[derive(Debug, Default)]
-struct Texts(Mutex<VecDeque<(usize, Arc<Said>)>>);
+/// Where to look for a text's value: much of a text is read only where this is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Sketch {
+    asker: u64,
+    role: &'static str,
+    joins: bool,
+    length: usize,
+    start: [u8; SKETCH_BYTES],
+    end: [u8; SKETCH_BYTES],
+}
 
-impl Texts {
-    fn said(&self, role: &'static str, content: Arc<str>, joins: bool) -> Arc<Said> {
-        let same = |(length, said): &(usize, Arc<Said>)| {
-            *length == content.len()
-                && said.role == role
-                && said.joins == joins
-                && said.content == content
-        };
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = known.iter().position(same)
-            && let Some(found) = known.remove(at)
-        {
-            let said = Arc::clone(&found.1);
-            known.push_front(found);
-            return said;
+impl Sketch {
+    fn of(asker: u64, role: &'static str, joins: bool, text: &[u8]) -> Self {
+        let take = text.len().min(SKETCH_BYTES);
+        let (mut start, mut end) = ([0; SKETCH_BYTES], [0; SKETCH_BYTES]);
+        start[..take].copy_from_slice(&text[..take]);
+        end[..take].copy_from_slice(&text[text.len() - take..]);
+        Self { asker, role, joins, length: text.len(), start, end }
+    }
+}
+
+/// The values of texts that are no messages of their own: system prompts, and messages joined to others. Bounded as
+/// messages are; of two texts with one sketch the later is kept.
+#[derive(Debug, Default)]
+struct Texts(Mutex<TextGenerations>);
+
+#[derive(Debug, Default)]
+struct TextGenerations {
+    young: HashMap<Sketch, Arc<Said>>,
+    old: HashMap<Sketch, Arc<Said>>,
+    young_bytes: usize,
+}
+
+impl TextGenerations {
+    fn find(&mut self, sketch: &Sketch, content: &str) -> Option<Arc<Said>> {
+        if let Some(found) = self.young.get(sketch) {
+            return (*found.content == *content).then(|| Arc::clone(found));
         }
-        let keeps = content.len() <= TEXT_BYTES_MAX;
-        let said = Said::new(role, Arc::clone(&content), Vec::new(), (joins, keeps));
-        if keeps {
-            known.truncate(TEXTS_MAX - 1);
-            known.push_front((content.len(), Arc::clone(&said)));
+        let found = self.old.remove(sketch).filter(|found| *found.content == *content)?;
+        self.insert(*sketch, Arc::clone(&found));
+        Some(found)
+    }
+
+    fn insert(&mut self, sketch: Sketch, said: Arc<Said>) {
+        // The text, and what the template's parts make of it.
+        let bytes = |said: &Said| 2 * said.content.len() + MESSAGE_BYTES;
+        let new = bytes(&said);
+        if self.young_bytes + new > TEXTS_BYTES_MAX {
+            self.old = mem::take(&mut self.young);
+            self.young_bytes = 0;
         }
+        self.young_bytes += new;
+        if let Some(before) = self.young.insert(sketch, said) {
+            self.young_bytes -= bytes(&before);
+        }
+    }
+}
+
+/// The texts of one asker.
+#[derive(Clone, Copy)]
+struct TextsOf<'t> {
+    texts: &'t Texts,
+    asker: u64,
+}
+
+impl TextsOf<'_> {
+    fn said(self, role: &'static str, content: &str, joins: bool) -> Arc<Said> {
+        if content.len() > TEXT_BYTES_MAX {
+            return Said::new(role, content.into(), Vec::new(), (joins, false));
+        }
+        let sketch = Sketch::of(self.asker, role, joins, content.as_bytes());
+        let mut known = self.texts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known.find(&sketch, content) {
+            return found;
+        }
+        let said = Said::new(role, content.into(), Vec::new(), (joins, true));
+        known.insert(sketch, Arc::clone(&said));
         said
     }
 }
@@ -181,10 +234,15 @@ pub(super) struct KnownMessages {
 
 impl KnownMessages {
     /// The `messages` variable, item by item.
-    pub(super) fn values(&self, conversation: &Conversation, shape: Shape) -> Vec<Value> {
+    pub(super) fn values(
+        &self,
+        conversation: &Conversation,
+        shape: Shape,
+        asker: u64,
+    ) -> Vec<Value> {
         let mut known = self.known(conversation);
         let mut made = Vec::new();
-        let out = self.said(conversation, shape, &mut known, &mut made);
+        let out = self.said(conversation, (shape, asker), &mut known, &mut made);
         if !made.is_empty() {
             let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
             for entry in made {
@@ -204,19 +262,19 @@ impl KnownMessages {
     fn said(
         &self,
         conversation: &Conversation,
-        shape: Shape,
+        (shape, asker): (Shape, u64),
         known: &mut [Option<Arc<Entry>>],
         made: &mut Vec<Arc<Entry>>,
     ) -> Vec<Arc<Said>> {
-        let texts = &self.texts;
+        let texts = TextsOf { texts: &self.texts, asker };
         let mut out: Vec<Arc<Said>> = Vec::with_capacity(conversation.messages.len() + 1);
         let system = joined(&conversation.system, "\n");
         let mut pending = None;
         if !system.is_empty() {
             if shape.system {
-                out.push(texts.said("system", (&*system).into(), false));
+                out.push(texts.said("system", &system, false));
             } else {
-                pending = Some(texts.said("user", (&*system).into(), true));
+                pending = Some(texts.said("user", &system, true));
             }
         }
         let mut calls = Calls::default();
@@ -254,7 +312,7 @@ impl KnownMessages {
 }
 
 /// Appends an entry, joining it to the last one if the template needs roles to alternate.
-fn push(out: &mut Vec<Arc<Said>>, said: Arc<Said>, shape: Shape, texts: &Texts) {
+fn push(out: &mut Vec<Arc<Said>>, said: Arc<Said>, shape: Shape, texts: TextsOf<'_>) {
     if !shape.repeated_role
         && said.joins
         && let Some(last) = out.last_mut()

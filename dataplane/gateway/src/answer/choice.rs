@@ -126,7 +126,7 @@ impl Generations {
             let count = self.running.len();
             for at in (0..count).map(|step| (self.turn + step) % count) {
                 let Some(generation) = &mut self.running[at] else { continue };
-                if let Poll::Ready(event) = generation.events.poll_recv(context) {
+                if let Poll::Ready(event) = generation.events.as_mut().poll_next(context) {
                     self.turn = at + 1;
                     return Poll::Ready((at, event.unwrap_or_else(ended_early)));
                 }

@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
-use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{
     ApiError, Conversation, Endpoint, ErrorKind, Request, RequestKind, Sealer, encode, history,
 };
@@ -25,7 +24,7 @@ use crate::constrain;
 use crate::generate::{self, Job};
 use crate::http::App;
 use crate::model::ModelCard;
-use crate::prompt::{self, Prompt};
+use crate::prompt::{self, Prompt, options_of};
 use crate::quota::Spending;
 use crate::seal::parsing_of;
 use crate::stored::LastTurn;
@@ -135,71 +134,46 @@ impl App {
         let Admitted { tenant, permit, spending } = admitted;
         let Incoming { endpoint, headers, body, request_id, last } = incoming;
         let names = read::names(headers);
-        let app = self.clone();
-        let id = request_id.to_owned();
         let bytes = body.len();
         let parsing = parsing_of(&tenant, &self.replica, &self.parsing);
-        let sealer = parsing.sealer.clone();
-        let parse = move || {
-            let request = read::request(endpoint, &body, parsing, &names, &id)?;
-            Ok((request, app, id))
+        let asked = Asked {
+            app: self.clone(),
+            request_id: request_id.to_owned(),
+            sealer: parsing.sealer.clone(),
+            last: last.cloned(),
+            tenant,
+            spending,
+            finish,
         };
-        let held = (permit, spending);
-        let ((mut request, app, id), held) = compute_held(held, bytes, parse).await?;
-        let (before, held) = self.before(&tenant, &request, last, held).await?;
-        let (permit, spending) = held;
-        let last = last.cloned();
+        let work = move || {
+            let request = read::request(endpoint, &body, parsing, &names, &asked.request_id)?;
+            // One visit to a thread for blocking work is enough where nothing has to be waited for in between.
+            match continued(&request) {
+                None => asked.prepare(request, None).map(|turn| Read::Turn(Box::new(turn), permit)),
+                Some(_) => Ok(Read::Continues(Box::new((request, asked)), permit)),
+            }
+        };
+        let (request, asked, permit) = match compute(bytes, work).await? {
+            Read::Turn(turn, permit) => return Ok((*turn, permit)),
+            Read::Continues(read, permit) => (read.0, read.1, permit),
+        };
+        let held = (permit, asked);
+        let (before, (permit, asked)) = self.before(&request, last, held).await?;
         // A short body may continue a long conversation.
-        let work_bytes = if before.is_some() { usize::MAX } else { bytes };
-        compute(work_bytes, move || {
-            if let Some(before) = &before {
-                request.continue_from(before);
-                check_results(&request.conversation)?;
-            }
-            finish(&mut request);
-            if !app.pins_on {
-                request.uses.had_no_effect(&PIN_HINTS);
-            }
-            let card = app.model(&request.model)?;
-            let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
-                ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
-            })?;
-            let options = RenderOptions::of(&request);
-            edits::apply(&mut request, options, &card, &tenant);
-            let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
-            let guided = constrain::guided(&mut request, &card, prompt.thinking_open)?;
-            let request_id = id;
-            let turn = Turn {
-                request,
-                request_id,
-                card,
-                prompt,
-                guided,
-                tenant,
-                sealer,
-                spending,
-                before,
-                last,
-                created_unix_s: writer::unix_s(),
-            };
-            Ok((turn, permit))
-        })
-        .await
+        let work = move || Ok((asked.prepare(request, before)?, permit));
+        compute(usize::MAX, work).await
     }
 
-    /// The conversation that a request continues. `held` comes back.
-    async fn before<H: Send + 'static>(
+    /// The conversation that a request continues. What is held comes back.
+    async fn before<F: Send + 'static>(
         &self,
-        tenant: &TenantId,
         request: &Request,
         last: Option<&LastTurn>,
-        held: H,
-    ) -> Result<(Option<Arc<Conversation>>, H), ApiError> {
-        let echo = request.responses.as_ref();
-        let Some(id) = echo.and_then(|r| r.previous_response_id.as_deref()) else {
-            return Ok((None, held));
-        };
-        let (before, held) = self.stored.history(tenant, id, last, held).await?;
+        held: (OwnedSemaphorePermit, Asked<F>),
+    ) -> Result<(Option<Arc<Conversation>>, (OwnedSemaphorePermit, Asked<F>)), ApiError> {
+        let Some(id) = continued(request) else { return Ok((None, held)) };
+        let tenant = held.1.tenant.clone();
+        let (before, held) = self.stored.history(&tenant, id, last, held).await?;
         Ok((Some(before), held))
     }
 
@@ -302,9 +276,74 @@ impl App {
             .map(|n| Box::pin(generate::start(self.placement.clone(), turn.job(n), || {})));
         all.extend(futures::future::try_join_all(more).await?);
         let generations = Generations::new(all);
-        let writer = Writer::new(turn, &generations, self.stored.clone(), pins, life);
+        let writer = Writer::new(turn, &generations, self.clone(), pins, life);
         Ok((writer, generations))
     }
+}
+
+/// A body that was read.
+enum Read<F> {
+    Turn(Box<Turn>, OwnedSemaphorePermit),
+    /// It continues a conversation that has to be fetched.
+    Continues(Box<(Request, Asked<F>)>, OwnedSemaphorePermit),
+}
+
+/// What a request's preparation needs beside its body.
+struct Asked<F> {
+    app: App,
+    request_id: String,
+    sealer: Option<Sealer>,
+    last: Option<LastTurn>,
+    tenant: TenantId,
+    spending: Spending,
+    /// The last word on the request.
+    finish: F,
+}
+
+impl<F: FnOnce(&mut Request)> Asked<F> {
+    /// Pure computation: milliseconds for a long prompt that is new.
+    fn prepare(
+        self,
+        mut request: Request,
+        before: Option<Arc<Conversation>>,
+    ) -> Result<Turn, ApiError> {
+        let Self { app, request_id, sealer, last, tenant, spending, finish } = self;
+        if let Some(before) = &before {
+            request.continue_from(before);
+            check_results(&request.conversation)?;
+        }
+        finish(&mut request);
+        if !app.pins_on {
+            request.uses.had_no_effect(&PIN_HINTS);
+        }
+        let card = app.model(&request.model)?;
+        let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
+            ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
+        })?;
+        let options = options_of(&request, &tenant);
+        edits::apply(&mut request, options, &card, &tenant);
+        let prompt = prompt::prepare(&request, options, &card, &tenant, key)?;
+        let guided = constrain::guided(&mut request, &card, prompt.thinking_open)?;
+        let created_unix_s = writer::unix_s();
+        Ok(Turn {
+            request,
+            request_id,
+            card,
+            prompt,
+            guided,
+            tenant,
+            sealer,
+            spending,
+            before,
+            last,
+            created_unix_s,
+        })
+    }
+}
+
+/// The answer that a request continues.
+fn continued(request: &Request) -> Option<&str> {
+    request.responses.as_ref()?.previous_response_id.as_deref()
 }
 
 /// A result that answers no call of the conversation that it continues.

@@ -17,9 +17,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::Turn;
 use super::choice::{Choice, Generations, Step};
 use crate::generate::Event;
+use crate::http::App;
 use crate::pins::{self, MadeLater, Pinned};
 use crate::sessions::Life;
-use crate::stored::{FinishedTurn, Stored};
+use crate::stored::FinishedTurn;
 
 /// Silence on a stream after which a comment is sent, so that nobody hangs up during a long prefill.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
@@ -41,7 +42,7 @@ pub(super) struct Writer {
     meta: ResponseMeta,
     choices: Vec<Choice>,
     usage: Usage,
-    stored: Stored,
+    app: App,
     /// What the request wished to keep.
     pins: Vec<MadeLater>,
     /// The session's end of it.
@@ -52,7 +53,7 @@ impl Writer {
     pub(super) fn new(
         turn: Turn,
         generations: &Generations,
-        stored: Stored,
+        app: App,
         pins: Vec<MadeLater>,
         life: Life,
     ) -> Self {
@@ -63,7 +64,7 @@ impl Writer {
         };
         let meta = meta_of(&turn);
         let choices = (0..generations.len()).map(|_| Choice::new(&turn)).collect();
-        Self { turn, meta, choices, usage, stored, pins, life }
+        Self { turn, meta, choices, usage, app, pins, life }
     }
 
     /// Counts the tokens that are pinned so far.
@@ -111,7 +112,7 @@ impl Writer {
         if let Some(response) = store.then(response).flatten() {
             let before = before.take();
             let turn = FinishedTurn { id, previous, response, input, before, conversation };
-            self.stored.put(tenant, turn).await;
+            self.app.stored.put(tenant, turn).await;
         }
     }
 
@@ -133,7 +134,7 @@ impl Writer {
                 Some(finish) => answers[at].1 = finish,
             }
             if generations.end(at) {
-                record(&self.usage);
+                self.app.meters.used(&self.usage);
                 if let Some((transcript, finish)) = answers.first() {
                     self.life.answered(transcript, finish, self.usage);
                 }
@@ -228,7 +229,7 @@ impl Writer {
                 let notes = self.settle_pins().await;
                 encoders[at].note_pins(notes);
                 let end = encoders[at].finish(&finish, &self.usage, unix_s());
-                record(&self.usage);
+                self.app.meters.used(&self.usage);
                 // Before its client can come back.
                 self.life.answered(encoders[0].transcript(), &finish, self.usage);
                 if !failed {
@@ -271,11 +272,4 @@ fn last_response(frames: &str) -> Option<Value> {
     // JSON has no line breaks of its own, so that no text in it can look like the next line.
     let data = frames.rsplit("\ndata: ").next()?;
     serde_json::from_str::<Last>(data.trim_end()).ok().map(|last| last.response)
-}
-
-fn record(usage: &Usage) {
-    metrics::counter!("mainstay_gateway_prompt_tokens_total").increment(usage.prompt_tokens);
-    metrics::counter!("mainstay_gateway_cached_tokens_total").increment(usage.cached_tokens);
-    metrics::counter!("mainstay_gateway_completion_tokens_total")
-        .increment(usage.completion_tokens);
 }

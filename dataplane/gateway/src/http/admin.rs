@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Request};
 use axum::response::{IntoResponse, Response};
 use mainstay_chat::Endpoint;
@@ -13,6 +13,7 @@ use mainstay_proto::v1;
 use mainstay_types::{PinId, PinScope, TenantId};
 use serde_json::{Value, json};
 
+use super::params::Params;
 use super::staleness::{Basis, Consistency, pin_on_wire};
 use super::{App, failure, new_request_id};
 
@@ -77,7 +78,7 @@ pub(super) struct ShowQuery {
 pub(super) async fn list_pins(
     State(app): State<App>,
     headers: HeaderMap,
-    Query(query): Query<ListQuery>,
+    Params(query): Params<ListQuery>,
 ) -> Result<Response, AdminError> {
     let admitted = app.admit(&headers)?;
     let tenant = admitted.tenant.clone();
@@ -160,7 +161,7 @@ pub(super) async fn show_pin(
     State(app): State<App>,
     headers: HeaderMap,
     Path(id): Path<String>,
-    Query(query): Query<ShowQuery>,
+    Params(query): Params<ShowQuery>,
 ) -> Result<Response, AdminError> {
     let admitted = app.admit(&headers)?;
     let tenant = &admitted.tenant;

@@ -5,6 +5,7 @@ mod door;
 mod health;
 mod inflate;
 mod openapi;
+mod params;
 mod pin_create;
 mod sessions;
 mod staleness;
@@ -12,6 +13,7 @@ mod starting;
 mod stored;
 mod websocket;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +24,9 @@ use axum::http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, heade
 use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
-use mainstay_chat::{ApiError, Endpoint, ErrorKind, ParseOptions, ToolMemory};
+use mainstay_chat::{
+    ApiError, BodyMemory, Endpoint, ErrorKind, KnownBodies, ParseOptions, ToolMemory,
+};
 use mainstay_proto::client::ControlPlane;
 use mainstay_types::Region;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -33,6 +37,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::aliases::ModelAliases;
 use crate::answer::{AnswerForm, Incoming};
 use crate::config::{GatewayConfig, Recompute};
+use crate::meters::Meters;
 use crate::pins::Pins;
 use crate::placement::{Explained, Placement};
 use crate::replica::Replica;
@@ -47,12 +52,27 @@ use starting::Starting;
 const BODY_BYTES_MAX: usize = 32 << 20;
 /// How long a body may take to arrive: the largest at 2 Mbit/s.
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
+/// Bodies shorter than this are read each time: they are read as quickly as they are remembered.
+const KNOWN_BODY_BYTES_MIN: usize = 4 << 10;
+/// What all bodies that are remembered may take, with what they were read into.
+const KNOWN_BODIES_BYTES_MAX: usize = 128 << 20;
 /// How long an operator waits for the control plane.
 const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What every handler shares.
+/// What every handler shares: one counter to clone, several times a request.
 #[derive(Clone)]
-pub(crate) struct App {
+pub(crate) struct App(Arc<Parts>);
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What the gateway is made of.
+pub(crate) struct Parts {
     pub(crate) control: ControlPlane,
     pub(crate) region: Region,
     pub(crate) replica: Replica,
@@ -72,6 +92,7 @@ pub(crate) struct App {
     /// Whether the gateway ends.
     pub(crate) stopped: watch::Receiver<bool>,
     pub(crate) metrics: Option<PrometheusHandle>,
+    pub(crate) meters: Meters,
 }
 
 impl App {
@@ -87,9 +108,15 @@ impl App {
         let requests_max = config.requests_max.min(Semaphore::MAX_PERMITS);
         // The tenant is put in for each request.
         let tools = ToolMemory { known: Arc::default(), tenant: Arc::default() };
-        let parsing =
-            ParseOptions { media: config.media, tools: Some(tools), ..ParseOptions::default() };
-        Self {
+        let known = KnownBodies::new(KNOWN_BODY_BYTES_MIN, KNOWN_BODIES_BYTES_MAX);
+        let bodies = BodyMemory { known: Arc::new(known), tenant: Arc::default() };
+        let parsing = ParseOptions {
+            media: config.media,
+            tools: Some(tools),
+            bodies: Some(bodies),
+            ..ParseOptions::default()
+        };
+        let parts = Parts {
             stored: Stored::new(control.clone(), replica.clone(), parsing.clone()),
             sockets: websocket::Sockets::new(config.websocket),
             placement: Placement::new(workers.clone(), replica.clone(), &config),
@@ -102,13 +129,15 @@ impl App {
             requests_max,
             stopped,
             metrics: config.metrics,
+            meters: Meters::default(),
             sessions,
             region: config.region,
             control,
             replica,
             workers,
             tenants,
-        }
+        };
+        Self(Arc::new(parts))
     }
 
     /// Resolves once no connection by WebSocket is left and no request, those in the background included: each has a
@@ -257,8 +286,8 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
         app.answer(admitted, incoming).await
     }
     .await;
-    let name = format!("{endpoint:?}").to_lowercase();
-    metrics::counter!("mainstay_gateway_requests_total", "endpoint" => name.clone()).increment(1);
+    let meter = app.meters.of(endpoint);
+    meter.requests.increment(1);
     let told = outcome.as_ref().ok().map(|answer| answer.told.clone());
     let mut response = match outcome.map(|answer| answer.form) {
         Ok(AnswerForm::Json(body)) => {
@@ -269,8 +298,7 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
         }
         Ok(AnswerForm::Stream(frames)) => {
             // The first token is in hand by now, so this is the time to first token.
-            metrics::histogram!("mainstay_gateway_ttft_seconds", "endpoint" => name)
-                .record(started.elapsed().as_secs_f64());
+            meter.ttft_seconds.record(started.elapsed().as_secs_f64());
             let frames = tokio_stream::wrappers::ReceiverStream::new(frames);
             let mut response = Response::new(Body::from_stream(frames));
             let headers = response.headers_mut();

@@ -13,7 +13,7 @@ use super::admin::{AdminError, pin_json};
 use super::{App, read_body, ttl_ms};
 use crate::answer::compute_held;
 use crate::pins::{Wish, scope_of};
-use crate::prompt;
+use crate::prompt::{self, options_of};
 use crate::seal::parsing_of;
 
 /// A pin's life when the caller names none: Anthropic's default.
@@ -79,7 +79,7 @@ fn wish(app: &App, tenant: TenantId, body: &[u8]) -> Result<Wish, ApiError> {
     })?;
     // A pin is about what was said, not about the answer to come.
     let options =
-        RenderOptions { add_generation_prompt: false, ..RenderOptions::of(&conversation) };
+        RenderOptions { add_generation_prompt: false, ..options_of(&conversation, &tenant) };
     let block_tokens = card.block_tokens;
     let prompt = prompt::prepare(&conversation, options, &card, &tenant, key)?;
     if prompt.blocks.is_empty() {

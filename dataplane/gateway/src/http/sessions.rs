@@ -3,13 +3,14 @@
 //! Another tenant's session is told as missing, whatever its key: whether it exists is none of the caller's business.
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use mainstay_chat::{ApiError, EndCause, ErrorKind, SessionView};
 use serde_json::{Value, json};
 
 use super::App;
 use super::admin::AdminError;
+use super::params::Params;
 
 /// Sessions in one answer at most.
 const SHOWN_MAX: usize = 1_000;
@@ -24,7 +25,7 @@ pub(super) struct ListQuery {
 pub(super) async fn list(
     State(app): State<App>,
     headers: HeaderMap,
-    Query(query): Query<ListQuery>,
+    Params(query): Params<ListQuery>,
 ) -> Result<Json<Value>, AdminError> {
     let admitted = app.admit(&headers)?;
     let most = query.limit.unwrap_or(SHOWN_MAX).min(SHOWN_MAX);

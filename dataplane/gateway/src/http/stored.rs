@@ -2,12 +2,13 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, Request, header};
 use axum::response::{IntoResponse, Response};
 use mainstay_chat::{ApiError, Endpoint};
 use serde_json::{Value, json};
 
+use super::params::Params;
 use super::{App, failure, new_request_id, read_body, with_request_id};
 use crate::answer::Incoming;
 
@@ -30,7 +31,7 @@ pub(super) struct GetQuery {
 pub(super) async fn get(
     State(app): State<App>,
     Path(id): Path<String>,
-    Query(query): Query<GetQuery>,
+    Params(query): Params<GetQuery>,
     headers: HeaderMap,
 ) -> Response {
     let outcome = async {
@@ -83,7 +84,7 @@ pub(super) struct ItemsQuery {
 pub(super) async fn input_items(
     State(app): State<App>,
     Path(id): Path<String>,
-    Query(query): Query<ItemsQuery>,
+    Params(query): Params<ItemsQuery>,
     headers: HeaderMap,
 ) -> Response {
     let outcome = async {

@@ -2,6 +2,7 @@
 //! worker that serves it, so that a gateway needs no files of its own.
 
 mod detokenizer;
+mod pieces;
 mod segments;
 mod tokenizer;
 

@@ -32,6 +32,13 @@ impl Segment {
         packed.shrink_to_fit();
         Self { tokens, packed, ends: OnceLock::new() }
     }
+
+    /// One whose packed form is known.
+    pub(super) fn packed(mut tokens: Vec<u32>, mut packed: Vec<u8>) -> Self {
+        tokens.shrink_to_fit();
+        packed.shrink_to_fit();
+        Self { tokens, packed, ends: OnceLock::new() }
+    }
 }
 
 struct Remembered {

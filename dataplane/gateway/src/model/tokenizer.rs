@@ -12,15 +12,19 @@ use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use bytes::Bytes;
+use mainstay_chat::template::Text;
 use mainstay_proto::tokens::pack;
 use tokenizers::Tokenizer as HfTokenizer;
 
 use super::ModelError;
 use super::detokenizer::TokenBytes;
+use super::pieces::{Piece, Pieces};
 use super::segments::{Segment, Segments};
 
-/// Shorter segments are tokenised faster than they are looked up.
-const CACHED_SEGMENT_BYTES_MIN: usize = 32;
+/// Shorter segments stand between messages, a few different ones in all of a prompt.
+const SHORT_BYTES_MAX: usize = 32;
+/// How many different ones of these are remembered while a prompt is tokenised.
+const SHORT_MAX: usize = 16;
 
 /// A prompt as tokens.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -33,6 +37,23 @@ pub(crate) struct Encoded {
     pub(crate) tokens_before: Vec<usize>,
 }
 
+impl Encoded {
+    fn with_room_for(text_bytes: usize) -> Self {
+        Self {
+            tokens: Vec::with_capacity(text_bytes / 2),
+            packed: Vec::with_capacity(text_bytes),
+            tokens_before: Vec::new(),
+        }
+    }
+
+    fn append(&mut self, more: Self) {
+        let before = self.tokens.len();
+        self.tokens_before.extend(more.tokens_before.iter().map(|count| before + count));
+        self.tokens.extend_from_slice(&more.tokens);
+        self.packed.extend_from_slice(&more.packed);
+    }
+}
+
 /// A tokenizer ready for prompts and for output.
 pub(crate) struct Tokenizer {
     inner: HfTokenizer,
@@ -43,8 +64,17 @@ pub(crate) struct Tokenizer {
     /// All tokens that were added to the vocabulary, those too that count as text.
     added: HashMap<String, u32>,
     segments: Segments,
+    pieces: Pieces,
+    /// Whether a special token always begins where a piece that starts with one does, whatever precedes it.
+    apart: bool,
     /// What each token adds to a text, where that depends on no other token.
     pub(super) bytes: Option<Arc<TokenBytes>>,
+}
+
+/// What is known while a prompt is tokenised.
+struct Known<'t> {
+    tenant: &'t str,
+    short: Vec<(&'t str, Arc<Segment>)>,
 }
 
 struct Special {
@@ -72,6 +102,7 @@ impl Tokenizer {
         if !specials.iter().all(|(text, id)| segments_apart(&inner, text, *id)) {
             specials.clear();
         }
+        let apart = starts_apart(&specials);
         let finder = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(specials.iter().map(|(text, _)| text))
@@ -81,24 +112,102 @@ impl Tokenizer {
         let added = inner.get_added_tokens_decoder().into_iter().map(|(id, t)| (t.content, id));
         let added = added.collect();
         let bytes = TokenBytes::of(&inner).map(Arc::new);
-        Ok(Self { inner, finder, specials, added, segments: Segments::default(), bytes })
+        Ok(Self {
+            inner,
+            finder,
+            specials,
+            added,
+            segments: Segments::default(),
+            pieces: Pieces::default(),
+            apart,
+            bytes,
+        })
     }
 
     /// Tokenises a rendered prompt. `offsets` are byte offsets, in rising order, to be told in tokens. What is
     /// remembered for one tenant is never found for another, not even by how long it takes.
-    pub(crate) fn encode(
+    pub(crate) fn encode<'t>(
         &self,
-        tenant: &str,
-        text: &str,
+        tenant: &'t str,
+        text: &'t str,
         offsets: &[usize],
     ) -> Result<Encoded, ModelError> {
-        let mut out = Encoded::default();
-        out.tokens.reserve(text.len() / 2);
-        out.packed.reserve(text.len());
+        let mut out = Encoded::with_room_for(text.len());
+        let mut known = Known { tenant, short: Vec::new() };
         let mut pending = offsets.iter().copied().peekable();
+        self.encode_text(&mut known, text, &mut pending, &mut out)?;
+        out.tokens_before.extend(pending.map(|_| out.tokens.len()));
+        Ok(out)
+    }
+
+    /// The same for a prompt in pieces, of which those that are known cost no look at their text.
+    pub(crate) fn encode_pieces(
+        &self,
+        tenant: &str,
+        text: &Text,
+        offsets: &[usize],
+    ) -> Result<Encoded, ModelError> {
+        let pieces = text.pieces();
+        if pieces.is_empty() || !self.apart {
+            return self.encode(tenant, text, offsets);
+        }
+        let mut known = self.pieces.find(pieces);
+        for (piece, known) in pieces.iter().zip(&mut known) {
+            if known.is_none() {
+                *known = Some(self.piece(tenant, piece)?);
+            }
+        }
+        let known: Vec<Arc<Piece>> = known.into_iter().flatten().collect();
+        let mut out = Encoded {
+            tokens: Vec::with_capacity(known.iter().map(|piece| piece.tokens.tokens.len()).sum()),
+            packed: Vec::with_capacity(known.iter().map(|piece| piece.tokens.packed.len()).sum()),
+            tokens_before: Vec::new(),
+        };
+        let mut pending = offsets.iter().copied().peekable();
+        let (mut first, mut start) = (0, 0);
+        while first < pieces.len() {
+            // What goes on without a special token is tokenised with what it follows.
+            let more = known[first + 1..].iter().take_while(|piece| !piece.starts).count();
+            let group = first..first + 1 + more;
+            let end = start + pieces[group.clone()].iter().map(|piece| piece.len()).sum::<usize>();
+            while pending.next_if(|&o| o <= start).is_some() {
+                out.tokens_before.push(out.tokens.len());
+            }
+            if more == 0 && pending.peek().is_none_or(|&o| o >= end) {
+                let Segment { tokens, packed, .. } = &known[first].tokens;
+                out.tokens.extend_from_slice(tokens);
+                out.packed.extend_from_slice(packed);
+            } else {
+                let inner = std::iter::from_fn(|| pending.next_if(|&o| o < end));
+                let inner: Vec<usize> = inner.map(|o| o - start).collect();
+                out.append(self.encode(tenant, &pieces[group.clone()].concat(), &inner)?);
+            }
+            (first, start) = (group.end, end);
+        }
+        out.tokens_before.extend(pending.map(|_| out.tokens.len()));
+        Ok(out)
+    }
+
+    /// What there is to know of a piece that is new.
+    fn piece(&self, tenant: &str, text: &Arc<str>) -> Result<Arc<Piece>, ModelError> {
+        let starts = self.finder.find(&**text).is_some_and(|found| found.start() == 0);
+        let Encoded { tokens, packed, .. } = self.encode(tenant, text, &[])?;
+        let tokens = Segment::packed(tokens, packed);
+        let piece = Arc::new(Piece { starts, tokens });
+        self.pieces.keep(text, &piece);
+        Ok(piece)
+    }
+
+    fn encode_text<'t>(
+        &self,
+        known: &mut Known<'t>,
+        text: &'t str,
+        pending: &mut Peekable<impl Iterator<Item = usize>>,
+        out: &mut Encoded,
+    ) -> Result<(), ModelError> {
         let mut at = 0;
         for found in self.finder.find_iter(text) {
-            self.encode_segment(tenant, text, at..found.start(), &mut pending, &mut out)?;
+            self.encode_segment(known, text, at..found.start(), pending, out)?;
             at = found.end();
             let special = &self.specials[found.pattern().as_usize()];
             while pending.next_if(|&o| o < at).is_some() {
@@ -107,15 +216,13 @@ impl Tokenizer {
             out.tokens.push(special.id);
             out.packed.extend_from_slice(&special.packed);
         }
-        self.encode_segment(tenant, text, at..text.len(), &mut pending, &mut out)?;
-        out.tokens_before.extend(pending.map(|_| out.tokens.len()));
-        Ok(out)
+        self.encode_segment(known, text, at..text.len(), pending, out)
     }
 
-    fn encode_segment(
+    fn encode_segment<'t>(
         &self,
-        tenant: &str,
-        text: &str,
+        known: &mut Known<'t>,
+        text: &'t str,
         range: Range<usize>,
         pending: &mut Peekable<impl Iterator<Item = usize>>,
         out: &mut Encoded,
@@ -123,7 +230,7 @@ impl Tokenizer {
         if range.is_empty() {
             return Ok(());
         }
-        let segment = self.segment(tenant, &text[range.clone()])?;
+        let segment = self.segment(known, &text[range.clone()])?;
         if pending.peek().is_some_and(|&o| o < range.end) {
             let ends = self.ends(&segment, &text[range.clone()])?;
             for (before, end) in ends.iter().enumerate() {
@@ -137,11 +244,20 @@ impl Tokenizer {
         Ok(())
     }
 
-    fn segment(&self, tenant: &str, text: &str) -> Result<Arc<Segment>, ModelError> {
-        if text.len() < CACHED_SEGMENT_BYTES_MIN {
-            return self.tokenise(text).map(Arc::new);
+    fn segment<'t>(
+        &self,
+        known: &mut Known<'t>,
+        text: &'t str,
+    ) -> Result<Arc<Segment>, ModelError> {
+        let is_short = text.len() < SHORT_BYTES_MAX;
+        if is_short && let Some((_, segment)) = known.short.iter().find(|(of, _)| *of == text) {
+            return Ok(Arc::clone(segment));
         }
-        self.segments.get_or_make(tenant, text, || self.tokenise(text))
+        let segment = self.segments.get_or_make(known.tenant, text, || self.tokenise(text))?;
+        if is_short && known.short.len() < SHORT_MAX {
+            known.short.push((text, Arc::clone(&segment)));
+        }
+        Ok(segment)
     }
 
     fn tokenise(&self, text: &str) -> Result<Segment, ModelError> {
@@ -185,6 +301,22 @@ impl Tokenizer {
         // An id beyond the vocabulary decodes to nothing; that is the library's own rule.
         self.inner.decode(tokens, false).unwrap_or_default()
     }
+}
+
+/// Whether no special token has an end with which another one, or a text that starts with it, could begin: then none
+/// reaches over the start of another.
+fn starts_apart(specials: &[(String, u32)]) -> bool {
+    let overlaps = |text: &str| {
+        let ends = text.char_indices().skip(1).map(|(at, _)| &text[at..]);
+        let mut ends = ends.filter(|end| specials.iter().any(|(other, _)| begins(other, end)));
+        ends.next().is_some()
+    };
+    !specials.is_empty() && !specials.iter().any(|(text, _)| overlaps(text))
+}
+
+/// Whether two texts could begin at one place.
+fn begins(one: &str, other: &str) -> bool {
+    one.starts_with(other) || other.starts_with(one)
 }
 
 /// Whether the text after a special token becomes the same tokens alone as behind it. Some tokenizers mark the
@@ -248,6 +380,42 @@ pub(super) mod tests {
             assert!(before >= upto.get_ids().len() - 1, "{before}");
             assert!(encoded.tokens_before[1] > before);
         }
+    }
+
+    #[test]
+    fn pieces_tokenise_as_the_whole_does_wherever_they_are_cut() {
+        let tokenizer = demo();
+        assert!(tokenizer.apart);
+        let offsets = [0, 1, 10, 11, 40, 41, 54, 55, PROMPT.len() - 13, PROMPT.len()];
+        let whole = tokenizer.encode("t", PROMPT, &offsets).expect("encodes");
+        let places: Vec<usize> =
+            (0..=PROMPT.len()).filter(|at| PROMPT.is_char_boundary(*at)).collect();
+        for (n, &first) in places.iter().enumerate() {
+            let second = places[(n * 7 + 3) % places.len()];
+            let (first, second) = (first.min(second), first.max(second));
+            let cuts = [&PROMPT[..first], &PROMPT[first..second], &PROMPT[second..]];
+            let pieces: Vec<Arc<str>> = cuts.map(Arc::from).into();
+            let text = Text::from(pieces.clone());
+            // Somebody else holds the pieces, so the second time they are known.
+            for _ in 0..2 {
+                let encoded = tokenizer.encode_pieces("t", &text, &offsets).expect("encodes");
+                assert_eq!(encoded, whole, "cut at {first} and {second}");
+            }
+            drop(pieces);
+        }
+    }
+
+    #[test]
+    fn special_tokens_that_reach_into_each_other_are_noticed() {
+        let of = |texts: &[&str]| {
+            let specials: Vec<(String, u32)> = texts.iter().map(|t| ((*t).to_owned(), 0)).collect();
+            starts_apart(&specials)
+        };
+        assert!(of(&["<|a|>", "<|ab|>", "[INST]", "[/INST]"]));
+        assert!(!of(&["<a>", "x<a>"]), "the end of one is the other");
+        assert!(!of(&["<a>", "x<"]), "one ends with the start of another");
+        assert!(!of(&["<<"]), "with its own");
+        assert!(!of(&[]));
     }
 
     #[test]

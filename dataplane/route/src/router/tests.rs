@@ -1,5 +1,7 @@
 //! Decisions by hand for each rule, and by chance for what must hold of all of them.
 
+use std::collections::HashMap;
+
 use mainstay_index::Overlap;
 use mainstay_types::Epoch;
 use proptest::prelude::*;
@@ -385,6 +387,58 @@ fn a_penalty_weighs_regions_against_the_rest() {
     }
 }
 
+/// A worker whose cache has so many blocks.
+fn roomy(id: u32, blocks_total: u64) -> WorkerView {
+    let mut view = worker(id);
+    view.load.blocks_total = Some(blocks_total);
+    view
+}
+
+/// Asks and books what a turn of so many blocks does.
+fn turn(
+    router: &mut Router,
+    workers: &[WorkerView],
+    blocks: &[SequenceHash],
+    cached: &[Overlap],
+) -> WorkerId {
+    let decision = router.choose(&ask(workers, blocks, cached)).expect("a worker");
+    let booking = router.book(1_000, &decision, blocks);
+    router.release(booking);
+    decision.worker
+}
+
+#[test]
+fn conversations_begin_where_the_fewest_are_kept_warm() {
+    let workers = [roomy(1, 1_000), roomy(2, 1_000), roomy(3, 1_000)];
+    let mut router = Router::default();
+    let mut seen: HashMap<WorkerId, u32> = HashMap::new();
+    for name in 0..12 {
+        *seen.entry(turn(&mut router, &workers, &chain(name + 1, 200), &[])).or_default() += 1;
+    }
+    assert!(seen.values().all(|count| *count == 4), "{seen:?}");
+    assert_eq!(router.conversation_count(), 12);
+    // Without knowing how large caches are, there is nothing to go by.
+    let unknown = [worker(1), worker(2)];
+    let terms = Router::default().choose(&ask(&unknown, &chain(1, 200), &[])).expect("one").terms;
+    assert!(terms.memory_ms.abs() < 1e-9);
+}
+
+#[test]
+fn a_conversation_goes_on_where_it_is_though_it_is_full_there() {
+    let workers = [roomy(1, 1_000), roomy(2, 1_000)];
+    let mut router = Router::default();
+    let excluded = [WorkerId(2)];
+    for name in 0..6 {
+        let blocks = chain(name + 1, 190);
+        let inputs = Inputs { excluded: &excluded, ..ask(&workers, &blocks, &[]) };
+        let decision = router.choose(&inputs).expect("the first");
+        let booking = router.book(1_000, &decision, &blocks);
+        router.release(booking);
+    }
+    assert_eq!(turn(&mut router, &workers, &chain(1, 200), &[overlap(1, 192)]), WorkerId(1));
+    assert_eq!(turn(&mut router, &workers, &chain(9, 200), &[overlap(1, 40)]), WorkerId(2));
+}
+
 #[test]
 fn policies_have_names() {
     for policy in Policy::ALL {
@@ -397,9 +451,12 @@ fn load() -> impl Strategy<Value = WorkerLoad> {
     let counts = (any::<u32>(), any::<u32>(), any::<u64>(), proptest::option::of(any::<u64>()));
     let small = (0_u32..50, 0_u32..50, 0_u64..100_000, proptest::option::of(0_u64..500));
     let rates = (proptest::num::f32::ANY, proptest::num::f32::ANY, any::<u64>());
-    (prop_oneof![1 => counts, 3 => small], rates).prop_map(
-        |((running, waiting, waiting_prefill_tokens, blocks_free), (prefill, decode, heard_ms))| {
+    let total = proptest::option::of(prop_oneof![any::<u64>(), 0_u64..500]);
+    (prop_oneof![1 => counts, 3 => small], rates, total).prop_map(
+        |(counts, (prefill, decode, heard_ms), blocks_total)| {
+            let (running, waiting, waiting_prefill_tokens, blocks_free) = counts;
             WorkerLoad {
+                blocks_total,
                 heard_ms,
                 running,
                 waiting,
@@ -488,12 +545,15 @@ proptest! {
         block_tokens in 0_u32..300,
         overlap_blocks in 0_u32..2_000,
         more in 0_u32..2_000,
+        blocks in prop_oneof![any::<u64>(), 0_u64..1_000],
+        expected_blocks in prop_oneof![any::<u64>(), 0_u64..1_000],
     ) {
         let typical = Rates::typical(&[]);
         let prompt = Prompt { tokens, block_tokens, urgent: false };
         let cost = |known_blocks| {
             let cached = Cached { known_blocks, predicted_blocks: 0 };
-            terms(prompt, cached, &load, Booked::default(), typical, Weights::default()).total_ms()
+            let (booked, warm) = (Booked::default(), Warm { blocks, expected_blocks });
+            terms(prompt, cached, &load, booked, warm, typical, Weights::default()).total_ms()
         };
         prop_assert!(cost(overlap_blocks + more) <= cost(overlap_blocks));
     }

@@ -98,6 +98,7 @@ fn options(number: u8) -> RenderOptions {
         thinking: [Thinking::Auto, Thinking::Enabled, Thinking::Disabled][usize::from(number % 3)],
         add_generation_prompt: !number.is_multiple_of(5),
         continue_final: number % 11 == 10,
+        asker: 0,
     }
 }
 
@@ -334,7 +335,7 @@ proptest! {
                     let whole = whole.map(|text| {
                         if options.continue_final { hf::cut_after_final(text, &turn) } else { text }
                     });
-                    let text = shared.as_ref().map(|rendered| rendered.text.clone());
+                    let text = shared.as_ref().map(|rendered| rendered.text.clone().into_string());
                     prop_assert_eq!(&text.map_err(Clone::clone), &whole, "{}", name);
                     prop_assert_eq!(&again, &shared, "{}", name);
                     prop_assert_eq!(template.part_counts().differed, 0, "{}", name);

@@ -1,0 +1,277 @@
+//! `mainstay replay`: routing policies on a trace or a generated mix, over modelled engines, in virtual time.
+//!
+//! The laboratory itself is a pure crate; here files are read and figures are printed. Everything that decides a
+//! result is printed with it, the seed first. Files are bounded, and read one after the other.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use mainstay_replay::{
+    Mix, PolicyName, ReadSettings, Report, Settings, Trace, TraceBuilder, claude_code_session,
+    play, rows,
+};
+use mainstay_sim_model::Profile;
+use serde_json::{Value, json};
+
+use crate::output::{Format, print, print_json, table};
+
+/// The largest file of a trace, and the most files.
+const FILE_BYTES_MAX: u64 = 1 << 30;
+const FILES_MAX: usize = 100_000;
+/// Policies that others are measured beside.
+const BESIDE: [&str; 2] = ["round-robin", "dynamo"];
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A folder of Claude Code sessions (*.json), one such session, or rows as Mooncake and Dynamo write them (*.jsonl)
+    #[arg(long, conflicts_with = "mix", required_unless_present = "mix")]
+    trace: Option<PathBuf>,
+    /// Generated traffic instead: agents, swarm, chat or bursts
+    #[arg(long)]
+    mix: Option<String>,
+    /// Different sessions of the mix
+    #[arg(long, default_value_t = 400)]
+    sessions: usize,
+    /// Workers
+    #[arg(long, default_value_t = 8)]
+    workers: u32,
+    /// Policies, with commas: kv, round-robin, least-loaded, random, session-sticky, dynamo, dynamo:TEMPERATURE
+    #[arg(long, value_delimiter = ',', default_values_t = PolicyName::USUAL.map(str::to_owned))]
+    policy: Vec<String>,
+    /// Sessions alive at once for each worker; for traces with times, how much faster they come
+    #[arg(long, default_value_t = 4.0)]
+    load: f64,
+    /// For all that is drawn: the same seed prints the same bytes
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Start sessions until they have so many requests; left out, the whole trace, and again while it is too short
+    #[arg(long, default_value_t = 0)]
+    requests: usize,
+    /// The engine: h200-8b, h200-70b, or a TOML file like those
+    #[arg(long, default_value = "h200-8b")]
+    profile: String,
+    /// So many times the profile's arithmetic
+    #[arg(long, default_value_t = 1.0)]
+    arithmetic: f64,
+    /// So many times the profile's bandwidth
+    #[arg(long, default_value_t = 1.0)]
+    bandwidth: f64,
+    /// From a change in a worker's cache to the router's knowing of it
+    #[arg(long, default_value_t = 20)]
+    event_delay_ms: u64,
+    /// A longer prompt, answer included, ends its session
+    #[arg(long, default_value_t = 200_000)]
+    context_tokens: u32,
+    /// Longer pauses are cut to this
+    #[arg(long, default_value_t = 300)]
+    pause_max_s: u32,
+    /// Whether system prompts and tools of equal sizes are the same text in all Claude Code sessions
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    share: bool,
+    /// Tokens of a block in rows
+    #[arg(long, default_value_t = 512)]
+    row_block_tokens: u32,
+    /// Time each decision, which makes two outputs differ
+    #[arg(long)]
+    time_decisions: bool,
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Format,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut policies = Vec::new();
+    for name in &args.policy {
+        let Some(policy) = PolicyName::parse(name) else {
+            bail!("no policy is called {name}; use {} or random", PolicyName::USUAL.join(", "));
+        };
+        policies.push((name, policy));
+    }
+    ensure!(args.load > 0.0, "--load must be above 0");
+    let trace = read(args)?;
+    let settings = Settings {
+        workers: args.workers,
+        load: args.load,
+        seed: args.seed,
+        requests: args.requests,
+        profile: profile(&args.profile)?.scaled(args.arithmetic, args.bandwidth),
+        event_delay_ms: args.event_delay_ms,
+    };
+    let began = Instant::now();
+    let mut clock = || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let reports: Vec<Report> = policies
+        .into_iter()
+        .map(|(name, policy)| {
+            let stopwatch: Option<mainstay_replay::Stopwatch<'_>> =
+                if args.time_decisions { Some(&mut clock) } else { None };
+            play(&trace, &settings, policy, name, stopwatch)
+        })
+        .collect();
+    match args.output {
+        Format::Json => print_json(&as_json(args, &trace, &reports)?),
+        Format::Table => print_tables(args, &trace, &reports),
+    }
+    Ok(())
+}
+
+fn profile(name: &str) -> Result<Profile> {
+    if !Path::new(name).extension().is_some_and(|e| e == "toml") {
+        return Ok(Profile::named(name)?);
+    }
+    let text = read_file(Path::new(name))?;
+    Profile::parse(&String::from_utf8_lossy(&text)).with_context(|| name.to_owned())
+}
+
+fn read(args: &Args) -> Result<Trace> {
+    if let Some(name) = &args.mix {
+        let names = Mix::NAMES.join(", ");
+        let mix = Mix::named(name);
+        let mix = mix.with_context(|| format!("no mix is called {name}; use one of {names}"))?;
+        return Ok(mix.generate(args.sessions, args.seed)?);
+    }
+    let path = args.trace.as_deref().context("give --trace or --mix")?;
+    let settings = ReadSettings {
+        context_tokens: args.context_tokens,
+        pause_ms_max: args.pause_max_s.saturating_mul(1_000),
+        share: args.share,
+        row_block_tokens: args.row_block_tokens,
+    };
+    let mut builder = TraceBuilder::default();
+    for file in files(path)? {
+        let text = read_file(&file)?;
+        let result = match file.extension().is_some_and(|e| e == "json") {
+            true => claude_code_session(&text, &settings, &mut builder),
+            false => rows(&String::from_utf8_lossy(&text), &settings, &mut builder),
+        };
+        result.with_context(|| file.display().to_string())?;
+    }
+    builder.build().with_context(|| path.display().to_string())
+}
+
+/// The file itself, or the sessions of a folder in the order of their names.
+fn files(path: &Path) -> Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))? {
+        let file = entry?.path();
+        if file.extension().is_some_and(|e| e == "json") {
+            files.push(file);
+        }
+        ensure!(files.len() <= FILES_MAX, "{} holds over {FILES_MAX} sessions", path.display());
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let unread = || format!("cannot read {}", path.display());
+    let bytes = fs::metadata(path).with_context(unread)?.len();
+    ensure!(bytes <= FILE_BYTES_MAX, "{} is over {FILE_BYTES_MAX} bytes", path.display());
+    fs::read(path).with_context(unread)
+}
+
+/// How often one number goes into another; none where that makes no sense.
+fn times(number: f64, into: f64) -> Option<f64> {
+    (number > 0.0).then(|| (into / number * 1_000.0).round() / 1_000.0)
+}
+
+/// A report beside another: how many times lower its first tokens are, how many times more it says.
+fn beside(report: &Report, other: &Report) -> Value {
+    json!({
+        "ttft_p50_lower": times(report.ttft_ms.p50, other.ttft_ms.p50),
+        "ttft_p90_lower": times(report.ttft_ms.p90, other.ttft_ms.p90),
+        "ttft_p99_lower": times(report.ttft_ms.p99, other.ttft_ms.p99),
+        "request_tok_s_higher": times(other.request_tok_s.p50, report.request_tok_s.p50),
+        "fleet_tok_s_higher": times(other.fleet_tok_s, report.fleet_tok_s),
+    })
+}
+
+fn as_json(args: &Args, trace: &Trace, reports: &[Report]) -> Result<Value> {
+    let mut policies = Vec::new();
+    for report in reports {
+        let mut value = serde_json::to_value(report)?;
+        for name in BESIDE {
+            if let Some(other) = reports.iter().find(|other| other.policy == name) {
+                value["beside"][name] = beside(report, other);
+            }
+        }
+        policies.push(value);
+    }
+    let source = args.trace.as_ref().map(|path| path.display().to_string());
+    Ok(json!({
+        "seed": args.seed,
+        "trace": source,
+        "mix": args.mix,
+        "sessions": trace.session_count(),
+        "requests": trace.request_count(),
+        "left_out": trace.left_out_count(),
+        "block_tokens": trace.block_tokens(),
+        "workers": args.workers,
+        "load": args.load,
+        "profile": args.profile,
+        "arithmetic": args.arithmetic,
+        "bandwidth": args.bandwidth,
+        "event_delay_ms": args.event_delay_ms,
+        "context_tokens": args.context_tokens,
+        "pause_max_s": args.pause_max_s,
+        "share": args.share,
+        "engines": "modelled",
+        "policies": policies,
+    }))
+}
+
+fn print_tables(args: &Args, trace: &Trace, reports: &[Report]) {
+    print(&format!(
+        "seed {}, {} workers ({}, modelled), load {}, {} sessions with {} requests in the trace, {} left out",
+        args.seed,
+        args.workers,
+        args.profile,
+        args.load,
+        trace.session_count(),
+        trace.request_count(),
+        trace.left_out_count(),
+    ));
+    let headers = [
+        "POLICY",
+        "TTFT P50",
+        "P90",
+        "P99",
+        "TOK/S",
+        "FLEET",
+        "HIT",
+        "OF",
+        "SHARE",
+        "BUSY",
+        "VS RR",
+        "VS DYNAMO",
+        "DECISION P99",
+    ];
+    let ratio = |report: &Report, name: &str| {
+        let other = reports.iter().find(|other| other.policy == name);
+        let ratio = other.and_then(|other| times(report.ttft_ms.p50, other.ttft_ms.p50));
+        ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}x"))
+    };
+    let row = |report: &Report| {
+        vec![
+            report.policy.clone(),
+            format!("{:.0} ms", report.ttft_ms.p50),
+            format!("{:.0}", report.ttft_ms.p90),
+            format!("{:.0}", report.ttft_ms.p99),
+            format!("{:.1}", report.request_tok_s.p50),
+            format!("{:.0}", report.fleet_tok_s),
+            format!("{:.2}%", report.hit_rate * 100.0),
+            format!("{:.2}%", report.hit_rate_available * 100.0),
+            format!("{:.2}%", report.hit_share * 100.0),
+            format!("{:.0}%", report.busy * 100.0),
+            ratio(report, "round-robin"),
+            ratio(report, "dynamo"),
+            report.decision_us.map_or("-".to_owned(), |spread| format!("{:.0} us", spread.p99)),
+        ]
+    };
+    let rows: Vec<Vec<String>> = reports.iter().map(row).collect();
+    print(&table(&headers, &rows));
+}

@@ -1,0 +1,507 @@
+//! One pool of blocks: taken, filled, registered, shared, let go and taken again.
+//!
+//! Registered blocks form trees by their parents, and a block goes as a leaf only: no user, no
+//! child, and no pin on it or below it. A sequence acquires a prefix from its start, so a prefix
+//! never loses its middle. Whoever needs a block gets a free one or the place of the next victim.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use foldhash::fast::RandomState;
+use mainstay_types::hash::{NamespaceId, SequenceHash};
+
+use super::changes::Changes;
+use super::leases::Leases;
+use super::levels::Levels;
+use super::pins::Pins;
+use super::queue::{Link, Queue};
+use super::tenants::Tenants;
+use super::{
+    BLOCKS_MAX, BlockError, BlockId, Cause, Class, End, Figures, LEASES_MAX, NONE, Stage,
+    TenantSlot,
+};
+
+/// How large a pool is, and how much of it may be promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// All blocks.
+    pub blocks: u32,
+    /// Those that pins may hold, with the ancestors that they imply.
+    pub pinned_blocks: u32,
+    /// Leases at a time.
+    pub leases: usize,
+}
+
+impl Limits {
+    /// A pool of so many blocks, half of which pins may hold.
+    #[must_use]
+    pub fn new(blocks: u32) -> Self {
+        Self { blocks, pinned_blocks: blocks / 2, leases: LEASES_MAX }
+    }
+}
+
+/// What is known of a block: one cache line, since each operation on a prompt's blocks reads all of them.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct Block {
+    pub(crate) hash: u128,
+    /// Order of use: a count, which no clock can disturb, and which no two blocks share.
+    pub(crate) stamp: u64,
+    /// When it was used last.
+    pub(crate) used_ms: u64,
+    /// Sequences that have it in their table.
+    pub(crate) references: u32,
+    /// Registered blocks whose parent it is.
+    pub(crate) children: u32,
+    /// Its own pin, as one, and its children that are held.
+    pub(crate) holds: u32,
+    pub(crate) parent: u32,
+    /// The first of its levels of claims.
+    pub(crate) levels: u32,
+    /// Below [`super::TENANTS_MAX`].
+    pub(crate) tenant: u16,
+    /// How often its number was given back: a claim on what was in it before is none.
+    pub(crate) generation: u32,
+    /// How often it was found again, up to what fits.
+    pub(crate) hits: u8,
+    /// The least that it is worth while it is here, if it was used without a lease.
+    pub(crate) floor: Option<u8>,
+    /// How its last claim was ended.
+    pub(crate) ended: Option<End>,
+    pub(crate) stage: Stage,
+    /// Whether a pin that covers its hash is in force here.
+    pub(crate) pinned: bool,
+}
+
+const _: () = assert!(size_of::<Block>() == 64, "a block is one cache line");
+
+impl Block {
+    fn new(generation: u32) -> Self {
+        Self {
+            hash: 0,
+            stamp: 0,
+            used_ms: 0,
+            references: 0,
+            children: 0,
+            holds: 0,
+            parent: NONE,
+            levels: NONE,
+            tenant: 0,
+            generation,
+            hits: 0,
+            floor: None,
+            ended: None,
+            stage: Stage::Free,
+            pinned: false,
+        }
+    }
+}
+
+/// A block that was evicted and whose memory can still be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Evicted {
+    /// Where it lies; to be given to [`BlockManager::reclaim`].
+    pub block: BlockId,
+    /// What it was.
+    pub hash: SequenceHash,
+    /// The block before it; the namespace's own number at the start of a chain.
+    pub parent: SequenceHash,
+    /// Whose.
+    pub namespace: NamespaceId,
+    /// Who paid for it.
+    pub tenant: TenantSlot,
+    /// What it was worth.
+    pub priority: u8,
+    /// What had set that.
+    pub class: Class,
+    /// How often it was found again, up to 255: what a filter in front of a disk asks.
+    pub hits: u8,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Figures of now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All blocks.
+    pub total: u32,
+    /// In the table of a sequence.
+    pub used: u32,
+    /// Registered.
+    pub registered: u32,
+    /// Held by pins, with the ancestors that they imply.
+    pub pinned: u32,
+    /// Leases.
+    pub leases: usize,
+    /// Blocks of all leases together.
+    pub claims: usize,
+    /// Blocks that came into the order of eviction out of order.
+    pub late_listings: u64,
+}
+
+/// The blocks of one pool.
+#[derive(Debug)]
+pub struct BlockManager {
+    pub(crate) total: u32,
+    /// Only blocks that were handed out once have an entry: a big pool costs nothing before it is used.
+    pub(crate) blocks: Vec<Block>,
+    /// Of registered blocks; read when they come and go only.
+    pub(crate) namespaces: Vec<NamespaceId>,
+    pub(crate) links: Vec<Link>,
+    pub(crate) tenant_links: Vec<Link>,
+    pub(crate) free: Vec<u32>,
+    pub(crate) by_hash: HashMap<u128, u32, RandomState>,
+    pub(crate) queue: Queue,
+    pub(crate) tenants: Tenants,
+    pub(crate) levels: Levels,
+    pub(crate) leases: Leases,
+    pub(crate) pins: Pins,
+    pub(crate) changes: Changes,
+    pub(crate) figures: Figures,
+    pub(crate) stamps: u64,
+    pub(crate) used: u32,
+    /// Registered blocks without user and hold: all of them can be evicted, one after the other.
+    pub(crate) reclaimable: u32,
+}
+
+impl BlockManager {
+    /// A pool of free blocks.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        let total = limits.blocks.min(BLOCKS_MAX);
+        Self {
+            total,
+            blocks: Vec::new(),
+            namespaces: Vec::new(),
+            links: Vec::new(),
+            tenant_links: Vec::new(),
+            free: Vec::new(),
+            by_hash: HashMap::default(),
+            queue: Queue::new(),
+            tenants: Tenants::default(),
+            levels: Levels::new(),
+            leases: Leases::new(total, limits.leases),
+            pins: Pins::new(total, limits.pinned_blocks.min(total)),
+            changes: Changes::default(),
+            figures: Figures::default(),
+            stamps: 0,
+            used: 0,
+            reclaimable: 0,
+        }
+    }
+
+    /// Figures of now.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts {
+            total: self.total,
+            used: self.used,
+            registered: self.by_hash.len() as u32,
+            pinned: self.pins.held(),
+            leases: self.leases.len(),
+            claims: self.leases.claims(),
+            late_listings: self.queue.late_ever(),
+        }
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    /// How many blocks can be had now: free ones and those that eviction would give.
+    #[must_use]
+    pub fn available(&self) -> u32 {
+        self.total - self.blocks.len() as u32 + self.free.len() as u32 + self.reclaimable
+    }
+
+    /// The same for one tenant, within its budget.
+    #[must_use]
+    pub fn available_to(&self, tenant: TenantSlot) -> u32 {
+        let own = self.tenants.get(tenant.0).map_or(u32::MAX, |tenant| {
+            tenant.blocks_max.saturating_sub(tenant.blocks - tenant.reclaimable)
+        });
+        own.min(self.available())
+    }
+
+    /// The registered block of that hash.
+    #[must_use]
+    pub fn lookup(&self, hash: SequenceHash) -> Option<BlockId> {
+        self.by_hash.get(&hash.0).map(|id| BlockId(*id))
+    }
+
+    /// The registered blocks of a prompt's leading hashes, one for each, into `table`; to be acquired in this order.
+    /// One loop over the hash table, so that the processor waits for many of its lines at once.
+    pub fn prefix(&self, hashes: &[SequenceHash], table: &mut Vec<BlockId>) {
+        table.clear();
+        table.extend(hashes.iter().map_while(|hash| self.lookup(*hash)));
+    }
+
+    /// Where a block is in its life.
+    #[must_use]
+    pub fn stage(&self, id: BlockId) -> Option<Stage> {
+        self.blocks.get(id.at()).map(|block| block.stage)
+    }
+
+    /// What a registered block is worth now, and what sets that.
+    #[must_use]
+    pub fn worth(&self, id: BlockId) -> Option<(u8, Class)> {
+        let block = self.blocks.get(id.at())?;
+        block.stage.is_registered().then(|| {
+            let standing = self.standing(id.0);
+            (standing.priority, standing.class)
+        })
+    }
+
+    /// Adds a sequence to the users of a registered block; its parent must have one already.
+    pub fn acquire(&mut self, id: BlockId, now_ms: u64) -> Result<(), BlockError> {
+        let block = self.checked(id, Stage::Used)?;
+        if !block.stage.is_registered() {
+            return Err(BlockError::Stage { block: id, is: block.stage, wanted: Stage::Used });
+        }
+        if self.blocks.get(block.parent as usize).is_some_and(|parent| parent.references == 0) {
+            return Err(BlockError::Orphan(id));
+        }
+        self.figures.age_at_hit.add(now_ms.saturating_sub(block.used_ms));
+        self.use_again(id.0);
+        Ok(())
+    }
+
+    fn use_again(&mut self, id: u32) {
+        let block = &mut self.blocks[id as usize];
+        block.hits = block.hits.saturating_add(1);
+        block.references += 1;
+        if block.references > 1 {
+            return;
+        }
+        block.stage = Stage::Used;
+        let (idle, tenant) = (block.holds == 0, block.tenant);
+        self.used += 1;
+        if idle {
+            self.reclaimable -= 1;
+            self.tenants.known(tenant).reclaimable -= 1;
+        }
+        self.unlist(id);
+    }
+
+    /// A block for a sequence of that tenant to fill. Where none is free, the next victim goes; where the tenant's
+    /// budget is used up, the next of its own.
+    pub fn allocate(&mut self, tenant: TenantSlot, now_ms: u64) -> Result<BlockId, BlockError> {
+        self.expire(now_ms);
+        self.tenants.enter(tenant)?;
+        self.make_room_for(tenant, now_ms)?;
+        let id = match self.free.pop() {
+            Some(id) => id,
+            None if (self.blocks.len() as u32) < self.total => {
+                self.blocks.push(Block::new(0));
+                self.namespaces.push(NamespaceId(0));
+                self.links.push(Link::ABSENT);
+                self.tenant_links.push(Link::ABSENT);
+                self.blocks.len() as u32 - 1
+            }
+            None => {
+                let victim = self.queue.first(&self.links).ok_or(BlockError::Full)?;
+                self.remove(victim, None, now_ms);
+                self.give_back(victim);
+                self.free.pop().ok_or(BlockError::Full)?
+            }
+        };
+        let block = &mut self.blocks[id as usize];
+        block.stage = Stage::Filling;
+        block.references = 1;
+        block.used_ms = now_ms;
+        block.tenant = tenant.0 as u16;
+        self.used += 1;
+        self.tenants.known(tenant.0 as u16).blocks += 1;
+        Ok(BlockId(id))
+    }
+
+    /// Registers a filled block under its sequence hash, after `parent`, the block before it in the sequence's table.
+    /// If another block has that content already, the sequence gets that one and `id` is freed; the answer is the
+    /// block that the sequence has from here on.
+    pub fn register(
+        &mut self,
+        id: BlockId,
+        hash: SequenceHash,
+        parent: Option<BlockId>,
+        namespace: NamespaceId,
+    ) -> Result<BlockId, BlockError> {
+        let block = self.checked(id, Stage::Used)?;
+        let tenant = block.tenant;
+        if block.stage != Stage::Filling {
+            return Err(BlockError::Stage { block: id, is: block.stage, wanted: Stage::Used });
+        }
+        if let Some(parent) = parent {
+            let before = self.checked(parent, Stage::Used)?;
+            if before.stage != Stage::Used {
+                return Err(BlockError::Orphan(id));
+            }
+            if before.tenant != tenant || self.namespaces[parent.at()] != namespace {
+                return Err(BlockError::Foreign(parent));
+            }
+        }
+        let known = match self.by_hash.entry(hash.0) {
+            Entry::Occupied(known) => Some(BlockId(*known.get())),
+            Entry::Vacant(place) => {
+                place.insert(id.0);
+                None
+            }
+        };
+        if let Some(known) = known {
+            if self.blocks[known.at()].tenant != tenant {
+                return Err(BlockError::Foreign(known));
+            }
+            if self.blocks[known.at()].parent != parent.map_or(NONE, |parent| parent.0) {
+                return Err(BlockError::Orphan(known));
+            }
+            self.use_again(known.0);
+            self.discard(id.0);
+            return Ok(known);
+        }
+        self.stamps += 1;
+        let block = &mut self.blocks[id.at()];
+        block.stage = Stage::Used;
+        block.hash = hash.0;
+        block.parent = parent.map_or(NONE, |parent| parent.0);
+        block.stamp = self.stamps;
+        self.namespaces[id.at()] = namespace;
+        if let Some(parent) = parent {
+            self.blocks[parent.at()].children += 1;
+        }
+        self.pin_at_birth(id.0);
+        self.changes.stored(namespace, self.parent_hash(id.0), hash.0);
+        Ok(id)
+    }
+
+    /// Ends a sequence's use of its table. `leased` says by index in the table which blocks a lease of the sequence
+    /// names; the others were used without one. On an error the rest of the table is released all the same.
+    pub fn release(
+        &mut self,
+        table: &[BlockId],
+        leased: impl Fn(usize) -> bool,
+        now_ms: u64,
+    ) -> Result<(), BlockError> {
+        let mut outcome = Ok(());
+        // Backwards, so that a leaf is older than its ancestors, and is listed once while they are not at all.
+        for (index, id) in table.iter().enumerate().rev() {
+            match self.in_use(*id) {
+                Err(error) => outcome = Err(error),
+                Ok(false) => self.discard(id.0),
+                Ok(true) => {
+                    self.stamps += 1;
+                    let block = &mut self.blocks[id.at()];
+                    block.stamp = self.stamps;
+                    block.used_ms = block.used_ms.max(now_ms);
+                    if !leased(index) {
+                        block.floor = block.floor.max(Some(super::PRIORITY_DEFAULT));
+                    }
+                    self.drop_reference(id.0);
+                }
+            }
+        }
+        outcome
+    }
+
+    /// Takes back [`BlockManager::acquire`] and [`BlockManager::allocate`] for a whole table, as if it had not been
+    /// used.
+    pub fn unacquire(&mut self, table: &[BlockId]) -> Result<(), BlockError> {
+        let mut outcome = Ok(());
+        for id in table.iter().rev() {
+            match self.in_use(*id) {
+                Err(error) => outcome = Err(error),
+                Ok(false) => self.discard(id.0),
+                Ok(true) => self.drop_reference(id.0),
+            }
+        }
+        outcome
+    }
+
+    /// Lets the next victim go whose bytes somebody wants to copy first: its memory is not used again before
+    /// [`BlockManager::reclaim`]. `None` when nothing may go.
+    pub fn evict(&mut self, now_ms: u64) -> Option<Evicted> {
+        self.expire(now_ms);
+        let victim = self.queue.first(&self.links)?;
+        Some(self.remove(victim, None, now_ms))
+    }
+
+    /// Frees the memory of an evicted block.
+    pub fn reclaim(&mut self, id: BlockId) -> Result<(), BlockError> {
+        let block = self.checked(id, Stage::Free)?;
+        if block.stage != Stage::Evicting {
+            return Err(BlockError::Stage { block: id, is: block.stage, wanted: Stage::Free });
+        }
+        self.give_back(id.0);
+        Ok(())
+    }
+
+    /// Lets everything go that nobody uses and no pin holds; answers with how many blocks that were.
+    pub fn reset(&mut self, now_ms: u64) -> u32 {
+        let mut count = 0;
+        while let Some(victim) = self.queue.first(&self.links) {
+            self.remove(victim, Some(Cause::Reset), now_ms);
+            self.give_back(victim);
+            count += 1;
+        }
+        count
+    }
+
+    /// Moves time on: ends pins, and what leases claim until now.
+    pub fn expire(&mut self, now_ms: u64) {
+        self.expire_pins(now_ms);
+        self.expire_leases(now_ms);
+    }
+
+    /// When [`BlockManager::expire`] has something to do next.
+    #[must_use]
+    pub fn next_expiry_ms(&self) -> Option<u64> {
+        match (self.pins.next_due_ms(), self.leases.next_due_ms()) {
+            (Some(pin), Some(lease)) => Some(pin.min(lease)),
+            (pin, lease) => pin.or(lease),
+        }
+    }
+
+    /// Whether the block is registered (or being filled), for one that somebody uses.
+    fn in_use(&self, id: BlockId) -> Result<bool, BlockError> {
+        let block = self.blocks.get(id.at()).ok_or(BlockError::Unknown(id))?;
+        match block.stage {
+            Stage::Used => Ok(true),
+            Stage::Filling => Ok(false),
+            is => Err(BlockError::Stage { block: id, is, wanted: Stage::Cached }),
+        }
+    }
+
+    /// A block that may go to `wanted` next.
+    fn checked(&self, id: BlockId, wanted: Stage) -> Result<&Block, BlockError> {
+        let block = self.blocks.get(id.at()).ok_or(BlockError::Unknown(id))?;
+        if !block.stage.may_become(wanted) {
+            return Err(BlockError::Stage { block: id, is: block.stage, wanted });
+        }
+        Ok(block)
+    }
+
+    /// Frees a block that was not registered.
+    fn discard(&mut self, id: u32) {
+        self.used -= 1;
+        let tenant = self.blocks[id as usize].tenant;
+        self.tenants.known(tenant).blocks -= 1;
+        self.give_back(id);
+    }
+
+    /// The block's memory is free.
+    pub(crate) fn give_back(&mut self, id: u32) {
+        let block = &mut self.blocks[id as usize];
+        *block = Block::new(block.generation.wrapping_add(1));
+        self.free.push(id);
+    }
+
+    pub(crate) fn registered(&self) -> impl Iterator<Item = u32> + '_ {
+        self.by_hash.values().copied()
+    }
+
+    /// The hash of the block before it; the namespace's own number at the start of a chain.
+    pub(crate) fn parent_hash(&self, id: u32) -> u128 {
+        let parent = self.blocks.get(self.blocks[id as usize].parent as usize);
+        parent.map_or_else(|| self.namespaces[id as usize].0, |parent| parent.hash)
+    }
+}

@@ -1,0 +1,68 @@
+//! What each tenant occupies of a pool, and may.
+//!
+//! A tenant with a budget has an order of eviction of its own, so that it pays for its own growth
+//! and finds whom to evict without a look at others. Tenants without one cost two counters.
+
+use super::queue::Queue;
+use super::{BlockError, TENANTS_MAX};
+
+/// A tenant's number, small and dense, chosen by whoever owns the pool: below [`TENANTS_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct TenantSlot(pub u32);
+
+impl TenantSlot {
+    pub(crate) fn at(self) -> usize {
+        self.0 as usize
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    /// Being filled or registered.
+    pub(crate) blocks: u32,
+    /// Registered, without user and hold.
+    pub(crate) reclaimable: u32,
+    /// With a hold of a pin.
+    pub(crate) held: u32,
+    /// Most blocks; all of them where nobody said less.
+    pub(crate) blocks_max: u32,
+    /// Most held blocks.
+    pub(crate) held_max: u32,
+    /// Those that may go, where there is a budget.
+    pub(crate) queue: Option<Queue>,
+}
+
+/// Tenants by their number.
+#[derive(Debug, Default)]
+pub(crate) struct Tenants {
+    tenants: Vec<Tenant>,
+}
+
+impl Tenants {
+    pub(crate) fn get(&self, slot: u32) -> Option<&Tenant> {
+        self.tenants.get(slot as usize)
+    }
+
+    /// A tenant that was seen before.
+    pub(crate) fn known(&mut self, slot: u16) -> &mut Tenant {
+        &mut self.tenants[slot as usize]
+    }
+
+    pub(crate) fn enter(&mut self, slot: TenantSlot) -> Result<&mut Tenant, BlockError> {
+        if slot.0 >= TENANTS_MAX {
+            return Err(BlockError::Many { what: "tenants", limit: TENANTS_MAX as usize });
+        }
+        while self.tenants.len() <= slot.at() {
+            self.tenants.push(Tenant {
+                blocks: 0,
+                reclaimable: 0,
+                held: 0,
+                blocks_max: u32::MAX,
+                held_max: u32::MAX,
+                queue: None,
+            });
+        }
+        Ok(&mut self.tenants[slot.at()])
+    }
+}

@@ -1,0 +1,57 @@
+//! The figures that every request counts, looked up once: a name and its labels cost more to find than to count.
+
+use mainstay_chat::{Endpoint, Usage};
+use metrics::{Counter, Histogram, counter, histogram};
+
+/// Figures by endpoint, and those of all of them.
+pub(crate) struct Meters {
+    endpoints: [Meter; 4],
+    prompt_tokens: Counter,
+    cached_tokens: Counter,
+    completion_tokens: Counter,
+}
+
+/// One endpoint's.
+pub(crate) struct Meter {
+    pub(crate) requests: Counter,
+    pub(crate) ttft_seconds: Histogram,
+}
+
+impl Meter {
+    fn new(endpoint: &'static str) -> Self {
+        Self {
+            requests: counter!("mainstay_gateway_requests_total", "endpoint" => endpoint),
+            ttft_seconds: histogram!("mainstay_gateway_ttft_seconds", "endpoint" => endpoint),
+        }
+    }
+}
+
+impl Default for Meters {
+    fn default() -> Self {
+        Self {
+            endpoints: ["chat", "responses", "messages", "counttokens"].map(Meter::new),
+            prompt_tokens: counter!("mainstay_gateway_prompt_tokens_total"),
+            cached_tokens: counter!("mainstay_gateway_cached_tokens_total"),
+            completion_tokens: counter!("mainstay_gateway_completion_tokens_total"),
+        }
+    }
+}
+
+impl Meters {
+    pub(crate) fn of(&self, endpoint: Endpoint) -> &Meter {
+        let [chat, responses, messages, count_tokens] = &self.endpoints;
+        match endpoint {
+            Endpoint::Chat => chat,
+            Endpoint::Responses => responses,
+            Endpoint::Messages => messages,
+            Endpoint::CountTokens => count_tokens,
+        }
+    }
+
+    /// Counts what an answer took.
+    pub(crate) fn used(&self, usage: &Usage) {
+        self.prompt_tokens.increment(usage.prompt_tokens);
+        self.cached_tokens.increment(usage.cached_tokens);
+        self.completion_tokens.increment(usage.completion_tokens);
+    }
+}

@@ -1,0 +1,105 @@
+//! Whole runs: figures that can be worked out by hand, and what must hold whatever the traffic is.
+
+use super::*;
+use crate::mix::Mix;
+use crate::read::{ReadSettings, claude_code_session, rows};
+use crate::trace::TraceBuilder;
+
+fn settings(workers: u32, load: f64) -> Settings {
+    let profile = Profile::named("h200-8b").unwrap();
+    Settings { workers, load, seed: 1, requests: 0, profile, event_delay_ms: 20 }
+}
+
+fn run(trace: &Trace, settings: &Settings, policy: &str) -> Report {
+    play(trace, settings, PolicyName::parse(policy).unwrap(), policy, None)
+}
+
+#[test]
+fn one_session_on_one_worker_hits_all_that_can_be_hit() {
+    let text = r#"{"block_size": 64, "requests": [
+        {"in": 6400, "out": 64, "hash_ids": [1,2,3,4,5,6,7,8,9,10]},
+        {"in": 704, "out": 10, "hash_ids": [1,2,3,4,5,6,7,8,9,10,11], "think_time": 2.0}]}"#;
+    let mut builder = TraceBuilder::default();
+    claude_code_session(text.as_bytes(), &ReadSettings::default(), &mut builder).unwrap();
+    let trace = builder.build().unwrap();
+    let settings = Settings { requests: 2, ..settings(1, 1.0) };
+    for policy in PolicyName::USUAL {
+        let report = run(&trace, &settings, policy);
+        assert_eq!((report.requests, report.sessions, report.refused), (2, 1, 0), "{policy}");
+        // Ten blocks of 7,104 tokens: the eleventh holds the last token, which is computed.
+        assert_eq!(report.hit_rate, (640.0_f64 / 7_104.0 * 1e6).round() / 1e6);
+        assert_eq!((report.hit_share, report.prefill_amplification), (1.0, 1.0));
+        assert!(report.ttft_ms.p99 > report.ttft_ms.p50, "the second one is nearly all cached");
+    }
+}
+
+#[test]
+fn every_request_ends_and_a_seed_gives_the_same_bytes() {
+    let trace = Mix::named("swarm").unwrap().generate(3, 7).unwrap();
+    let settings = settings(3, 1.0);
+    for policy in PolicyName::USUAL.into_iter().chain(["random", "dynamo:0.7"]) {
+        let report = run(&trace, &settings, policy);
+        let sessions = 9;
+        let requests: usize = (0..3).map(|_| trace.request_count()).sum();
+        assert_eq!((report.requests, report.sessions), (requests as u64, sessions), "{policy}");
+        assert!(report.hit_rate <= report.hit_rate_available + 1e-6, "{policy}");
+        assert!(report.prefill_amplification >= 1.0 - 1e-6, "{policy}");
+        assert!(report.busy > 0.0 && report.busy <= 1.0, "{policy}: {}", report.busy);
+        let bytes = |report: &Report| serde_json::to_string(report).unwrap();
+        assert_eq!(bytes(&report), bytes(&run(&trace, &settings, policy)), "{policy}");
+        let other = Settings { seed: 2, ..settings.clone() };
+        assert_ne!(bytes(&report), bytes(&run(&trace, &other, policy)), "{policy}");
+    }
+}
+
+#[test]
+fn who_knows_the_blocks_hits_more_than_who_takes_turns() {
+    let trace = Mix::named("agents").unwrap().generate(24, 7).unwrap();
+    let settings = settings(4, 2.0);
+    let share = |policy: &str| run(&trace, &settings, policy).hit_share;
+    let (kv, turns, sticky) = (share("kv"), share("round-robin"), share("session-sticky"));
+    assert!(kv > 0.95 && kv >= sticky - 0.01, "{kv} {sticky}");
+    assert!(turns < kv - 0.05, "{turns} {kv}");
+}
+
+#[test]
+fn a_stopwatch_changes_nothing_but_its_own_figures() {
+    let trace = Mix::named("agents").unwrap().generate(4, 7).unwrap();
+    let settings = settings(2, 1.0);
+    let policy = PolicyName::parse("kv").unwrap();
+    let mut ticks = 0;
+    let mut clock = || {
+        ticks += 500;
+        ticks
+    };
+    let timed = play(&trace, &settings, policy, "kv", Some(&mut clock));
+    assert_eq!(timed.decision_us.unwrap().p99, 0.5);
+    assert_eq!(Report { decision_us: None, ..timed }, run(&trace, &settings, "kv"));
+}
+
+#[test]
+fn rows_come_at_their_times() {
+    let row = |at: u32| {
+        format!(
+            "{{\"timestamp\": {at}, \"input_length\": 512, \"output_length\": 1, \"hash_ids\": [{at}]}}\n"
+        )
+    };
+    let text: String = (0..10).map(|at| row(at * 1_000)).collect();
+    let mut builder = TraceBuilder::default();
+    rows(&text, &ReadSettings::default(), &mut builder).unwrap();
+    let trace = builder.build().unwrap();
+    let report = |load: f64| run(&trace, &settings(2, load), "kv");
+    assert!((9.0..9.1).contains(&report(1.0).virtual_s), "{}", report(1.0).virtual_s);
+    assert!((0.9..1.0).contains(&report(10.0).virtual_s));
+    let twice = Settings { requests: 20, ..settings(2, 1.0) };
+    assert_eq!(run(&trace, &twice, "kv").requests, 20);
+}
+
+#[test]
+fn settings_that_make_no_sense_still_end() {
+    let trace = Mix::named("chat").unwrap().generate(3, 7).unwrap();
+    for load in [f64::NAN, -1.0, 0.0] {
+        let settings = Settings { workers: 0, event_delay_ms: u64::MAX, ..settings(1, load) };
+        assert!(run(&trace, &settings, "kv").requests > 0);
+    }
+}

@@ -1,0 +1,31 @@
+//! The replay laboratory: routing policies on the same agent sessions, over modelled engines, in virtual time.
+//!
+//! It exists so that a claim about routing can be rerun by anyone: the router and the block index are those that
+//! serve, the engines are models, and the same trace, seed and settings give the same figures on any machine. Pure:
+//! texts of traces come in, a report goes out; only the cost of decisions needs a clock, which the caller lends.
+//! Traces are somebody else's files: sizes are bounded, and what is not of the form is an error that names the line.
+//!
+//! Layout: `trace` is what is played, `read` and `mix` make it, `live` is a session while it is played, `fleet` the
+//! workers, `policy` and `dynamo` choose among them, `ideal` is the cache that never forgets, `lab` the event loop,
+//! `report` the figures.
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod dynamo;
+mod fleet;
+mod ideal;
+mod lab;
+mod live;
+mod mix;
+mod policy;
+mod read;
+mod report;
+mod rng;
+mod trace;
+
+pub use lab::{Settings, Stopwatch, play};
+pub use mix::Mix;
+pub use policy::PolicyName;
+pub use read::{ReadSettings, claude_code_session, rows};
+pub use report::{Evictions, Report, Spread};
+pub use trace::{Trace, TraceBuilder, TraceError};

@@ -1,0 +1,103 @@
+//! The figures of one policy on one trace.
+//!
+//! Percentiles are exact, over all requests. Rates of the fleet are over the time while there were sessions to start,
+//! so that the long last ones do not count as idleness.
+
+use serde::Serialize;
+
+/// Percentiles and the mean.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Spread {
+    /// Half are at most this.
+    pub p50: f64,
+    /// Nine of ten are.
+    pub p90: f64,
+    /// Ninety-nine of a hundred are.
+    pub p99: f64,
+    /// The mean.
+    pub mean: f64,
+}
+
+/// Three digits after the point: more would be noise in a table and in a file.
+pub(crate) fn rounded(value: f64) -> f64 {
+    (value * 1_000.0).round() / 1_000.0
+}
+
+impl Spread {
+    /// Of values in thousandths; zeros where there are none.
+    pub(crate) fn of_thousandths(values: &mut [u64]) -> Self {
+        if values.is_empty() {
+            return Self::default();
+        }
+        values.sort_unstable();
+        let at = |hundredths: usize| {
+            // The smallest value that so many are not above.
+            let rank = (values.len() * hundredths).div_ceil(100).max(1);
+            values[rank - 1] as f64 / 1_000.0
+        };
+        let sum: f64 = values.iter().map(|value| *value as f64).sum();
+        let mean = rounded(sum / values.len() as f64 / 1_000.0);
+        Self { p50: at(50), p90: at(90), p99: at(99), mean }
+    }
+}
+
+/// Blocks that were evicted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Evictions {
+    /// To make room.
+    pub capacity: u64,
+    /// After their retention had ended.
+    pub expiry: u64,
+}
+
+/// What a policy did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Its name.
+    pub policy: String,
+    /// Requests that ended.
+    pub requests: u64,
+    /// Requests that no worker can hold.
+    pub refused: u64,
+    /// Sessions that were played.
+    pub sessions: u64,
+    /// From arrival to first token, in milliseconds.
+    pub ttft_ms: Spread,
+    /// Of requests: tokens of the answer over the time from arrival to its end. Low percentiles are the slow ones.
+    pub request_tok_s: Spread,
+    /// Of the fleet: tokens a second while it was full.
+    pub fleet_tok_s: f64,
+    /// Cached prompt tokens of all prompt tokens.
+    pub hit_rate: f64,
+    /// The same for a cache that never forgets and is everywhere.
+    pub hit_rate_available: f64,
+    /// One of the other.
+    pub hit_share: f64,
+    /// Prompt tokens that were computed, of those that had to be with the best of caches.
+    pub prefill_amplification: f64,
+    /// The share of time that workers computed while the fleet was full.
+    pub busy: f64,
+    /// Requests that lost their blocks and computed again.
+    pub preemptions: u64,
+    /// Evicted blocks by cause.
+    pub evictions: Evictions,
+    /// The whole run, in virtual seconds.
+    pub virtual_s: f64,
+    /// What a decision took, index included, in microseconds of real time; only where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decision_us: Option<Spread>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_seen() {
+        let mut values: Vec<u64> = (1..=200).rev().map(|v| v * 1_000).collect();
+        let spread = Spread::of_thousandths(&mut values);
+        assert_eq!((spread.p50, spread.p90, spread.p99, spread.mean), (100.0, 180.0, 198.0, 100.5));
+        assert_eq!(Spread::of_thousandths(&mut [7]).p99, 0.007);
+        assert_eq!(Spread::of_thousandths(&mut []), Spread::default());
+    }
+}

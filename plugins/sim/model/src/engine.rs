@@ -1,0 +1,482 @@
+//! The engine: a queue, what runs, the cache, and one step or one stretch of equal steps at a time.
+//!
+//! A step gives each decoding request one token and the rest of its budget to prompts, first those that run, then
+//! the next in the queue; a prompt that does not fit is computed in pieces. A request is admitted when there are
+//! blocks for all its tokens, and looks for cached ones then. When a decoding request finds no block, the last in
+//! order loses all of its own and computes them again later. Steps without a prompt are taken together until the
+//! first of them ends a request; one that arrives meanwhile cuts the stretch at the step that is under way.
+
+use std::collections::BTreeMap;
+
+use mainstay_engine_abi::sdk::{Cause, KvEvent};
+use mainstay_engine_blocks::BlockPool;
+
+use crate::Profile;
+use crate::sequence::{Place, Request, Sequence};
+
+/// The share of blocks that pins may hold, as engines take it by default.
+const PIN_FRACTION: f64 = 0.5;
+/// The weight of a new measurement of pace, and the least prompt that is one: those of the worker.
+const PACE_WEIGHT: f32 = 0.1;
+const PACE_TOKENS_MIN: u32 = 16;
+
+/// What happened to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// Its first token is there.
+    First {
+        /// Whose.
+        id: u64,
+        /// Prompt tokens that were cached.
+        cached_tokens: u32,
+    },
+    /// Its last token is there.
+    Ended {
+        /// Whose.
+        id: u64,
+    },
+    /// It needs more blocks than the cache has.
+    Refused {
+        /// Whose.
+        id: u64,
+    },
+}
+
+/// What a worker would report of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Load {
+    /// Requests being computed.
+    pub running: u32,
+    /// Requests that wait.
+    pub waiting: u32,
+    /// Prompt tokens that are still to be computed; for those that wait, as far as was cached when they came.
+    pub waiting_prefill_tokens: u64,
+    /// Moving average; 0 before the first.
+    pub prefill_us_per_token: f32,
+    /// Moving average; 0 before the first.
+    pub decode_us_per_step: f32,
+    /// All blocks.
+    pub blocks_total: u64,
+    /// Blocks of running requests.
+    pub blocks_used: u64,
+}
+
+/// Sums since the beginning.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Time in steps.
+    pub busy_us: u64,
+    /// Prompt tokens that were computed, again after a preemption as well.
+    pub prefill_tokens: u64,
+    /// Requests that lost their blocks.
+    pub preemptions: u64,
+    /// Blocks that made room.
+    pub evicted_for_room: u64,
+    /// Blocks whose retention had ended.
+    pub evicted_expired: u64,
+}
+
+/// The step or stretch under way.
+#[derive(Debug, Clone, Copy)]
+struct Stretch {
+    start_us: u64,
+    end_us: u64,
+    steps: u32,
+    /// Set where nothing but decoding goes on: how many requests, and tokens of their contexts at its start.
+    decoding: Option<(u32, u64)>,
+}
+
+/// One engine.
+pub struct Engine {
+    profile: Profile,
+    block_tokens: u32,
+    blocks: BlockPool,
+    waiting: BTreeMap<Place, Box<Sequence>>,
+    /// In the order of their admission.
+    running: Vec<Box<Sequence>>,
+    /// Tokens that those that wait will have to compute.
+    waiting_tokens: u64,
+    stretch: Option<Stretch>,
+    arrivals: u64,
+    /// The head of the queue did not fit, and nothing was given back since.
+    blocked: bool,
+    prefill_us_per_token: f32,
+    decode_us_per_step: f32,
+    counters: Counters,
+}
+
+fn us(time: f64) -> u64 {
+    // At least one: time must go on.
+    (time as u64).max(1)
+}
+
+impl Engine {
+    /// An engine with an empty cache of blocks of `block_tokens`.
+    #[must_use]
+    pub fn new(profile: Profile, block_tokens: u32) -> Self {
+        let block_tokens = block_tokens.max(1);
+        let blocks = profile.kv_tokens() / u64::from(block_tokens);
+        Self {
+            blocks: BlockPool::new(u32::try_from(blocks).unwrap_or(u32::MAX), PIN_FRACTION),
+            profile,
+            block_tokens,
+            waiting: BTreeMap::new(),
+            running: Vec::new(),
+            waiting_tokens: 0,
+            stretch: None,
+            arrivals: 0,
+            blocked: false,
+            prefill_us_per_token: 0.0,
+            decode_us_per_step: 0.0,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Queues a request, or refuses it at once. The next step sees it: ask [`Engine::next_us`] again.
+    pub fn submit(&mut self, request: Request, now_us: u64) -> Option<Note> {
+        self.arrivals += 1;
+        let sequence = Box::new(Sequence::new(request, self.arrivals, now_us));
+        let tokens = u64::from(sequence.tokens()) + u64::from(sequence.request.output_tokens);
+        if tokens.div_ceil(u64::from(self.block_tokens)) > u64::from(self.blocks.counts().total) {
+            return Some(Note::Refused { id: sequence.request.id });
+        }
+        let first = self.waiting.first_key_value().is_none_or(|(head, _)| sequence.place < *head);
+        self.enqueue(sequence);
+        if first {
+            self.blocked = false;
+            self.cut(now_us);
+        }
+        None
+    }
+
+    /// When [`Engine::advance`] has something to do.
+    #[must_use]
+    pub fn next_us(&self) -> Option<u64> {
+        self.stretch.map(|stretch| stretch.end_us)
+    }
+
+    /// Ends the step under way if it is over, and begins the next one. `now_us` must not go back, nor pass
+    /// [`Engine::next_us`] by.
+    pub fn advance(&mut self, now_us: u64, notes: &mut Vec<Note>) {
+        match self.stretch {
+            Some(stretch) if stretch.end_us > now_us => return,
+            Some(stretch) => self.finish(stretch, notes),
+            None => {}
+        }
+        self.stretch = self.plan(now_us);
+    }
+
+    /// Whether it needs [`Engine::advance`] to begin anything.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.stretch.is_none()
+    }
+
+    /// The figures of now.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let counts = self.blocks.counts();
+        let reading = self.running.iter().filter(|s| !s.decodes());
+        let unread: u64 = reading.map(|s| u64::from(s.unread())).sum();
+        Load {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            waiting_prefill_tokens: self.waiting_tokens + unread,
+            prefill_us_per_token: self.prefill_us_per_token,
+            decode_us_per_step: self.decode_us_per_step,
+            blocks_total: u64::from(counts.total),
+            blocks_used: u64::from(counts.used),
+        }
+    }
+
+    /// Sums since the beginning.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// What was stored and removed since the last call, in order.
+    pub fn drain_events(&mut self) -> impl Iterator<Item = KvEvent> {
+        let counters = &mut self.counters;
+        self.blocks.drain_events().inspect(|event| {
+            if let KvEvent::Removed { blocks, cause, .. } = event {
+                let count = blocks.len() as u64;
+                match cause {
+                    Cause::Expiry => counters.evicted_expired += count,
+                    _ => counters.evicted_for_room += count,
+                }
+            }
+        })
+    }
+
+    /// Whether there are events to drain.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        self.blocks.has_events()
+    }
+
+    fn enqueue(&mut self, mut sequence: Box<Sequence>) {
+        let findable = sequence.findable(self.block_tokens);
+        // A block is never cached without those before it.
+        let hits = findable.partition_point(|hash| self.blocks.lookup(hash.0).is_some());
+        sequence.expected = sequence.tokens() - hits as u32 * self.block_tokens;
+        self.waiting_tokens += u64::from(sequence.expected);
+        self.waiting.insert(sequence.place, sequence);
+    }
+
+    /// Ends a stretch of decoding with the step that is under way.
+    fn cut(&mut self, now_us: u64) {
+        let Some(stretch) = &mut self.stretch else { return };
+        let Some((requests, context)) = stretch.decoding else { return };
+        if self.running.len() >= self.profile.requests_max {
+            return;
+        }
+        let end =
+            |steps: u32| stretch.start_us + us(self.profile.decode_us(steps, requests, context));
+        let (mut low, mut high) = (1, stretch.steps);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if end(middle) >= now_us {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        (stretch.end_us, stretch.steps) = (end(low), low);
+    }
+
+    /// Decides what the next step does; `None` if there is nothing to do.
+    fn plan(&mut self, now_us: u64) -> Option<Stretch> {
+        self.make_room();
+        let budget = self.deal();
+        self.admit(now_us, budget);
+        if self.running.is_empty() {
+            return None;
+        }
+        let (mut tokens, mut pairs, mut context, mut decoding) = (0, 0.0, 0, 0);
+        for sequence in &self.running {
+            tokens += sequence.piece;
+            if sequence.decodes() {
+                decoding += 1;
+                context += u64::from(sequence.tokens());
+            } else {
+                let piece = f64::from(sequence.piece);
+                pairs += piece * (f64::from(sequence.computed) + piece / 2.0);
+            }
+        }
+        if decoding as usize == self.running.len() {
+            let steps = self.stretch_steps();
+            let end_us = now_us + us(self.profile.decode_us(steps, decoding, context));
+            let decoding = Some((decoding, context));
+            return Some(Stretch { start_us: now_us, end_us, steps, decoding });
+        }
+        let end_us = now_us + us(self.profile.step_us(tokens, pairs, context));
+        Some(Stretch { start_us: now_us, end_us, steps: 1, decoding: None })
+    }
+
+    /// A block for the next token of each that decodes; the last in order lose theirs for it.
+    fn make_room(&mut self) {
+        let mut at = 0;
+        while at < self.running.len() {
+            let sequence = &self.running[at];
+            let wanted = (sequence.tokens() + 1).div_ceil(self.block_tokens) as usize;
+            if !sequence.decodes() || sequence.table.len() >= wanted {
+                at += 1;
+                continue;
+            }
+            if let Some(id) = self.blocks.allocate() {
+                self.running[at].table.push(id);
+                continue;
+            }
+            let last = (0..self.running.len()).max_by_key(|at| self.running[*at].place);
+            let Some(last) = last else { return };
+            self.preempt(last);
+            // Those behind the preempted one have moved up by one place.
+            at -= usize::from(last < at);
+        }
+    }
+
+    fn preempt(&mut self, at: usize) {
+        let mut sequence = self.running.remove(at);
+        self.give_back(&sequence);
+        sequence.restart();
+        self.counters.preemptions += 1;
+        self.enqueue(sequence);
+    }
+
+    fn give_back(&mut self, sequence: &Sequence) {
+        self.blocks.release(&sequence.table, 0, |_| None);
+        self.blocked = false;
+    }
+
+    /// Shares the step's tokens among those that run; answers with what is left.
+    fn deal(&mut self) -> u32 {
+        let decoding = self.running.iter().filter(|s| s.decodes()).count() as u32;
+        let mut budget = self.profile.step_tokens_max.saturating_sub(decoding);
+        for sequence in &mut self.running {
+            if sequence.decodes() {
+                sequence.piece = 1;
+            } else {
+                sequence.piece = sequence.unread().min(budget);
+                budget -= sequence.piece;
+            }
+        }
+        budget
+    }
+
+    fn admit(&mut self, now_us: u64, mut budget: u32) {
+        while budget > 0 && !self.blocked && self.running.len() < self.profile.requests_max {
+            let Some((_, mut sequence)) = self.waiting.pop_first() else { return };
+            if !self.take_blocks(&mut sequence) {
+                self.blocked = true;
+                self.waiting.insert(sequence.place, sequence);
+                return;
+            }
+            self.waiting_tokens -= u64::from(sequence.expected);
+            if sequence.admitted_us.is_none() {
+                sequence.admitted_us = Some(now_us);
+                sequence.cached_tokens = sequence.computed;
+            }
+            sequence.piece = sequence.unread().min(budget);
+            budget -= sequence.piece;
+            self.running.push(sequence);
+        }
+    }
+
+    /// The cached blocks of a request and new ones for the rest of its tokens and one more; none if they are too
+    /// many.
+    fn take_blocks(&mut self, sequence: &mut Sequence) -> bool {
+        let mut table = std::mem::take(&mut sequence.table);
+        for hash in sequence.findable(self.block_tokens) {
+            let Some(id) = self.blocks.lookup(hash.0) else { break };
+            self.blocks.acquire(id);
+            table.push(id);
+        }
+        let hits = table.len();
+        let wanted = (sequence.tokens() + 1).div_ceil(self.block_tokens) as usize;
+        let fits = self.blocks.available() as usize >= wanted.saturating_sub(hits);
+        if fits {
+            while table.len() < wanted {
+                let Some(id) = self.blocks.allocate() else { break };
+                table.push(id);
+            }
+            sequence.registered = hits;
+            sequence.computed = hits as u32 * self.block_tokens;
+        } else {
+            self.blocks.unacquire(&table);
+            table.clear();
+        }
+        sequence.table = table;
+        fits
+    }
+
+    /// How many steps nothing changes for, with the blocks that they take. There is room for one at least.
+    fn stretch_steps(&mut self) -> u32 {
+        let mut steps = self.running.iter().map(|s| s.left()).min().unwrap_or(1).max(1);
+        let wanted = |sequence: &Sequence, steps: u32, block_tokens: u32| {
+            let tokens = sequence.tokens().saturating_add(steps);
+            (tokens.div_ceil(block_tokens) as usize).saturating_sub(sequence.table.len())
+        };
+        let all = |steps: u32| -> usize {
+            self.running.iter().map(|s| wanted(s, steps, self.block_tokens)).sum()
+        };
+        while steps > 1 && all(steps) > self.blocks.available() as usize {
+            steps /= 2;
+        }
+        for sequence in &mut self.running {
+            for _ in 0..wanted(sequence, steps, self.block_tokens) {
+                let Some(id) = self.blocks.allocate() else { break };
+                sequence.table.push(id);
+            }
+        }
+        steps
+    }
+
+    /// Takes in what the stretch has computed.
+    fn finish(&mut self, stretch: Stretch, notes: &mut Vec<Note>) {
+        let now_us = stretch.end_us;
+        self.counters.busy_us += now_us - stretch.start_us;
+        let decoded = self.running.iter().any(|s| s.decodes());
+        let mut ended = false;
+        for at in 0..self.running.len() {
+            let sequence = &mut self.running[at];
+            let said_before = sequence.said;
+            if sequence.decodes() {
+                sequence.said += stretch.steps;
+                sequence.computed += stretch.steps;
+            } else {
+                sequence.computed += sequence.piece;
+                self.counters.prefill_tokens += u64::from(sequence.piece);
+                sequence.said += u32::from(sequence.unread() == 0);
+            }
+            if said_before == 0 && sequence.said > 0 {
+                let (id, cached_tokens) = (sequence.request.id, sequence.cached_tokens);
+                notes.push(Note::First { id, cached_tokens });
+                let admitted_us = sequence.admitted_us.unwrap_or(sequence.submitted_us);
+                let computed = sequence.request.prompt_tokens - cached_tokens;
+                self.measure_prefill(computed, now_us - admitted_us);
+            }
+            ended |= self.running[at].left() == 0;
+            self.register(at);
+        }
+        if decoded {
+            self.measure_decode(stretch);
+        }
+        if ended {
+            self.end_done(notes);
+        }
+    }
+
+    /// Makes the full blocks of a request known.
+    fn register(&mut self, at: usize) {
+        let sequence = &mut self.running[at];
+        let full = (sequence.computed / self.block_tokens).min(sequence.request.chain_blocks);
+        let namespace = sequence.request.namespace;
+        while sequence.registered < full as usize {
+            let number = sequence.registered;
+            let hash = sequence.request.chain[number].0;
+            let parent = number.checked_sub(1).map(|above| sequence.table[above]);
+            sequence.table[number] =
+                self.blocks.register(sequence.table[number], hash, parent, namespace);
+            sequence.registered += 1;
+        }
+    }
+
+    fn end_done(&mut self, notes: &mut Vec<Note>) {
+        let mut at = 0;
+        while at < self.running.len() {
+            if self.running[at].left() > 0 {
+                at += 1;
+                continue;
+            }
+            let sequence = self.running.remove(at);
+            self.give_back(&sequence);
+            notes.push(Note::Ended { id: sequence.request.id });
+        }
+    }
+
+    fn measure_prefill(&mut self, computed: u32, took_us: u64) {
+        if computed >= PACE_TOKENS_MIN {
+            blend(&mut self.prefill_us_per_token, took_us as f32 / computed as f32, 1);
+        }
+    }
+
+    fn measure_decode(&mut self, stretch: Stretch) {
+        let took_us = (stretch.end_us - stretch.start_us) as f32;
+        blend(&mut self.decode_us_per_step, took_us / stretch.steps as f32, stretch.steps);
+    }
+}
+
+/// Moves a moving average as `times` equal samples do.
+fn blend(average: &mut f32, sample: f32, times: u32) {
+    if *average == 0.0 {
+        *average = sample;
+        return;
+    }
+    // Beyond that nothing is left of what was before.
+    let kept = (1.0 - PACE_WEIGHT).powi(times.min(1_000) as i32);
+    *average = sample + kept * (*average - sample);
+}
+
+#[cfg(test)]
+mod tests;

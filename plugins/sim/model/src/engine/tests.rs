@@ -1,0 +1,194 @@
+//! The engine's times against the formula by hand, and its promises under random traffic.
+
+use std::sync::Arc;
+
+use mainstay_types::SequenceHash;
+
+use super::*;
+
+const BLOCK: u32 = 16;
+
+/// The 8B profile with room for about so many tokens.
+fn profile(kv_tokens: u64) -> Profile {
+    let text = include_str!("../../profiles/h200-8b.toml");
+    let bytes = (kv_tokens as f64 + 0.5) * 131_072.0 + 2.0 * 8.03e9 + 6e9;
+    let memory = format!("memory_bytes = {:.1}\nmemory_share = 1.0", bytes);
+    let text = text.replace("memory_share = 0.90", "").replace("memory_bytes = 141e9", &memory);
+    Profile::parse(&text).unwrap()
+}
+
+/// A chain that `name` tells apart from the block `shared` on.
+fn chain(name: u128, shared: usize, blocks: usize) -> Arc<[SequenceHash]> {
+    let hash = |at: usize| (if at < shared { 1 } else { name + 2 }) << 64 | at as u128 + 1;
+    (0..blocks).map(|at| SequenceHash(hash(at))).collect()
+}
+
+fn request(id: u64, chain: &Arc<[SequenceHash]>, prompt: u32, output: u32) -> Request {
+    Request {
+        id,
+        namespace: 7,
+        chain: Arc::clone(chain),
+        chain_blocks: chain.len() as u32,
+        prompt_tokens: prompt,
+        output_tokens: output,
+        priority: 0,
+    }
+}
+
+/// Runs until there is nothing to do; notes with their times.
+fn run(engine: &mut Engine, mut now_us: u64) -> Vec<(u64, Note)> {
+    let (mut seen, mut notes) = (Vec::new(), Vec::new());
+    engine.advance(now_us, &mut notes);
+    while let Some(next_us) = engine.next_us() {
+        now_us = next_us;
+        engine.advance(now_us, &mut notes);
+        seen.extend(notes.drain(..).map(|note| (now_us, note)));
+    }
+    seen
+}
+
+#[test]
+fn a_cold_prompt_takes_the_steps_of_its_pieces_and_a_warm_one_what_is_new() {
+    let profile = profile(100_000);
+    let mut engine = Engine::new(profile.clone(), BLOCK);
+    let blocks = chain(0, 0, 1_100);
+    engine.submit(request(1, &blocks, 16_000, 3), 0);
+    let seen = run(&mut engine, 0);
+    let first = us(profile.step_us(8_192, 8_192.0 * 4_096.0, 0));
+    let rest = 16_000.0 - 8_192.0;
+    let second = us(profile.step_us(7_808, rest * (8_192.0 + rest / 2.0), 0));
+    assert_eq!(seen[0], (first + second, Note::First { id: 1, cached_tokens: 0 }));
+    let decoded = us(profile.decode_us(2, 1, 16_001));
+    assert_eq!(seen[1], (first + second + decoded, Note::Ended { id: 1 }));
+
+    let now_us = 10_000_000;
+    engine.submit(request(2, &blocks, 16_016, 1), now_us);
+    let seen = run(&mut engine, now_us);
+    let warm = us(profile.step_us(16, 16.0 * 16_008.0, 0));
+    assert_eq!(seen[0], (now_us + warm, Note::First { id: 2, cached_tokens: 16_000 }));
+    assert_eq!(engine.load().blocks_used, 0);
+    assert!((engine.load().prefill_us_per_token - warm as f32 / 16.0).abs() > 1.0, "averaged");
+}
+
+#[test]
+fn who_arrives_in_a_stretch_waits_for_the_step_under_way_only() {
+    let profile = profile(100_000);
+    let mut engine = Engine::new(profile.clone(), BLOCK);
+    engine.submit(request(1, &chain(0, 0, 1), 16, 1_001), 0);
+    let mut notes = Vec::new();
+    engine.advance(0, &mut notes);
+    let start_us = engine.next_us().unwrap();
+    engine.advance(start_us, &mut notes);
+    let whole_us = engine.next_us().unwrap() - start_us;
+    assert_eq!(whole_us, us(profile.decode_us(1_000, 1, 17)));
+    // Just after the tenth step has begun.
+    let now_us = start_us + us(profile.decode_us(9, 1, 17)) + 5;
+    engine.submit(request(2, &chain(1, 0, 1), 16, 1), now_us);
+    let cut_us = engine.next_us().unwrap();
+    assert_eq!(cut_us, start_us + us(profile.decode_us(10, 1, 17)));
+    engine.advance(cut_us, &mut notes);
+    let mixed = us(profile.step_us(17, 16.0 * 8.0, 27));
+    assert_eq!(engine.next_us(), Some(cut_us + mixed));
+    let seen = run(&mut engine, cut_us);
+    assert_eq!(seen[0].1, Note::First { id: 2, cached_tokens: 0 });
+    let ends = seen.iter().filter(|(_, note)| matches!(note, Note::Ended { .. }));
+    assert_eq!(ends.count(), 2);
+}
+
+#[test]
+fn the_least_recently_used_makes_room() {
+    let mut engine = Engine::new(profile(4_000), BLOCK);
+    let (a, b, c) = (chain(1, 0, 100), chain(2, 0, 100), chain(3, 0, 100));
+    let mut cached = |id: u64, blocks: &Arc<[SequenceHash]>| {
+        engine.submit(request(id, blocks, 1_600, 1), id * 1_000_000);
+        match run(&mut engine, id * 1_000_000)[0].1 {
+            Note::First { cached_tokens, .. } => cached_tokens,
+            other => panic!("{other:?}"),
+        }
+    };
+    // Two of them fit, and a third does not.
+    assert_eq!([cached(1, &a), cached(2, &b), cached(3, &a)], [0, 0, 1_584]);
+    assert_eq!(cached(4, &c), 0);
+    assert_eq!(cached(5, &a), 1_584, "it was used after b");
+    assert!(cached(6, &b) < 1_000, "its end made room for c");
+    let removed: u64 = engine
+        .drain_events()
+        .map(|event| match event {
+            KvEvent::Removed { blocks, .. } => blocks.len() as u64,
+            _ => 0,
+        })
+        .sum();
+    assert_eq!(engine.counters().evicted_for_room, removed);
+    assert!(removed >= 50, "{removed}");
+}
+
+#[test]
+fn without_blocks_the_last_one_computes_again_and_all_end() {
+    let mut engine = Engine::new(profile(2_000), BLOCK);
+    for id in 0..3 {
+        engine.submit(request(id, &chain(u128::from(id), 0, 40), 640, 400), id);
+    }
+    let seen = run(&mut engine, 2);
+    let ended: Vec<u64> = seen
+        .iter()
+        .filter_map(|(_, n)| if let Note::Ended { id } = n { Some(*id) } else { None })
+        .collect();
+    assert_eq!(ended.len(), 3);
+    assert!(engine.counters().preemptions > 0);
+    let firsts = seen.iter().filter(|(_, note)| matches!(note, Note::First { .. })).count();
+    assert_eq!((firsts, engine.load().blocks_used), (3, 0));
+}
+
+#[test]
+fn what_can_never_fit_is_refused_at_once() {
+    let mut engine = Engine::new(profile(2_000), BLOCK);
+    let blocks = chain(0, 0, 10);
+    assert_eq!(engine.submit(request(1, &blocks, 1_900, 200), 0), Some(Note::Refused { id: 1 }));
+    let endless = request(2, &blocks, u32::MAX, u32::MAX);
+    assert_eq!(engine.submit(endless, 0), Some(Note::Refused { id: 2 }));
+    assert_eq!(engine.submit(request(3, &blocks, 0, 0), 0), None);
+    assert_eq!(run(&mut engine, 0).len(), 2);
+}
+
+#[test]
+fn random_traffic_ends_once_each_and_the_same_way_each_time() {
+    let play = |seed: u64| {
+        let mut engine = Engine::new(profile(6_000), BLOCK);
+        let mut state = seed;
+        let mut draw = |below: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let (mut seen, mut notes, mut now_us) = (Vec::new(), Vec::new(), 0);
+        for id in 0..400 {
+            let due_us = now_us + draw(30_000);
+            while let Some(next_us) = engine.next_us().filter(|next| *next <= due_us) {
+                engine.advance(next_us, &mut notes);
+                assert!(engine.next_us().is_none_or(|next| next > next_us));
+            }
+            now_us = due_us;
+            let blocks = chain(u128::from(draw(12)), 20, 200);
+            let (prompt, output) = (1 + draw(2_500) as u32, 1 + draw(300) as u32);
+            let priority = draw(3) as i32;
+            engine.submit(Request { priority, ..request(id, &blocks, prompt, output) }, now_us);
+            engine.advance(now_us, &mut notes);
+            seen.extend(notes.drain(..).map(|note| (now_us, note)));
+        }
+        seen.extend(run(&mut engine, now_us));
+        let load = engine.load();
+        assert_eq!((load.running, load.waiting, load.waiting_prefill_tokens), (0, 0, 0));
+        assert_eq!(load.blocks_used, 0);
+        for id in 0..400 {
+            let first =
+                seen.iter().filter(|(_, n)| matches!(n, Note::First { id: i, .. } if *i == id));
+            let ended = seen.iter().filter(|(_, n)| *n == Note::Ended { id });
+            assert_eq!((first.count(), ended.count()), (1, 1), "request {id}");
+        }
+        assert!(engine.counters().preemptions > 0);
+        seen
+    };
+    assert_eq!(play(1), play(1));
+    assert_ne!(play(1), play(2));
+}

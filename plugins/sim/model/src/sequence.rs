@@ -1,0 +1,108 @@
+//! One request in the engine: what it asks for, and how far it is.
+//!
+//! Its prompt and the answer that it will get are known from the trace as one chain of blocks. Where the chain is
+//! shorter than what is said, the rest is the request's own and is never registered.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use mainstay_engine_blocks::BlockId;
+use mainstay_types::SequenceHash;
+
+/// What an engine is asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Names it in notes.
+    pub id: u64,
+    /// The parent of the first block.
+    pub namespace: u128,
+    /// Full blocks of the prompt, then of the answer as far as anyone will ask for them again.
+    pub chain: Arc<[SequenceHash]>,
+    /// How much of `chain` is this request's.
+    pub chain_blocks: u32,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens of the answer; 0 counts as 1.
+    pub output_tokens: u32,
+    /// Higher goes first.
+    pub priority: i32,
+}
+
+/// The order in which requests are served: by priority, then as they came.
+pub(crate) type Place = (Reverse<i32>, u64);
+
+/// A request between its acceptance and its end.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    pub(crate) request: Request,
+    pub(crate) place: Place,
+    pub(crate) submitted_us: u64,
+    pub(crate) admitted_us: Option<u64>,
+    /// Of its prompt, when it was first admitted.
+    pub(crate) cached_tokens: u32,
+    /// Tokens of the answer so far.
+    pub(crate) said: u32,
+    /// Tokens in the cache.
+    pub(crate) computed: u32,
+    pub(crate) table: Vec<BlockId>,
+    /// Leading blocks of the table that are registered.
+    pub(crate) registered: usize,
+    /// Tokens of it in the step at hand.
+    pub(crate) piece: u32,
+    /// Tokens that it was expected to compute when it was queued.
+    pub(crate) expected: u32,
+}
+
+impl Sequence {
+    pub(crate) fn new(mut request: Request, arrival: u64, now_us: u64) -> Self {
+        request.output_tokens = request.output_tokens.max(1);
+        request.prompt_tokens = request.prompt_tokens.max(1);
+        request.chain_blocks = request.chain_blocks.min(request.chain.len() as u32);
+        Self {
+            place: (Reverse(request.priority), arrival),
+            request,
+            submitted_us: now_us,
+            admitted_us: None,
+            cached_tokens: 0,
+            said: 0,
+            computed: 0,
+            table: Vec::new(),
+            registered: 0,
+            piece: 0,
+            expected: 0,
+        }
+    }
+
+    /// Prompt and answer so far.
+    pub(crate) fn tokens(&self) -> u32 {
+        self.request.prompt_tokens.saturating_add(self.said)
+    }
+
+    /// Whether all but its last token is computed, which is what saying the next one takes.
+    pub(crate) fn decodes(&self) -> bool {
+        self.said > 0 && self.computed + 1 >= self.tokens()
+    }
+
+    /// Tokens to compute before the next one can be said.
+    pub(crate) fn unread(&self) -> u32 {
+        self.tokens().saturating_sub(self.computed)
+    }
+
+    pub(crate) fn left(&self) -> u32 {
+        self.request.output_tokens.saturating_sub(self.said)
+    }
+
+    /// Its blocks that can be found in a cache of `block_tokens`: full ones, without the one of the last token.
+    pub(crate) fn findable(&self, block_tokens: u32) -> &[SequenceHash] {
+        let full = (self.tokens() - 1) / block_tokens;
+        &self.request.chain[..full.min(self.request.chain_blocks) as usize]
+    }
+
+    /// Forgets its blocks, after they were given back.
+    pub(crate) fn restart(&mut self) {
+        self.table.clear();
+        self.registered = 0;
+        self.computed = 0;
+        self.piece = 0;
+    }
+}
