@@ -226,14 +226,17 @@ impl ChatTemplate {
         let Some(parts) = self.parts.as_ref().filter(|_| comes_again(conversation)) else {
             return self.whole(context).map(Text::from);
         };
-        let Some(texts) = parts.render(&self.environment, &context) else {
+        let Some(texts) = parts.render(&self.environment, &context, options.asker) else {
             return self.whole(context).map(Text::from);
         };
         let text = Text::from(texts);
         if parts.is_sample() {
             let whole = self.whole(context);
-            parts.compared(whole.as_ref().is_ok_and(|whole| **whole == *text));
-            return whole.map(Text::from);
+            let same = whole.as_ref().is_ok_and(|whole| **whole == *text);
+            parts.compared(same);
+            if !same {
+                return whole.map(Text::from);
+            }
         }
         Ok(text)
     }

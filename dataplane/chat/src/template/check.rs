@@ -46,7 +46,7 @@ fn turns_agree(
         turn.messages.truncate(length);
         let context = template.context(&turn, options, template.shape);
         // The second time, the last message is known as well.
-        let rendered = [(); 2].map(|()| parts.render(&template.environment, &context));
+        let rendered = [(); 2].map(|()| parts.render(&template.environment, &context, options.asker));
         let whole = template.whole(context);
         if rendered.iter().flatten().any(|texts| whole.as_ref() != Ok(&texts.concat())) {
             return false;

@@ -38,6 +38,8 @@ const COMPARED_EVERY: u64 = 1024;
 #[derive(Debug)]
 pub(super) struct Kept {
     part: usize,
+    /// Whose prompt it was rendered for; nobody else's finds it.
+    asker: u64,
     reads: Vec<Read>,
     text: Arc<str>,
     writes: Writes,
@@ -117,6 +119,7 @@ pub(super) struct Parts {
 /// A rendering on its way.
 struct Rendering<'p> {
     parts: &'p Parts,
+    asker: u64,
     environment: &'p Environment<'static>,
     scope: Arc<Scope>,
     root: Value,
@@ -178,6 +181,7 @@ impl Parts {
         &self,
         environment: &Environment<'static>,
         context: &[(&'static str, Value)],
+        asker: u64,
     ) -> Option<Vec<Arc<str>>> {
         if self.off.load(Relaxed) {
             return None;
@@ -189,6 +193,7 @@ impl Parts {
         let root = Value::from_dyn_object(Arc::clone(&scope));
         let mut rendering = Rendering {
             parts: self,
+            asker,
             environment,
             scope,
             root,
@@ -253,7 +258,9 @@ impl Rendering<'_> {
     ) -> Option<()> {
         let known = {
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            let at = kept.iter().position(|kept| self.scope.holds(&kept.reads, None));
+            let at = kept
+                .iter()
+                .position(|kept| kept.asker == self.asker && self.scope.holds(&kept.reads, None));
             at.and_then(|at| kept.remove(at)).inspect(|known| kept.push_front(Arc::clone(known)))
         };
         if let Some(known) = known {
@@ -265,7 +272,8 @@ impl Rendering<'_> {
         if let Some(reads) = ran.reads.filter(|_| ran.text.len() <= KEPT_TEXT_BYTES_MAX) {
             let Ran { text, steps, writes, .. } = ran;
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            let new = Kept { part: number, reads, text, writes, steps, _large: None };
+            let asker = self.asker;
+            let new = Kept { part: number, asker, reads, text, writes, steps, _large: None };
             kept.push_front(Arc::new(new));
             let mut bytes = 0;
             let room = kept.iter().take(KEPT_MAX).take_while(|kept| {
@@ -286,7 +294,8 @@ impl Rendering<'_> {
                 let kept = beside.0.lock().unwrap_or_else(PoisonError::into_inner);
                 let holds =
                     |kept: &&Arc<Kept>| self.scope.holds(&kept.reads, Some((&**list, index)));
-                kept.iter().filter(|kept| kept.part == number).find(holds).cloned()
+                let mine = |kept: &&Arc<Kept>| kept.part == number && kept.asker == self.asker;
+                kept.iter().filter(mine).find(holds).cloned()
             });
             if let Some(known) = known {
                 self.take(&known)?;
@@ -304,7 +313,8 @@ impl Rendering<'_> {
                 continue;
             }
             let large = large.flatten();
-            beside.keep(Kept { part: number, reads, text, writes, steps, _large: large });
+            let asker = self.asker;
+            beside.keep(Kept { part: number, asker, reads, text, writes, steps, _large: large });
         }
         Some(())
     }

@@ -125,6 +125,34 @@ fn every_style_is_rendered_in_parts() {
 }
 
 #[test]
+fn one_asker_finds_no_text_of_another() {
+    // The first part reads the system text, and the second what the first left of it.
+    let source = "{% set s = messages[0].content %}{% if s %}<{{ s }}>{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}";
+    let template = load(source);
+    let said_by = |asker| {
+        let mut conversation = said(vec![made(0, "one"), made(2, "two")]);
+        conversation.system.push(Block::text("Be brief."));
+        let before = template.part_counts();
+        let turn = conversation.clone();
+        let rendered = template
+            .render_with_breakpoints(&turn, RenderOptions { asker, ..RenderOptions::default() })
+            .unwrap();
+        let after = template.part_counts();
+        assert_eq!(after.differed, 0);
+        (rendered.text, after.known - before.known, after.run - before.run)
+    };
+    let (first, known, _) = said_by(1);
+    assert_eq!((&*first, known), ("<Be brief.>Be brief.onetwo", 0));
+    // Made anew, but the system text is known to be the same.
+    let (again, known, _) = said_by(1);
+    assert_eq!((again, known > 0), (first.clone(), true));
+    let (other, known, _) = said_by(2);
+    assert_eq!((other.clone(), known), (first.clone(), 0));
+    let shared = |piece| first.pieces().iter().any(|mine| Arc::ptr_eq(mine, piece));
+    assert!(!other.pieces().is_empty() && !other.pieces().iter().any(shared));
+}
+
+#[test]
 fn a_template_whose_loop_counts_messages_is_right_all_the_same() {
     let source = "{% for m in messages %}{{ loop.revindex }} {{ messages | length }} {{ m.content }} {{ messages[-1].role }}\n{% endfor %}";
     let template = load(source);
@@ -136,6 +164,8 @@ fn a_template_whose_loop_counts_messages_is_right_all_the_same() {
         assert_eq!(text, template.render(&alone(&turn), RenderOptions::default()).unwrap());
         assert!(text.starts_with(&format!("{} {} 0 user\n", number + 1, number + 1)), "{text}");
     }
+    let counts = template.part_counts();
+    assert!(counts.differed == 0 && counts.prompts > 0, "{counts:?}");
 }
 
 #[test]
