@@ -257,13 +257,20 @@ impl Rendering<'_> {
         kept: &Mutex<VecDeque<Arc<Kept>>>,
     ) -> Option<()> {
         let known = {
-            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            let at = kept
-                .iter()
-                .position(|kept| kept.asker == self.asker && self.scope.holds(&kept.reads, None));
-            at.and_then(|at| kept.remove(at)).inspect(|known| kept.push_front(Arc::clone(known)))
+            let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let mine = kept.iter().filter(|kept| kept.asker == self.asker);
+            mine.cloned().collect::<Vec<_>>()
         };
+        // What they read is compared while others may go on.
+        let known = known.into_iter().find(|known| self.scope.holds(&known.reads, None));
         if let Some(known) = known {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(at) = kept.iter().position(|kept| Arc::ptr_eq(kept, &known))
+                && let Some(known) = kept.remove(at)
+            {
+                kept.push_front(known);
+            }
+            drop(kept);
             return self.take(&known);
         }
         self.scope.begin(None);

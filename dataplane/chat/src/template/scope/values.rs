@@ -1,11 +1,16 @@
 //! Which values parts of a template can share, and which of them are the same.
 //!
-//! Scalars and texts are compared by content, dictionaries of ours by their numbers. Of anything else it is only
-//! known whether it may pass from part to part: it must hold nothing that changes or that belongs to one part.
+//! Scalars and texts are compared by content, dictionaries of ours by their numbers, and long texts by whether they
+//! are the same allocation. Of anything else it is only known whether it may pass from part to part: it must hold
+//! nothing that changes or that belongs to one part.
 
 use minijinja::value::{Value, ValueKind};
 
 use super::super::hf::Dict;
+
+/// The longest text that is compared by its content. A longer one is the same where it is the same allocation: parts
+/// compare what they read for every message, and a long system prompt would be read through as often.
+pub(super) const COMPARED_BYTES_MAX: usize = 4 << 10;
 
 /// The number of an object that is known by it.
 pub(super) fn number(value: &Value) -> Option<u64> {
@@ -31,7 +36,8 @@ pub(super) fn same(a: &Value, b: &Value) -> bool {
                 let texts = a.as_str().zip(b.as_str());
                 a.is_safe() == b.is_safe()
                     && texts.is_some_and(|(a, b)| {
-                        a.len() == b.len() && (a.as_ptr() == b.as_ptr() || a == b)
+                        a.len() == b.len()
+                            && (a.as_ptr() == b.as_ptr() || a.len() <= COMPARED_BYTES_MAX && a == b)
                     })
             }
             _ => false,
@@ -62,5 +68,22 @@ pub(super) fn is_contained(value: &Value, depth: usize, left: &mut usize) -> boo
         }
         ValueKind::Plain | ValueKind::Invalid => false,
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn long_texts_are_the_same_where_they_are_one() {
+        let text = |length: usize| Value::from("x".repeat(length));
+        assert!(same(&text(COMPARED_BYTES_MAX), &text(COMPARED_BYTES_MAX)));
+        let long: Arc<str> = "x".repeat(COMPARED_BYTES_MAX + 1).into();
+        assert!(same(&Value::from(&long), &Value::from(Arc::clone(&long))));
+        assert!(!same(&Value::from(&long), &text(COMPARED_BYTES_MAX + 1)));
+        assert!(!same(&text(3), &Value::from("xxy")));
     }
 }
