@@ -8,7 +8,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::mem;
+use std::{iter, mem};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minijinja::Value;
@@ -60,13 +60,33 @@ impl Said {
         Arc::new(Self { role, content, more, joins, value })
     }
 
-    /// This one with another of its role behind it.
-    fn joined(&self, other: &Said, texts: TextsOf<'_>) -> Arc<Self> {
-        let content = format!("{}\n\n{}", self.content, other.content);
-        if self.more.is_empty() {
-            return texts.said(self.role, &content, self.joins);
+}
+
+/// Entries of one role that become one, put together when all are known: each text is copied once, however many
+/// there are.
+struct Run {
+    first: Arc<Said>,
+    more: Vec<Arc<Said>>,
+}
+
+impl Run {
+    fn joined(self, texts: TextsOf<'_>) -> Arc<Said> {
+        let Self { first, more } = self;
+        if more.is_empty() {
+            return first;
         }
-        Self::new(self.role, content.into(), self.more.clone(), (self.joins, false))
+        let all = || iter::once(&first).chain(&more);
+        let mut content = String::with_capacity(all().map(|said| said.content.len() + 2).sum());
+        for (place, said) in all().enumerate() {
+            if place > 0 {
+                content.push_str("\n\n");
+            }
+            content.push_str(&said.content);
+        }
+        if first.more.is_empty() {
+            return texts.said(first.role, &content, first.joins);
+        }
+        Said::new(first.role, content.into(), first.more.clone(), (first.joins, false))
     }
 }
 
@@ -267,12 +287,12 @@ impl KnownMessages {
         made: &mut Vec<Arc<Entry>>,
     ) -> Vec<Arc<Said>> {
         let texts = TextsOf { texts: &self.texts, asker };
-        let mut out: Vec<Arc<Said>> = Vec::with_capacity(conversation.messages.len() + 1);
+        let mut out: Vec<Run> = Vec::with_capacity(conversation.messages.len() + 1);
         let system = joined(&conversation.system, "\n");
         let mut pending = None;
         if !system.is_empty() {
             if shape.system {
-                out.push(texts.said("system", &system, false));
+                push(&mut out, texts.said("system", &system, false), shape);
             } else {
                 pending = Some(texts.said("user", &system, true));
             }
@@ -297,31 +317,34 @@ impl KnownMessages {
             for said in &entry.said {
                 let takes_system = said.role == "user" && message.role != Role::Tool;
                 let before = if takes_system { pending.take() } else { None };
-                let said = match before {
-                    Some(system) => system.joined(said, texts),
-                    None => Arc::clone(said),
-                };
-                push(&mut out, said, shape, texts);
+                match before {
+                    Some(system) => {
+                        push(&mut out, system, shape);
+                        // The two are one, whatever the template takes.
+                        out.last_mut().expect("one was pushed").more.push(Arc::clone(said));
+                    }
+                    None => push(&mut out, Arc::clone(said), shape),
+                }
             }
         }
         if let Some(system) = pending {
-            push(&mut out, system, shape, texts);
+            push(&mut out, system, shape);
         }
-        out
+        out.into_iter().map(|run| run.joined(texts)).collect()
     }
 }
 
 /// Appends an entry, joining it to the last one if the template needs roles to alternate.
-fn push(out: &mut Vec<Arc<Said>>, said: Arc<Said>, shape: Shape, texts: TextsOf<'_>) {
+fn push(out: &mut Vec<Run>, said: Arc<Said>, shape: Shape) {
     if !shape.repeated_role
         && said.joins
         && let Some(last) = out.last_mut()
-        && last.role == said.role
+        && last.first.role == said.role
     {
-        *last = last.joined(&said, texts);
+        last.more.push(said);
         return;
     }
-    out.push(said);
+    out.push(Run { first: said, more: Vec::new() });
 }
 
 fn entry(message: &Arc<Message>, shape: Shape, numbers: &[Number<'_>], keeps: bool) -> Entry {
@@ -448,3 +471,6 @@ impl<'c> Calls<'c> {
 fn written(number: usize) -> String {
     format!("call{number:05}")
 }
+
+#[cfg(test)]
+mod tests;
