@@ -189,12 +189,22 @@ impl ChatTemplate {
         conversation: &Conversation,
         options: RenderOptions,
     ) -> Result<Text, TemplateError> {
-        let text = self.render_shaped(conversation, options, self.shape)?;
+        let text = self.render_shaped(conversation, options, self.shape, 1)?;
         Ok(if options.continue_final {
             hf::cut_after_final(text.into_string(), conversation).into()
         } else {
             text
         })
+    }
+
+    /// Renders what was cut from a conversation that is there still. What is kept for others is found, but messages
+    /// that only these two hold are not taken for ones that come again.
+    fn render_cut(
+        &self,
+        conversation: &Conversation,
+        options: RenderOptions,
+    ) -> Result<Text, TemplateError> {
+        self.render_shaped(conversation, options, self.shape, 2)
     }
 
     /// Renders a prompt and finds how far each cache breakpoint's prefix reaches in it.
@@ -221,9 +231,11 @@ impl ChatTemplate {
         conversation: &Conversation,
         options: RenderOptions,
         shape: Shape,
+        holders: usize,
     ) -> Result<Text, TemplateError> {
-        let context = self.context(conversation, options, shape);
-        let Some(parts) = self.parts.as_ref().filter(|_| comes_again(conversation)) else {
+        let context = self.context(conversation, options, shape, holders);
+        let again = comes_again(conversation, holders);
+        let Some(parts) = self.parts.as_ref().filter(|_| again) else {
             return self.whole(context).map(Text::from);
         };
         let Some(texts) = parts.render(&self.environment, &context, options.asker) else {
@@ -247,11 +259,13 @@ impl ChatTemplate {
         conversation: &Conversation,
         options: RenderOptions,
         shape: Shape,
+        holders: usize,
     ) -> Vec<(&'static str, JinjaValue)> {
-        let messages = self.messages.values(conversation, shape, options.asker);
+        let asked = said::Asked { asker: options.asker, holders };
+        let messages = self.messages.values(conversation, shape, asked);
         let mut context = vec![
             ("messages", JinjaValue::from(messages)),
-            ("tools", self.tools.value(conversation)),
+            ("tools", self.tools.value(conversation, holders)),
             ("add_generation_prompt", JinjaValue::from(options.add_generation_prompt)),
             ("bos_token", JinjaValue::from(&self.bos_token)),
             ("eos_token", JinjaValue::from(&self.eos_token)),
@@ -280,8 +294,8 @@ impl ChatTemplate {
 }
 
 /// Whether turns share the messages of a conversation, so that what is rendered of them is worth keeping.
-fn comes_again(conversation: &Conversation) -> bool {
-    let shared = |message: &Arc<_>| Arc::strong_count(message) > 1;
+fn comes_again(conversation: &Conversation, holders: usize) -> bool {
+    let shared = |message: &Arc<_>| Arc::strong_count(message) > holders;
     conversation.messages.first().is_some_and(shared) && conversation.messages.len() > 1
 }
 

@@ -44,9 +44,10 @@ fn turns_agree(
     for length in 1..=conversation.messages.len() {
         let mut turn = conversation.clone();
         turn.messages.truncate(length);
-        let context = template.context(&turn, options, template.shape);
+        let context = template.context(&turn, options, template.shape, 1);
         // The second time, the last message is known as well.
-        let rendered = [(); 2].map(|()| parts.render(&template.environment, &context, options.asker));
+        let rendered =
+            [(); 2].map(|()| parts.render(&template.environment, &context, options.asker));
         let whole = template.whole(context);
         if rendered.iter().flatten().any(|texts| whole.as_ref() != Ok(&texts.concat())) {
             return false;

@@ -8,18 +8,24 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::{iter, mem};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::{iter, mem};
 
 use minijinja::Value;
 
 use super::hf::{Dict, Shape, arguments_value, dict, joined};
-use crate::ir::{Content, Conversation, Message, Role};
+use crate::ir::{Block, Content, Conversation, Message, Role, weight};
 
 /// What each of the two generations may hold.
-const GENERATION_BYTES_MAX: usize = 48 << 20;
+const GENERATION_BYTES_MAX: usize = 64 << 20;
 /// What a message costs beside its texts.
-const MESSAGE_BYTES: usize = 1_500;
+const ENTRY_BYTES: usize = 256;
+/// What one entry of the `messages` variable costs beside its texts, and beside what is rendered of it.
+const VALUE_BYTES: usize = 600;
+/// How much may be kept beside each entry of what is rendered of it, and twice its texts.
+const ROOM_BYTES: usize = 1_400;
+/// What the number of a call costs.
+const NUMBER_BYTES: usize = 64;
 /// What each of the two generations of texts outside of messages, such as system prompts, may hold.
 const TEXTS_BYTES_MAX: usize = 16 << 20;
 /// How much of a text's start and end tells it from most others.
@@ -37,6 +43,8 @@ struct Said {
     /// Whether it is joined to an entry of its role that precedes it, if the template needs roles to alternate.
     joins: bool,
     value: Value,
+    /// What it takes with all that may be kept beside it.
+    bytes: usize,
 }
 
 impl Said {
@@ -44,7 +52,7 @@ impl Said {
         role: &'static str,
         content: Arc<str>,
         more: Vec<(&'static str, Value)>,
-        (joins, kept): (bool, bool),
+        (joins, keeps): (bool, Option<usize>),
     ) -> Arc<Self> {
         let mut entries = Vec::with_capacity(2 + more.len());
         entries.push(("role", Value::from(role)));
@@ -56,10 +64,13 @@ impl Said {
             entries.push(text);
             entries.extend(more.iter().cloned());
         }
-        let value = Value::from_object(if kept { Dict::kept(entries) } else { Dict::new(entries) });
-        Arc::new(Self { role, content, more, joins, value })
+        let texts = content.len() + keeps.unwrap_or_default();
+        let room = keeps.map_or(0, |_| ROOM_BYTES + 2 * texts);
+        let bytes = VALUE_BYTES + texts + room;
+        let kept = keeps.is_some();
+        let dict = if kept { Dict::kept(entries, room) } else { Dict::new(entries) };
+        Arc::new(Self { role, content, more, joins, value: Value::from_object(dict), bytes })
     }
-
 }
 
 /// Entries of one role that become one, put together when all are known: each text is copied once, however many
@@ -86,7 +97,7 @@ impl Run {
         if first.more.is_empty() {
             return texts.said(first.role, &content, first.joins);
         }
-        Said::new(first.role, content.into(), first.more.clone(), (first.joins, false))
+        Said::new(first.role, content.into(), first.more.clone(), (first.joins, None))
     }
 }
 
@@ -110,25 +121,24 @@ impl Entry {
     }
 
     fn bytes(&self) -> usize {
-        // The message itself, its values, and what the template's parts make of them.
-        3 * message_bytes(&self.message) + MESSAGE_BYTES
+        // The message itself, its values, and what the template's parts make of them: the room of its entries.
+        let numbers = self.numbers.iter();
+        let numbers = numbers.map(|(_, name)| NUMBER_BYTES + name.as_ref().map_or(0, |n| n.len()));
+        ENTRY_BYTES
+            + weight(&self.message.blocks)
+            + 9 * argument_bytes(&self.message)
+            + self.said.iter().map(|said| said.bytes).sum::<usize>()
+            + numbers.sum::<usize>()
     }
 }
 
-fn message_bytes(message: &Message) -> usize {
-    fn bytes(content: &Content) -> usize {
-        match content {
-            Content::Text(text) | Content::Thinking { text, .. } => text.len(),
-            Content::ToolCall { id, name, arguments } => {
-                // Arguments become values, which take more.
-                id.len() + name.len() + 4 * arguments.len()
-            }
-            Content::ToolResult { blocks, .. } => {
-                blocks.iter().map(|block| bytes(&block.content)).sum()
-            }
-        }
-    }
-    message.blocks.iter().map(|block| bytes(&block.content)).sum()
+/// How many bytes of arguments a message has; they become values, which take many times as much.
+fn argument_bytes(message: &Message) -> usize {
+    let bytes = |block: &Block| match &block.content {
+        Content::ToolCall { name, arguments, .. } => name.len() + arguments.len(),
+        _ => 0,
+    };
+    message.blocks.iter().map(bytes).sum()
 }
 
 #[derive(Debug, Default)]
@@ -136,6 +146,8 @@ struct Generations {
     young: HashMap<usize, Arc<Entry>>,
     old: HashMap<usize, Arc<Entry>>,
     young_bytes: usize,
+    /// What is to be dropped once nobody waits for the lock.
+    forgotten: Vec<HashMap<usize, Arc<Entry>>>,
 }
 
 impl Generations {
@@ -154,7 +166,8 @@ impl Generations {
             return;
         }
         if self.young_bytes + bytes > GENERATION_BYTES_MAX {
-            self.old = mem::take(&mut self.young);
+            let young = mem::take(&mut self.young);
+            self.forgotten.push(mem::replace(&mut self.old, young));
             self.young_bytes = 0;
         }
         self.young_bytes += bytes;
@@ -195,6 +208,8 @@ struct TextGenerations {
     young: HashMap<Sketch, Arc<Said>>,
     old: HashMap<Sketch, Arc<Said>>,
     young_bytes: usize,
+    /// What is to be dropped once nobody waits for the lock.
+    forgotten: Vec<HashMap<Sketch, Arc<Said>>>,
 }
 
 impl TextGenerations {
@@ -208,16 +223,15 @@ impl TextGenerations {
     }
 
     fn insert(&mut self, sketch: Sketch, said: Arc<Said>) {
-        // The text, and what the template's parts make of it.
-        let bytes = |said: &Said| 2 * said.content.len() + MESSAGE_BYTES;
-        let new = bytes(&said);
+        let new = said.bytes;
         if self.young_bytes + new > TEXTS_BYTES_MAX {
-            self.old = mem::take(&mut self.young);
+            let young = mem::take(&mut self.young);
+            self.forgotten.push(mem::replace(&mut self.old, young));
             self.young_bytes = 0;
         }
         self.young_bytes += new;
         if let Some(before) = self.young.insert(sketch, said) {
-            self.young_bytes -= bytes(&before);
+            self.young_bytes -= before.bytes;
         }
     }
 }
@@ -232,17 +246,29 @@ struct TextsOf<'t> {
 impl TextsOf<'_> {
     fn said(self, role: &'static str, content: &str, joins: bool) -> Arc<Said> {
         if content.len() > TEXT_BYTES_MAX {
-            return Said::new(role, content.into(), Vec::new(), (joins, false));
+            return Said::new(role, content.into(), Vec::new(), (joins, None));
         }
         let sketch = Sketch::of(self.asker, role, joins, content.as_bytes());
         let mut known = self.texts.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = known.find(&sketch, content) {
-            return found;
-        }
-        let said = Said::new(role, content.into(), Vec::new(), (joins, true));
-        known.insert(sketch, Arc::clone(&said));
+        let said = known.find(&sketch, content).unwrap_or_else(|| {
+            let said = Said::new(role, content.into(), Vec::new(), (joins, Some(0)));
+            known.insert(sketch, Arc::clone(&said));
+            said
+        });
+        let forgotten = mem::take(&mut known.forgotten);
+        drop(known);
+        drop(forgotten);
         said
     }
+}
+
+/// Whose prompt is rendered of what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) asker: u64,
+    /// How often a message is held that is kept nowhere: once by whoever made it, and again by a conversation that was
+    /// cut from that one.
+    pub(super) holders: usize,
 }
 
 /// The values of messages that came before.
@@ -258,34 +284,48 @@ impl KnownMessages {
         &self,
         conversation: &Conversation,
         shape: Shape,
-        asker: u64,
+        asked: Asked,
     ) -> Vec<Value> {
         let mut known = self.known(conversation);
         let mut made = Vec::new();
-        let out = self.said(conversation, (shape, asker), &mut known, &mut made);
+        let out = self.said(conversation, (shape, asked), &mut known, &mut made);
         if !made.is_empty() {
             let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
             for entry in made {
                 messages.insert(Arc::as_ptr(&entry.message).addr(), entry);
             }
+            let forgotten = mem::take(&mut messages.forgotten);
+            drop(messages);
+            drop(forgotten);
         }
         out.into_iter().map(|said| said.value.clone()).collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn forget(&self) {
+        *self.messages.lock().unwrap() = Generations::default();
+        *self.texts.0.lock().unwrap() = TextGenerations::default();
     }
 
     /// What is known of each message.
     fn known(&self, conversation: &Conversation) -> Vec<Option<Arc<Entry>>> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
         let find = |message: &Arc<Message>| messages.find(Arc::as_ptr(message).addr());
-        conversation.messages.iter().map(find).collect()
+        let found = conversation.messages.iter().map(find).collect();
+        let forgotten = mem::take(&mut messages.forgotten);
+        drop(messages);
+        drop(forgotten);
+        found
     }
 
     fn said(
         &self,
         conversation: &Conversation,
-        (shape, asker): (Shape, u64),
+        (shape, asked): (Shape, Asked),
         known: &mut [Option<Arc<Entry>>],
         made: &mut Vec<Arc<Entry>>,
     ) -> Vec<Arc<Said>> {
+        let Asked { asker, holders } = asked;
         let texts = TextsOf { texts: &self.texts, asker };
         let mut out: Vec<Run> = Vec::with_capacity(conversation.messages.len() + 1);
         let system = joined(&conversation.system, "\n");
@@ -305,8 +345,8 @@ impl KnownMessages {
             let entry = match known.take().filter(|entry| entry.fits(shape, &numbers)) {
                 Some(entry) => entry,
                 None => {
-                    // Whoever made it holds it once; a message that is kept somewhere will come again.
-                    let keeps = Arc::strong_count(message) > 1;
+                    // A message that is kept somewhere will come again.
+                    let keeps = Arc::strong_count(message) > holders;
                     let entry = Arc::new(entry(message, shape, &numbers, keeps));
                     if keeps {
                         made.push(Arc::clone(&entry));
@@ -348,6 +388,9 @@ fn push(out: &mut Vec<Run>, said: Arc<Said>, shape: Shape) {
 }
 
 fn entry(message: &Arc<Message>, shape: Shape, numbers: &[Number<'_>], keeps: bool) -> Entry {
+    // What entries have that is no content of theirs.
+    let others = keeps.then(|| argument_bytes(message));
+    let keeps = keeps.then_some(0);
     let said = match message.role {
         Role::System if shape.late_system => {
             let content = joined(&message.blocks, "\n");
@@ -357,14 +400,19 @@ fn entry(message: &Arc<Message>, shape: Shape, numbers: &[Number<'_>], keeps: bo
             let content = joined(&message.blocks, "\n");
             vec![Said::new("user", (&*content).into(), Vec::new(), (true, keeps))]
         }
-        Role::Assistant => vec![answer(message, shape, numbers, keeps)],
+        Role::Assistant => vec![answer(message, shape, numbers, others)],
         Role::Tool => results(message, shape, numbers, keeps),
     };
     let numbers = numbers.iter().map(|(number, name)| (*number, name.map(Box::from))).collect();
     Entry { message: Arc::clone(message), shape, numbers, said }
 }
 
-fn answer(message: &Message, shape: Shape, numbers: &[Number<'_>], keeps: bool) -> Arc<Said> {
+fn answer(
+    message: &Message,
+    shape: Shape,
+    numbers: &[Number<'_>],
+    others: Option<usize>,
+) -> Arc<Said> {
     // Pieces of one answer were cut from one text, so nothing goes between them.
     let mut content = joined(&message.blocks, "");
     let mut reasoning = String::new();
@@ -391,6 +439,7 @@ fn answer(message: &Message, shape: Shape, numbers: &[Number<'_>], keeps: bool) 
         }
     }
     let joins = calls.is_empty() && reasoning.is_empty();
+    let keeps = others.map(|others| others + reasoning.len());
     let mut more = Vec::new();
     if !reasoning.is_empty() {
         more.push(("reasoning_content", Value::from(reasoning)));
@@ -401,7 +450,12 @@ fn answer(message: &Message, shape: Shape, numbers: &[Number<'_>], keeps: bool) 
     Said::new("assistant", content.into(), more, (joins, keeps))
 }
 
-fn results(message: &Message, shape: Shape, numbers: &[Number<'_>], keeps: bool) -> Vec<Arc<Said>> {
+fn results(
+    message: &Message,
+    shape: Shape,
+    numbers: &[Number<'_>],
+    keeps: Option<usize>,
+) -> Vec<Arc<Said>> {
     let mut numbers = numbers.iter();
     let mut said = Vec::new();
     for block in &message.blocks {

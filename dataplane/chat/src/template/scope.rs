@@ -21,6 +21,7 @@ use values::{is_contained, is_scalar, number, same};
 
 pub(super) use lists::{List, rest};
 pub(super) use reads::Read;
+pub(super) use values::Weight;
 
 /// Most values in a container that a variable may hold.
 const CONTAINED_MAX: usize = 4_096;
@@ -77,6 +78,13 @@ impl Held {
             && self.members.iter().zip(&other.members).all(|(a, b)| a.0 == b.0 && same(&a.1, &b.1))
     }
 
+    fn weigh(&self, weight: &mut Weight) {
+        for (name, value) in &self.members {
+            weight.bytes += size_of::<String>() + name.len();
+            weight.add(value);
+        }
+    }
+
     fn namespace(&self) -> Option<Value> {
         let members = self.members.iter().map(|(name, value)| (name.as_str(), value.clone()));
         let members: Value = Value::from_pairs(members);
@@ -108,6 +116,18 @@ pub(super) enum Write {
         skip: usize,
         repr: ObjectRepr,
     },
+}
+
+impl Write {
+    /// Adds what it keeps in memory.
+    pub(super) fn weigh(&self, weight: &mut Weight) {
+        weight.bytes += size_of::<(usize, Self)>();
+        match self {
+            Write::Value(value) => weight.add(value),
+            Write::Names(held) => held.weigh(weight),
+            Write::List { .. } => {}
+        }
+    }
 }
 
 /// What a part did: the variables it set, and what is in them.

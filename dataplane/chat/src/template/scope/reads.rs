@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use minijinja::Value;
 use minijinja::value::ObjectRepr;
 
+use super::values::Weight;
 use super::{Held, locked};
 
 /// Most lookups of a part that are worth comparing.
@@ -51,6 +52,17 @@ impl Read {
             (Read::Loop(a, _), Read::Loop(b, _)) => a == b,
             (Read::Beside(a, _), Read::Beside(b, _)) => a == b,
             (a, b) => a.name().is_some() && a.name() == b.name(),
+        }
+    }
+
+    /// Adds what it keeps in memory.
+    pub(in crate::template) fn weigh(&self, weight: &mut Weight) {
+        weight.bytes += size_of::<Self>();
+        match self {
+            Read::Value(_, value) => weight.add(value),
+            Read::Names(_, held) => held.weigh(weight),
+            Read::All(_, numbers, _) => weight.bytes += size_of_val(&**numbers),
+            _ => {}
         }
     }
 

@@ -44,6 +44,25 @@ pub(super) fn same(a: &Value, b: &Value) -> bool {
         }
 }
 
+/// What a value keeps in memory: bytes of its own, and those texts that others may hold as well.
+#[derive(Debug, Default)]
+pub(in crate::template) struct Weight {
+    pub(in crate::template) bytes: usize,
+    /// Each longer than [`COMPARED_BYTES_MAX`].
+    pub(in crate::template) long: Vec<Value>,
+}
+
+impl Weight {
+    /// Adds a value that is compared by its content.
+    pub(super) fn add(&mut self, value: &Value) {
+        match value.as_str() {
+            Some(text) if text.len() > COMPARED_BYTES_MAX => self.long.push(value.clone()),
+            Some(text) => self.bytes += size_of::<Value>() + text.len(),
+            None => self.bytes += size_of::<Value>(),
+        }
+    }
+}
+
 /// Whether a value holds nothing that may change or that belongs to one part, such as a macro.
 pub(super) fn is_contained(value: &Value, depth: usize, left: &mut usize) -> bool {
     let Some(rest) = left.checked_sub(1) else { return false };
