@@ -24,6 +24,7 @@ mod text;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind as JinjaErrorKind, Value as JinjaValue};
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
 use crate::error::{ApiError, ErrorKind};
@@ -282,6 +283,11 @@ impl ChatTemplate {
     }
 
     fn run(&self, context: JinjaValue) -> Result<String, TemplateError> {
+        guarded(|| self.run_unguarded(context))
+            .unwrap_or_else(|| Err(TemplateError::Failed("the engine gave up".to_owned())))
+    }
+
+    fn run_unguarded(&self, context: JinjaValue) -> Result<String, TemplateError> {
         let template = self.environment.get_template(TEMPLATE_NAME).map_err(|e| failure(&e))?;
         let mut out = Capped { bytes: Vec::with_capacity(PROMPT_BYTES_USUAL), full: false };
         let outcome = template.render_captured_to(context, &mut out);
@@ -291,6 +297,12 @@ impl ChatTemplate {
         outcome.map_err(|error| failure(&error))?;
         String::from_utf8(out.bytes).map_err(|error| TemplateError::Failed(error.to_string()))
     }
+}
+
+/// What the engine gives; nothing where it panics, which templates can bring it to: with a slice of an empty list, for
+/// one. Nothing is left half done that anybody looks at, as all that a rendering changes is its own.
+fn guarded<T>(render: impl FnOnce() -> T) -> Option<T> {
+    panic::catch_unwind(AssertUnwindSafe(render)).ok()
 }
 
 /// Whether turns share the messages of a conversation, so that what is rendered of them is worth keeping.

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use minijinja::{Environment, Value};
 
+use super::guarded;
 use super::hf::Dict;
 use super::scope::{List, Names, Read, Scope, Weight, Writes, rest};
 use super::split::{REST, Source, plan};
@@ -382,6 +383,10 @@ impl Rendering<'_> {
 
     fn run(&mut self, template: &str, exports: bool) -> Option<Ran> {
         self.run += 1;
+        guarded(|| self.run_unguarded(template, exports)).flatten()
+    }
+
+    fn run_unguarded(&self, template: &str, exports: bool) -> Option<Ran> {
         let template = self.environment.get_template(template).ok()?;
         let mut out = Room { bytes: Vec::new(), left: PROMPT_BYTES_MAX - self.bytes };
         let captured = template.render_captured_to(self.root.clone(), &mut out).ok()?;
