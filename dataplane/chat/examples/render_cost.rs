@@ -17,7 +17,9 @@ const ROUNDS: usize = 40;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     for path in std::env::args().skip(1) {
+        let start = Instant::now();
         let template = ChatTemplate::new(&std::fs::read_to_string(&path)?, "<s>", "</s>")?;
+        println!("{path}: loaded in {} us", start.elapsed().as_micros());
         for messages in [70, 150] {
             let shared = cost(&template, messages, true)?;
             let before = template.part_counts();

@@ -256,6 +256,21 @@ impl Tool {
     }
 }
 
+/// Roughly what blocks take in memory.
+pub(crate) fn weight(blocks: &[Block]) -> usize {
+    /// A block without its text, with the room that a list of them has for more.
+    const BLOCK_BYTES: usize = 2 * size_of::<Block>() + 48;
+    let one = |block: &Block| match &block.content {
+        Content::Text(text) => text.len(),
+        Content::Thinking { text, signature } => {
+            text.len() + signature.as_ref().map_or(0, String::len)
+        }
+        Content::ToolCall { id, name, arguments } => id.len() + name.len() + arguments.len() + 64,
+        Content::ToolResult { call_id, blocks, .. } => call_id.len() + 32 + weight(blocks),
+    };
+    blocks.iter().map(|block| BLOCK_BYTES + one(block)).sum()
+}
+
 /// Roughly what a value takes in memory.
 pub(crate) fn value_bytes(of: &serde_json::Value) -> usize {
     /// A value without its text, and its place among its neighbours.

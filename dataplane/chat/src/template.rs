@@ -24,6 +24,7 @@ mod text;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind as JinjaErrorKind, Value as JinjaValue};
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 
 use crate::error::{ApiError, ErrorKind};
@@ -189,12 +190,22 @@ impl ChatTemplate {
         conversation: &Conversation,
         options: RenderOptions,
     ) -> Result<Text, TemplateError> {
-        let text = self.render_shaped(conversation, options, self.shape)?;
+        let text = self.render_shaped(conversation, options, self.shape, 1)?;
         Ok(if options.continue_final {
             hf::cut_after_final(text.into_string(), conversation).into()
         } else {
             text
         })
+    }
+
+    /// Renders what was cut from a conversation that is there still. What is kept for others is found, but messages
+    /// that only these two hold are not taken for ones that come again.
+    fn render_cut(
+        &self,
+        conversation: &Conversation,
+        options: RenderOptions,
+    ) -> Result<Text, TemplateError> {
+        self.render_shaped(conversation, options, self.shape, 2)
     }
 
     /// Renders a prompt and finds how far each cache breakpoint's prefix reaches in it.
@@ -221,19 +232,24 @@ impl ChatTemplate {
         conversation: &Conversation,
         options: RenderOptions,
         shape: Shape,
+        holders: usize,
     ) -> Result<Text, TemplateError> {
-        let context = self.context(conversation, options, shape);
-        let Some(parts) = self.parts.as_ref().filter(|_| comes_again(conversation)) else {
+        let context = self.context(conversation, options, shape, holders);
+        let again = comes_again(conversation, holders);
+        let Some(parts) = self.parts.as_ref().filter(|_| again) else {
             return self.whole(context).map(Text::from);
         };
-        let Some(texts) = parts.render(&self.environment, &context) else {
+        let Some(texts) = parts.render(&self.environment, &context, options.asker) else {
             return self.whole(context).map(Text::from);
         };
         let text = Text::from(texts);
         if parts.is_sample() {
             let whole = self.whole(context);
-            parts.compared(whole.as_ref().is_ok_and(|whole| **whole == *text));
-            return whole.map(Text::from);
+            let same = whole.as_ref().is_ok_and(|whole| **whole == *text);
+            parts.compared(same);
+            if !same {
+                return whole.map(Text::from);
+            }
         }
         Ok(text)
     }
@@ -244,11 +260,13 @@ impl ChatTemplate {
         conversation: &Conversation,
         options: RenderOptions,
         shape: Shape,
+        holders: usize,
     ) -> Vec<(&'static str, JinjaValue)> {
-        let messages = self.messages.values(conversation, shape, options.asker);
+        let asked = said::Asked { asker: options.asker, holders };
+        let messages = self.messages.values(conversation, shape, asked);
         let mut context = vec![
             ("messages", JinjaValue::from(messages)),
-            ("tools", self.tools.value(conversation)),
+            ("tools", self.tools.value(conversation, holders)),
             ("add_generation_prompt", JinjaValue::from(options.add_generation_prompt)),
             ("bos_token", JinjaValue::from(&self.bos_token)),
             ("eos_token", JinjaValue::from(&self.eos_token)),
@@ -265,6 +283,11 @@ impl ChatTemplate {
     }
 
     fn run(&self, context: JinjaValue) -> Result<String, TemplateError> {
+        guarded(|| self.run_unguarded(context))
+            .unwrap_or_else(|| Err(TemplateError::Failed("the engine gave up".to_owned())))
+    }
+
+    fn run_unguarded(&self, context: JinjaValue) -> Result<String, TemplateError> {
         let template = self.environment.get_template(TEMPLATE_NAME).map_err(|e| failure(&e))?;
         let mut out = Capped { bytes: Vec::with_capacity(PROMPT_BYTES_USUAL), full: false };
         let outcome = template.render_captured_to(context, &mut out);
@@ -276,9 +299,15 @@ impl ChatTemplate {
     }
 }
 
+/// What the engine gives; nothing where it panics, which templates can bring it to: with a slice of an empty list, for
+/// one. Nothing is left half done that anybody looks at, as all that a rendering changes is its own.
+fn guarded<T>(render: impl FnOnce() -> T) -> Option<T> {
+    panic::catch_unwind(AssertUnwindSafe(render)).ok()
+}
+
 /// Whether turns share the messages of a conversation, so that what is rendered of them is worth keeping.
-fn comes_again(conversation: &Conversation) -> bool {
-    let shared = |message: &Arc<_>| Arc::strong_count(message) > 1;
+fn comes_again(conversation: &Conversation, holders: usize) -> bool {
+    let shared = |message: &Arc<_>| Arc::strong_count(message) > holders;
     conversation.messages.first().is_some_and(shared) && conversation.messages.len() > 1
 }
 

@@ -11,10 +11,10 @@ use std::{fmt, mem};
 
 use super::prefix::{names, names_within, seed, shared_bytes};
 use super::split::{Places, Shape, Split};
-use super::turns::{Mark, Notes, Offered, Turns, weight};
+use super::turns::{Mark, Notes, Offered, Turns};
 use super::{Media, ParseOptions};
 use crate::error::ApiError;
-use crate::ir::Block;
+use crate::ir::{Block, weight};
 use crate::request::{Endpoint, Request};
 
 /// A body may take this share of all room, so that none pushes out all others.

@@ -12,14 +12,12 @@ use serde_json::Value;
 use super::json::{Node, Path};
 use super::split::{Items, Split};
 use crate::error::{ApiError, ErrorKind};
-use crate::ir::{Block, Content, Message, Tool, value_bytes};
+use crate::ir::{Block, Message, Tool, value_bytes, weight};
 use crate::limits::{MESSAGES_MAX, TOOLS_MAX, WARNINGS_MAX};
 use crate::request::{Request, Told, push_warning};
 
 /// A message without its blocks, with its place in a list.
 pub(super) const MESSAGE_BYTES: usize = 64;
-/// A block without its text, with the room that a list of them has for more.
-const BLOCK_BYTES: usize = 2 * size_of::<Block>() + 48;
 
 /// A text in a list, beside what it says.
 const TEXT_BYTES: usize = 48;
@@ -78,19 +76,6 @@ impl Turns {
         });
         last + weight(&self.system) + texts + marks + told + renamed.sum::<usize>()
     }
-}
-
-/// Roughly what blocks take in memory.
-pub(super) fn weight(blocks: &[Block]) -> usize {
-    let one = |block: &Block| match &block.content {
-        Content::Text(text) => text.len(),
-        Content::Thinking { text, signature } => {
-            text.len() + signature.as_ref().map_or(0, String::len)
-        }
-        Content::ToolCall { id, name, arguments } => id.len() + name.len() + arguments.len() + 64,
-        Content::ToolResult { call_id, blocks, .. } => call_id.len() + 32 + weight(blocks),
-    };
-    blocks.iter().map(|block| BLOCK_BYTES + one(block)).sum()
 }
 
 /// A list of tools as a Responses body has it.

@@ -205,7 +205,7 @@ fn compare(
     key: Option<u64>,
 ) -> Option<usize> {
     let options = RenderOptions { add_generation_prompt: false, continue_final: false, ..options };
-    let rendered = template.render(&cut(conversation, at), options).ok()?;
+    let rendered = template.render_cut(&cut(conversation, at), options).ok()?;
     let end_bytes = shared_prefix(text, &rendered);
     if let Some(key) = key {
         template.known.remember(key, text, &rendered, end_bytes);

@@ -5,55 +5,61 @@
 
 use std::sync::Arc;
 
+use super::parts::Parts;
 use super::{ChatTemplate, RenderOptions, TemplateError};
 use crate::ir::{Block, Content, Conversation, Message, Role, Tool, ToolKind};
+use crate::limits::TEMPLATE_STEPS_MAX;
 use crate::request::Thinking;
+
+/// Most steps that all renderings together may take; a template that needs more is costly enough to load.
+const STEPS_MAX: u64 = TEMPLATE_STEPS_MAX;
 
 /// Whether parts and the whole rendered the same text of everything.
 pub(super) fn parts_agree(template: &ChatTemplate) -> bool {
     let Some(parts) = &template.parts else { return false };
-    let mut in_parts = false;
     for conversation in conversations() {
         // One conversation of each kind is enough to see what the options do.
         let few = if conversation.system.is_empty() { 1 } else { usize::MAX };
         for options in options().take(few) {
-            let (agrees, was_in_parts) = turns_agree(template, &conversation, options);
-            in_parts |= was_in_parts;
-            if !agrees {
+            if !turns_agree(template, parts, &conversation, options) {
                 parts.compared(false);
                 return false;
             }
         }
+        // What is never rendered in parts is not worth the attempt.
+        if parts.counts().prompts == 0 {
+            return false;
+        }
     }
-    in_parts
+    true
 }
 
-/// Renders a conversation turn by turn in parts and as a whole. Whether that agreed, and whether it was in parts.
+/// Renders a conversation turn by turn in parts and as a whole. Whether that agreed, as far as there is a text at all.
 fn turns_agree(
     template: &ChatTemplate,
+    parts: &Parts,
     conversation: &Conversation,
     options: RenderOptions,
-) -> (bool, bool) {
-    let Some(parts) = &template.parts else { return (false, false) };
-    let mut in_parts = false;
+) -> bool {
     for length in 1..=conversation.messages.len() {
         let mut turn = conversation.clone();
         turn.messages.truncate(length);
-        let context = template.context(&turn, options, template.shape);
+        let context = template.context(&turn, options, template.shape, 1);
         // The second time, the last message is known as well.
-        let rendered = [(); 2].map(|()| parts.render(&template.environment, &context));
+        let rendered =
+            [(); 2].map(|()| parts.render(&template.environment, &context, options.asker));
         let whole = template.whole(context);
-        if matches!(whole, Err(TemplateError::TooManySteps | TemplateError::TooLong)) {
-            return (false, in_parts);
+        if rendered.iter().flatten().any(|texts| whole.as_ref() != Ok(&texts.concat())) {
+            return false;
         }
-        for texts in rendered.into_iter().flatten() {
-            in_parts = true;
-            if whole.as_ref() != Ok(&texts.concat()) {
-                return (false, in_parts);
-            }
+        match whole {
+            Ok(_) if parts.steps() <= STEPS_MAX => {}
+            Ok(_) | Err(TemplateError::TooManySteps | TemplateError::TooLong) => return false,
+            // It will not take what follows either.
+            Err(_) => return true,
         }
     }
-    (true, in_parts)
+    true
 }
 
 fn options() -> impl Iterator<Item = RenderOptions> {

@@ -23,6 +23,8 @@ pub(super) struct Dict {
     pub(super) json: OnceLock<Value>,
     /// Given to no other; two that have the same number are one object.
     pub(super) number: u64,
+    /// How many bytes are worth keeping of what is rendered of it.
+    pub(super) room: usize,
     /// What parts of the template rendered of it, if it is an object that comes again.
     pub(super) beside: Option<Beside>,
 }
@@ -31,18 +33,12 @@ impl Dict {
     pub(super) fn new(entries: Vec<(&'static str, Value)>) -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed) + 1;
-        Self { entries, json: OnceLock::new(), number, beside: None }
+        Self { entries, json: OnceLock::new(), number, room: 0, beside: None }
     }
 
     /// One that will be given to the template again.
-    pub(super) fn kept(entries: Vec<(&'static str, Value)>) -> Self {
-        Self { beside: Some(Beside::default()), ..Self::new(entries) }
-    }
-
-    /// How many bytes are worth keeping of what is rendered of it.
-    pub(super) fn room(&self) -> usize {
-        let texts = self.entries.iter().filter_map(|(_, value)| value.as_str());
-        4_096 + 2 * texts.map(str::len).sum::<usize>()
+    pub(super) fn kept(entries: Vec<(&'static str, Value)>, room: usize) -> Self {
+        Self { room, beside: Some(Beside::default()), ..Self::new(entries) }
     }
 }
 
@@ -106,10 +102,10 @@ pub(super) struct KnownTools(Mutex<VecDeque<(Arc<Vec<Tool>>, Value)>>);
 
 impl KnownTools {
     /// The `tools` variable: OpenAI's function form, or null.
-    pub(super) fn value(&self, conversation: &Conversation) -> Value {
+    pub(super) fn value(&self, conversation: &Conversation, holders: usize) -> Value {
         let tools = &conversation.tools;
         // Most lists that nobody else has are not remembered where bodies are read, and will not come again.
-        if Arc::strong_count(tools) < 2 {
+        if Arc::strong_count(tools) <= holders {
             return tools_value(conversation);
         }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);

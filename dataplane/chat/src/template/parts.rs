@@ -6,30 +6,31 @@
 //! compared when a template is loaded and for a sample of prompts, and a template that was found to differ is never
 //! rendered in parts again. So is whatever goes wrong in a part: the whole says how it ends.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use minijinja::{Environment, Value};
 
+use super::guarded;
 use super::hf::Dict;
-use super::scope::{List, Names, Read, Scope, Writes, rest};
+use super::scope::{List, Names, Read, Scope, Weight, Writes, rest};
 use super::split::{REST, Source, plan};
 use crate::limits::{PROMPT_BYTES_MAX, TEMPLATE_STEPS_MAX};
 
 /// Most renderings of a part outside of loops that are kept.
 const KEPT_MAX: usize = 128;
-/// How much text of one part is kept.
+/// How much of one part is kept.
 const KEPT_BYTES_MAX: usize = 16 << 20;
-/// The longest text that is.
-const KEPT_TEXT_BYTES_MAX: usize = 256 << 10;
+/// The most that one rendering may take: its text, what it read and what it wrote.
+const KEPT_ONE_BYTES_MAX: usize = 256 << 10;
 /// Most renderings that are kept beside one message.
 const KEPT_BESIDE_MAX: usize = 6;
 /// Most of them that are of one part: as the last message, and as one that others follow.
 const KEPT_VARIANTS_MAX: usize = 2;
-/// How much longer than their messages the texts beside all messages may be together: some templates print tools
-/// with a message.
+/// How much more than their messages have room for may be kept beside all messages together: some templates print
+/// tools with a message.
 const LARGE_BYTES_MAX: usize = 32 << 20;
 /// One in so many prompts is rendered as a whole as well, and compared.
 const COMPARED_EVERY: u64 = 1024;
@@ -38,12 +39,33 @@ const COMPARED_EVERY: u64 = 1024;
 #[derive(Debug)]
 pub(super) struct Kept {
     part: usize,
+    /// Whose prompt it was rendered for; nobody else's finds it.
+    asker: u64,
     reads: Vec<Read>,
     text: Arc<str>,
     writes: Writes,
     steps: u64,
-    /// Its part of what there is for texts that are longer than their messages.
+    /// What it takes, in all.
+    bytes: usize,
+    /// How much of that is in its message's room.
+    roomed: usize,
+    /// Its part of what there is for all that messages have no room for.
     _large: Option<Large>,
+    /// Its share of long texts beside messages, which others may hold as well.
+    long: Vec<Arc<Long>>,
+}
+
+/// A long text that parts beside messages read or wrote. It is held here so that its address can't become another's.
+#[derive(Debug)]
+struct Long {
+    text: Value,
+    _large: Large,
+}
+
+impl Long {
+    fn address(text: &Value) -> usize {
+        text.as_str().map_or(0, |text| text.as_ptr().addr())
+    }
 }
 
 /// A claim on memory that all messages share.
@@ -108,6 +130,8 @@ pub(super) struct Parts {
     prompts: AtomicU64,
     known: AtomicU64,
     run: AtomicU64,
+    /// How much all prompts cost, or would have.
+    steps: AtomicU64,
     compared: AtomicU64,
     differed: AtomicU64,
 }
@@ -115,6 +139,7 @@ pub(super) struct Parts {
 /// A rendering on its way.
 struct Rendering<'p> {
     parts: &'p Parts,
+    asker: u64,
     environment: &'p Environment<'static>,
     scope: Arc<Scope>,
     root: Value,
@@ -123,6 +148,8 @@ struct Rendering<'p> {
     steps: u64,
     known: u64,
     run: u64,
+    /// The long texts that are paid for, by address.
+    long: HashMap<usize, Arc<Long>>,
 }
 
 /// What running a part gave.
@@ -165,6 +192,7 @@ impl Parts {
             prompts: AtomicU64::new(0),
             known: AtomicU64::new(0),
             run: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
             compared: AtomicU64::new(0),
             differed: AtomicU64::new(0),
         })
@@ -175,6 +203,7 @@ impl Parts {
         &self,
         environment: &Environment<'static>,
         context: &[(&'static str, Value)],
+        asker: u64,
     ) -> Option<Vec<Arc<str>>> {
         if self.off.load(Relaxed) {
             return None;
@@ -186,6 +215,7 @@ impl Parts {
         let root = Value::from_dyn_object(Arc::clone(&scope));
         let mut rendering = Rendering {
             parts: self,
+            asker,
             environment,
             scope,
             root,
@@ -194,6 +224,7 @@ impl Parts {
             steps: 0,
             known: 0,
             run: 0,
+            long: HashMap::new(),
         };
         for (number, part) in self.parts.iter().enumerate() {
             match part {
@@ -207,6 +238,7 @@ impl Parts {
         self.prompts.fetch_add(1, Relaxed);
         self.known.fetch_add(rendering.known, Relaxed);
         self.run.fetch_add(rendering.run, Relaxed);
+        self.steps.fetch_add(rendering.steps, Relaxed);
         Some(rendering.texts)
     }
 
@@ -222,6 +254,20 @@ impl Parts {
             self.differed.fetch_add(1, Relaxed);
             self.off.store(true, Relaxed);
         }
+    }
+
+    pub(super) fn steps(&self) -> u64 {
+        self.steps.load(Relaxed)
+    }
+
+    /// What is kept outside of loops.
+    #[cfg(test)]
+    fn kept_bytes(&self) -> usize {
+        let bytes = |part: &Part| match part {
+            Part::Once { kept, .. } => kept.lock().unwrap().iter().map(|kept| kept.bytes).sum(),
+            Part::Each { .. } => 0,
+        };
+        self.parts.iter().map(bytes).sum()
     }
 
     pub(super) fn counts(&self) -> PartCounts {
@@ -244,28 +290,38 @@ impl Rendering<'_> {
         kept: &Mutex<VecDeque<Arc<Kept>>>,
     ) -> Option<()> {
         let known = {
-            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            let at = kept.iter().position(|kept| self.scope.holds(&kept.reads, None));
-            at.and_then(|at| kept.remove(at)).inspect(|known| kept.push_front(Arc::clone(known)))
+            let kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let mine = kept.iter().filter(|kept| kept.asker == self.asker);
+            mine.cloned().collect::<Vec<_>>()
         };
+        // What they read is compared while others may go on.
+        let known = known.into_iter().find(|known| self.scope.holds(&known.reads, None));
         if let Some(known) = known {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(at) = kept.iter().position(|kept| Arc::ptr_eq(kept, &known))
+                && let Some(known) = kept.remove(at)
+            {
+                kept.push_front(known);
+            }
+            drop(kept);
             return self.take(&known);
         }
         self.scope.begin(None);
         let ran = self.run(template, true)?;
         self.push(Arc::clone(&ran.text), ran.steps)?;
-        if let Some(reads) = ran.reads.filter(|_| ran.text.len() <= KEPT_TEXT_BYTES_MAX) {
-            let Ran { text, steps, writes, .. } = ran;
+        let new = ran.kept(number, self.asker);
+        if let Some((new, _)) = new.filter(|(new, _)| new.bytes <= KEPT_ONE_BYTES_MAX) {
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-            let new = Kept { part: number, reads, text, writes, steps, _large: None };
             kept.push_front(Arc::new(new));
             let mut bytes = 0;
             let room = kept.iter().take(KEPT_MAX).take_while(|kept| {
-                bytes += kept.text.len();
+                bytes += kept.bytes;
                 bytes <= KEPT_BYTES_MAX
             });
             let room = room.count();
-            kept.truncate(room);
+            let forgotten = kept.split_off(room);
+            drop(kept);
+            drop(forgotten);
         }
         Some(())
     }
@@ -278,7 +334,8 @@ impl Rendering<'_> {
                 let kept = beside.0.lock().unwrap_or_else(PoisonError::into_inner);
                 let holds =
                     |kept: &&Arc<Kept>| self.scope.holds(&kept.reads, Some((&**list, index)));
-                kept.iter().filter(|kept| kept.part == number).find(holds).cloned()
+                let mine = |kept: &&Arc<Kept>| kept.part == number && kept.asker == self.asker;
+                kept.iter().filter(mine).find(holds).cloned()
             });
             if let Some(known) = known {
                 self.take(&known)?;
@@ -287,28 +344,49 @@ impl Rendering<'_> {
             self.scope.begin(Some((item, list, index)));
             let ran = self.run(template, false)?;
             self.push(Arc::clone(&ran.text), ran.steps)?;
-            let Ran { text, steps, reads, writes } = ran;
-            let Some((beside, reads)) = beside.zip(reads) else { continue };
-            let more = text.len().saturating_sub(message.room());
-            let large = (more > 0).then(|| Large::claim(&self.parts.large, more));
-            // A text for which there is no room is not kept.
-            if more > KEPT_TEXT_BYTES_MAX || matches!(large, Some(None)) {
+            let Some(beside) = beside else { continue };
+            let Some((mut new, weight)) = ran.kept(number, self.asker) else { continue };
+            // The text is as long as the message, which has room for it.
+            if new.bytes - new.text.len() > KEPT_ONE_BYTES_MAX {
                 continue;
             }
-            let large = large.flatten();
-            beside.keep(Kept { part: number, reads, text, writes, steps, _large: large });
+            let shares = weight.long.iter().map(|text| self.share(text));
+            let Some(long) = shares.collect::<Option<Vec<_>>>() else { continue };
+            let all_long: usize = long.iter().map(|long| long._large.bytes).sum();
+            new.bytes = new.bytes.saturating_sub(all_long);
+            new.long = long;
+            beside.keep(new, message.room, &self.parts.large);
         }
         Some(())
     }
 
+    /// A share of a long text; nothing if there is no room for it.
+    fn share(&mut self, text: &Value) -> Option<Arc<Long>> {
+        let address = Long::address(text);
+        if let Some(known) = self.long.get(&address) {
+            return Some(Arc::clone(known));
+        }
+        let large = Large::claim(&self.parts.large, text.as_str()?.len())?;
+        let long = Arc::new(Long { text: text.clone(), _large: large });
+        self.long.insert(address, Arc::clone(&long));
+        Some(long)
+    }
+
     fn take(&mut self, known: &Kept) -> Option<()> {
         self.known += 1;
+        for long in &known.long {
+            self.long.entry(Long::address(&long.text)).or_insert_with(|| Arc::clone(long));
+        }
         self.scope.apply(&known.writes)?;
         self.push(Arc::clone(&known.text), known.steps)
     }
 
     fn run(&mut self, template: &str, exports: bool) -> Option<Ran> {
         self.run += 1;
+        guarded(|| self.run_unguarded(template, exports)).flatten()
+    }
+
+    fn run_unguarded(&self, template: &str, exports: bool) -> Option<Ran> {
         let template = self.environment.get_template(template).ok()?;
         let mut out = Room { bytes: Vec::new(), left: PROMPT_BYTES_MAX - self.bytes };
         let captured = template.render_captured_to(self.root.clone(), &mut out).ok()?;
@@ -338,8 +416,37 @@ impl Rendering<'_> {
     }
 }
 
+impl Ran {
+    /// What is to be kept of it, and what that weighs; nothing if it would not come again.
+    fn kept(self, part: usize, asker: u64) -> Option<(Kept, Weight)> {
+        let Ran { text, steps, reads, writes } = self;
+        let reads = reads?;
+        let mut weight = Weight { bytes: size_of::<Kept>() + text.len(), long: Vec::new() };
+        reads.iter().for_each(|read| read.weigh(&mut weight));
+        writes.iter().for_each(|(_, write)| write.weigh(&mut weight));
+        weight.long.sort_by_key(Long::address);
+        weight.long.dedup_by_key(|text| Long::address(text));
+        let long = weight.long.iter().filter_map(Value::as_str).map(str::len).sum::<usize>();
+        let bytes = weight.bytes + long;
+        let kept = Kept {
+            part,
+            asker,
+            reads,
+            text,
+            writes,
+            steps,
+            bytes,
+            roomed: 0,
+            _large: None,
+            long: Vec::new(),
+        };
+        Some((kept, weight))
+    }
+}
+
 impl Beside {
-    fn keep(&self, new: Kept) {
+    /// Keeps what a message has room for, or what all messages have room for together.
+    fn keep(&self, mut new: Kept, room: usize, all: &Arc<AtomicUsize>) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let variants = kept.iter().filter(|other| other.part == new.part).count();
         if variants >= KEPT_VARIANTS_MAX
@@ -347,9 +454,21 @@ impl Beside {
         {
             kept.remove(oldest);
         }
-        if kept.len() < KEPT_BESIDE_MAX {
-            kept.push(Arc::new(new));
+        if kept.len() >= KEPT_BESIDE_MAX {
+            return;
         }
+        let left = room.saturating_sub(kept.iter().map(|kept| kept.roomed).sum());
+        new.roomed = new.bytes.min(left);
+        let more = new.bytes - new.roomed;
+        if more > 0 {
+            // A rendering for which there is no room is not kept.
+            let large = Some(more).filter(|more| *more <= KEPT_ONE_BYTES_MAX);
+            new._large = large.and_then(|more| Large::claim(all, more));
+            if new._large.is_none() {
+                return;
+            }
+        }
+        kept.push(Arc::new(new));
     }
 }
 

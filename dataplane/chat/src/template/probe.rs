@@ -65,5 +65,5 @@ fn render(
     probe: &Conversation,
     shape: Shape,
 ) -> Result<String, TemplateError> {
-    template.render_shaped(probe, RenderOptions::default(), shape).map(Text::into_string)
+    template.render_shaped(probe, RenderOptions::default(), shape, 1).map(Text::into_string)
 }

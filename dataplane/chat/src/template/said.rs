@@ -6,20 +6,30 @@
 //! again and are not kept. What is kept is bounded by bytes, in two generations: what is used moves to the young one,
 //! and when that is full the old one is forgotten.
 
+mod calls;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::{iter, mem};
 
 use minijinja::Value;
 
+use calls::{Calls, Number, written};
+
 use super::hf::{Dict, Shape, arguments_value, dict, joined};
-use crate::ir::{Content, Conversation, Message, Role};
+use crate::ir::{Block, Content, Conversation, Message, Role, weight};
 
 /// What each of the two generations may hold.
-const GENERATION_BYTES_MAX: usize = 48 << 20;
+const GENERATION_BYTES_MAX: usize = 64 << 20;
 /// What a message costs beside its texts.
-const MESSAGE_BYTES: usize = 1_500;
+const ENTRY_BYTES: usize = 256;
+/// What one entry of the `messages` variable costs beside its texts, and beside what is rendered of it.
+const VALUE_BYTES: usize = 600;
+/// How much may be kept beside each entry of what is rendered of it, and twice its texts.
+const ROOM_BYTES: usize = 1_400;
+/// What the number of a call costs.
+const NUMBER_BYTES: usize = 64;
 /// What each of the two generations of texts outside of messages, such as system prompts, may hold.
 const TEXTS_BYTES_MAX: usize = 16 << 20;
 /// How much of a text's start and end tells it from most others.
@@ -37,6 +47,8 @@ struct Said {
     /// Whether it is joined to an entry of its role that precedes it, if the template needs roles to alternate.
     joins: bool,
     value: Value,
+    /// What it takes with all that may be kept beside it.
+    bytes: usize,
 }
 
 impl Said {
@@ -44,7 +56,7 @@ impl Said {
         role: &'static str,
         content: Arc<str>,
         more: Vec<(&'static str, Value)>,
-        (joins, kept): (bool, bool),
+        (joins, keeps): (bool, Option<usize>),
     ) -> Arc<Self> {
         let mut entries = Vec::with_capacity(2 + more.len());
         entries.push(("role", Value::from(role)));
@@ -56,22 +68,42 @@ impl Said {
             entries.push(text);
             entries.extend(more.iter().cloned());
         }
-        let value = Value::from_object(if kept { Dict::kept(entries) } else { Dict::new(entries) });
-        Arc::new(Self { role, content, more, joins, value })
-    }
-
-    /// This one with another of its role behind it.
-    fn joined(&self, other: &Said, texts: TextsOf<'_>) -> Arc<Self> {
-        let content = format!("{}\n\n{}", self.content, other.content);
-        if self.more.is_empty() {
-            return texts.said(self.role, &content, self.joins);
-        }
-        Self::new(self.role, content.into(), self.more.clone(), (self.joins, false))
+        let texts = content.len() + keeps.unwrap_or_default();
+        let room = keeps.map_or(0, |_| ROOM_BYTES + 2 * texts);
+        let bytes = VALUE_BYTES + texts + room;
+        let kept = keeps.is_some();
+        let dict = if kept { Dict::kept(entries, room) } else { Dict::new(entries) };
+        Arc::new(Self { role, content, more, joins, value: Value::from_object(dict), bytes })
     }
 }
 
-/// The number of a call, and the name of its tool where that is known.
-type Number<'c> = (usize, Option<&'c str>);
+/// Entries of one role that become one, put together when all are known: each text is copied once, however many
+/// there are.
+struct Run {
+    first: Arc<Said>,
+    more: Vec<Arc<Said>>,
+}
+
+impl Run {
+    fn joined(self, texts: TextsOf<'_>) -> Arc<Said> {
+        let Self { first, more } = self;
+        if more.is_empty() {
+            return first;
+        }
+        let all = || iter::once(&first).chain(&more);
+        let mut content = String::with_capacity(all().map(|said| said.content.len() + 2).sum());
+        for (place, said) in all().enumerate() {
+            if place > 0 {
+                content.push_str("\n\n");
+            }
+            content.push_str(&said.content);
+        }
+        if first.more.is_empty() {
+            return texts.said(first.role, &content, first.joins);
+        }
+        Said::new(first.role, content.into(), first.more.clone(), (first.joins, None))
+    }
+}
 
 /// What became of a message.
 #[derive(Debug)]
@@ -90,25 +122,24 @@ impl Entry {
     }
 
     fn bytes(&self) -> usize {
-        // The message itself, its values, and what the template's parts make of them.
-        3 * message_bytes(&self.message) + MESSAGE_BYTES
+        // The message itself, its values, and what the template's parts make of them: the room of its entries.
+        let numbers = self.numbers.iter();
+        let numbers = numbers.map(|(_, name)| NUMBER_BYTES + name.as_ref().map_or(0, |n| n.len()));
+        ENTRY_BYTES
+            + weight(&self.message.blocks)
+            + 9 * argument_bytes(&self.message)
+            + self.said.iter().map(|said| said.bytes).sum::<usize>()
+            + numbers.sum::<usize>()
     }
 }
 
-fn message_bytes(message: &Message) -> usize {
-    fn bytes(content: &Content) -> usize {
-        match content {
-            Content::Text(text) | Content::Thinking { text, .. } => text.len(),
-            Content::ToolCall { id, name, arguments } => {
-                // Arguments become values, which take more.
-                id.len() + name.len() + 4 * arguments.len()
-            }
-            Content::ToolResult { blocks, .. } => {
-                blocks.iter().map(|block| bytes(&block.content)).sum()
-            }
-        }
-    }
-    message.blocks.iter().map(|block| bytes(&block.content)).sum()
+/// How many bytes of arguments a message has; they become values, which take many times as much.
+fn argument_bytes(message: &Message) -> usize {
+    let bytes = |block: &Block| match &block.content {
+        Content::ToolCall { name, arguments, .. } => name.len() + arguments.len(),
+        _ => 0,
+    };
+    message.blocks.iter().map(bytes).sum()
 }
 
 #[derive(Debug, Default)]
@@ -116,6 +147,8 @@ struct Generations {
     young: HashMap<usize, Arc<Entry>>,
     old: HashMap<usize, Arc<Entry>>,
     young_bytes: usize,
+    /// What is to be dropped once nobody waits for the lock.
+    forgotten: Vec<HashMap<usize, Arc<Entry>>>,
 }
 
 impl Generations {
@@ -134,7 +167,8 @@ impl Generations {
             return;
         }
         if self.young_bytes + bytes > GENERATION_BYTES_MAX {
-            self.old = mem::take(&mut self.young);
+            let young = mem::take(&mut self.young);
+            self.forgotten.push(mem::replace(&mut self.old, young));
             self.young_bytes = 0;
         }
         self.young_bytes += bytes;
@@ -175,6 +209,8 @@ struct TextGenerations {
     young: HashMap<Sketch, Arc<Said>>,
     old: HashMap<Sketch, Arc<Said>>,
     young_bytes: usize,
+    /// What is to be dropped once nobody waits for the lock.
+    forgotten: Vec<HashMap<Sketch, Arc<Said>>>,
 }
 
 impl TextGenerations {
@@ -188,16 +224,15 @@ impl TextGenerations {
     }
 
     fn insert(&mut self, sketch: Sketch, said: Arc<Said>) {
-        // The text, and what the template's parts make of it.
-        let bytes = |said: &Said| 2 * said.content.len() + MESSAGE_BYTES;
-        let new = bytes(&said);
+        let new = said.bytes;
         if self.young_bytes + new > TEXTS_BYTES_MAX {
-            self.old = mem::take(&mut self.young);
+            let young = mem::take(&mut self.young);
+            self.forgotten.push(mem::replace(&mut self.old, young));
             self.young_bytes = 0;
         }
         self.young_bytes += new;
         if let Some(before) = self.young.insert(sketch, said) {
-            self.young_bytes -= bytes(&before);
+            self.young_bytes -= before.bytes;
         }
     }
 }
@@ -212,17 +247,29 @@ struct TextsOf<'t> {
 impl TextsOf<'_> {
     fn said(self, role: &'static str, content: &str, joins: bool) -> Arc<Said> {
         if content.len() > TEXT_BYTES_MAX {
-            return Said::new(role, content.into(), Vec::new(), (joins, false));
+            return Said::new(role, content.into(), Vec::new(), (joins, None));
         }
         let sketch = Sketch::of(self.asker, role, joins, content.as_bytes());
         let mut known = self.texts.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = known.find(&sketch, content) {
-            return found;
-        }
-        let said = Said::new(role, content.into(), Vec::new(), (joins, true));
-        known.insert(sketch, Arc::clone(&said));
+        let said = known.find(&sketch, content).unwrap_or_else(|| {
+            let said = Said::new(role, content.into(), Vec::new(), (joins, Some(0)));
+            known.insert(sketch, Arc::clone(&said));
+            said
+        });
+        let forgotten = mem::take(&mut known.forgotten);
+        drop(known);
+        drop(forgotten);
         said
     }
+}
+
+/// Whose prompt is rendered of what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) asker: u64,
+    /// How often a message is held that is kept nowhere: once by whoever made it, and again by a conversation that was
+    /// cut from that one.
+    pub(super) holders: usize,
 }
 
 /// The values of messages that came before.
@@ -238,41 +285,55 @@ impl KnownMessages {
         &self,
         conversation: &Conversation,
         shape: Shape,
-        asker: u64,
+        asked: Asked,
     ) -> Vec<Value> {
         let mut known = self.known(conversation);
         let mut made = Vec::new();
-        let out = self.said(conversation, (shape, asker), &mut known, &mut made);
+        let out = self.said(conversation, (shape, asked), &mut known, &mut made);
         if !made.is_empty() {
             let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
             for entry in made {
                 messages.insert(Arc::as_ptr(&entry.message).addr(), entry);
             }
+            let forgotten = mem::take(&mut messages.forgotten);
+            drop(messages);
+            drop(forgotten);
         }
         out.into_iter().map(|said| said.value.clone()).collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn forget(&self) {
+        *self.messages.lock().unwrap() = Generations::default();
+        *self.texts.0.lock().unwrap() = TextGenerations::default();
     }
 
     /// What is known of each message.
     fn known(&self, conversation: &Conversation) -> Vec<Option<Arc<Entry>>> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
         let find = |message: &Arc<Message>| messages.find(Arc::as_ptr(message).addr());
-        conversation.messages.iter().map(find).collect()
+        let found = conversation.messages.iter().map(find).collect();
+        let forgotten = mem::take(&mut messages.forgotten);
+        drop(messages);
+        drop(forgotten);
+        found
     }
 
     fn said(
         &self,
         conversation: &Conversation,
-        (shape, asker): (Shape, u64),
+        (shape, asked): (Shape, Asked),
         known: &mut [Option<Arc<Entry>>],
         made: &mut Vec<Arc<Entry>>,
     ) -> Vec<Arc<Said>> {
+        let Asked { asker, holders } = asked;
         let texts = TextsOf { texts: &self.texts, asker };
-        let mut out: Vec<Arc<Said>> = Vec::with_capacity(conversation.messages.len() + 1);
+        let mut out: Vec<Run> = Vec::with_capacity(conversation.messages.len() + 1);
         let system = joined(&conversation.system, "\n");
         let mut pending = None;
         if !system.is_empty() {
             if shape.system {
-                out.push(texts.said("system", &system, false));
+                push(&mut out, texts.said("system", &system, false), shape);
             } else {
                 pending = Some(texts.said("user", &system, true));
             }
@@ -285,8 +346,8 @@ impl KnownMessages {
             let entry = match known.take().filter(|entry| entry.fits(shape, &numbers)) {
                 Some(entry) => entry,
                 None => {
-                    // Whoever made it holds it once; a message that is kept somewhere will come again.
-                    let keeps = Arc::strong_count(message) > 1;
+                    // A message that is kept somewhere will come again.
+                    let keeps = Arc::strong_count(message) > holders;
                     let entry = Arc::new(entry(message, shape, &numbers, keeps));
                     if keeps {
                         made.push(Arc::clone(&entry));
@@ -297,34 +358,40 @@ impl KnownMessages {
             for said in &entry.said {
                 let takes_system = said.role == "user" && message.role != Role::Tool;
                 let before = if takes_system { pending.take() } else { None };
-                let said = match before {
-                    Some(system) => system.joined(said, texts),
-                    None => Arc::clone(said),
-                };
-                push(&mut out, said, shape, texts);
+                match before {
+                    Some(system) => {
+                        push(&mut out, system, shape);
+                        // The two are one, whatever the template takes.
+                        out.last_mut().expect("one was pushed").more.push(Arc::clone(said));
+                    }
+                    None => push(&mut out, Arc::clone(said), shape),
+                }
             }
         }
         if let Some(system) = pending {
-            push(&mut out, system, shape, texts);
+            push(&mut out, system, shape);
         }
-        out
+        out.into_iter().map(|run| run.joined(texts)).collect()
     }
 }
 
 /// Appends an entry, joining it to the last one if the template needs roles to alternate.
-fn push(out: &mut Vec<Arc<Said>>, said: Arc<Said>, shape: Shape, texts: TextsOf<'_>) {
+fn push(out: &mut Vec<Run>, said: Arc<Said>, shape: Shape) {
     if !shape.repeated_role
         && said.joins
         && let Some(last) = out.last_mut()
-        && last.role == said.role
+        && last.first.role == said.role
     {
-        *last = last.joined(&said, texts);
+        last.more.push(said);
         return;
     }
-    out.push(said);
+    out.push(Run { first: said, more: Vec::new() });
 }
 
 fn entry(message: &Arc<Message>, shape: Shape, numbers: &[Number<'_>], keeps: bool) -> Entry {
+    // What entries have that is no content of theirs.
+    let others = keeps.then(|| argument_bytes(message));
+    let keeps = keeps.then_some(0);
     let said = match message.role {
         Role::System if shape.late_system => {
             let content = joined(&message.blocks, "\n");
@@ -334,14 +401,19 @@ fn entry(message: &Arc<Message>, shape: Shape, numbers: &[Number<'_>], keeps: bo
             let content = joined(&message.blocks, "\n");
             vec![Said::new("user", (&*content).into(), Vec::new(), (true, keeps))]
         }
-        Role::Assistant => vec![answer(message, shape, numbers, keeps)],
+        Role::Assistant => vec![answer(message, shape, numbers, others)],
         Role::Tool => results(message, shape, numbers, keeps),
     };
     let numbers = numbers.iter().map(|(number, name)| (*number, name.map(Box::from))).collect();
     Entry { message: Arc::clone(message), shape, numbers, said }
 }
 
-fn answer(message: &Message, shape: Shape, numbers: &[Number<'_>], keeps: bool) -> Arc<Said> {
+fn answer(
+    message: &Message,
+    shape: Shape,
+    numbers: &[Number<'_>],
+    others: Option<usize>,
+) -> Arc<Said> {
     // Pieces of one answer were cut from one text, so nothing goes between them.
     let mut content = joined(&message.blocks, "");
     let mut reasoning = String::new();
@@ -368,6 +440,7 @@ fn answer(message: &Message, shape: Shape, numbers: &[Number<'_>], keeps: bool) 
         }
     }
     let joins = calls.is_empty() && reasoning.is_empty();
+    let keeps = others.map(|others| others + reasoning.len());
     let mut more = Vec::new();
     if !reasoning.is_empty() {
         more.push(("reasoning_content", Value::from(reasoning)));
@@ -378,7 +451,12 @@ fn answer(message: &Message, shape: Shape, numbers: &[Number<'_>], keeps: bool) 
     Said::new("assistant", content.into(), more, (joins, keeps))
 }
 
-fn results(message: &Message, shape: Shape, numbers: &[Number<'_>], keeps: bool) -> Vec<Arc<Said>> {
+fn results(
+    message: &Message,
+    shape: Shape,
+    numbers: &[Number<'_>],
+    keeps: Option<usize>,
+) -> Vec<Arc<Said>> {
     let mut numbers = numbers.iter();
     let mut said = Vec::new();
     for block in &message.blocks {
@@ -401,50 +479,5 @@ fn results(message: &Message, shape: Shape, numbers: &[Number<'_>], keeps: bool)
     said
 }
 
-/// The calls of a conversation, under names of our own.
-///
-/// Ids differ between two runs of one harness, so a template that prints them would end the prefix which the runs
-/// share. They are numbered instead, in the nine letters and digits that the strictest templates ask for.
-#[derive(Default)]
-struct Calls<'c> {
-    /// By the client's id: the number, and the tool's name if a call was seen.
-    known: HashMap<&'c str, Number<'c>>,
-    count: usize,
-}
-
-impl<'c> Calls<'c> {
-    /// The numbers of the calls that a message makes or answers, in order.
-    fn number(&mut self, message: &'c Message, shape: Shape, numbers: &mut Vec<Number<'c>>) {
-        for block in &message.blocks {
-            match (&block.content, message.role) {
-                (Content::ToolCall { id, name, .. }, Role::Assistant) => {
-                    numbers.push(self.made(id, name));
-                }
-                (Content::ToolResult { call_id, .. }, Role::Tool) if shape.tool_role => {
-                    numbers.push(self.answered(call_id));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// The number of a new call; clients that count from 0 in each turn give one id to many calls.
-    fn made(&mut self, id: &'c str, name: &'c str) -> Number<'c> {
-        self.count += 1;
-        let call = (self.count, Some(name));
-        self.known.insert(id, call);
-        call
-    }
-
-    /// The number of the call that a result answers, and the tool's name, which templates want and results lack.
-    fn answered(&mut self, id: &'c str) -> Number<'c> {
-        let next = self.count + 1;
-        let call = *self.known.entry(id).or_insert((next, None));
-        self.count = self.count.max(call.0);
-        call
-    }
-}
-
-fn written(number: usize) -> String {
-    format!("call{number:05}")
-}
+#[cfg(test)]
+mod tests;

@@ -6,15 +6,23 @@
 //! where they are objects that stay the same for a session; whatever can be compared by neither makes a part depend
 //! on something that never comes again.
 
+mod lists;
+mod reads;
+mod values;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use minijinja::value::{Enumerator, Object, ObjectRepr, Value, ValueKind};
-use minijinja::{Error, ErrorKind, State};
+use minijinja::State;
+use minijinja::value::{Object, ObjectRepr, Value, ValueKind};
 
-use super::hf::Dict;
+use lists::{Loop, beside};
+use reads::Reads;
+use values::{is_contained, is_scalar, number, same};
 
-/// Most lookups of a part that are worth comparing.
-const READS_MAX: usize = 48;
+pub(super) use lists::{List, rest};
+pub(super) use reads::Read;
+pub(super) use values::Weight;
+
 /// Most values in a container that a variable may hold.
 const CONTAINED_MAX: usize = 4_096;
 /// Deepest nesting of such a container.
@@ -70,103 +78,18 @@ impl Held {
             && self.members.iter().zip(&other.members).all(|(a, b)| a.0 == b.0 && same(&a.1, &b.1))
     }
 
+    fn weigh(&self, weight: &mut Weight) {
+        for (name, value) in &self.members {
+            weight.bytes += size_of::<String>() + name.len();
+            weight.add(value);
+        }
+    }
+
     fn namespace(&self) -> Option<Value> {
         let members = self.members.iter().map(|(name, value)| (name.as_str(), value.clone()));
         let members: Value = Value::from_pairs(members);
         minijinja::functions::namespace(Some(members.into())).ok()
     }
-}
-
-/// What a part found when it looked something up.
-#[derive(Debug, Clone)]
-pub(super) enum Read {
-    /// Nothing under this name.
-    Absent(usize),
-    /// A scalar or a text.
-    Value(usize, Value),
-    /// An object that is known by its number.
-    Object(usize, u64),
-    /// A list, however long it may be.
-    List(usize, ObjectRepr),
-    /// A namespace with these members.
-    Names(usize, Arc<Held>),
-    /// An item of a list: its place and its number, 0 where there was none.
-    Item(usize, usize, u64),
-    /// How many items a list has.
-    Length(usize, usize),
-    /// Whether a list has any.
-    Filled(usize, bool),
-    /// All items of a list: the numbers from a place on.
-    All(usize, Arc<[u64]>, usize),
-    /// A number or a switch of the loop.
-    Loop(Counter, usize),
-    /// The item before this one in the loop, or the one after it.
-    Beside(bool, u64),
-}
-
-impl Read {
-    /// Whether both asked the same.
-    fn asks_same(&self, other: &Read) -> bool {
-        match (self, other) {
-            (Read::Item(a, i, _), Read::Item(b, j, _)) => a == b && i == j,
-            (Read::Length(a, _), Read::Length(b, _))
-            | (Read::Filled(a, _), Read::Filled(b, _))
-            | (Read::All(a, ..), Read::All(b, ..)) => a == b,
-            (Read::Loop(a, _), Read::Loop(b, _)) => a == b,
-            (Read::Beside(a, _), Read::Beside(b, _)) => a == b,
-            (a, b) => a.name().is_some() && a.name() == b.name(),
-        }
-    }
-
-    fn name(&self) -> Option<usize> {
-        match self {
-            Read::Absent(name)
-            | Read::Value(name, _)
-            | Read::Object(name, _)
-            | Read::List(name, _)
-            | Read::Names(name, _) => Some(*name),
-            _ => None,
-        }
-    }
-}
-
-/// What is asked of `loop`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Counter {
-    Index,
-    Index0,
-    Rest,
-    Rest0,
-    Length,
-    First,
-    Last,
-}
-
-/// What a part read so far; nothing once it read what can't be compared, or too much.
-#[derive(Debug, Default)]
-struct Reads(Mutex<Option<Vec<Read>>>);
-
-impl Reads {
-    fn push(&self, read: Read) {
-        let mut reads = locked(&self.0);
-        let Some(list) = &mut *reads else { return };
-        if list.iter().any(|known| known.asks_same(&read)) {
-            return;
-        }
-        if list.len() >= READS_MAX {
-            *reads = None;
-        } else {
-            list.push(read);
-        }
-    }
-
-    fn spoil(&self) {
-        *locked(&self.0) = None;
-    }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A variable.
@@ -193,6 +116,18 @@ pub(super) enum Write {
         skip: usize,
         repr: ObjectRepr,
     },
+}
+
+impl Write {
+    /// Adds what it keeps in memory.
+    pub(super) fn weigh(&self, weight: &mut Weight) {
+        weight.bytes += size_of::<(usize, Self)>();
+        match self {
+            Write::Value(value) => weight.add(value),
+            Write::Names(held) => held.weigh(weight),
+            Write::List { .. } => {}
+        }
+    }
 }
 
 /// What a part did: the variables it set, and what is in them.
@@ -300,7 +235,7 @@ impl Scope {
 
     /// Begins a part, or an item of a loop.
     pub(super) fn begin(&self, turn: Option<(usize, &Arc<List>, usize)>) {
-        *locked(&self.reads.0) = Some(Vec::new());
+        self.reads.begin();
         locked(&self.inner).turn = turn.map(|(name, list, index)| Turn {
             name,
             item: list.items()[index].clone(),
@@ -328,7 +263,7 @@ impl Scope {
                 writes.push((name, Write::Names(Arc::clone(held))));
             }
         }
-        let reads = locked(&self.reads.0).take().filter(|_| comparable);
+        let reads = self.reads.take().filter(|_| comparable);
         Some((reads, writes))
     }
 
@@ -473,202 +408,6 @@ impl Inner {
     }
 }
 
-/// The place beside another; none before the first.
-fn beside(index: usize, next: bool) -> usize {
-    if next { index + 1 } else { index.wrapping_sub(1) }
-}
-
-/// A list of messages or tools, or what is left of one without its first items.
-#[derive(Debug, Clone)]
-pub(super) struct List {
-    /// The variable that holds it, or held what it is left of when the part began.
-    name: usize,
-    /// All items, those too that were left out.
-    items: Arc<[Value]>,
-    numbers: Arc<[u64]>,
-    /// How many are left out.
-    start: usize,
-    /// How many of those are not left out of what the variable held.
-    above: usize,
-    /// What the engine takes it for.
-    repr: ObjectRepr,
-    reads: Arc<Reads>,
-}
-
-impl List {
-    pub(super) fn items(&self) -> &[Value] {
-        &self.items[self.start..]
-    }
-
-    fn number(&self, index: usize) -> u64 {
-        let place = self.start.checked_add(index);
-        place.and_then(|place| self.numbers.get(place)).copied().unwrap_or(0)
-    }
-
-    fn without(&self, skip: usize) -> Option<List> {
-        let left = skip <= self.items().len();
-        // A slice is lazy, so the engine does not take it for a sequence.
-        let repr = ObjectRepr::Iterable;
-        let (start, above) = (self.start + skip, self.above + skip);
-        left.then(|| List { start, above, repr, ..self.clone() })
-    }
-
-    fn renamed(&self, name: usize) -> List {
-        List { name, above: 0, ..self.clone() }
-    }
-}
-
-/// The filter in whose place a template has `list[skip:]`: the slice, without asking how long the list is.
-pub(super) fn rest(list: &Value, skip: usize) -> Result<Value, Error> {
-    let rest = list.downcast_object_ref::<List>().and_then(|list| list.without(skip));
-    rest.map(Value::from_object)
-        .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "this list is not known in parts"))
-}
-
-impl Object for List {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        self.repr
-    }
-
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        let index = key.as_usize()?;
-        let place = self.above.checked_add(index)?;
-        self.reads.push(Read::Item(self.name, place, self.number(index)));
-        self.items().get(index).cloned()
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        let start = self.start - self.above;
-        self.reads.push(Read::All(self.name, Arc::clone(&self.numbers), start));
-        let (items, start) = (Arc::clone(&self.items), self.start);
-        Enumerator::Iter(Box::new((start..items.len()).map(move |index| items[index].clone())))
-    }
-
-    fn enumerator_len(self: &Arc<Self>) -> Option<usize> {
-        let length = self.items().len();
-        self.reads.push(Read::Length(self.name, self.above + length));
-        Some(length)
-    }
-
-    fn is_true(self: &Arc<Self>) -> bool {
-        let filled = !self.items().is_empty();
-        self.reads.push(match self.above {
-            0 => Read::Filled(self.name, filled),
-            above => Read::Item(self.name, above, self.number(0)),
-        });
-        filled
-    }
-}
-
-impl Counter {
-    fn count(self, index: usize, length: usize) -> usize {
-        match self {
-            Counter::Index => index + 1,
-            Counter::Index0 => index,
-            Counter::Rest => length - index,
-            Counter::Rest0 => length - index - 1,
-            Counter::Length => length,
-            Counter::First => usize::from(index == 0),
-            Counter::Last => usize::from(index + 1 == length),
-        }
-    }
-}
-
-/// The variable `loop`.
-#[derive(Debug)]
-struct Loop {
-    list: Arc<List>,
-    index: usize,
-    reads: Arc<Reads>,
-}
-
-impl Object for Loop {
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        self.get_value_by_str(key.as_str()?)
-    }
-
-    fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Value> {
-        let counter = match key {
-            "index" => Counter::Index,
-            "index0" => Counter::Index0,
-            "revindex" => Counter::Rest,
-            "revindex0" => Counter::Rest0,
-            "length" => Counter::Length,
-            "first" => Counter::First,
-            "last" => Counter::Last,
-            "depth" => return Some(Value::from(1)),
-            "depth0" => return Some(Value::from(0)),
-            "previtem" | "nextitem" => {
-                let next = key == "nextitem";
-                let place = beside(self.index, next);
-                self.reads.push(Read::Beside(next, self.list.number(place)));
-                return Some(self.list.items().get(place).cloned().unwrap_or_default());
-            }
-            _ => return None,
-        };
-        let count = counter.count(self.index, self.list.items().len());
-        self.reads.push(Read::Loop(counter, count));
-        Some(match counter {
-            Counter::First | Counter::Last => Value::from(count == 1),
-            _ => Value::from(count),
-        })
-    }
-}
-
-/// The number of an object that is known by it.
-fn number(value: &Value) -> Option<u64> {
-    value.downcast_object_ref::<Dict>().map(|dict| dict.number)
-}
-
-/// Whether a value is compared by its content.
-fn is_scalar(value: &Value) -> bool {
-    match value.kind() {
-        ValueKind::Undefined | ValueKind::None | ValueKind::Bool | ValueKind::String => true,
-        ValueKind::Number => value.is_integer(),
-        _ => false,
-    }
-}
-
-fn same(a: &Value, b: &Value) -> bool {
-    a.kind() == b.kind()
-        && match a.kind() {
-            ValueKind::Undefined | ValueKind::None => true,
-            ValueKind::Bool => a.is_true() == b.is_true(),
-            ValueKind::Number => a.is_integer() && b.is_integer() && a == b,
-            ValueKind::String => {
-                let texts = a.as_str().zip(b.as_str());
-                a.is_safe() == b.is_safe()
-                    && texts.is_some_and(|(a, b)| {
-                        a.len() == b.len() && (a.as_ptr() == b.as_ptr() || a == b)
-                    })
-            }
-            _ => false,
-        }
-}
-
-/// Whether a value holds nothing that may change or that belongs to one part, such as a macro.
-fn is_contained(value: &Value, depth: usize, left: &mut usize) -> bool {
-    let Some(rest) = left.checked_sub(1) else { return false };
-    *left = rest;
-    match value.kind() {
-        ValueKind::Seq | ValueKind::Iterable => {
-            depth > 0
-                && value.len().is_some()
-                && value
-                    .try_iter()
-                    .is_ok_and(|mut items| items.all(|item| is_contained(&item, depth - 1, left)))
-        }
-        ValueKind::Map if number(value).is_some() => true,
-        ValueKind::Map => {
-            depth > 0
-                && value.try_iter().is_ok_and(|mut keys| {
-                    keys.all(|key| {
-                        let member = value.get_item(&key);
-                        member.is_ok_and(|member| is_contained(&member, depth - 1, left))
-                    })
-                })
-        }
-        ValueKind::Plain | ValueKind::Invalid => false,
-        _ => true,
-    }
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,12 +9,16 @@ mod tags;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tags::{Kind, Name, Tag, tags};
+use tags::{Kind, Name, Tag, parameters, tags};
 
 /// Most parts of a template.
 const PARTS_MAX: usize = 256;
 /// Most names that a template may mention.
 const NAMES_MAX: usize = 1024;
+/// How many times as long as the template its parts may be together; each repeats the macros that it may call.
+const GROWTH_MAX: usize = 4;
+/// As long as this they may always be.
+const SOURCES_BYTES_USUAL: usize = 64 << 10;
 
 /// Statements that are not cut, nor is a template that has them: they change how or from where it is read.
 const REFUSED: &[&str] =
@@ -59,19 +63,19 @@ pub(super) fn plan(source: &str) -> Option<Plan> {
     let names = names(&tags)?;
     let statements = statements(&tags)?;
     let macros = macros(source, &tags, &statements)?;
-    let mut cutter = Cutter { source, tags: &tags, macros, parts: Vec::new(), lists: 0 };
+    let mut cutter = Cutter { source, tags: &tags, macros, parts: Vec::new(), bytes: 0, lists: 0 };
     let mut open = Open { prefix: String::new(), start: 0, heavy: false, first_tag: 0 };
     for statement in &statements {
         open = cutter.statement(open, statement)?;
     }
     if open.start < source.len() {
         let last = cutter.once(&open, source.len(), tags.len(), String::new());
-        cutter.parts.push(last);
+        cutter.push(last)?;
     }
     let Cutter { parts, macros, .. } = cutter;
     let looped = parts.iter().any(|part| matches!(part, Source::Each { .. }));
     let macros = macros.into_keys().map(str::to_owned).collect();
-    (looped && parts.len() <= PARTS_MAX).then_some(Plan { parts, names, macros })
+    looped.then_some(Plan { parts, names, macros })
 }
 
 /// A statement that stands in no other: the places of its first and last tag.
@@ -97,6 +101,8 @@ struct Cutter<'s> {
     tags: &'s [Tag<'s>],
     macros: Macros<'s>,
     parts: Vec<Source>,
+    /// How long they are together.
+    bytes: usize,
     /// How many lists were given a name.
     lists: usize,
 }
@@ -112,24 +118,24 @@ impl<'s> Cutter<'s> {
             heavy: false,
         };
         if first.keyword() == "macro" {
-            self.close(&open, statement.first);
+            self.close(&open, statement.first)?;
             return Some(after);
         }
         let all = statement.first..=statement.last;
         if let Some((item, list)) = looped(&self.tags[all]).filter(|l| !self.encloses(l.0)) {
-            self.close(&open, statement.first);
-            let list = self.named(list);
+            self.close(&open, statement.first)?;
+            let list = self.named(list)?;
             let inner = &self.source[first.at.end..last.at.start];
             let macros = self.used(statement.first + 1..statement.last);
             let body =
                 format!("{macros}{{% with {}%}}{inner}{{%{} endwith %}}", first.right, last.left);
-            self.parts.push(Source::Each { list, item: item.to_owned(), body });
+            self.push(Source::Each { list, item: item.to_owned(), body })?;
             return Some(after);
         }
         if !heavy && !open.heavy {
             return Some(open);
         }
-        self.close(&open, statement.first);
+        self.close(&open, statement.first)?;
         Some(Open {
             prefix: String::new(),
             start: first.at.start,
@@ -138,15 +144,24 @@ impl<'s> Cutter<'s> {
         })
     }
 
+    /// Adds a part, if there may be as much.
+    fn push(&mut self, part: Source) -> Option<()> {
+        let (Source::Once(text) | Source::Each { body: text, .. }) = &part;
+        self.bytes += text.len();
+        self.parts.push(part);
+        let most = (GROWTH_MAX * self.source.len()).max(SOURCES_BYTES_USUAL);
+        (self.parts.len() <= PARTS_MAX && self.bytes <= most).then_some(())
+    }
+
     /// Makes a part of what is open, up to the tag `next`.
-    fn close(&mut self, open: &Open, next: usize) {
+    fn close(&mut self, open: &Open, next: usize) -> Option<()> {
         let next_tag = &self.tags[next];
         if open.start == next_tag.at.start {
-            return;
+            return Some(());
         }
         let end = format!("{{%{} if false %}}{{% endif %}}", next_tag.left);
         let part = self.once(open, next_tag.at.start, next, end);
-        self.parts.push(part);
+        self.push(part)
     }
 
     fn once(&self, open: &Open, end: usize, end_tag: usize, suffix: String) -> Source {
@@ -155,21 +170,22 @@ impl<'s> Cutter<'s> {
         Source::Once(format!("{macros}{}{text}{suffix}", open.prefix))
     }
 
-    /// Whether a macro reads a variable of this name that is not its own: defined in a loop it would see the loop's.
+    /// Whether a macro reads a variable that a loop has and that is not its own: defined in the loop it would see the
+    /// loop's.
     fn encloses(&self, item: &str) -> bool {
-        self.macros.values().any(|macros| macros.free.contains(item))
+        self.macros.values().any(|found| found.loops || found.free.contains(item))
     }
 
     /// The name of a list, given to it in a part of its own if it has none.
-    fn named(&mut self, list: &str) -> String {
+    fn named(&mut self, list: &str) -> Option<String> {
         if is_word(list) {
-            return list.to_owned();
+            return Some(list.to_owned());
         }
         let name = list_name(self.lists);
         self.lists += 1;
         let slice = rest_of(list).unwrap_or_else(|| list.to_owned());
-        self.parts.push(Source::Once(format!("{{% set {name} = {slice} %}}")));
-        name
+        self.push(Source::Once(format!("{{% set {name} = {slice} %}}")))?;
+        Some(name)
     }
 
     /// The definitions of the macros that the tags of a part may call.
@@ -329,8 +345,10 @@ type Macros<'s> = BTreeMap<&'s str, Macro<'s>>;
 struct Macro<'s> {
     /// Its definition.
     text: &'s str,
-    /// The names in it that are none of its arguments.
+    /// The names in it that are none of its parameters.
     free: BTreeSet<&'s str>,
+    /// Whether it reads `loop` where it is in no loop of its own.
+    loops: bool,
 }
 
 /// The macros of a template, if each is defined once and before it is used.
@@ -343,15 +361,44 @@ fn macros<'s>(source: &'s str, tags: &[Tag<'s>], statements: &[Statement]) -> Op
         }
         let name = names_of(first).nth(1)?;
         let text = &source[first.at.start..last.at.end];
-        let own: Vec<&str> = names_of(first).collect();
-        let inner = tags[statement.first + 1..statement.last].iter().flat_map(names_of);
-        let free = inner.filter(|name| *name == own[1] || !own.contains(name)).collect();
+        let own = parameters(first);
+        let inner = &tags[statement.first + 1..statement.last];
+        // Defaults are read where the macro runs.
+        let all = names_of(first).skip(2).chain(inner.iter().flat_map(names_of));
+        let free = all.filter(|name| !own.contains(name)).collect();
+        let loops = !own.contains(&"loop") && reads_loop(first, inner);
         let early = tags[..statement.first].iter().flat_map(names_of).any(|used| used == name);
-        if early || macros.insert(name, Macro { text, free }).is_some() {
+        if early || macros.insert(name, Macro { text, free, loops }).is_some() {
             return None;
         }
     }
     Some(macros)
+}
+
+/// Whether a macro reads `loop` outside of its own loops.
+fn reads_loop(head: &Tag<'_>, inner: &[Tag<'_>]) -> bool {
+    // For each statement that is open, whether it is a loop.
+    let mut open = Vec::new();
+    let mut reads = names_of(head).any(|name| name == "loop");
+    for tag in inner {
+        let keyword = tag.keyword();
+        if keyword.starts_with("end") {
+            open.pop();
+        } else if keyword == "else" {
+            // Where a loop has no items it is none.
+            if let Some(last) = open.last_mut() {
+                *last = false;
+            }
+        }
+        reads |= !open.contains(&true) && names_of(tag).any(|name| name == "loop");
+        match keyword {
+            "for" => open.push(true),
+            "if" | "call" | "filter" | "with" => open.push(false),
+            "set" if !assigns(tag) => open.push(false),
+            _ => {}
+        }
+    }
+    reads
 }
 
 /// The names of item and list, if a statement is a loop that can be run item by item.
@@ -381,8 +428,10 @@ fn looped<'s>(tags: &[Tag<'s>]) -> Option<(&'s str, &'s str)> {
                 loops = loops.checked_sub(1)?;
                 depth = depth.checked_sub(1)?;
             }
-            "if" | "call" | "filter" | "with" => depth += 1,
+            "if" | "filter" | "with" => depth += 1,
             "set" if !assigns(tag) => depth += 1,
+            // What a call's body reads stays what it was in the item before, where this one sets nothing.
+            "call" => return None,
             "else" if depth == 0 => return None,
             "break" | "continue" if loops == 0 => return None,
             "macro" => return None,

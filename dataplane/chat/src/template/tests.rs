@@ -421,3 +421,24 @@ fn shared_tools_are_written_once_and_changed_ones_anew() {
     assert_ne!(render(&shared), written);
     assert_eq!(render(&other), written);
 }
+
+#[test]
+fn a_template_that_the_engine_panics_at_fails() {
+    let slice = "{% if messages | length > 2 %}{{ messages[0].content[:0] | list }}{% for m in [][::-1] %}{% endfor %}{% endif %}";
+    let source = format!("{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}{slice}");
+    let template = template(&source);
+    let mut talk = Conversation::default();
+    talk.push(Role::User, vec![Block::text("one")]);
+    let render = |talk: &Conversation| template.render(talk, RenderOptions::default());
+    assert_eq!(render(&talk).unwrap(), "one");
+    talk.push(Role::Assistant, vec![Block::text("two")]);
+    talk.push(Role::User, vec![Block::text("three")]);
+    assert!(matches!(render(&talk), Err(TemplateError::Failed(_))));
+    // In parts, and with renderings that are cut.
+    let shared = talk.clone();
+    assert!(matches!(render(&shared), Err(TemplateError::Failed(_))));
+    let rendered = template.render_with_breakpoints(&shared, RenderOptions::default());
+    assert!(matches!(rendered, Err(TemplateError::Failed(_))));
+    let everywhere = ChatTemplate::new("{% for m in [][::-1] %}{% endfor %}x", "", "");
+    assert!(matches!(everywhere, Err(TemplateError::Unusable(_) | TemplateError::Failed(_))));
+}

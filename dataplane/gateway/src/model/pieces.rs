@@ -47,6 +47,8 @@ struct Generations {
     young: Map,
     old: Map,
     young_bytes: usize,
+    /// What is to be dropped once nobody waits for the lock.
+    forgotten: Vec<Map>,
 }
 
 impl Generations {
@@ -67,7 +69,8 @@ impl Generations {
             return;
         }
         if self.young_bytes + bytes > GENERATION_BYTES_MAX {
-            self.old = mem::take(&mut self.young);
+            let young = mem::take(&mut self.young);
+            self.forgotten.push(mem::replace(&mut self.old, young));
             self.young_bytes = 0;
         }
         self.young_bytes += bytes;
@@ -89,7 +92,11 @@ impl Pieces {
     /// What is known of each of a prompt's pieces.
     pub(super) fn find(&self, texts: &[Arc<str>]) -> Vec<Option<Arc<Piece>>> {
         let mut generations = self.0.lock();
-        texts.iter().map(|text| generations.find(text)).collect()
+        let found = texts.iter().map(|text| generations.find(text)).collect();
+        let forgotten = mem::take(&mut generations.forgotten);
+        drop(generations);
+        drop(forgotten);
+        found
     }
 
     /// Remembers a piece that somebody else holds as well.
@@ -97,7 +104,11 @@ impl Pieces {
         // One holder is the prompt that it was rendered for.
         if Arc::strong_count(text) > 1 {
             let held = Held { text: Arc::clone(text), piece: Arc::clone(piece) };
-            self.0.lock().insert(held);
+            let mut generations = self.0.lock();
+            generations.insert(held);
+            let forgotten = mem::take(&mut generations.forgotten);
+            drop(generations);
+            drop(forgotten);
         }
     }
 }
@@ -137,6 +148,7 @@ mod tests {
             pieces.keep(&text, &piece());
             assert!(pieces.find(std::slice::from_ref(&used))[0].is_some());
             let generations = pieces.0.lock();
+            assert!(generations.forgotten.is_empty());
             let held = |map: &Map| map.values().map(Held::bytes).sum::<usize>();
             assert_eq!(held(&generations.young), generations.young_bytes);
             assert!(held(&generations.young) + held(&generations.old) <= 2 * GENERATION_BYTES_MAX);

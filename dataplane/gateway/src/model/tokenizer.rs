@@ -67,6 +67,8 @@ pub(crate) struct Tokenizer {
     pieces: Pieces,
     /// Whether a special token always begins where a piece that starts with one does, whatever precedes it.
     apart: bool,
+    /// How long the longest special token is, in bytes.
+    longest: usize,
     /// What each token adds to a text, where that depends on no other token.
     pub(super) bytes: Option<Arc<TokenBytes>>,
 }
@@ -103,6 +105,7 @@ impl Tokenizer {
             specials.clear();
         }
         let apart = starts_apart(&specials);
+        let longest = specials.iter().map(|(text, _)| text.len()).max().unwrap_or(0);
         let finder = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(specials.iter().map(|(text, _)| text))
@@ -120,6 +123,7 @@ impl Tokenizer {
             segments: Segments::default(),
             pieces: Pieces::default(),
             apart,
+            longest,
             bytes,
         })
     }
@@ -151,30 +155,34 @@ impl Tokenizer {
         if pieces.is_empty() || !self.apart {
             return self.encode(tenant, text, offsets);
         }
-        let mut known = self.pieces.find(pieces);
-        for (piece, known) in pieces.iter().zip(&mut known) {
-            if known.is_none() {
-                *known = Some(self.piece(tenant, piece)?);
-            }
-        }
-        let known: Vec<Arc<Piece>> = known.into_iter().flatten().collect();
+        let known = self.pieces.find(pieces);
+        let starts = |(known, text): (&Option<Arc<Piece>>, &Arc<str>)| {
+            known.as_ref().map_or_else(|| self.starts(text), |known| known.starts)
+        };
+        let starts: Vec<bool> = known.iter().zip(pieces).map(starts).collect();
+        let known_tokens = known.iter().flatten().map(|piece| piece.tokens.tokens.len()).sum();
+        let known_bytes = known.iter().flatten().map(|piece| piece.tokens.packed.len()).sum();
         let mut out = Encoded {
-            tokens: Vec::with_capacity(known.iter().map(|piece| piece.tokens.tokens.len()).sum()),
-            packed: Vec::with_capacity(known.iter().map(|piece| piece.tokens.packed.len()).sum()),
+            tokens: Vec::with_capacity(known_tokens),
+            packed: Vec::with_capacity(known_bytes),
             tokens_before: Vec::new(),
         };
         let mut pending = offsets.iter().copied().peekable();
         let (mut first, mut start) = (0, 0);
         while first < pieces.len() {
             // What goes on without a special token is tokenised with what it follows.
-            let more = known[first + 1..].iter().take_while(|piece| !piece.starts).count();
+            let more = starts[first + 1..].iter().take_while(|starts| !**starts).count();
             let group = first..first + 1 + more;
             let end = start + pieces[group.clone()].iter().map(|piece| piece.len()).sum::<usize>();
             while pending.next_if(|&o| o <= start).is_some() {
                 out.tokens_before.push(out.tokens.len());
             }
             if more == 0 && pending.peek().is_none_or(|&o| o >= end) {
-                let Segment { tokens, packed, .. } = &known[first].tokens;
+                let piece = match &known[first] {
+                    Some(known) => Arc::clone(known),
+                    None => self.piece(tenant, &pieces[first], starts[first])?,
+                };
+                let Segment { tokens, packed, .. } = &piece.tokens;
                 out.tokens.extend_from_slice(tokens);
                 out.packed.extend_from_slice(packed);
             } else {
@@ -188,9 +196,18 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// What there is to know of a piece that is new.
-    fn piece(&self, tenant: &str, text: &Arc<str>) -> Result<Arc<Piece>, ModelError> {
-        let starts = self.finder.find(&**text).is_some_and(|found| found.start() == 0);
+    /// Whether a special token is the first of a text.
+    fn starts(&self, text: &str) -> bool {
+        // No special token is longer, and the rest need not be looked through.
+        let mut end = text.len().min(self.longest);
+        while !text.is_char_boundary(end) {
+            end += 1;
+        }
+        self.finder.find(&text[..end]).is_some_and(|found| found.start() == 0)
+    }
+
+    /// What there is to know of a piece that is new and whose tokens nothing beside it changes.
+    fn piece(&self, tenant: &str, text: &Arc<str>, starts: bool) -> Result<Arc<Piece>, ModelError> {
         let Encoded { tokens, packed, .. } = self.encode(tenant, text, &[])?;
         let tokens = Segment::packed(tokens, packed);
         let piece = Arc::new(Piece { starts, tokens });
@@ -403,6 +420,19 @@ pub(super) mod tests {
             }
             drop(pieces);
         }
+    }
+
+    #[test]
+    fn pieces_that_go_on_are_tokenised_once_with_what_they_follow() {
+        let tokenizer = demo();
+        let cuts = ["<|user|>a word ", "and another ", "one<|end|>", "<|user|>alone<|end|>"];
+        let pieces: Vec<Arc<str>> = cuts.map(Arc::from).into();
+        let text = Text::from(pieces.clone());
+        let whole = tokenizer.encode("t", &cuts.concat(), &[]).expect("encodes");
+        assert_eq!(tokenizer.encode_pieces("t", &text, &[]).expect("encodes"), whole);
+        let kept: Vec<bool> = tokenizer.pieces.find(&pieces).iter().map(Option::is_some).collect();
+        assert_eq!(kept, [false, false, false, true]);
+        assert!(tokenizer.starts(&pieces[0]) && !tokenizer.starts(&pieces[2]));
     }
 
     #[test]

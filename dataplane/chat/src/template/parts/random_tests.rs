@@ -157,7 +157,7 @@ fn compare(source: &str, kinds: Vec<(u8, String, bool)>) -> Result<u64, TestCase
         for add_generation_prompt in [true, false] {
             let options = RenderOptions { add_generation_prompt, ..RenderOptions::default() };
             let turn = conversation.clone();
-            let context = template.context(&alone(&turn), options, template.shape);
+            let context = template.context(&alone(&turn), options, template.shape, 1);
             let whole = template.whole(context);
             for _ in 0..2 {
                 prop_assert_eq!(&template.render(&turn, options), &whole, "{}", source);

@@ -1,6 +1,7 @@
 //! Templates of many styles, over conversations that grow, shrink and change, in parts and as a whole.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use proptest::prelude::*;
 
@@ -125,6 +126,76 @@ fn every_style_is_rendered_in_parts() {
 }
 
 #[test]
+fn one_asker_finds_no_text_of_another() {
+    // The first part reads the system text, and the second what the first left of it.
+    let source = "{% set s = messages[0].content %}{% if s %}<{{ s }}>{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}";
+    let template = load(source);
+    let said_by = |asker| {
+        let mut conversation = said(vec![made(0, "one"), made(2, "two")]);
+        conversation.system.push(Block::text("Be brief."));
+        let before = template.part_counts();
+        let turn = conversation.clone();
+        let rendered = template
+            .render_with_breakpoints(&turn, RenderOptions { asker, ..RenderOptions::default() })
+            .unwrap();
+        let after = template.part_counts();
+        assert_eq!(after.differed, 0);
+        (rendered.text, after.known - before.known, after.run - before.run)
+    };
+    let (first, known, _) = said_by(1);
+    assert_eq!((&*first, known), ("<Be brief.>Be brief.onetwo", 0));
+    // Made anew, but the system text is known to be the same.
+    let (again, known, _) = said_by(1);
+    assert_eq!((again, known > 0), (first.clone(), true));
+    let (other, known, _) = said_by(2);
+    assert_eq!((other.clone(), known), (first.clone(), 0));
+    let shared = |piece| first.pieces().iter().any(|mine| Arc::ptr_eq(mine, piece));
+    assert!(!other.pieces().is_empty() && !other.pieces().iter().any(shared));
+}
+
+#[test]
+fn what_no_text_shows_is_counted_as_well() {
+    // Renders nothing, and leaves a long text.
+    let source = "{% set s = messages[0].content | trim %}{% if true %}{% endif %}{% for m in messages %}{{ m.content if m.role != 'system' }}{% endfor %}";
+    let template = load(source);
+    let known_again = |length: usize| {
+        let mut conversation = said(vec![made(0, "one"), made(2, "two")]);
+        conversation.system.push(Block::text(" x".repeat(length / 2)));
+        let turn = conversation.clone();
+        template.render(&turn, RenderOptions::default()).unwrap();
+        let before = template.part_counts();
+        template.render(&turn, RenderOptions::default()).unwrap();
+        let parts = template.parts.as_ref().unwrap();
+        (template.part_counts().run - before.run, parts.kept_bytes())
+    };
+    let (run, before) = known_again(100 << 10);
+    assert!(run == 0 && before > 100 << 10, "{before}");
+    let (run, after) = known_again(600 << 10);
+    assert!(run > 0 && after < before + (8 << 10), "{before} {after}");
+}
+
+#[test]
+fn long_texts_beside_messages_are_paid_for_once() {
+    let source = "{% set ns = namespace(s='') %}{% for m in messages %}{% if loop.first %}{% set ns.s = m.content | trim %}{% endif %}{{ m.content if m.role != 'system' }}{{ ns.s | length }}{% endfor %}";
+    let template = load(source);
+    let large = || template.parts.as_ref().unwrap().large.load(Relaxed);
+    let loaded = large();
+    let mut conversation = said((0..50).map(|n| made(2 * (n % 2), "text")).collect());
+    conversation.system.push(Block::text(" x".repeat(50 << 10)));
+    let turn = conversation.clone();
+    template.render(&turn, RenderOptions::default()).unwrap();
+    let claimed = large() - loaded;
+    assert!((100 << 10..150 << 10).contains(&claimed), "{claimed}");
+    let before = template.part_counts();
+    template.render(&turn, RenderOptions::default()).unwrap();
+    assert_eq!(template.part_counts().run, before.run);
+    // What was kept goes with the messages, and so do the claims.
+    template.messages.forget();
+    drop((turn, conversation));
+    assert_eq!(large(), loaded);
+}
+
+#[test]
 fn a_template_whose_loop_counts_messages_is_right_all_the_same() {
     let source = "{% for m in messages %}{{ loop.revindex }} {{ messages | length }} {{ m.content }} {{ messages[-1].role }}\n{% endfor %}";
     let template = load(source);
@@ -136,6 +207,17 @@ fn a_template_whose_loop_counts_messages_is_right_all_the_same() {
         assert_eq!(text, template.render(&alone(&turn), RenderOptions::default()).unwrap());
         assert!(text.starts_with(&format!("{} {} 0 user\n", number + 1, number + 1)), "{text}");
     }
+    let before = template.part_counts();
+    let turn = conversation.clone();
+    let pieces = || {
+        let options = RenderOptions::default();
+        template.render_with_breakpoints(&turn, options).unwrap().text.pieces().to_vec()
+    };
+    let (first, again) = (pieces(), pieces());
+    let counts = template.part_counts();
+    assert!(counts.differed == 0 && counts.known > before.known, "{counts:?}");
+    // The pieces are what is given, compared or not.
+    assert!(!first.is_empty() && first.iter().zip(&again).all(|(a, b)| Arc::ptr_eq(a, b)));
 }
 
 #[test]
@@ -198,6 +280,39 @@ fn a_namespace_that_a_known_part_left_is_there_for_the_next() {
     let other = template.render(&turn, RenderOptions::default()).unwrap();
     assert_eq!(other, "1:none:b 2:assistant:c 3:user:d 3assistant");
     assert!(template.part_counts().known > 6);
+}
+
+#[test]
+fn threads_that_share_a_template_disturb_nobody() {
+    let template = load(STYLES[2].1);
+    let kinds = [0, 4, 6, 2, 0, 5, 7];
+    let shared: Vec<Arc<Message>> = (0..24)
+        .map(|number| made(kinds[number % kinds.len()], &format!("text {number}")))
+        .collect();
+    std::thread::scope(|threads| {
+        for thread in 0..4usize {
+            let (template, shared) = (&template, &shared);
+            threads.spawn(move || {
+                for round in 0..60usize {
+                    let mut turn = said(shared[..2 + (round + 5 * thread) % 22].to_vec());
+                    if thread % 2 == 1 {
+                        turn.messages.push(made(0, &format!("by {thread} in {round}")));
+                    }
+                    let turn = turn.clone();
+                    let text = template.render(&turn, RenderOptions::default()).unwrap();
+                    let whole = template.render(&alone(&turn), RenderOptions::default()).unwrap();
+                    assert_eq!(text, whole);
+                }
+            });
+        }
+    });
+    assert!(template.part_counts().known > 1_000, "{:?}", template.part_counts());
+}
+
+#[test]
+fn a_template_that_takes_long_to_compare_is_rendered_as_a_whole() {
+    let source = "{% for m in messages %}{{ m.content }}{% for a in range(90) %}{% for b in range(90) %}{% endfor %}{% endfor %}{% endfor %}";
+    assert!(!load(source).part_counts().in_parts);
 }
 
 #[test]
@@ -298,7 +413,7 @@ proptest! {
                     let shared = template.render_with_breakpoints(&conversation.clone(), options);
                     let turn = conversation.clone();
                     let again = template.render_with_breakpoints(&turn, options);
-                    let whole = template.whole(template.context(&alone(&turn), options, template.shape));
+                    let whole = template.whole(template.context(&alone(&turn), options, template.shape, 1));
                     let whole = whole.map(|text| {
                         if options.continue_final { hf::cut_after_final(text, &turn) } else { text }
                     });

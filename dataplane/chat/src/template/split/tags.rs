@@ -75,6 +75,27 @@ impl<'s> Tag<'s> {
     }
 }
 
+/// The parameters in the head of a macro: the first name of each argument, whatever its default is.
+pub(super) fn parameters<'s>(head: &Tag<'s>) -> Vec<&'s str> {
+    let inner = head.inner;
+    let Some(mut at) = inner.find('(') else { return Vec::new() };
+    let mut found = Vec::new();
+    let mut depth = 0usize;
+    while let Some(c) = inner[at..].chars().next() {
+        match c {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        let length = if is_quote(c) { string_length(&inner[at..]) } else { None };
+        at += length.unwrap_or(c.len_utf8());
+        if depth == 1 && matches!(c, '(' | ',') {
+            found.push(first_name(&inner[at..]));
+        }
+    }
+    found
+}
+
 fn is_quote(c: char) -> bool {
     matches!(c, '"' | '\'')
 }

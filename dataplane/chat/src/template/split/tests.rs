@@ -1,6 +1,6 @@
 //! What is cut where, and what is not cut at all.
 
-use super::{Source, plan, tags::tags};
+use super::{SOURCES_BYTES_USUAL, Source, plan, tags::tags};
 
 fn parts(source: &str) -> Vec<String> {
     let plan = plan(source).unwrap();
@@ -109,4 +109,40 @@ fn what_is_not_understood_is_not_cut() {
     ] {
         assert!(plan(&format!("{looped}{more}")).is_none(), "{more}");
     }
+}
+
+#[test]
+fn a_macro_that_would_see_the_loop_that_calls_it_is_not_put_into_it() {
+    let called = "{% for m in messages %}{{ f(m) }}{% endfor %}";
+    let planned = |head: &str, body: &str| {
+        plan(&format!("{{% macro f{head} %}}{body}{{% endmacro %}}{called}")).is_some()
+    };
+    assert!(!planned("()", "{% if loop is defined and loop.index0 > 30 %}X{% endif %}"));
+    assert!(!planned("(x, y=loop.index)", "{{ y }}"));
+    assert!(!planned("(x)", "{% for y in x %}a{% else %}{{ loop.index }}{% endfor %}"));
+    assert!(!planned("(x)", "{% for y in loop.a %}a{% endfor %}"));
+    assert!(!planned("(x)", "{% if x %}{% for y in x %}a{% endfor %}{{ loop.last }}{% endif %}"));
+    // Of its own loop it may read what it likes.
+    assert!(planned("(x)", "{% for y in x %}{% if y %}{{ loop.last }}{% endif %}{% endfor %}"));
+    assert!(planned("(loop)", "{{ loop.last }}"));
+    // A default is no parameter.
+    assert!(!planned("(x, y=m)", "{{ y.role }}"));
+    assert!(!planned("(x, y=[\", z\", m])", "{{ y }}"));
+    assert!(!planned("(x, y=m)", "{{ m.role }}"));
+    assert!(planned("(x, y=1, m=x)", "{{ m.role }}"));
+}
+
+#[test]
+fn a_loop_with_calls_is_left_to_the_engine() {
+    let source = "{% macro f(x) %}{{ caller() }}{% endmacro %}{% for m in messages %}{% if m %}{% call f(1) %}{{ x }}{% endcall %}{% endif %}{% endfor %}";
+    assert!(plan(source).is_none());
+}
+
+#[test]
+fn macros_are_not_copied_without_end() {
+    let long = format!("{{% macro f() %}}{}{{% endmacro %}}", "x".repeat(SOURCES_BYTES_USUAL / 8));
+    let looped = "{% for m in messages %}{{ f() }}{% endfor %}";
+    let parts = |count| plan(&format!("{long}{}", looped.repeat(count)));
+    assert!(parts(7).is_some());
+    assert!(parts(8).is_none());
 }
