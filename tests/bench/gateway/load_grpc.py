@@ -35,13 +35,24 @@ def messages():
             sys.path.remove(folder)
 
 
+def packed(tokens: list[int]) -> bytes:
+    """Token ids as the wire has them: base-128 numbers, lowest digits first, as in `proto/src/tokens.rs`."""
+    out = bytearray()
+    for token in tokens:
+        while token > 0x7F:
+            out.append(token & 0x7F | 0x80)
+            token >>= 7
+        out.append(token)
+    return bytes(out)
+
+
 def prompts(wire, tokenizer, sessions: list[Session], turns: range) -> list[bytes]:
     """Requests of all sessions, turn by turn, as bytes."""
     ids = [tokenizer.encode(session.text.decode(), add_special_tokens=False).ids for session in sessions]
     sampling = wire.Sampling(tokens_max=OUTPUT_TOKENS, repetition_penalty=1.0, top_p=1.0)
 
     def one(number: int, turn: int) -> bytes:
-        tokens = ids[number][: sessions[number].tokens[turn]]
+        tokens = packed(ids[number][: sessions[number].tokens[turn]])
         return wire.GenerateRequest(request_id="bench", namespace=NAMESPACE, tokens=tokens, sampling=sampling).SerializeToString()
 
     return [one(number, turn) for turn in turns for number in range(len(sessions))]
