@@ -56,7 +56,17 @@ fn parse_penalty(text: &str) -> Result<f64, String> {
     ms.ok_or_else(|| "milliseconds, from 0 to 3600000".to_owned())
 }
 
+/// Turns huge pages off for this process: the system clears two megabytes at a time under a request, which was most of
+/// what a gateway's slowest requests took (docs/develop/benchmarks.md).
+fn without_huge_pages() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "huge pages stay on");
+    }
+}
+
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    without_huge_pages();
     let file = FileConfig::read(args.config.as_deref())?;
     let members = addresses(&args.control);
     if let Some(token) = &args.join {
