@@ -4,6 +4,8 @@
 //! the head that readers find; if so there was an instant at which all it saw was true, else it starts again. A
 //! writer never makes it wait: what a reader looks at is written anew only after readers were sent elsewhere.
 
+use core::mem::MaybeUninit;
+
 use crate::BlockName;
 use crate::head::{Head, WORDS, WORDS_MAX, filter_bit};
 use crate::head_table::{Found, View};
@@ -35,9 +37,10 @@ struct Note {
     slot: u64,
 }
 
-/// The heads that a walk rests on.
+/// The heads that a walk rests on. The first `count` of `few` are written: to clear them all for each walk costs
+/// more than most walks note.
 struct Noted {
-    few: [Note; NOTED],
+    few: [MaybeUninit<Note>; NOTED],
     count: usize,
     more: Vec<Note>,
 }
@@ -45,14 +48,16 @@ struct Noted {
 impl Noted {
     #[inline(always)]
     fn new() -> Self {
-        Self { few: [Note { at: 0, version: 0, slot: 0 }; NOTED], count: 0, more: Vec::new() }
+        Self { few: [const { MaybeUninit::uninit() }; NOTED], count: 0, more: Vec::new() }
     }
 
     #[inline(always)]
     fn add(&mut self, found: Found, version: u32) {
         let note = Note { at: found.at, version, slot: found.slot };
         match self.few.get_mut(self.count) {
-            Some(place) => *place = note,
+            Some(place) => {
+                place.write(note);
+            }
             None => self.more.push(note),
         }
         self.count += 1;
@@ -64,7 +69,9 @@ impl Noted {
             let found = Found { at: note.at, slot: note.slot };
             view.is_still(found) && shared.heads[found.line()].version() == note.version
         };
-        self.few[..self.count.min(NOTED)].iter().all(holds)
+        // SAFETY: `add` wrote the first `count` places, or all of them.
+        let few = |note: &MaybeUninit<Note>| holds(unsafe { note.assume_init_ref() });
+        self.few[..self.count.min(NOTED)].iter().all(few)
             && (self.count <= NOTED || self.more.iter().all(holds))
     }
 }
