@@ -50,6 +50,8 @@ enum Command {
     Request(commands::request::Args),
     /// Compare routing policies on a trace, over modelled engines, in virtual time
     Replay(Box<commands::replay::Args>),
+    /// Put an engine to the test
+    Engine(commands::engine_check::Args),
     /// Measure
     Bench(commands::bench::Args),
     /// The process that isolates a vendor's engine; started by a worker
@@ -73,6 +75,10 @@ fn run(command: Command) -> anyhow::Result<()> {
     if let Command::EngineChild = command {
         return Ok(mainstay_engine_host::child::run()?);
     }
+    // Nor do cases of the conformance kit, which count the threads of their process.
+    if let Command::Engine(args) = command {
+        return commands::engine_check::run(&args);
+    }
     // Nor does what happens in virtual time.
     if let Command::Replay(args) = command {
         return commands::replay::run(&args);
@@ -91,7 +97,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Status(args) => commands::status::run(args).await,
             Command::Request(args) => commands::request::run(args).await,
             Command::Bench(args) => commands::bench::run(args).await,
-            Command::Replay(_) | Command::EngineChild => Ok(()),
+            Command::Replay(_) | Command::Engine(_) | Command::EngineChild => Ok(()),
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

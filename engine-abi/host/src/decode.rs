@@ -16,7 +16,7 @@ use mainstay_engine_abi::read;
 use mainstay_engine_abi::sdk::{Cause, Finish, KvEvent, Logprob, OpDone, Output};
 
 /// What is wrong with an engine's batch.
-pub(crate) type Broken = String;
+pub type Broken = String;
 
 /// An item type for which all zero bytes are a value.
 ///
@@ -72,7 +72,7 @@ fn part<'a, T>(whole: &'a [T], off: u32, len: u32, what: &str) -> Result<&'a [T]
 
 /// # Safety
 /// As for [`items`].
-pub(crate) unsafe fn outputs(batch: &MseBatch) -> Result<Vec<Output>, Broken> {
+pub unsafe fn outputs(batch: &MseBatch) -> Result<Vec<Output>, Broken> {
     // SAFETY: the caller's promise; the engine vouches for arrays and lengths.
     let (outs, tokens, logprobs, bytes) = unsafe {
         (
@@ -133,16 +133,16 @@ fn output(
 }
 
 /// What a batch of cache events says: whether it begins with a RESET, and the events after that.
-pub(crate) struct KvItems {
+pub struct KvItems {
     /// All items, the RESET included.
-    pub(crate) len: u32,
-    pub(crate) reset: bool,
-    pub(crate) events: Vec<KvEvent>,
+    pub len: u32,
+    pub reset: bool,
+    pub events: Vec<KvEvent>,
 }
 
 /// # Safety
 /// As for [`items`].
-pub(crate) unsafe fn kv(batch: &MseBatch) -> Result<KvItems, Broken> {
+pub unsafe fn kv(batch: &MseBatch) -> Result<KvItems, Broken> {
     // SAFETY: the caller's promise; the engine vouches for arrays and lengths.
     let (kvs, blocks) = unsafe {
         (
@@ -201,7 +201,7 @@ fn event(item: &MseKv, blocks: &[MseU128]) -> Result<Option<KvEvent>, Broken> {
 
 /// # Safety
 /// As for [`items`].
-pub(crate) unsafe fn ops(batch: &MseBatch) -> Result<Vec<OpDone>, Broken> {
+pub unsafe fn ops(batch: &MseBatch) -> Result<Vec<OpDone>, Broken> {
     // SAFETY: the caller's promise.
     let ops = unsafe { items::<MseOp>(batch)? };
     Ok(ops.iter().map(|op| OpDone { op_id: op.op_id, rc: op.rc, done: op.done }).collect())

@@ -44,7 +44,7 @@ fn guided(from: &Guided) -> MseGuided {
 }
 
 /// Calls `call` with the C form of `from`; the pointer is good for the call only.
-pub(crate) fn request<T>(from: &Request, call: impl FnOnce(&MseRequest) -> T) -> T {
+pub fn request<T>(from: &Request, call: impl FnOnce(&MseRequest) -> T) -> T {
     let sampling = sampling(&from.sampling);
     let guided = from.guided.as_ref().map(guided);
     let ranges: Vec<MseRange> = from
@@ -77,7 +77,7 @@ pub(crate) fn request<T>(from: &Request, call: impl FnOnce(&MseRequest) -> T) ->
 }
 
 /// Calls `call` with the C form of `from`; the pointer is good for the call only.
-pub(crate) fn pin<T>(from: &Pin, call: impl FnOnce(&MsePin) -> T) -> T {
+pub fn pin<T>(from: &Pin, call: impl FnOnce(&MsePin) -> T) -> T {
     let blocks: Vec<MseU128> = from.blocks.iter().map(|block| MseU128::from(*block)).collect();
     call(&MsePin {
         h: MseHdr::of::<MsePin>(),

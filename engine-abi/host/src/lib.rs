@@ -34,6 +34,16 @@ pub use mainstay_engine_abi::sdk;
 pub use mainstay_engine_abi::sdk::{EntryPoint, OpDone};
 pub use open::{Source, open};
 
+/// What the conformance kit shares with the host, so that both judge an engine's words alike. The kit drives an
+/// engine through its raw functions; nobody else has a reason to.
+pub mod kit {
+    pub use crate::decode::{Broken, KvItems, kv, ops, outputs};
+    pub use crate::encode::{pin, request};
+    pub use crate::library::load;
+    pub use crate::log::{LogTarget, Sink};
+    pub use crate::magic::check as identity;
+}
+
 /// Output batches that may wait in [`Receivers::outputs`].
 pub const OUTPUT_BATCHES_MAX: usize = 64;
 /// Event batches that may wait in [`Receivers::kv`].

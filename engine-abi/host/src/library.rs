@@ -19,7 +19,7 @@ const RTLD_NODELETE: i32 = 0x1000;
 const MAJORS_LOOKED_FOR: u32 = 16;
 
 /// Loads the library at `path` and finds its two functions.
-pub(crate) fn load(path: &Path) -> Result<EntryPoint, LoadError> {
+pub fn load(path: &Path) -> Result<EntryPoint, LoadError> {
     // An absolute path keeps the loader from searching its own directories for a bare name.
     let path = path.canonicalize().map_err(|error| LoadError::FileMissing {
         path: path.to_path_buf(),

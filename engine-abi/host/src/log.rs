@@ -13,21 +13,21 @@ use mainstay_engine_abi::sdk::Level;
 pub(crate) const LINE_BYTES_MAX: usize = 8192;
 
 /// Takes one line: level, target, message.
-pub(crate) type Sink = dyn Fn(Level, &str, &str) + Send + Sync;
+pub type Sink = dyn Fn(Level, &str, &str) + Send + Sync;
 
 /// A place for lines, alive until the process exits.
-pub(crate) struct LogTarget {
+pub struct LogTarget {
     sink: Box<Sink>,
 }
 
 impl LogTarget {
     /// Makes a target for ever. Call it once per process and kind, not once per engine.
-    pub(crate) fn leak(sink: Box<Sink>) -> &'static Self {
+    pub fn leak(sink: Box<Sink>) -> &'static Self {
         Box::leak(Box::new(Self { sink }))
     }
 
     /// The host struct that hands this target to an engine.
-    pub(crate) fn host(&'static self) -> MseHost {
+    pub fn host(&'static self) -> MseHost {
         MseHost {
             h: MseHdr::of::<MseHost>(),
             abi_major: ABI_MAJOR,

@@ -20,7 +20,7 @@ pub struct EngineIdentity {
 }
 
 /// Reads and judges the magic; `engine` names the engine in errors.
-pub(crate) fn check(entry: &EntryPoint, engine: &str) -> Result<EngineIdentity, LoadError> {
+pub fn check(entry: &EntryPoint, engine: &str) -> Result<EngineIdentity, LoadError> {
     // SAFETY: `mse_magic_v0` takes nothing and returns static data, by the header.
     let pointer = unsafe { (entry.magic)() };
     let contract = |reason: String| LoadError::Contract { engine: engine.into(), reason };

@@ -5,6 +5,7 @@ pub(crate) mod bench;
 pub(crate) mod control;
 pub(crate) mod demo;
 pub(crate) mod engine;
+pub(crate) mod engine_check;
 pub(crate) mod gateway;
 pub(crate) mod identity;
 pub(crate) mod join;
