@@ -35,8 +35,8 @@ pub struct Defaults {
     pub priority: u8,
     /// Once its time is over.
     pub after: u8,
-    /// How long that is; `None` is until somebody ends it.
-    pub duration_ms: Option<u64>,
+    /// How long that is. Every class has an end, so that nothing of a session that nobody ends is claimed for ever.
+    pub duration_ms: u64,
 }
 
 const MINUTE_MS: u64 = 60_000;
@@ -80,7 +80,7 @@ impl Class {
     #[must_use]
     pub const fn defaults(self) -> Defaults {
         let (priority, after, minutes) = match self {
-            Self::Plain => (super::PRIORITY_DEFAULT, super::PRIORITY_DEFAULT, 0),
+            Self::Plain => (super::PRIORITY_DEFAULT, super::PRIORITY_DEFAULT, 10),
             Self::System => (90, 60, 60),
             Self::Tools => (85, 55, 60),
             Self::History => (60, 35, 10),
@@ -90,8 +90,7 @@ impl Class {
             Self::Side => (5, 0, 1),
             Self::Finished | Self::Compacted => (0, 0, 0),
         };
-        let duration_ms = if minutes == 0 { None } else { Some(minutes * MINUTE_MS) };
-        Defaults { priority, after, duration_ms }
+        Defaults { priority, after, duration_ms: minutes * MINUTE_MS }
     }
 
     pub(crate) fn from_number(number: u16) -> Self {

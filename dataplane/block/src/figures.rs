@@ -30,6 +30,15 @@ impl Ages {
         self.sum_ms = self.sum_ms.saturating_add(age_ms);
     }
 
+    /// One that was added is none after all.
+    pub(crate) fn take_back(&mut self, age_ms: u64) {
+        let bucket = (u64::BITS - age_ms.leading_zeros()) as usize;
+        let bucket = &mut self.buckets[bucket.min(BUCKETS - 1)];
+        *bucket = bucket.saturating_sub(1);
+        self.count = self.count.saturating_sub(1);
+        self.sum_ms = self.sum_ms.saturating_sub(age_ms);
+    }
+
     /// How many.
     #[must_use]
     pub fn count(&self) -> u64 {

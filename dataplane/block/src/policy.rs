@@ -189,6 +189,9 @@ impl Policy {
                 continue;
             }
             let is_shared = matches!(class, Class::System | Class::Tools);
+            if is_shared && next == Next::Nothing {
+                continue;
+            }
             let list = if is_shared { &mut terms.shared } else { &mut terms.own };
             if list.len() < SPANS_MAX {
                 list.push(self.span(*class, is_shared, blocks.clone(), next));
@@ -200,7 +203,6 @@ impl Policy {
     fn span(&self, class: Class, is_shared: bool, blocks: Range<usize>, next: Next) -> SpanTerms {
         let mut span = SpanTerms::of(class, blocks);
         match next {
-            Next::Nothing if is_shared => return SpanTerms::of(Class::Plain, span.blocks),
             Next::Nothing => return SpanTerms::of(Class::Side, span.blocks),
             Next::User if class == Class::Reasoning => {
                 span.priority = self.settings.past_reasoning_priority;
@@ -254,7 +256,7 @@ mod tests {
     fn a_side_request_is_worth_little_and_its_system_prompt_as_much_as_any() {
         let terms = Policy::default().terms(&parts(), Next::Nothing);
         assert!(terms.own.iter().all(|span| span.class == Class::Side && span.priority == 5));
-        assert!(terms.shared.iter().all(|span| span.priority == super::super::PRIORITY_DEFAULT));
+        assert_eq!(terms.shared, [], "no lease: its use alone makes them worth what any block is");
     }
 
     #[test]
