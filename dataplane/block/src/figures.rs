@@ -39,6 +39,20 @@ impl Ages {
         self.sum_ms = self.sum_ms.saturating_sub(age_ms);
     }
 
+    /// Those that came after `earlier` was taken.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut buckets = self.buckets;
+        for (bucket, before) in buckets.iter_mut().zip(earlier.buckets) {
+            *bucket = bucket.saturating_sub(before);
+        }
+        Self {
+            buckets,
+            count: buckets.iter().sum(),
+            sum_ms: self.sum_ms.saturating_sub(earlier.sum_ms),
+        }
+    }
+
     /// How many.
     #[must_use]
     pub fn count(&self) -> u64 {

@@ -9,8 +9,9 @@
 //! Layout: [`BlockManager`] is the pool; [`Stage`] are the stations of a block's life and the moves
 //! between them; [`LeaseTerms`] say what somebody wants kept, and claims of many merge to their
 //! maximum; pins forbid eviction; [`Class`] and [`Cause`] name what is kept and why it went;
-//! [`Change`] is what others are told; [`Figures`] what people are told. [`Policy`] turns the lives of
-//! sessions into leases, with what [`Durations`] has learnt about their tools.
+//! [`Change`] is what others are told; [`Figures`] what people are told. [`Retention`] turns the
+//! changes of sessions into leases and orders, by the rules of [`Policy`] and with what [`Durations`]
+//! has learnt about their tools.
 //!
 //! Every map has a named limit. What is beyond one is refused with a [`BlockError`], never dropped
 //! in silence; a wrong block number or table is an error too, and leaves the pool whole.
@@ -34,6 +35,7 @@ mod policy;
 mod queue;
 #[cfg(test)]
 mod reference;
+mod retain;
 #[cfg(test)]
 mod scenarios;
 mod stage;
@@ -48,7 +50,8 @@ pub use error::BlockError;
 pub use figures::{Ages, Figures};
 pub use leases::{Amendment, LeaseId, LeaseTerms, SpanTerms, SpanView};
 pub use manager::{BlockManager, Counts, Evicted, Limits};
-pub use policy::{Event, Next, Pause, Policy, PolicySettings, SessionTerms, Stakes};
+pub use policy::{Next, Pause, Policy, PolicySettings, Pressure, SessionTerms, Stakes};
+pub use retain::{Ending, Event, Order, Retention, SESSIONS_MAX, SessionId, Turn};
 pub use stage::Stage;
 pub use tenants::TenantSlot;
 
