@@ -9,13 +9,13 @@
 //! The end of a claim never makes a block worth more: what is left of one that was released, or that
 //! a renewal does not repeat, is what it claimed, up to the default.
 //!
-//! Where there is no room for another lease, those of the tenant whose time is over longest are
-//! dissolved first, then those of the tenant that has most of them: their blocks keep the priority
-//! for after, but nobody can end it early any more.
+//! Where there is no room for another lease, those whose blocks have all gone are forgotten. Then the
+//! tenant's whose time is over longest are dissolved, then those of the tenant that has most of them:
+//! their blocks keep the priority for after, but nobody can end it early any more.
 
 mod upkeep;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use foldhash::fast::RandomState;
@@ -30,6 +30,9 @@ use super::{
 };
 
 use upkeep::{claimed, dropped, leave_at_most_default};
+
+/// Leases that are looked at where room is wanted.
+const SWEPT_MAX: usize = 64;
 
 /// A lease's name within its tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -124,6 +127,8 @@ struct Lease {
     tenant: u16,
     id: LeaseId,
     claims: Vec<Claim>,
+    /// The claim that comes first in the table: the others' blocks go before its own does.
+    root: Claim,
     spans: Vec<Span>,
     /// When the last of its spans ends.
     ends_ms: u64,
@@ -135,7 +140,9 @@ pub(crate) struct Leases {
     claims_max: usize,
     claims: usize,
     serials: u64,
-    leases: HashMap<u64, Lease, RandomState>,
+    leases: BTreeMap<u64, Lease>,
+    /// The lease at which the look for void ones goes on.
+    swept: u64,
     names: HashMap<(u16, LeaseId), u64, RandomState>,
     /// Ends of spans to come.
     ends: BTreeSet<(u64, u64, u32)>,
@@ -152,7 +159,8 @@ impl Leases {
             claims_max: CLAIMS_LEAST_MAX.max(blocks as usize * CLAIMS_PER_BLOCK_MAX),
             claims: 0,
             serials: 0,
-            leases: HashMap::default(),
+            leases: BTreeMap::new(),
+            swept: 0,
             names: HashMap::default(),
             ends: BTreeSet::new(),
             over: BTreeSet::new(),
@@ -206,16 +214,22 @@ impl BlockManager {
             tenant,
             id: terms.id,
             claims: Vec::with_capacity(wanted),
+            root: VOID,
             spans: Vec::with_capacity(terms.spans.len()),
             ends_ms: 0,
         };
+        let mut first = usize::MAX;
         for span in terms.spans {
             let from = lease.claims.len();
             let kind = Kind::new(span.priority, span.after, span.class);
-            for id in &table[span.blocks.clone()] {
+            for at in span.blocks.clone() {
+                let id = table[at];
                 let block = &mut self.blocks[id.at()];
                 if self.levels.add(&mut block.levels, kind) {
                     lease.claims.push((id.index, block.generation));
+                    if at < first {
+                        (first, lease.root) = (at, (id.index, block.generation));
+                    }
                 }
             }
             let ends_ms = span.duration_ms.map_or(NEVER_MS, |ms| now_ms.saturating_add(ms));
@@ -266,6 +280,9 @@ impl BlockManager {
                     self.levels.remove(&mut block.levels, span.kind, span.over);
                     if !self.levels.add(&mut block.levels, kind) {
                         leave_at_most_default(block, span.kind.level(span.over));
+                        if lease.root == *claim {
+                            lease.root = VOID;
+                        }
                         *claim = VOID;
                     }
                     self.relist(id);
@@ -333,6 +350,7 @@ impl BlockManager {
         let replaced = old.and_then(|serial| self.leases.leases.get(&serial));
         let replaced_claims = replaced.map_or(0, |lease| lease.claims.len());
         let is_new = replaced.is_none();
+        let mut was_swept = false;
         loop {
             let leases = &self.leases;
             let (own_leases, own_claims) = self.leased_by(tenant);
@@ -353,6 +371,10 @@ impl BlockManager {
                 } else {
                     return Ok(());
                 };
+            if !std::mem::replace(&mut was_swept, true) {
+                self.forget_void_leases(old);
+                continue;
+            }
             let next = leases.oldest_over(tenant, old).or_else(|| {
                 let (_, other) = leases.most_over.last().copied()?;
                 let has_more = self.leased_by(other).0 > own_leases;

@@ -287,6 +287,13 @@ impl Reference {
             if own < self.leases_max - self.leases.len() {
                 break;
             }
+            // What claims nothing that is here is no loss.
+            let all = self.leases.len();
+            let here = |block: &(u128, u64)| self.nodes.iter().any(|n| (n.hash, n.birth) == *block);
+            self.leases.retain(|l| l.spans.iter().any(|span| span.blocks.iter().any(here)));
+            if self.leases.len() < all {
+                continue;
+            }
             let spare = self.spare_lease(tenant)?.clone();
             self.leases.retain(|lease| lease.serial != spare.serial);
             for span in &spare.spans {

@@ -444,3 +444,20 @@ fn a_block_has_room_for_so_many_kinds_of_claims() {
     assert_eq!(pool.worth(table[0]).unwrap().0, 1);
     (2..200).for_each(|id| assert!(pool.end_lease(TenantSlot(0), LeaseId(id), End::Finished)));
 }
+
+#[test]
+fn leases_on_what_has_gone_take_no_room() {
+    let mut pool = BlockManager::new(Limits { leases: 40, ..Limits::new(8) });
+    for turn in 0..500u64 {
+        let id = pool.allocate(TenantSlot(0), turn).unwrap();
+        let hash = SequenceHash(u128::from(turn) + 1);
+        let id = pool.register(id, hash, None, NamespaceId(1)).unwrap();
+        lease(&mut pool, &[id], u128::from(turn), &[span(0..1, 60, 0, None)], turn);
+        pool.release(&[id], |_| true, turn).unwrap();
+    }
+    let counts = pool.counts();
+    assert!((8..=20).contains(&counts.leases) && counts.claims <= 20, "{counts:?}");
+    for turn in 492..500 {
+        assert!(pool.end_lease(TenantSlot(0), LeaseId(turn), End::Released), "{turn}");
+    }
+}

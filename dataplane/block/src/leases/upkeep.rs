@@ -11,7 +11,7 @@ use super::super::block::Block;
 use super::super::levels::Level;
 use super::super::manager::BlockManager;
 use super::super::{NEVER_MS, PRIORITY_DEFAULT};
-use super::{Claim, Lease};
+use super::{Claim, Lease, SWEPT_MAX};
 
 impl BlockManager {
     pub(crate) fn expire_leases(&mut self, now_ms: u64) {
@@ -38,6 +38,24 @@ impl BlockManager {
             }
             if let Some(lease) = self.leases.leases.get_mut(&serial) {
                 lease.claims = claims;
+            }
+        }
+    }
+
+    /// Forgets leases whose blocks have gone: of each call a stretch, so that in time all are looked at.
+    pub(super) fn forget_void_leases(&mut self, spare: Option<u64>) {
+        let leases = &self.leases.leases;
+        let next = leases.range(self.leases.swept..).chain(leases.range(..self.leases.swept));
+        let is_here = |(id, generation): &Claim| {
+            self.blocks.get(*id as usize).is_some_and(|block| block.generation == *generation)
+        };
+        let is_void = |lease: &Lease| !is_here(&lease.root) && !lease.claims.iter().any(is_here);
+        let stretch: Vec<(u64, bool)> =
+            next.take(SWEPT_MAX).map(|(serial, lease)| (*serial, is_void(lease))).collect();
+        for (serial, is_void) in stretch {
+            self.leases.swept = serial + 1;
+            if is_void && Some(serial) != spare {
+                self.take_lease(serial);
             }
         }
     }
