@@ -1,7 +1,10 @@
 //! What a block is good for, and why one went.
 //!
 //! The order of classes is the order of worth: what many turns share before what one turn made,
-//! and what nobody can come back to last. A client's own ranges win over a class's defaults.
+//! and what nobody can come back to last. What was said last and what was answered are worth as much
+//! as the turns before them, for the next turn repeats all three: were they worth less, the end of
+//! each conversation would go before another's stale beginning. A client's own ranges win over a
+//! class's defaults.
 
 /// What a stretch of a prompt or answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -84,8 +87,8 @@ impl Class {
             Self::System => (90, 60, 60),
             Self::Tools => (85, 55, 60),
             Self::History => (60, 35, 10),
-            Self::UserTurn => (50, 30, 10),
-            Self::Output => (45, 25, 10),
+            Self::UserTurn => (60, 35, 10),
+            Self::Output => (60, 35, 10),
             Self::Reasoning => (20, 5, 5),
             Self::Side => (5, 0, 1),
             Self::Finished | Self::Compacted => (0, 0, 0),

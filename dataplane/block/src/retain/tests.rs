@@ -87,17 +87,17 @@ fn a_pause_holds_and_a_loop_that_is_over_lets_its_thoughts_go() {
     let mut world = World::new();
     assert_eq!(world.told(Event::Started), []);
     let table = world.turn(7, Turn::Conversation, &PARTS);
-    assert_eq!(world.worth(&table), [90, 60, 60, 20, 45]);
+    assert_eq!(world.worth(&table), [90, 60, 60, 20, 60]);
     assert_eq!(world.told(READ), [true]);
     assert_eq!(world.worth(&table), [90, 80, 80, 80, 80]);
     // Nothing is known of the tool: a minute.
     world.now_ms = 60_000;
-    assert_eq!(world.worth(&table), [90, 35, 35, 5, 25]);
+    assert_eq!(world.worth(&table), [90, 35, 35, 5, 35]);
     assert_eq!(world.told(Event::Resumed), []);
     let table = world.turn(7, Turn::Conversation, &PARTS);
-    assert_eq!(world.worth(&table), [90, 60, 60, 20, 45]);
+    assert_eq!(world.worth(&table), [90, 60, 60, 20, 60]);
     assert_eq!(world.told(Event::Rested), [true]);
-    assert_eq!(world.worth(&table), [90, 60, 60, 5, 45]);
+    assert_eq!(world.worth(&table), [90, 60, 60, 5, 60]);
     assert_eq!(world.retention.sessions(), 0, "nothing is left to remember");
     assert_eq!(world.retention.policy().durations().tools(), 1);
 }
@@ -120,7 +120,7 @@ fn silence_releases_and_what_nobody_follows_runs_out_by_itself() {
     let mut world = World::new();
     let table = world.turn(7, Turn::Conversation, &PARTS);
     assert_eq!(world.told(Event::Ended(Ending::Untracked)), []);
-    assert_eq!(world.worth(&table), [90, 60, 60, 20, 45]);
+    assert_eq!(world.worth(&table), [90, 60, 60, 20, 60]);
     assert_eq!(world.told(Event::Ended(Ending::Idle)), [true]);
     assert_eq!(world.worth(&table), [90, 35, 35, 20, 35]);
     world.now_ms = 3_600_000;
@@ -134,10 +134,10 @@ fn the_end_of_an_old_window_never_reaches_the_new_one() {
     let late = world.retention.told(TENANT, SESSION, Event::Compacted, 0);
     // The summary's first turn is served before the order comes to the worker.
     let new = world.turn(8, Turn::Conversation, &PARTS);
-    assert_eq!(world.worth(&old)[1..], [60, 60, 20, 45]);
+    assert_eq!(world.worth(&old)[1..], [60, 60, 20, 60]);
     assert_eq!(world.obey(late), [true]);
     assert_eq!(world.worth(&old)[1..], [0, 0, 0, 0]);
-    assert_eq!(world.worth(&new), [90, 60, 60, 20, 45]);
+    assert_eq!(world.worth(&new), [90, 60, 60, 20, 60]);
     assert_eq!(world.told(READ), [true]);
     assert_eq!(world.worth(&new), [90, 80, 80, 80, 80]);
     assert_eq!(world.retention.sessions(), 1, "its window is remembered");
@@ -151,7 +151,7 @@ fn a_title_is_worth_little_and_takes_nothing_from_its_session() {
     let table = world.turn(7, Turn::Conversation, &PARTS);
     let title = [(Class::System, 0..1), (Class::UserTurn, 1..2)];
     let title = world.turn(9, Turn::Side, &title);
-    assert_eq!(world.worth(&table), [90, 60, 60, 20, 45]);
+    assert_eq!(world.worth(&table), [90, 60, 60, 20, 60]);
     assert_eq!(world.worth(&title), [35, 5]);
     world.now_ms = 60_000;
     assert_eq!(world.worth(&title), [35, 0]);
