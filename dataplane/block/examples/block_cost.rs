@@ -35,6 +35,8 @@ fn hash_of(chain: u64, at: usize) -> u128 {
 struct Lru {
     by_hash: HashMap<u128, u32, RandomState>,
     entries: Vec<(u128, u32, u32)>,
+    /// Evicted, and not filled again.
+    spare: Vec<u32>,
     head: u32,
     tail: u32,
     total: usize,
@@ -42,7 +44,8 @@ struct Lru {
 
 impl Lru {
     fn new(total: usize) -> Self {
-        Self { by_hash: HashMap::default(), entries: Vec::new(), head: NONE, tail: NONE, total }
+        let (by_hash, entries, spare) = (HashMap::default(), Vec::new(), Vec::new());
+        Self { by_hash, entries, spare, head: NONE, tail: NONE, total }
     }
 
     fn unlink(&mut self, id: u32) {
@@ -68,7 +71,10 @@ impl Lru {
     }
 
     fn insert(&mut self, hash: u128) {
-        let id = if self.entries.len() < self.total {
+        let id = if let Some(id) = self.spare.pop() {
+            self.entries[id as usize].0 = hash;
+            id
+        } else if self.entries.len() < self.total {
             self.entries.push((hash, NONE, NONE));
             self.entries.len() as u32 - 1
         } else {
@@ -80,6 +86,15 @@ impl Lru {
         };
         self.by_hash.insert(hash, id);
         self.append(id);
+    }
+
+    fn evict(&mut self) -> Option<u128> {
+        let id = self.head;
+        let hash = self.entries.get(id as usize)?.0;
+        self.unlink(id);
+        self.by_hash.remove(&hash);
+        self.spare.push(id);
+        Some(hash)
     }
 
     fn touch(&mut self, hash: u128) -> bool {
@@ -137,6 +152,14 @@ impl Pool {
         self.finish(leased.then_some(LeaseId(u128::from(chain))));
     }
 
+    fn evict(&mut self) {
+        for _ in 0..CHAIN {
+            let gone = self.manager.evict(self.now_ms).expect("a block can go");
+            self.manager.reclaim(gone.block).expect("it was evicted");
+        }
+        self.manager.drain_changes();
+    }
+
     fn hit(&mut self, chain: u64, leased: bool) {
         self.now_ms += 1;
         self.hashes.clear();
@@ -168,7 +191,7 @@ fn timed(count: u64, mut work: impl FnMut(u64)) -> f64 {
     (cpu_ns() - begin_ns) / (count as f64 * CHAIN as f64)
 }
 
-const ROWS: [&str; 7] = [
+const ROWS: [&str; 10] = [
     "LRU: insert, evicting",
     "insert, evicting",
     "insert with a lease, evicting",
@@ -176,6 +199,9 @@ const ROWS: [&str; 7] = [
     "hit and release",
     "hit, lease renewed, release",
     "end of a lease",
+    "LRU: evict",
+    "evict and reclaim",
+    "evict and reclaim, leased",
 ];
 
 fn measure(blocks: usize) -> Vec<f64> {
@@ -222,6 +248,16 @@ fn measure(blocks: usize) -> Vec<f64> {
         rows[1].push(timed(part, |turn| pools[0].insert(first + turn, false)));
         rows[2].push(timed(part, |turn| pools[1].insert(first + turn, true)));
         next += part;
+        let gone = part / 4;
+        rows[7].push(timed(gone, |_| (0..CHAIN).for_each(|_| assert!(lru.evict().is_some()))));
+        rows[8].push(timed(gone, |_| pools[0].evict()));
+        rows[9].push(timed(gone, |_| pools[1].evict()));
+        for chain in next..next + gone {
+            (0..CHAIN).for_each(|at| lru.insert(hash_of(chain, at)));
+            pools[0].insert(chain, false);
+            pools[1].insert(chain, true);
+        }
+        next += gone;
     }
     for pool in &pools {
         let counts = pool.manager.counts();

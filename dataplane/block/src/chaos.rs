@@ -17,7 +17,8 @@ enum Call {
     Allocate(u32),
     Register { id: u32, hash: u128, parent: Option<u32>, namespace: u128 },
     Release { table: Vec<u32>, leased: bool },
-    Unacquire(Vec<u32>),
+    Unacquire(Vec<u32>, usize),
+    Amend(u32, u128, u8, Option<u64>),
     Lease { tenant: u32, id: u128, table: Vec<u32>, spans: Vec<(usize, usize, u8, u64)> },
     End(u32, u128, End),
     Pin(u128, u32, Vec<u128>, u64),
@@ -30,7 +31,7 @@ enum Call {
 }
 
 fn calls() -> impl Strategy<Value = Call> {
-    let id = 0..BLOCKS + 1;
+    let id = 0..(BLOCKS + 1) * 16;
     let tenant = prop_oneof![9 => 0..2u32, 1 => Just(TENANTS_MAX)];
     let table = prop::collection::vec(id.clone(), 0..4);
     let end = prop::sample::select(vec![End::Released, End::Finished, End::Compacted]);
@@ -43,7 +44,10 @@ fn calls() -> impl Strategy<Value = Call> {
         ),
         4 => (table.clone(), any::<bool>())
             .prop_map(|(table, leased)| Call::Release { table, leased }),
-        2 => table.clone().prop_map(Call::Unacquire),
+        2 => (table.clone(), 0..4usize).prop_map(|(table, found)| Call::Unacquire(table, found)),
+        1 => (tenant.clone(), 0..3u128, any::<u8>(), prop::option::of(any::<u64>())).prop_map(
+            |(tenant, id, priority, ms)| Call::Amend(tenant, id, priority, ms)
+        ),
         3 => (tenant.clone(), 0..3u128, table, prop::collection::vec(span, 0..3)).prop_map(
             |(tenant, id, table, spans)| Call::Lease { tenant, id, table, spans }
         ),
@@ -63,28 +67,41 @@ fn hash_of(hash: u128) -> SequenceHash {
     SequenceHash(hash)
 }
 
-fn table_of(table: &[u32]) -> Vec<BlockId> {
-    table.iter().map(|id| BlockId(*id)).collect()
+/// What is known of a block now, for most numbers; some names are old and some were never given.
+fn named(pool: &BlockManager, number: u32) -> BlockId {
+    let (index, age) = (number % (BLOCKS + 1), number / (BLOCKS + 1));
+    let forged = BlockId { index, generation: 0, uses: 0 };
+    let now = pool.blocks.get(index as usize).map_or(forged, |block| block.id(index));
+    match age {
+        0 => BlockId { uses: now.uses.wrapping_sub(1), ..now },
+        1 => BlockId { generation: now.generation.wrapping_sub(1), ..now },
+        _ => now,
+    }
+}
+
+fn table_of(pool: &BlockManager, table: &[u32]) -> Vec<BlockId> {
+    table.iter().map(|id| named(pool, *id)).collect()
 }
 
 /// Answers are not looked at: what counts is what is left behind.
 fn make(pool: &mut BlockManager, call: Call, now_ms: &mut u64) {
     match call {
         Call::Acquire(id) => {
-            let _ = pool.acquire(BlockId(id), *now_ms);
+            let _ = pool.acquire(named(pool, id), *now_ms);
         }
         Call::Allocate(tenant) => {
             let _ = pool.allocate(TenantSlot(tenant), *now_ms);
         }
         Call::Register { id, hash, parent, namespace } => {
             let namespace = NamespaceId(namespace);
-            let _ = pool.register(BlockId(id), hash_of(hash), parent.map(BlockId), namespace);
+            let parent = parent.map(|parent| named(pool, parent));
+            let _ = pool.register(named(pool, id), hash_of(hash), parent, namespace);
         }
         Call::Release { table, leased } => {
-            let _ = pool.release(&table_of(&table), |_| leased, *now_ms);
+            let _ = pool.release(&table_of(pool, &table), |_| leased, *now_ms);
         }
-        Call::Unacquire(table) => {
-            let _ = pool.unacquire(&table_of(&table));
+        Call::Unacquire(table, found) => {
+            let _ = pool.unacquire(&table_of(pool, &table), found, *now_ms);
         }
         Call::Lease { tenant, id, table, spans } => {
             let spans: Vec<SpanTerms> = spans
@@ -98,15 +115,20 @@ fn make(pool: &mut BlockManager, call: Call, now_ms: &mut u64) {
                 })
                 .collect();
             let terms = LeaseTerms { tenant: TenantSlot(tenant), id: LeaseId(id), spans: &spans };
-            let _ = pool.lease(&terms, &table_of(&table), *now_ms);
+            let _ = pool.lease(&terms, &table_of(pool, &table), *now_ms);
             let _ = pool.lease_spans(TenantSlot(tenant), LeaseId(id), *now_ms);
+        }
+        Call::Amend(tenant, id, priority, duration_ms) => {
+            let class = Class::History;
+            let amendment = Amendment { class, priority, after: priority / 2, duration_ms };
+            pool.amend_lease(TenantSlot(tenant), LeaseId(id), &[amendment], *now_ms);
         }
         Call::End(tenant, id, end) => {
             pool.end_lease(TenantSlot(tenant), LeaseId(id), end);
         }
         Call::Pin(id, tenant, hashes, ends_ms) => {
             let hashes: Vec<SequenceHash> = hashes.into_iter().map(hash_of).collect();
-            let _ = pool.pin(PinId(id), TenantSlot(tenant), &hashes, ends_ms);
+            let _ = pool.pin(PinId(id), TenantSlot(tenant), &hashes, ends_ms, *now_ms);
         }
         Call::Unpin(id) => {
             let _ = pool.unpin(PinId(id));
@@ -115,7 +137,7 @@ fn make(pool: &mut BlockManager, call: Call, now_ms: &mut u64) {
             let _ = pool.evict(*now_ms);
         }
         Call::Reclaim(id) => {
-            let _ = pool.reclaim(BlockId(id));
+            let _ = pool.reclaim(named(pool, id));
         }
         Call::Budget(tenant, blocks, held) => {
             let _ = pool.set_budget(TenantSlot(tenant), blocks, held);
@@ -147,6 +169,15 @@ fn check(pool: &mut BlockManager) {
             assert_eq!(pool.links[id].priority(), Some(pool.standing(id as u32).priority));
         }
     }
+    // What a tenant is promised it gets, whoever goes on from its blocks.
+    for tenant in 0..2 {
+        let own = pool.blocks.iter().enumerate().filter(|(_, b)| u32::from(b.tenant) == tenant);
+        let idle = own.filter(|(id, b)| b.is_idle() && !pool.lent.contains_key(&(*id as u32)));
+        let counted = pool.tenants.get(tenant).map_or(0, |tenant| tenant.reclaimable);
+        assert_eq!(counted as usize, idle.count());
+    }
+    let lent = |id: &u32| pool.blocks[*id as usize].children > 0;
+    assert!(pool.lent.keys().all(lent), "{:?}", pool.lent);
     let mut told = 0;
     pool.snapshot(|_| told += 1);
     assert!(told <= counts.registered);
@@ -157,7 +188,7 @@ proptest! {
 
     #[test]
     fn no_mistake_breaks_a_pool(plan in prop::collection::vec(calls(), 1..80)) {
-        let limits = Limits { blocks: BLOCKS, pinned_blocks: 3, leases: 2 };
+        let limits = Limits { blocks: BLOCKS, pinned_blocks: 3, leases: 5, claim_kinds: 2 };
         let mut pool = BlockManager::new(limits);
         let mut now_ms = 0;
         for call in plan {

@@ -1,7 +1,10 @@
 //! What a block is good for, and why one went.
 //!
 //! The order of classes is the order of worth: what many turns share before what one turn made,
-//! and what nobody can come back to last. A client's own ranges win over a class's defaults.
+//! and what nobody can come back to last. What was said last and what was answered are worth as much
+//! as the turns before them, for the next turn repeats all three: were they worth less, the end of
+//! each conversation would go before another's stale beginning. A client's own ranges win over a
+//! class's defaults.
 
 /// What a stretch of a prompt or answer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,8 +38,8 @@ pub struct Defaults {
     pub priority: u8,
     /// Once its time is over.
     pub after: u8,
-    /// How long that is; `None` is until somebody ends it.
-    pub duration_ms: Option<u64>,
+    /// How long that is. Every class has an end, so that nothing of a session that nobody ends is claimed for ever.
+    pub duration_ms: u64,
 }
 
 const MINUTE_MS: u64 = 60_000;
@@ -80,18 +83,17 @@ impl Class {
     #[must_use]
     pub const fn defaults(self) -> Defaults {
         let (priority, after, minutes) = match self {
-            Self::Plain => (super::PRIORITY_DEFAULT, super::PRIORITY_DEFAULT, 0),
+            Self::Plain => (super::PRIORITY_DEFAULT, super::PRIORITY_DEFAULT, 10),
             Self::System => (90, 60, 60),
             Self::Tools => (85, 55, 60),
             Self::History => (60, 35, 10),
-            Self::UserTurn => (50, 30, 10),
-            Self::Output => (45, 25, 10),
+            Self::UserTurn => (60, 35, 10),
+            Self::Output => (60, 35, 10),
             Self::Reasoning => (20, 5, 5),
             Self::Side => (5, 0, 1),
             Self::Finished | Self::Compacted => (0, 0, 0),
         };
-        let duration_ms = if minutes == 0 { None } else { Some(minutes * MINUTE_MS) };
-        Defaults { priority, after, duration_ms }
+        Defaults { priority, after, duration_ms: minutes * MINUTE_MS }
     }
 
     pub(crate) fn from_number(number: u16) -> Self {

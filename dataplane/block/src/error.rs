@@ -6,10 +6,13 @@ use super::{BlockId, Stage};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BlockError {
     /// No such block was ever handed out.
-    #[error("there is no block {}", .0.0)]
+    #[error("there is no block {}", .0.index())]
     Unknown(BlockId),
+    /// The block was given back since, and may be another's.
+    #[error("block {} was given back since; look it up again", .0.index())]
+    Stale(BlockId),
     /// The block is at another station of its life.
-    #[error("block {} is {}, which cannot become {}", .block.0, .is.name(), .wanted.name())]
+    #[error("block {} is {}, which cannot become {}", .block.index(), .is.name(), .wanted.name())]
     Stage {
         /// Which.
         block: BlockId,
@@ -19,10 +22,10 @@ pub enum BlockError {
         wanted: Stage,
     },
     /// The block before it is not in use, so that it could go first.
-    #[error("the parent of block {} is not in use; acquire a prefix from its start", .0.0)]
+    #[error("the parent of block {} is not in use; acquire a prefix from its start", .0.index())]
     Orphan(BlockId),
-    /// The block belongs to another tenant.
-    #[error("block {} belongs to another tenant", .0.0)]
+    /// The block belongs to another namespace.
+    #[error("block {} belongs to another namespace; tables have one", .0.index())]
     Foreign(BlockId),
     /// All blocks are in use or pinned.
     #[error("all blocks are in use or pinned; let a request or a pin end")]
@@ -45,8 +48,8 @@ pub enum BlockError {
         /// Which.
         span: usize,
     },
-    /// A limit of the pool.
-    #[error("more than {limit} {what}; let some end")]
+    /// A limit of the pool, of which a tenant may have as many as are left for others.
+    #[error("more {what} than a tenant's part of {limit}; let some end")]
     Many {
         /// Of which.
         what: &'static str,

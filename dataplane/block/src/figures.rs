@@ -30,6 +30,29 @@ impl Ages {
         self.sum_ms = self.sum_ms.saturating_add(age_ms);
     }
 
+    /// One that was added is none after all.
+    pub(crate) fn take_back(&mut self, age_ms: u64) {
+        let bucket = (u64::BITS - age_ms.leading_zeros()) as usize;
+        let bucket = &mut self.buckets[bucket.min(BUCKETS - 1)];
+        *bucket = bucket.saturating_sub(1);
+        self.count = self.count.saturating_sub(1);
+        self.sum_ms = self.sum_ms.saturating_sub(age_ms);
+    }
+
+    /// Those that came after `earlier` was taken.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut buckets = self.buckets;
+        for (bucket, before) in buckets.iter_mut().zip(earlier.buckets) {
+            *bucket = bucket.saturating_sub(before);
+        }
+        Self {
+            buckets,
+            count: buckets.iter().sum(),
+            sum_ms: self.sum_ms.saturating_sub(earlier.sum_ms),
+        }
+    }
+
     /// How many.
     #[must_use]
     pub fn count(&self) -> u64 {

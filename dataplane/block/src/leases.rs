@@ -6,21 +6,33 @@
 //! claim goes the next one is what stands. Claims are on blocks that are here; one on a block that
 //! was evicted is void and does not come back with it.
 //!
-//! Where there is no room for another lease, those of the tenant whose time is over longest are
-//! dissolved first: their blocks keep the priority for after, but nobody can end it early any more.
+//! The end of a claim never makes a block worth more: what is left of one that was released, or that
+//! a renewal does not repeat, is what it claimed, up to the default.
+//!
+//! Where there is no room for another lease, those whose blocks have all gone are forgotten. Then the
+//! tenant's whose time is over longest are dissolved, then those of the tenant that has most of them:
+//! their blocks keep the priority for after, but nobody can end it early any more.
 
-use std::collections::{BTreeSet, HashMap};
+mod upkeep;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use foldhash::fast::RandomState;
 use mainstay_types::hash::SequenceHash;
 
-use super::levels::Level;
+use super::levels::Kind;
 use super::manager::BlockManager;
+use super::tenants::is_within_share;
 use super::{
-    BlockError, BlockId, CLAIMS_LEAST_MAX, CLAIMS_PER_BLOCK_MAX, Class, End, NEVER_MS, OVERLAP_MAX,
-    PRIORITY_DEFAULT, PRIORITY_MAX, SPANS_MAX, Stage, TenantSlot,
+    BlockError, BlockId, CLAIMS_LEAST_MAX, CLAIMS_PER_BLOCK_MAX, Class, End, NEVER_MS, NONE,
+    OVERLAP_MAX, SPANS_MAX, Stage, TenantSlot,
 };
+
+use upkeep::{claimed, dropped, leave_at_most_default};
+
+/// Leases that are looked at where room is wanted.
+const SWEPT_MAX: usize = 64;
 
 /// A lease's name within its tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,7 +64,7 @@ impl SpanTerms {
             class,
             priority: given.priority,
             after: given.after,
-            duration_ms: given.duration_ms,
+            duration_ms: Some(given.duration_ms),
         }
     }
 }
@@ -60,12 +72,25 @@ impl SpanTerms {
 /// What somebody wants kept.
 #[derive(Debug, Clone, Copy)]
 pub struct LeaseTerms<'a> {
-    /// Who pays; the blocks must be the tenant's.
+    /// Who claims.
     pub tenant: TenantSlot,
     /// The name. A lease of that name is replaced as a whole.
     pub id: LeaseId,
     /// The claims; where two name a block, the stronger counts.
     pub spans: &'a [SpanTerms],
+}
+
+/// What becomes of the spans of one class of a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Amendment {
+    /// Of which.
+    pub class: Class,
+    /// 0 to 100, until the time is over.
+    pub priority: u8,
+    /// From then on; no more than `priority`.
+    pub after: u8,
+    /// How long, from the call on; `None` is until the lease is ended.
+    pub duration_ms: Option<u64>,
 }
 
 /// A span as it stands, to go with its blocks wherever they are loaded.
@@ -83,28 +108,27 @@ pub struct SpanView {
     pub left_ms: Option<u64>,
 }
 
+/// A block with the generation that was claimed. A void claim has a block that there is none of.
+type Claim = (u32, u32);
+
+const VOID: Claim = (NONE, 0);
+
 #[derive(Debug)]
 struct Span {
     /// Where its claims begin in the lease's list; they end where those of the next begin.
     claims: Range<usize>,
-    live: Level,
-    after: Level,
+    kind: Kind,
     ends_ms: u64,
     over: bool,
 }
 
-impl Span {
-    fn level(&self) -> Level {
-        if self.over { self.after } else { self.live }
-    }
-}
-
 #[derive(Debug)]
 struct Lease {
-    tenant: u32,
+    tenant: u16,
     id: LeaseId,
-    /// Blocks with the generation that was claimed.
-    claims: Vec<(u32, u32)>,
+    claims: Vec<Claim>,
+    /// The claim that comes first in the table: the others' blocks go before its own does.
+    root: Claim,
     spans: Vec<Span>,
     /// When the last of its spans ends.
     ends_ms: u64,
@@ -116,12 +140,16 @@ pub(crate) struct Leases {
     claims_max: usize,
     claims: usize,
     serials: u64,
-    leases: HashMap<u64, Lease, RandomState>,
-    names: HashMap<(u32, LeaseId), u64, RandomState>,
+    leases: BTreeMap<u64, Lease>,
+    /// The lease at which the look for void ones goes on.
+    swept: u64,
+    names: HashMap<(u16, LeaseId), u64, RandomState>,
     /// Ends of spans to come.
     ends: BTreeSet<(u64, u64, u32)>,
     /// Leases that are over, by tenant and end.
-    over: BTreeSet<(u32, u64, u64)>,
+    over: BTreeSet<(u16, u64, u64)>,
+    /// Tenants that have such, by how many.
+    most_over: BTreeSet<(usize, u16)>,
 }
 
 impl Leases {
@@ -131,10 +159,12 @@ impl Leases {
             claims_max: CLAIMS_LEAST_MAX.max(blocks as usize * CLAIMS_PER_BLOCK_MAX),
             claims: 0,
             serials: 0,
-            leases: HashMap::default(),
+            leases: BTreeMap::new(),
+            swept: 0,
             names: HashMap::default(),
             ends: BTreeSet::new(),
             over: BTreeSet::new(),
+            most_over: BTreeSet::new(),
         }
     }
 
@@ -150,83 +180,121 @@ impl Leases {
         self.ends.first().map(|end| end.0)
     }
 
-    /// Takes a lease out of all tables.
-    fn take(&mut self, serial: u64) -> Option<Lease> {
-        let lease = self.leases.remove(&serial)?;
-        self.names.remove(&(lease.tenant, lease.id));
-        self.claims -= lease.claims.len();
-        self.over.remove(&(lease.tenant, lease.ends_ms, serial));
-        for (index, span) in lease.spans.iter().enumerate() {
-            self.ends.remove(&(span.ends_ms, serial, index as u32));
-        }
-        Some(lease)
+    fn named(&self, tenant: TenantSlot, id: LeaseId) -> Option<u64> {
+        let tenant = u16::try_from(tenant.0).ok()?;
+        self.names.get(&(tenant, id)).copied()
     }
 
-    /// The lease to dissolve next: one of this tenant, else any.
-    fn oldest_over(&self, tenant: u32, spare: Option<u64>) -> Option<u64> {
-        let own = (tenant, 0, 0)..=(tenant, NEVER_MS, u64::MAX);
-        let mut oldest = self.over.range(own).chain(self.over.iter()).map(|over| over.2);
-        oldest.find(|serial| Some(*serial) != spare)
-    }
-
-    fn put(&mut self, lease: Lease) {
-        self.serials += 1;
-        for (index, span) in lease.spans.iter().enumerate() {
-            if span.ends_ms != NEVER_MS {
-                self.ends.insert((span.ends_ms, self.serials, index as u32));
-            }
-        }
-        self.claims += lease.claims.len();
-        self.names.insert((lease.tenant, lease.id), self.serials);
-        self.leases.insert(self.serials, lease);
+    /// The lease of a tenant that is over longest.
+    fn oldest_over(&self, tenant: u16, spare: Option<u64>) -> Option<u64> {
+        let own = self.over.range((tenant, 0, 0)..=(tenant, NEVER_MS, u64::MAX));
+        own.map(|over| over.2).find(|serial| Some(*serial) != spare)
     }
 }
 
 impl BlockManager {
-    /// Takes or renews a lease on registered blocks of a table; its time runs from now. On an error nothing of it is
-    /// in force and the lease of that name stays as it was, though leases whose time is over may have been dissolved.
+    /// Takes or renews a lease on registered blocks of a table; its time runs from now. Answers with how many claims
+    /// found no room among the others on their blocks, which is no loss where a block that follows is claimed. On an
+    /// error nothing of it is in force and the lease of that name stays as it was, though leases whose time is over may
+    /// have been dissolved.
     pub fn lease(
         &mut self,
         terms: &LeaseTerms<'_>,
         table: &[BlockId],
         now_ms: u64,
-    ) -> Result<(), BlockError> {
+    ) -> Result<usize, BlockError> {
+        self.expire(now_ms);
         self.check_terms(terms, table)?;
         let wanted: usize = terms.spans.iter().map(|span| span.blocks.len()).sum();
-        let old = self.leases.names.get(&(terms.tenant.0, terms.id)).copied();
-        self.make_room_for_lease(terms.tenant.0, old, wanted)?;
+        let old = self.leases.named(terms.tenant, terms.id);
+        self.tenants.enter(terms.tenant)?;
+        let tenant = terms.tenant.0 as u16;
+        self.make_room_for_lease(tenant, old, wanted)?;
         let mut lease = Lease {
-            tenant: terms.tenant.0,
+            tenant,
             id: terms.id,
             claims: Vec::with_capacity(wanted),
+            root: VOID,
             spans: Vec::with_capacity(terms.spans.len()),
             ends_ms: 0,
         };
+        let mut first = usize::MAX;
         for span in terms.spans {
             let from = lease.claims.len();
-            let priority = span.priority.min(PRIORITY_MAX);
-            let live = Level::new(priority, true, span.class);
-            let after = Level::new(span.after.min(priority), false, span.class);
-            for id in &table[span.blocks.clone()] {
+            let kind = Kind::new(span.priority, span.after, span.class);
+            for at in span.blocks.clone() {
+                let id = table[at];
                 let block = &mut self.blocks[id.at()];
-                lease.claims.push((id.0, block.generation));
-                self.levels.add(&mut block.levels, live);
+                if self.levels.add(&mut block.levels, kind) {
+                    lease.claims.push((id.index, block.generation));
+                    if at < first {
+                        (first, lease.root) = (at, (id.index, block.generation));
+                    }
+                }
             }
             let ends_ms = span.duration_ms.map_or(NEVER_MS, |ms| now_ms.saturating_add(ms));
             lease.ends_ms = lease.ends_ms.max(ends_ms);
             let claims = from..lease.claims.len();
-            lease.spans.push(Span { claims, live, after, ends_ms, over: false });
+            lease.spans.push(Span { claims, kind, ends_ms, over: false });
         }
+        let unclaimed = wanted - lease.claims.len();
         // The old claims go after the new ones have come, so that no block stands without any in between.
-        let old = old.and_then(|serial| self.leases.take(serial));
+        if let Some(old) = old.and_then(|serial| self.take_lease(serial)) {
+            let dropped = dropped(&old.claims, &lease.claims);
+            self.drop_claims(&old, |at, block, level| {
+                if dropped(at) {
+                    leave_at_most_default(block, level);
+                }
+            });
+        }
         for (id, _) in &lease.claims {
             self.relist(*id);
         }
-        self.leases.put(lease);
-        if let Some(old) = old {
-            self.drop_claims(&old, |_, _| ());
+        self.put_lease(lease);
+        Ok(unclaimed)
+    }
+
+    /// Changes what a lease claims for its blocks, by class; whether there is one. Its time runs from now. What no
+    /// amendment names stays as it was.
+    pub fn amend_lease(
+        &mut self,
+        tenant: TenantSlot,
+        id: LeaseId,
+        amendments: &[Amendment],
+        now_ms: u64,
+    ) -> bool {
+        self.expire(now_ms);
+        let serial = self.leases.named(tenant, id);
+        let Some(mut lease) = serial.and_then(|serial| self.take_lease(serial)) else {
+            return false;
+        };
+        lease.ends_ms = 0;
+        for span in &mut lease.spans {
+            let class = span.kind.live.class();
+            let new = amendments.iter().find(|amendment| amendment.class == class);
+            if let Some(new) = new {
+                let kind = Kind::new(new.priority, new.after, class);
+                for claim in &mut lease.claims[span.claims.clone()] {
+                    let id = claim.0;
+                    let Some(block) = claimed(&mut self.blocks, *claim) else { continue };
+                    self.levels.remove(&mut block.levels, span.kind, span.over);
+                    if !self.levels.add(&mut block.levels, kind) {
+                        leave_at_most_default(block, span.kind.level(span.over));
+                        if lease.root == *claim {
+                            lease.root = VOID;
+                        }
+                        *claim = VOID;
+                    }
+                    self.relist(id);
+                }
+                span.kind = kind;
+                span.over = false;
+                span.ends_ms = new.duration_ms.map_or(NEVER_MS, |ms| now_ms.saturating_add(ms));
+            }
+            lease.ends_ms = lease.ends_ms.max(span.ends_ms);
         }
-        Ok(())
+        self.put_lease(lease);
+        true
     }
 
     fn check_terms(&self, terms: &LeaseTerms<'_>, table: &[BlockId]) -> Result<(), BlockError> {
@@ -248,18 +316,25 @@ impl BlockManager {
             if blocks.is_empty() {
                 return Err(BlockError::Span { span });
             }
-            blocks.iter().try_for_each(|id| self.check_claimed(terms.tenant, *id))?;
+            blocks.iter().try_for_each(|id| self.check_claimed(terms.tenant, table, *id))?;
         }
         Ok(())
     }
 
-    /// Claims are on one's own registered blocks.
-    fn check_claimed(&self, tenant: TenantSlot, id: BlockId) -> Result<(), BlockError> {
-        let block = self.blocks.get(id.at()).ok_or(BlockError::Unknown(id))?;
+    /// Claims are on registered blocks; on one that another tenant has brought only where both share a namespace.
+    fn check_claimed(
+        &self,
+        tenant: TenantSlot,
+        table: &[BlockId],
+        id: BlockId,
+    ) -> Result<(), BlockError> {
+        let block = self.same_content(id)?;
         if !block.stage.is_registered() {
             return Err(BlockError::Stage { block: id, is: block.stage, wanted: Stage::Used });
         }
-        if u32::from(block.tenant) != tenant.0 {
+        let namespace = |id: BlockId| self.namespaces.get(id.at());
+        let is_own = u32::from(block.tenant) == tenant.0;
+        if !is_own && table.first().copied().and_then(namespace) != namespace(id) {
             return Err(BlockError::Foreign(id));
         }
         Ok(())
@@ -268,31 +343,53 @@ impl BlockManager {
     /// Dissolves leases that are over until another one of `wanted` claims fits.
     fn make_room_for_lease(
         &mut self,
-        tenant: u32,
+        tenant: u16,
         old: Option<u64>,
         wanted: usize,
     ) -> Result<(), BlockError> {
         let replaced = old.and_then(|serial| self.leases.leases.get(&serial));
         let replaced_claims = replaced.map_or(0, |lease| lease.claims.len());
-        let replaced_leases = usize::from(replaced.is_some());
+        let is_new = replaced.is_none();
+        let mut was_swept = false;
         loop {
             let leases = &self.leases;
-            let (what, limit) = if leases.len() - replaced_leases >= leases.leases_max {
-                ("leases", leases.leases_max)
-            } else if leases.claims - replaced_claims + wanted > leases.claims_max {
-                ("blocks in leases", leases.claims_max)
-            } else {
-                return Ok(());
-            };
-            let Some(lease) =
-                leases.oldest_over(tenant, old).and_then(|serial| self.leases.take(serial))
-            else {
+            let (own_leases, own_claims) = self.leased_by(tenant);
+            let others_and_own = leases.claims - replaced_claims;
+            // What does not grow needs no room, however much others have got since.
+            let (what, limit) =
+                if is_new && !is_within_share(own_leases, 1, leases.len(), leases.leases_max) {
+                    ("leases", leases.leases_max)
+                } else if wanted > replaced_claims
+                    && !is_within_share(
+                        own_claims - replaced_claims,
+                        wanted,
+                        others_and_own,
+                        leases.claims_max,
+                    )
+                {
+                    ("blocks in leases", leases.claims_max)
+                } else {
+                    return Ok(());
+                };
+            if !std::mem::replace(&mut was_swept, true) {
+                self.forget_void_leases(old);
+                continue;
+            }
+            let next = leases.oldest_over(tenant, old).or_else(|| {
+                let (_, other) = leases.most_over.last().copied()?;
+                let has_more = self.leased_by(other).0 > own_leases;
+                leases.oldest_over(other, old).filter(|_| has_more)
+            });
+            let Some(lease) = next.and_then(|serial| self.take_lease(serial)) else {
                 return Err(BlockError::Many { what, limit });
             };
-            self.drop_claims(&lease, |block, level| {
-                block.floor = block.floor.max(Some(level.priority()));
-            });
+            self.drop_claims(&lease, |_, block, level| block.raise_floor(level.priority()));
         }
+    }
+
+    /// How many leases a tenant has, and how many claims.
+    fn leased_by(&self, tenant: u16) -> (usize, usize) {
+        self.tenants.get(u32::from(tenant)).map_or((0, 0), |own| (own.leases, own.claims))
     }
 
     /// A claim without a name and without an end, for a request that belongs to no session: registered blocks of a
@@ -304,21 +401,20 @@ impl BlockManager {
         table: &[BlockId],
         priority: u8,
     ) -> Result<(), BlockError> {
-        table.iter().try_for_each(|id| self.check_claimed(tenant, *id))?;
+        table.iter().try_for_each(|id| self.check_claimed(tenant, table, *id))?;
         for id in table {
-            let block = &mut self.blocks[id.at()];
-            block.floor = block.floor.max(Some(priority.min(PRIORITY_MAX)));
-            self.relist(id.0);
+            self.blocks[id.at()].raise_floor(priority);
+            self.relist(id.index);
         }
         Ok(())
     }
 
     /// Ends a lease before its time; whether there was one.
     pub fn end_lease(&mut self, tenant: TenantSlot, id: LeaseId, end: End) -> bool {
-        let serial = self.leases.names.get(&(tenant.0, id)).copied();
-        let Some(lease) = serial.and_then(|serial| self.leases.take(serial)) else { return false };
-        self.drop_claims(&lease, |block, _| match end {
-            End::Released => block.floor = block.floor.max(Some(PRIORITY_DEFAULT)),
+        let serial = self.leases.named(tenant, id);
+        let Some(lease) = serial.and_then(|serial| self.take_lease(serial)) else { return false };
+        self.drop_claims(&lease, |_, block, level| match end {
+            End::Released => leave_at_most_default(block, level),
             End::Finished | End::Compacted => block.ended = Some(end),
         });
         true
@@ -332,62 +428,20 @@ impl BlockManager {
         id: LeaseId,
         now_ms: u64,
     ) -> Option<Vec<SpanView>> {
-        let lease = self.leases.leases.get(self.leases.names.get(&(tenant.0, id))?)?;
+        let lease = self.leases.leases.get(&self.leases.named(tenant, id)?)?;
         let view = |span: &Span| SpanView {
             blocks: lease.claims[span.claims.clone()]
                 .iter()
                 .filter_map(|(id, generation)| {
-                    let block = &self.blocks[*id as usize];
+                    let block = self.blocks.get(*id as usize)?;
                     (block.generation == *generation).then_some(SequenceHash(block.hash))
                 })
                 .collect(),
-            class: span.live.class(),
-            priority: span.live.priority(),
-            after: span.after.priority(),
+            class: span.kind.live.class(),
+            priority: span.kind.live.priority(),
+            after: span.kind.after.priority(),
             left_ms: (span.ends_ms != NEVER_MS).then(|| span.ends_ms.saturating_sub(now_ms)),
         };
         Some(lease.spans.iter().map(view).collect())
-    }
-
-    pub(crate) fn expire_leases(&mut self, now_ms: u64) {
-        while let Some((ends_ms, serial, index)) = self.leases.ends.first().copied() {
-            if ends_ms > now_ms {
-                return;
-            }
-            self.leases.ends.pop_first();
-            let Some(lease) = self.leases.leases.get_mut(&serial) else { continue };
-            let span = &mut lease.spans[index as usize];
-            span.over = true;
-            let (stretch, live, after) = (span.claims.clone(), span.live, span.after);
-            if lease.ends_ms <= ends_ms {
-                self.leases.over.insert((lease.tenant, lease.ends_ms, serial));
-            }
-            let claims = std::mem::take(&mut lease.claims);
-            for (id, generation) in &claims[stretch] {
-                let block = &mut self.blocks[*id as usize];
-                if block.generation == *generation {
-                    self.levels.remove(&mut block.levels, live);
-                    self.levels.add(&mut block.levels, after);
-                    self.relist(*id);
-                }
-            }
-            if let Some(lease) = self.leases.leases.get_mut(&serial) {
-                lease.claims = claims;
-            }
-        }
-    }
-
-    /// Takes the claims of a lease that is in no table any more off its blocks; `leave` says what stays behind.
-    fn drop_claims(&mut self, lease: &Lease, leave: impl Fn(&mut super::block::Block, Level)) {
-        for span in &lease.spans {
-            for (id, generation) in &lease.claims[span.claims.clone()] {
-                let block = &mut self.blocks[*id as usize];
-                if block.generation == *generation {
-                    self.levels.remove(&mut block.levels, span.level());
-                    leave(block, span.level());
-                    self.relist(*id);
-                }
-            }
-        }
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! A system prompt is claimed by every session of a tenant, so a list of claims for each block
 //! would be long and its maximum slow. But they claim few different things: a block keeps a short
-//! falling list of *levels*, each with the number of claims that stand there, in one arena for the
-//! whole pool. To claim, to move a claim and to drop it costs the length of that list.
+//! list of *kinds* of claims, each with the number of those that run and of those that are over, in
+//! one arena for the whole pool. A claim that runs out stays in its kind, so that a list grows only
+//! where somebody claims something, and there it has a limit: a client that claims a thousand
+//! different things makes none of its own blocks slow, nor those that it shares with others.
 
 use super::{Class, NONE};
 
@@ -29,11 +31,43 @@ impl Level {
     }
 }
 
+/// What is claimed: a level while the claim runs, and one from its end on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kind {
+    pub(crate) live: Level,
+    pub(crate) after: Level,
+}
+
+impl Kind {
+    pub(crate) fn new(priority: u8, after: u8, class: Class) -> Self {
+        let priority = priority.min(super::PRIORITY_MAX);
+        Self {
+            live: Level::new(priority, true, class),
+            after: Level::new(after.min(priority), false, class),
+        }
+    }
+
+    pub(crate) fn level(self, over: bool) -> Level {
+        if over { self.after } else { self.live }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Node {
-    level: Level,
-    count: u32,
+    kind: Kind,
+    live: u32,
+    over: u32,
     next: u32,
+}
+
+impl Node {
+    fn strongest(&self) -> Level {
+        if self.live > 0 { self.kind.live } else { self.kind.after }
+    }
+
+    fn count(&mut self, over: bool) -> &mut u32 {
+        if over { &mut self.over } else { &mut self.live }
+    }
 }
 
 /// The lists of all blocks of a pool; each block keeps the number of its first node.
@@ -41,29 +75,42 @@ struct Node {
 pub(crate) struct Levels {
     nodes: Vec<Node>,
     free: u32,
+    kinds_max: usize,
 }
 
 impl Levels {
-    pub(crate) fn new() -> Self {
-        Self { nodes: Vec::new(), free: NONE }
+    pub(crate) fn new(kinds_max: usize) -> Self {
+        Self { nodes: Vec::new(), free: NONE, kinds_max }
     }
 
     /// The strongest claim of a list.
     pub(crate) fn top(&self, head: u32) -> Option<Level> {
-        self.nodes.get(head as usize).map(|node| node.level)
+        let mut node = self.nodes.get(head as usize)?;
+        let mut top = node.strongest();
+        while let Some(next) = self.nodes.get(node.next as usize) {
+            top = top.max(next.strongest());
+            node = next;
+        }
+        Some(top)
     }
 
-    /// Adds a claim to the list that begins at `head`.
-    pub(crate) fn add(&mut self, head: &mut u32, level: Level) {
-        let (before, at) = self.find(*head, level);
-        if let Some(node) = self.nodes.get_mut(at as usize)
-            && node.level == level
-        {
-            node.count += 1;
-            return;
+    /// Adds a claim that runs to the list that begins at `head`; whether there was room for one of its kind.
+    #[must_use]
+    pub(crate) fn add(&mut self, head: &mut u32, kind: Kind) -> bool {
+        let (mut at, mut kinds) = (*head, 0);
+        while let Some(node) = self.nodes.get_mut(at as usize) {
+            if node.kind == kind {
+                node.live += 1;
+                return true;
+            }
+            at = node.next;
+            kinds += 1;
         }
-        let node = Node { level, count: 1, next: at };
-        let new = match self.free {
+        if kinds >= self.kinds_max {
+            return false;
+        }
+        let node = Node { kind, live: 1, over: 0, next: *head };
+        *head = match self.free {
             NONE => {
                 self.nodes.push(node);
                 self.nodes.len() as u32 - 1
@@ -74,24 +121,35 @@ impl Levels {
                 free
             }
         };
-        self.link(head, before, new);
+        true
+    }
+
+    /// A claim of a list is over, if it is there.
+    pub(crate) fn run_out(&mut self, head: u32, kind: Kind) {
+        let (_, at) = self.find(head, kind);
+        if let Some(node) = self.nodes.get_mut(at as usize)
+            && node.live > 0
+        {
+            node.live -= 1;
+            node.over += 1;
+        }
     }
 
     /// Takes a claim out of the list that begins at `head`, if it is there.
-    pub(crate) fn remove(&mut self, head: &mut u32, level: Level) {
-        let (before, at) = self.find(*head, level);
+    pub(crate) fn remove(&mut self, head: &mut u32, kind: Kind, over: bool) {
+        let (before, at) = self.find(*head, kind);
         let Some(node) = self.nodes.get_mut(at as usize) else { return };
-        if node.level != level {
+        let count = node.count(over);
+        *count = count.saturating_sub(1);
+        if node.live + node.over > 0 {
             return;
         }
-        node.count -= 1;
-        if node.count > 0 {
-            return;
-        }
-        let next = node.next;
-        node.next = self.free;
+        let next = std::mem::replace(&mut node.next, self.free);
         self.free = at;
-        self.link(head, before, next);
+        match self.nodes.get_mut(before as usize) {
+            Some(before) => before.next = next,
+            None => *head = next,
+        }
     }
 
     /// Gives a whole list back.
@@ -104,23 +162,16 @@ impl Levels {
         }
     }
 
-    /// The first node that is no stronger, and the one before it.
-    fn find(&self, head: u32, level: Level) -> (u32, u32) {
+    /// The node of that kind, and the one before it.
+    fn find(&self, head: u32, kind: Kind) -> (u32, u32) {
         let (mut before, mut at) = (NONE, head);
         while let Some(node) = self.nodes.get(at as usize)
-            && node.level > level
+            && node.kind != kind
         {
             before = at;
             at = node.next;
         }
         (before, at)
-    }
-
-    fn link(&mut self, head: &mut u32, before: u32, to: u32) {
-        match self.nodes.get_mut(before as usize) {
-            Some(node) => node.next = to,
-            None => *head = to,
-        }
     }
 }
 
@@ -130,36 +181,56 @@ mod tests {
 
     use super::*;
 
+    const KINDS_MAX: usize = 3;
+
     proptest! {
         /// Against plain lists of all claims, whose strongest is looked for.
         #[test]
         fn the_strongest_claim_is_on_top(
-            moves in prop::collection::vec((0..3usize, any::<bool>(), 0..5u8, any::<bool>()), 1..120),
+            moves in prop::collection::vec((0..3usize, 0..3u8, 0..5u8, 0..5u8), 1..120),
         ) {
-            let mut levels = Levels::new();
+            let mut levels = Levels::new(KINDS_MAX);
             let mut heads = [NONE; 3];
-            let mut model: [Vec<Level>; 3] = Default::default();
-            for (block, add, priority, live) in moves {
-                let level = Level::new(priority * 25, live, Class::ALL[priority as usize]);
-                let found = model[block].iter().position(|l| *l == level);
-                if add {
-                    levels.add(&mut heads[block], level);
-                    model[block].push(level);
-                } else if let Some(found) = found {
-                    levels.remove(&mut heads[block], level);
-                    model[block].swap_remove(found);
-                } else if priority == 0 {
-                    levels.clear(&mut heads[block]);
-                    model[block].clear();
-                } else {
-                    levels.remove(&mut heads[block], level);
+            let mut model: [Vec<(Kind, bool)>; 3] = Default::default();
+            for (block, what, priority, after) in moves {
+                let kind = Kind::new(priority * 25, after * 25, Class::ALL[priority as usize]);
+                let claims = &mut model[block];
+                let mut kinds: Vec<Kind> = Vec::new();
+                claims.iter().for_each(|c| if !kinds.contains(&c.0) { kinds.push(c.0) });
+                let at = |over| claims.iter().position(|c| *c == (kind, over));
+                match (what, at(false)) {
+                    (0, _) => {
+                        let fits = kinds.contains(&kind) || kinds.len() < KINDS_MAX;
+                        prop_assert_eq!(levels.add(&mut heads[block], kind), fits);
+                        if fits {
+                            claims.push((kind, false));
+                        }
+                    }
+                    (1, Some(at)) => {
+                        levels.run_out(heads[block], kind);
+                        claims[at].1 = true;
+                    }
+                    (2, Some(at)) => {
+                        levels.remove(&mut heads[block], kind, false);
+                        claims.swap_remove(at);
+                    }
+                    _ => if let Some(at) = at(true) {
+                        levels.remove(&mut heads[block], kind, true);
+                        claims.swap_remove(at);
+                    } else if priority == 0 {
+                        levels.clear(&mut heads[block]);
+                        claims.clear();
+                    } else if !kinds.contains(&kind) {
+                        levels.remove(&mut heads[block], kind, false);
+                        levels.run_out(heads[block], kind);
+                    }
                 }
                 for (head, model) in heads.iter().zip(&model) {
-                    prop_assert_eq!(levels.top(*head), model.iter().max().copied());
+                    let top = model.iter().map(|(kind, over)| kind.level(*over)).max();
+                    prop_assert_eq!(levels.top(*head), top);
                 }
             }
-            let kept: usize = model.iter().map(Vec::len).sum();
-            prop_assert!(levels.nodes.len() <= 30 && kept < 120);
+            prop_assert!(levels.nodes.len() <= 3 * KINDS_MAX);
         }
     }
 
@@ -170,5 +241,8 @@ mod tests {
             assert_eq!((level.priority(), level.is_live(), level.class()), (100, true, class));
         }
         assert!(Level::new(36, false, Class::Plain) > Level::new(35, true, Class::Compacted));
+        let kind = Kind::new(255, 99, Class::Plain);
+        assert_eq!((kind.live.priority(), kind.after.priority()), (100, 99));
+        assert_eq!(Kind::new(10, 99, Class::Plain).after.priority(), 10);
     }
 }

@@ -9,8 +9,9 @@
 //! Layout: [`BlockManager`] is the pool; [`Stage`] are the stations of a block's life and the moves
 //! between them; [`LeaseTerms`] say what somebody wants kept, and claims of many merge to their
 //! maximum; pins forbid eviction; [`Class`] and [`Cause`] name what is kept and why it went;
-//! [`Change`] is what others are told; [`Figures`] what people are told. [`Policy`] turns the lives of
-//! sessions into leases, with what [`Durations`] has learnt about their tools.
+//! [`Change`] is what others are told; [`Figures`] what people are told. [`Retention`] turns the
+//! changes of sessions into leases and orders, by the rules of [`Policy`] and with what [`Durations`]
+//! has learnt about their tools.
 //!
 //! Every map has a named limit. What is beyond one is refused with a [`BlockError`], never dropped
 //! in silence; a wrong block number or table is an error too, and leaves the pool whole.
@@ -34,6 +35,9 @@ mod policy;
 mod queue;
 #[cfg(test)]
 mod reference;
+mod retain;
+#[cfg(test)]
+mod scenarios;
 mod stage;
 mod tenants;
 #[cfg(test)]
@@ -44,20 +48,34 @@ pub use class::{Cause, Class, Defaults, End};
 pub use durations::{Durations, Sketch, TOOL_NAME_BYTES_MAX, TOOLS_MAX, TOOLS_PER_TENANT_MAX};
 pub use error::BlockError;
 pub use figures::{Ages, Figures};
-pub use leases::{LeaseId, LeaseTerms, SpanTerms, SpanView};
+pub use leases::{Amendment, LeaseId, LeaseTerms, SpanTerms, SpanView};
 pub use manager::{BlockManager, Counts, Evicted, Limits};
-pub use policy::{Event, Next, Pause, Policy, PolicySettings, SessionTerms, Stakes};
+pub use policy::{Next, Pause, Policy, PolicySettings, Pressure, SessionTerms, Stakes};
+pub use retain::{Ending, Event, Order, Retention, SESSIONS_MAX, SessionId, Turn};
 pub use stage::Stage;
 pub use tenants::TenantSlot;
 
-/// The number of a block in its pool.
+/// A block in its pool, as somebody came to know it: its number, and what it was then.
+///
+/// A number comes back with another content, and a block that nobody uses any more gets other users. Whoever kept a
+/// name from before is refused, so that a table that is released twice takes nothing away from those who came after.
+/// Among those who use a block at one time a second release can't be told from another's first one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(transparent)]
-pub struct BlockId(pub u32);
+pub struct BlockId {
+    index: u32,
+    generation: u16,
+    uses: u16,
+}
 
 impl BlockId {
+    /// The number, below that of the pool's blocks: where its bytes lie.
+    #[must_use]
+    pub fn index(self) -> u32 {
+        self.index
+    }
+
     fn at(self) -> usize {
-        self.0 as usize
+        self.index as usize
     }
 }
 
@@ -68,8 +86,11 @@ const NONE: u32 = u32::MAX;
 pub const BLOCKS_MAX: u32 = 1 << 28;
 /// The most tenants that a pool tells apart.
 pub const TENANTS_MAX: u32 = 1 << 16;
-/// The most leases of a pool, unless its [`Limits`] say less.
+/// The most leases of a pool, unless its [`Limits`] say less. Of these, of the claims of all leases, of pins and of
+/// their hashes a tenant may have as many as are left for others.
 pub const LEASES_MAX: usize = 1 << 16;
+/// The most different claims on a block, unless the pool's [`Limits`] say less.
+pub const CLAIM_KINDS_MAX: usize = 16;
 /// The most spans of a lease.
 pub const SPANS_MAX: usize = 1024;
 /// How often the spans of a lease may name each block of their table, on average.

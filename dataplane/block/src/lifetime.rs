@@ -8,7 +8,7 @@ use mainstay_types::hash::SequenceHash;
 
 use super::manager::{BlockManager, Evicted};
 use super::queue::Queue;
-use super::{BlockError, BlockId, Cause, Class, End, NONE, PRIORITY_DEFAULT, Stage, TenantSlot};
+use super::{BlockError, Cause, Class, End, NONE, PRIORITY_DEFAULT, Stage, TenantSlot};
 
 /// A block's worth and what sets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,13 +24,13 @@ impl BlockManager {
     pub(crate) fn standing(&self, id: u32) -> Standing {
         let block = &self.blocks[id as usize];
         let top = self.levels.top(block.levels);
-        let floor = block.floor.map(|priority| Standing {
+        let floor = block.floor().map(|priority| Standing {
             priority,
             class: Class::Plain,
             cause: Cause::Capacity,
         });
         if let Some(top) = top
-            && block.floor.is_none_or(|floor| top.priority() > floor)
+            && block.floor().is_none_or(|floor| top.priority() > floor)
         {
             let cause = if top.is_live() { Cause::Capacity } else { Cause::Expiry };
             return Standing { priority: top.priority(), class: top.class(), cause };
@@ -90,13 +90,62 @@ impl BlockManager {
             return;
         }
         block.stage = Stage::Cached;
-        let (idle, tenant) = (block.holds == 0, block.tenant);
+        block.uses = block.uses.wrapping_add(1);
+        let is_idle = block.is_idle();
         self.used -= 1;
-        if idle {
-            self.reclaimable += 1;
-            self.tenants.known(tenant).reclaimable += 1;
+        if is_idle {
+            self.set_idle(id, true);
         }
         self.list_if_leaf(id);
+    }
+
+    /// A registered block has neither user nor hold any more, or has got one.
+    pub(crate) fn set_idle(&mut self, id: u32, is_idle: bool) {
+        let by = if is_idle { 1 } else { -1 };
+        self.reclaimable = self.reclaimable.saturating_add_signed(by);
+        // What another tenant goes on from can't go for its own tenant's sake.
+        if self.lent.is_empty() || !self.lent.contains_key(&id) {
+            let own = self.tenants.known(self.blocks[id as usize].tenant);
+            own.reclaimable = own.reclaimable.saturating_add_signed(by);
+        }
+    }
+
+    /// Another tenant goes on from this block, which its own tenant can't let go then, nor those before it.
+    pub(crate) fn lend(&mut self, mut id: u32) {
+        loop {
+            let count = self.lent.entry(id).or_insert(0);
+            *count += 1;
+            if *count > 1 {
+                return;
+            }
+            let Some(next) = self.lent_changed(id, -1) else { return };
+            id = next;
+        }
+    }
+
+    /// A block of another tenant that went on from this one has gone.
+    fn take_back(&mut self, mut id: u32) {
+        loop {
+            let Some(count) = self.lent.get_mut(&id) else { return };
+            *count -= 1;
+            if *count > 0 {
+                return;
+            }
+            self.lent.remove(&id);
+            let Some(next) = self.lent_changed(id, 1) else { return };
+            id = next;
+        }
+    }
+
+    /// Answers with the block before it, if it is of the same tenant.
+    fn lent_changed(&mut self, id: u32, by: i32) -> Option<u32> {
+        let block = &self.blocks[id as usize];
+        let (parent, tenant) = (block.parent, block.tenant);
+        if block.is_idle() {
+            let own = self.tenants.known(tenant);
+            own.reclaimable = own.reclaimable.saturating_add_signed(by);
+        }
+        self.blocks.get(parent as usize).filter(|before| before.tenant == tenant).map(|_| parent)
     }
 
     /// Takes a leaf out of everything but its memory.
@@ -105,9 +154,12 @@ impl BlockManager {
         let cause = asked.unwrap_or(standing.cause);
         let parent_hash = self.parent_hash(id);
         self.unlist(id);
+        self.set_idle(id, false);
         let block = &mut self.blocks[id as usize];
+        // Claims on it and whatever else knew it are void from here on, also while its memory is still read.
+        block.generation = block.generation.wrapping_add(1);
         let evicted = Evicted {
-            block: BlockId(id),
+            block: block.id(id),
             hash: SequenceHash(block.hash),
             parent: SequenceHash(parent_hash),
             namespace: self.namespaces[id as usize],
@@ -118,22 +170,20 @@ impl BlockManager {
             cause,
         };
         block.stage = Stage::Evicting;
-        // Claims on it are void from here on, also while its memory is still read.
-        block.generation = block.generation.wrapping_add(1);
         self.levels.clear(&mut block.levels);
         let age_ms = now_ms.saturating_sub(block.used_ms);
         let parent = std::mem::replace(&mut block.parent, NONE);
         let slot = block.tenant;
         self.figures.evicted(cause, standing.class, age_ms, evicted.hits);
         self.by_hash.remove(&evicted.hash.0);
-        self.reclaimable -= 1;
-        let tenant = self.tenants.known(slot);
-        tenant.reclaimable -= 1;
-        tenant.blocks -= 1;
-        self.forget_starved(slot, evicted.hash.0);
+        self.tenants.known(slot).blocks -= 1;
+        self.forget_starved(evicted.hash.0);
         self.changes.removed(evicted.hash.0, cause);
         if parent != NONE {
             self.blocks[parent as usize].children -= 1;
+            if self.blocks[parent as usize].tenant != slot {
+                self.take_back(parent);
+            }
             self.list_if_leaf(parent);
         }
         evicted

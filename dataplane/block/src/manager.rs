@@ -18,7 +18,8 @@ use super::pins::Pins;
 use super::queue::{Link, Queue};
 use super::tenants::Tenants;
 use super::{
-    BLOCKS_MAX, BlockError, BlockId, Cause, Class, Figures, LEASES_MAX, NONE, Stage, TenantSlot,
+    BLOCKS_MAX, BlockError, BlockId, CLAIM_KINDS_MAX, Cause, Class, Figures, LEASES_MAX, NONE,
+    Stage, TenantSlot,
 };
 
 /// How large a pool is, and how much of it may be promised.
@@ -30,13 +31,15 @@ pub struct Limits {
     pub pinned_blocks: u32,
     /// Leases at a time.
     pub leases: usize,
+    /// Different claims on a block.
+    pub claim_kinds: usize,
 }
 
 impl Limits {
     /// A pool of so many blocks, half of which pins may hold.
     #[must_use]
     pub fn new(blocks: u32) -> Self {
-        Self { blocks, pinned_blocks: blocks / 2, leases: LEASES_MAX }
+        Self { blocks, pinned_blocks: blocks / 2, leases: LEASES_MAX, claim_kinds: CLAIM_KINDS_MAX }
     }
 }
 
@@ -80,6 +83,8 @@ pub struct Counts {
     pub claims: usize,
     /// Blocks that came into the order of eviction out of order.
     pub late_listings: u64,
+    /// Blocks that were looked at to find room for pins.
+    pub pin_steps: u64,
 }
 
 /// The blocks of one pool.
@@ -99,6 +104,8 @@ pub struct BlockManager {
     pub(crate) levels: Levels,
     pub(crate) leases: Leases,
     pub(crate) pins: Pins,
+    /// Blocks with others after them that another tenant has brought, and how many such follow at once.
+    pub(crate) lent: HashMap<u32, u32, RandomState>,
     pub(crate) changes: Changes,
     pub(crate) figures: Figures,
     pub(crate) stamps: u64,
@@ -122,9 +129,10 @@ impl BlockManager {
             by_hash: HashMap::default(),
             queue: Queue::new(),
             tenants: Tenants::default(),
-            levels: Levels::new(),
+            levels: Levels::new(limits.claim_kinds),
             leases: Leases::new(total, limits.leases),
             pins: Pins::new(total, limits.pinned_blocks.min(total)),
+            lent: HashMap::default(),
             changes: Changes::default(),
             figures: Figures::default(),
             stamps: 0,
@@ -144,6 +152,7 @@ impl BlockManager {
             leases: self.leases.len(),
             claims: self.leases.claims(),
             late_listings: self.queue.late_ever(),
+            pin_steps: self.pins.steps(),
         }
     }
 
@@ -171,7 +180,7 @@ impl BlockManager {
     /// The registered block of that hash.
     #[must_use]
     pub fn lookup(&self, hash: SequenceHash) -> Option<BlockId> {
-        self.by_hash.get(&hash.0).map(|id| BlockId(*id))
+        self.by_hash.get(&hash.0).map(|id| self.blocks[*id as usize].id(*id))
     }
 
     /// The registered blocks of a prompt's leading hashes, one for each, into `table`; to be acquired in this order.
@@ -181,18 +190,18 @@ impl BlockManager {
         table.extend(hashes.iter().map_while(|hash| self.lookup(*hash)));
     }
 
-    /// Where a block is in its life.
+    /// Where a block is in its life; `None` where that one is over.
     #[must_use]
     pub fn stage(&self, id: BlockId) -> Option<Stage> {
-        self.blocks.get(id.at()).map(|block| block.stage)
+        self.same_content(id).ok().map(|block| block.stage)
     }
 
     /// What a registered block is worth now, and what sets that.
     #[must_use]
     pub fn worth(&self, id: BlockId) -> Option<(u8, Class)> {
-        let block = self.blocks.get(id.at())?;
+        let block = self.same_content(id).ok()?;
         block.stage.is_registered().then(|| {
-            let standing = self.standing(id.0);
+            let standing = self.standing(id.index);
             (standing.priority, standing.class)
         })
     }
@@ -207,24 +216,23 @@ impl BlockManager {
             return Err(BlockError::Orphan(id));
         }
         self.figures.age_at_hit.add(now_ms.saturating_sub(block.used_ms));
-        self.use_again(id.0);
+        let block = &mut self.blocks[id.at()];
+        block.hits = block.hits.saturating_add(1);
+        self.use_again(id.index);
         Ok(())
     }
 
     fn use_again(&mut self, id: u32) {
+        if self.blocks[id as usize].is_idle() {
+            self.set_idle(id, false);
+        }
         let block = &mut self.blocks[id as usize];
-        block.hits = block.hits.saturating_add(1);
         block.references += 1;
         if block.references > 1 {
             return;
         }
         block.stage = Stage::Used;
-        let (idle, tenant) = (block.holds == 0, block.tenant);
         self.used += 1;
-        if idle {
-            self.reclaimable -= 1;
-            self.tenants.known(tenant).reclaimable -= 1;
-        }
         self.unlist(id);
     }
 
@@ -256,12 +264,13 @@ impl BlockManager {
         block.used_ms = now_ms;
         block.tenant = tenant.0 as u16;
         self.used += 1;
+        let name = block.id(id);
         self.tenants.known(tenant.0 as u16).blocks += 1;
-        Ok(BlockId(id))
+        Ok(name)
     }
 
     /// Registers a filled block under its sequence hash, after `parent`, the block before it in the sequence's table.
-    /// If another block has that content already, the sequence gets that one and `id` is freed; the answer is the
+    /// That one may be another tenant's, where both share a namespace: who brought a block pays for it. If another block has that content already, the sequence gets that one and `id` is freed; the answer is the
     /// block that the sequence has from here on.
     pub fn register(
         &mut self,
@@ -280,40 +289,45 @@ impl BlockManager {
             if before.stage != Stage::Used {
                 return Err(BlockError::Orphan(id));
             }
-            if before.tenant != tenant || self.namespaces[parent.at()] != namespace {
+            if self.namespaces[parent.at()] != namespace {
                 return Err(BlockError::Foreign(parent));
             }
         }
         let known = match self.by_hash.entry(hash.0) {
-            Entry::Occupied(known) => Some(BlockId(*known.get())),
+            Entry::Occupied(known) => Some(*known.get()),
             Entry::Vacant(place) => {
-                place.insert(id.0);
+                place.insert(id.index);
                 None
             }
         };
         if let Some(known) = known {
-            if self.blocks[known.at()].tenant != tenant {
-                return Err(BlockError::Foreign(known));
+            let there = &self.blocks[known as usize];
+            let name = there.id(known);
+            if self.namespaces[known as usize] != namespace {
+                return Err(BlockError::Foreign(name));
             }
-            if self.blocks[known.at()].parent != parent.map_or(NONE, |parent| parent.0) {
-                return Err(BlockError::Orphan(known));
+            if there.parent != parent.map_or(NONE, |parent| parent.index) {
+                return Err(BlockError::Orphan(name));
             }
-            self.use_again(known.0);
-            self.discard(id.0);
-            return Ok(known);
+            self.use_again(known);
+            self.discard(id.index);
+            return Ok(name);
         }
         self.stamps += 1;
         let block = &mut self.blocks[id.at()];
         block.stage = Stage::Used;
         block.hash = hash.0;
-        block.parent = parent.map_or(NONE, |parent| parent.0);
+        block.parent = parent.map_or(NONE, |parent| parent.index);
         block.stamp = self.stamps;
         self.namespaces[id.at()] = namespace;
         if let Some(parent) = parent {
             self.blocks[parent.at()].children += 1;
+            if self.blocks[parent.at()].tenant != tenant {
+                self.lend(parent.index);
+            }
         }
-        self.pin_at_birth(id.0);
-        self.changes.stored(namespace, self.parent_hash(id.0), hash.0);
+        self.pin_at_birth(id.index);
+        self.changes.stored(namespace, self.parent_hash(id.index), hash.0);
         Ok(id)
     }
 
@@ -330,16 +344,16 @@ impl BlockManager {
         for (index, id) in table.iter().enumerate().rev() {
             match self.in_use(*id) {
                 Err(error) => outcome = Err(error),
-                Ok(false) => self.discard(id.0),
+                Ok(false) => self.discard(id.index),
                 Ok(true) => {
                     self.stamps += 1;
                     let block = &mut self.blocks[id.at()];
                     block.stamp = self.stamps;
                     block.used_ms = block.used_ms.max(now_ms);
                     if !leased(index) {
-                        block.floor = block.floor.max(Some(super::PRIORITY_DEFAULT));
+                        block.raise_floor(super::PRIORITY_DEFAULT);
                     }
-                    self.drop_reference(id.0);
+                    self.drop_reference(id.index);
                 }
             }
         }
@@ -347,14 +361,29 @@ impl BlockManager {
     }
 
     /// Takes back [`BlockManager::acquire`] and [`BlockManager::allocate`] for a whole table, as if it had not been
-    /// used.
-    pub fn unacquire(&mut self, table: &[BlockId]) -> Result<(), BlockError> {
+    /// used. Its first `found` blocks were acquired at `now_ms`; they count as no hits then.
+    pub fn unacquire(
+        &mut self,
+        table: &[BlockId],
+        found: usize,
+        now_ms: u64,
+    ) -> Result<(), BlockError> {
         let mut outcome = Ok(());
-        for id in table.iter().rev() {
+        for (index, id) in table.iter().enumerate().rev() {
             match self.in_use(*id) {
                 Err(error) => outcome = Err(error),
-                Ok(false) => self.discard(id.0),
-                Ok(true) => self.drop_reference(id.0),
+                Ok(false) => self.discard(id.index),
+                Ok(true) => {
+                    let block = &mut self.blocks[id.at()];
+                    if index < found {
+                        self.figures.age_at_hit.take_back(now_ms.saturating_sub(block.used_ms));
+                        // One that stands at the most has had more, nobody knows how many.
+                        if block.hits < u8::MAX {
+                            block.hits = block.hits.saturating_sub(1);
+                        }
+                    }
+                    self.drop_reference(id.index);
+                }
             }
         }
         outcome
@@ -374,7 +403,7 @@ impl BlockManager {
         if block.stage != Stage::Evicting {
             return Err(BlockError::Stage { block: id, is: block.stage, wanted: Stage::Free });
         }
-        self.give_back(id.0);
+        self.give_back(id.index);
         Ok(())
     }
 
@@ -406,7 +435,7 @@ impl BlockManager {
 
     /// Whether the block is registered (or being filled), for one that somebody uses.
     fn in_use(&self, id: BlockId) -> Result<bool, BlockError> {
-        let block = self.blocks.get(id.at()).ok_or(BlockError::Unknown(id))?;
+        let block = self.same_use(id)?;
         match block.stage {
             Stage::Used => Ok(true),
             Stage::Filling => Ok(false),
@@ -416,11 +445,27 @@ impl BlockManager {
 
     /// A block that may go to `wanted` next.
     fn checked(&self, id: BlockId, wanted: Stage) -> Result<&Block, BlockError> {
-        let block = self.blocks.get(id.at()).ok_or(BlockError::Unknown(id))?;
+        let block = self.same_use(id)?;
         if !block.stage.may_become(wanted) {
             return Err(BlockError::Stage { block: id, is: block.stage, wanted });
         }
         Ok(block)
+    }
+
+    /// The block, if it is in the same hands as when its name was learnt.
+    fn same_use(&self, id: BlockId) -> Result<&Block, BlockError> {
+        let block = self.same_content(id)?;
+        if block.uses == id.uses { Ok(block) } else { Err(BlockError::Stale(id)) }
+    }
+
+    /// The block, if it has the same content as when its name was learnt.
+    pub(crate) fn same_content(&self, id: BlockId) -> Result<&Block, BlockError> {
+        let block = self.blocks.get(id.at()).ok_or(BlockError::Unknown(id))?;
+        if block.generation as u16 == id.generation {
+            Ok(block)
+        } else {
+            Err(BlockError::Stale(id))
+        }
     }
 
     /// Frees a block that was not registered.

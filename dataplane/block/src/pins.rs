@@ -3,8 +3,9 @@
 //! A pin names hashes and not blocks, since every worker is told of every pin of its namespace: it
 //! costs nothing until its blocks are here, and only held blocks count against the pool's and the
 //! tenant's budget. A covered block for which a budget has no room is not protected and is told as
-//! missing; it gets its protection as soon as there is room. Ancestors that no pin names but that a
-//! pinned block needs count as well.
+//! missing; it gets its turn whenever another one's protection ends, those that need the fewest
+//! ancestors first. Ancestors that no pin names but that a pinned block needs count as well, against
+//! the tenant whose pin needed them first, whoever brought them.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -13,6 +14,7 @@ use mainstay_types::hash::SequenceHash;
 use mainstay_types::id::PinId;
 
 use super::manager::BlockManager;
+use super::tenants::is_within_share;
 use super::{BlockError, CLAIMS_LEAST_MAX, CLAIMS_PER_BLOCK_MAX, NONE, PINS_MAX, TenantSlot};
 
 #[derive(Debug)]
@@ -22,33 +24,52 @@ struct Pin {
     ends_ms: u64,
 }
 
+/// How many pins of a tenant cover a hash.
+#[derive(Debug)]
+struct Cover {
+    tenant: u16,
+    pins: u32,
+}
+
 #[derive(Debug)]
 pub(crate) struct Pins {
     /// Most held blocks of all pins together.
     held_max: u32,
-    claims_max: usize,
+    pins_max: usize,
+    hashes_max: usize,
     pins: HashMap<PinId, Pin, RandomState>,
-    /// How many pins of a tenant cover a hash.
-    covers: HashMap<(u16, u128), u32, RandomState>,
+    /// By tenant; one nearly always.
+    covers: HashMap<u128, Vec<Cover>, RandomState>,
     ends: BTreeSet<(u64, PinId)>,
     /// Hashes of all pins, repeats counted.
-    claims: usize,
+    hashes: usize,
     held: u32,
-    /// Registered blocks that are covered but found no room in a budget.
+    /// Protected blocks, each with the tenant whose pin it is.
+    pinned: HashMap<u32, u16, RandomState>,
+    /// Who pays for a held block that another tenant has brought.
+    payers: HashMap<u32, u16, RandomState>,
+    /// Registered blocks that a tenant's pins cover and that found no room in a budget, or that another tenant's pin
+    /// protects for now.
     starved: BTreeSet<(u16, u128)>,
+    /// Blocks that were looked at to find room for one.
+    steps: u64,
 }
 
 impl Pins {
     pub(crate) fn new(blocks: u32, held_max: u32) -> Self {
         Self {
             held_max,
-            claims_max: CLAIMS_LEAST_MAX.max(blocks as usize * CLAIMS_PER_BLOCK_MAX),
+            pins_max: PINS_MAX,
+            hashes_max: CLAIMS_LEAST_MAX.max(blocks as usize * CLAIMS_PER_BLOCK_MAX),
             pins: HashMap::default(),
             covers: HashMap::default(),
             ends: BTreeSet::new(),
-            claims: 0,
+            hashes: 0,
             held: 0,
+            pinned: HashMap::default(),
+            payers: HashMap::default(),
             starved: BTreeSet::new(),
+            steps: 0,
         }
     }
 
@@ -56,16 +77,38 @@ impl Pins {
         self.held
     }
 
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps
+    }
+
     pub(crate) fn next_due_ms(&self) -> Option<u64> {
         self.ends.first().map(|end| end.0)
     }
 
-    /// Forgets a pin, but for what it covers.
-    fn take(&mut self, id: PinId) -> Option<Pin> {
-        let pin = self.pins.remove(&id)?;
-        self.ends.remove(&(pin.ends_ms, id));
-        self.claims -= pin.hashes.len();
-        Some(pin)
+    fn cover(&mut self, tenant: u16, hash: u128) {
+        let covers = self.covers.entry(hash).or_default();
+        match covers.binary_search_by_key(&tenant, |cover| cover.tenant) {
+            Ok(at) => covers[at].pins += 1,
+            Err(at) => covers.insert(at, Cover { tenant, pins: 1 }),
+        }
+    }
+
+    /// One pin less; whether none of the tenant's covers that hash any more.
+    fn uncover(&mut self, tenant: u16, hash: u128) -> bool {
+        let Some(covers) = self.covers.get_mut(&hash) else { return false };
+        let Ok(at) = covers.binary_search_by_key(&tenant, |cover| cover.tenant) else {
+            return false;
+        };
+        covers[at].pins -= 1;
+        if covers[at].pins > 0 {
+            return false;
+        }
+        covers.remove(at);
+        if covers.is_empty() {
+            self.covers.remove(&hash);
+        }
+        self.starved.remove(&(tenant, hash));
+        true
     }
 }
 
@@ -77,8 +120,12 @@ impl BlockManager {
         tenant: TenantSlot,
         hashes: &[SequenceHash],
         ends_ms: u64,
+        now_ms: u64,
     ) -> Result<u32, BlockError> {
-        let limit = self.tenants.enter(tenant)?.held_max.min(self.pins.held_max);
+        self.expire(now_ms);
+        let own = self.tenants.enter(tenant)?;
+        let limit = own.held_max.min(self.pins.held_max);
+        let (own_pins, own_hashes) = (own.pins, own.pin_hashes);
         let tenant = tenant.0 as u16;
         let mut distinct = HashSet::with_capacity(hashes.len().min(self.total as usize));
         let mut wanted = Vec::new();
@@ -90,35 +137,39 @@ impl BlockManager {
                 return Err(BlockError::PinTooLarge { limit });
             }
         }
-        let old = self.pins.pins.get(&id);
-        if old.is_none() && self.pins.pins.len() >= PINS_MAX {
-            return Err(BlockError::Many { what: "pins", limit: PINS_MAX });
+        // A pin that comes to another tenant is as good as a new one of that tenant.
+        let old = self.pins.pins.get(&id).filter(|pin| pin.tenant == tenant);
+        let (pins, pins_max) = (self.pins.pins.len(), self.pins.pins_max);
+        if old.is_none() && !is_within_share(own_pins, 1, pins, pins_max) {
+            return Err(BlockError::Many { what: "pins", limit: pins_max });
         }
-        let old_claims = old.map_or(0, |pin| pin.hashes.len());
-        if self.pins.claims - old_claims + wanted.len() > self.pins.claims_max {
-            let limit = self.pins.claims_max;
+        let was = old.map_or(0, |pin| pin.hashes.len());
+        let (all, limit) = (self.pins.hashes - was, self.pins.hashes_max);
+        if wanted.len() > was && !is_within_share(own_hashes - was, wanted.len(), all, limit) {
             return Err(BlockError::Many { what: "hashes in pins", limit });
         }
         // The new one takes hold before the old one lets go, so that what both name never goes.
         for hash in &wanted {
-            *self.pins.covers.entry((tenant, *hash)).or_insert(0) += 1;
-            self.protect(tenant, *hash);
+            self.pins.cover(tenant, *hash);
         }
-        if let Some(old) = self.pins.take(id) {
-            self.uncover(&old);
+        self.protect_all(wanted.iter().map(|hash| (tenant, *hash)).collect());
+        if let Some(old) = self.take_pin(id)
+            && self.uncover(&old)
+        {
+            self.retry_starved();
         }
-        let held = wanted.iter().filter(|hash| self.is_pinned(tenant, **hash)).count() as u32;
-        self.pins.ends.insert((ends_ms, id));
-        self.pins.claims += wanted.len();
-        self.pins.pins.insert(id, Pin { tenant, hashes: wanted, ends_ms });
+        let held = wanted.iter().filter(|hash| self.is_pinned(**hash)).count() as u32;
+        self.put_pin(id, Pin { tenant, hashes: wanted, ends_ms });
         Ok(held)
     }
 
     /// Ends a pin; `None` when there is no such pin, else how many of its blocks were protected.
     pub fn unpin(&mut self, id: PinId) -> Option<u32> {
-        let pin = self.pins.take(id)?;
-        let held = pin.hashes.iter().filter(|hash| self.is_pinned(pin.tenant, **hash)).count();
-        self.uncover(&pin);
+        let pin = self.take_pin(id)?;
+        let held = pin.hashes.iter().filter(|hash| self.is_pinned(**hash)).count();
+        if self.uncover(&pin) {
+            self.retry_starved();
+        }
         Some(held as u32)
     }
 
@@ -128,118 +179,191 @@ impl BlockManager {
         self.pins.pins.contains_key(&id)
     }
 
+    /// All that are over let go before those that wait are looked at, once for all.
     pub(crate) fn expire_pins(&mut self, now_ms: u64) {
+        let mut is_any_free = false;
         while let Some((ends_ms, id)) = self.pins.ends.first().copied() {
             if ends_ms > now_ms {
-                return;
+                break;
             }
-            self.unpin(id);
+            if let Some(pin) = self.take_pin(id) {
+                is_any_free |= self.uncover(&pin);
+            }
             self.changes.pin_expired(id);
+        }
+        if is_any_free {
+            self.retry_starved();
         }
     }
 
-    fn is_pinned(&self, tenant: u16, hash: u128) -> bool {
-        self.by_hash.get(&hash).is_some_and(|id| {
-            let block = &self.blocks[*id as usize];
-            block.pinned && block.tenant == tenant
-        })
+    fn put_pin(&mut self, id: PinId, pin: Pin) {
+        let own = self.tenants.known(pin.tenant);
+        own.pins += 1;
+        own.pin_hashes += pin.hashes.len();
+        self.pins.ends.insert((pin.ends_ms, id));
+        self.pins.hashes += pin.hashes.len();
+        self.pins.pins.insert(id, pin);
+    }
+
+    /// Forgets a pin, but for what it covers.
+    fn take_pin(&mut self, id: PinId) -> Option<Pin> {
+        let pin = self.pins.pins.remove(&id)?;
+        let own = self.tenants.known(pin.tenant);
+        own.pins -= 1;
+        own.pin_hashes -= pin.hashes.len();
+        self.pins.ends.remove(&(pin.ends_ms, id));
+        self.pins.hashes -= pin.hashes.len();
+        Some(pin)
+    }
+
+    fn is_pinned(&self, hash: u128) -> bool {
+        self.by_hash.get(&hash).is_some_and(|id| self.pins.pinned.contains_key(id))
     }
 
     /// A block was registered: the pins that wait for it take hold.
     pub(crate) fn pin_at_birth(&mut self, id: u32) {
-        let block = &self.blocks[id as usize];
-        let (tenant, hash) = (block.tenant, block.hash);
-        if !self.pins.covers.is_empty() && self.pins.covers.contains_key(&(tenant, hash)) {
-            self.protect(tenant, hash);
+        if self.pins.covers.is_empty() {
+            return;
+        }
+        let hash = self.blocks[id as usize].hash;
+        let Some(covers) = self.pins.covers.get(&hash) else { return };
+        let tenants: Vec<u16> = covers.iter().map(|cover| cover.tenant).collect();
+        for tenant in tenants {
+            self.protect(tenant, hash, &mut HashSet::default());
         }
     }
 
+    /// Protects those that are here, the ones that need the fewest ancestors first: so an ancestor comes before what
+    /// follows it, and where it found no room nothing after it is looked at.
+    fn protect_all(&mut self, mut wanted: Vec<(u16, u128)>) {
+        let mut depths: HashMap<u32, u32, RandomState> = HashMap::default();
+        wanted.retain(|(_, hash)| self.by_hash.contains_key(hash));
+        let mut order: Vec<(u32, u16, u128)> = Vec::with_capacity(wanted.len());
+        for (tenant, hash) in wanted {
+            let depth = self.unheld_above(hash, &mut depths);
+            order.push((depth, tenant, hash));
+        }
+        order.sort_unstable();
+        let mut refused = HashSet::default();
+        for (_, tenant, hash) in order {
+            self.protect(tenant, hash, &mut refused);
+        }
+    }
+
+    /// How many blocks nothing holds yet, from this one up; each is looked at once for all that ask.
+    fn unheld_above(&mut self, hash: u128, depths: &mut HashMap<u32, u32, RandomState>) -> u32 {
+        let Some(mut at) = self.by_hash.get(&hash).copied() else { return 0 };
+        let mut path = Vec::new();
+        let known = loop {
+            let Some(block) = self.blocks.get(at as usize).filter(|block| block.holds == 0) else {
+                break 0;
+            };
+            if let Some(depth) = depths.get(&at) {
+                break *depth;
+            }
+            path.push(at);
+            at = block.parent;
+        };
+        self.pins.steps += path.len() as u64;
+        let mut depth = known;
+        for id in path.into_iter().rev() {
+            depth += 1;
+            depths.insert(id, depth);
+        }
+        depth
+    }
+
     /// Protects a covered block that is here, where the budgets have room for it and for those of its ancestors that
-    /// nothing holds yet.
-    fn protect(&mut self, tenant: u16, hash: u128) {
+    /// nothing holds yet. What comes after one of `refused` has no room either, for room only shrinks meanwhile.
+    fn protect(&mut self, tenant: u16, hash: u128, refused: &mut HashSet<(u16, u32), RandomState>) {
         let Some(id) = self.by_hash.get(&hash).copied() else { return };
-        let block = &self.blocks[id as usize];
-        if block.pinned || block.tenant != tenant {
-            return;
+        match self.pins.pinned.get(&id) {
+            Some(by) if *by == tenant => return,
+            // Its turn comes when that one's is over.
+            Some(_) => {
+                self.pins.starved.insert((tenant, hash));
+                return;
+            }
+            None => {}
         }
         let own = self.tenants.known(tenant);
         let room = self.pins.held_max.saturating_sub(self.pins.held);
         let room = room.min(own.held_max.saturating_sub(own.held));
+        // Where a budget was cut below what is held, there is no room for what costs nothing either.
+        let mut fits = self.pins.held <= self.pins.held_max && own.held <= own.held_max;
         // No further than there is room for, since a chain that starves would be walked for each of its blocks.
         let mut unheld: u32 = 0;
         let mut at = id;
         while let Some(block) = self.blocks.get(at as usize)
             && block.holds == 0
-            && unheld <= room
+            && fits
         {
             unheld += 1;
+            self.pins.steps += 1;
+            fits = unheld <= room && !refused.contains(&(tenant, at));
             at = block.parent;
         }
-        // Where a budget was cut below what is held, there is no room for what costs nothing either.
-        let kept = self.pins.held <= self.pins.held_max && own.held <= own.held_max;
-        let fits = kept && unheld <= room;
         if fits {
-            self.blocks[id as usize].pinned = true;
-            self.add_hold(id);
+            self.pins.pinned.insert(id, tenant);
+            self.add_hold(id, tenant);
             self.pins.starved.remove(&(tenant, hash));
         } else {
+            refused.insert((tenant, id));
             self.pins.starved.insert((tenant, hash));
         }
     }
 
     /// A registered block goes; only unprotected ones do.
-    pub(crate) fn forget_starved(&mut self, tenant: u16, hash: u128) {
-        if !self.pins.starved.is_empty() {
-            self.pins.starved.remove(&(tenant, hash));
+    pub(crate) fn forget_starved(&mut self, hash: u128) {
+        if self.pins.starved.is_empty() {
+            return;
+        }
+        for cover in self.pins.covers.get(&hash).into_iter().flatten() {
+            self.pins.starved.remove(&(cover.tenant, hash));
         }
     }
 
     /// Whoever found no room before may find some now.
     pub(crate) fn retry_starved(&mut self) {
-        for (tenant, hash) in std::mem::take(&mut self.pins.starved) {
-            self.protect(tenant, hash);
-        }
+        let starved = std::mem::take(&mut self.pins.starved);
+        self.protect_all(starved.into_iter().collect());
     }
 
-    fn uncover(&mut self, pin: &Pin) {
-        let held = self.pins.held;
+    /// Takes back what a pin covers; whether that ended a block's protection, from which alone room comes.
+    fn uncover(&mut self, pin: &Pin) -> bool {
+        let mut has_ended = false;
         for hash in &pin.hashes {
-            let key = (pin.tenant, *hash);
-            let Some(count) = self.pins.covers.get_mut(&key) else { continue };
-            *count -= 1;
-            if *count > 0 {
+            if !self.pins.uncover(pin.tenant, *hash) {
                 continue;
             }
-            self.pins.covers.remove(&key);
-            self.pins.starved.remove(&key);
-            if self.is_pinned(pin.tenant, *hash)
-                && let Some(id) = self.by_hash.get(hash).copied()
+            if let Some(id) = self.by_hash.get(hash).copied()
+                && self.pins.pinned.get(&id) == Some(&pin.tenant)
             {
-                self.blocks[id as usize].pinned = false;
+                self.pins.pinned.remove(&id);
                 self.drop_hold(id);
+                has_ended = true;
             }
         }
-        // Room for one that starves comes from nowhere else.
-        if self.pins.held < held {
-            self.retry_starved();
-        }
+        has_ended
     }
 
-    /// Holds a block, and through it its ancestors.
-    fn add_hold(&mut self, mut id: u32) {
+    /// Holds a block, and through it its ancestors, at the expense of that tenant.
+    fn add_hold(&mut self, mut id: u32, payer: u16) {
         while id != NONE {
+            let block = &mut self.blocks[id as usize];
+            if block.is_idle() {
+                self.set_idle(id, false);
+            }
             let block = &mut self.blocks[id as usize];
             block.holds += 1;
             if block.holds > 1 {
                 return;
             }
-            let (parent, tenant, unused) = (block.parent, block.tenant, block.references == 0);
+            let (parent, owner) = (block.parent, block.tenant);
             self.pins.held += 1;
-            let own = self.tenants.known(tenant);
-            own.held += 1;
-            if unused {
-                own.reclaimable -= 1;
-                self.reclaimable -= 1;
+            self.tenants.known(payer).held += 1;
+            if payer != owner {
+                self.pins.payers.insert(id, payer);
             }
             self.unlist(id);
             id = parent;
@@ -253,13 +377,12 @@ impl BlockManager {
             if block.holds > 0 {
                 return;
             }
-            let (parent, tenant, unused) = (block.parent, block.tenant, block.references == 0);
+            let (parent, owner, is_idle) = (block.parent, block.tenant, block.is_idle());
+            let payer = self.pins.payers.remove(&id).unwrap_or(owner);
             self.pins.held -= 1;
-            let own = self.tenants.known(tenant);
-            own.held -= 1;
-            if unused {
-                own.reclaimable += 1;
-                self.reclaimable += 1;
+            self.tenants.known(payer).held -= 1;
+            if is_idle {
+                self.set_idle(id, true);
             }
             self.list_if_leaf(id);
             id = parent;

@@ -5,7 +5,8 @@
 //! says nothing about the others. Its *own* one is on all that follows, and ends with the session's
 //! history: when a parent has taken a subagent's result, when a summary has replaced it, when the
 //! client says so. While tools run the own one holds for as long as their durations say that it
-//! pays; thoughts are worth little once the loop that they served is over.
+//! pays: until keeping costs others more than what a return in time still gains. Thoughts are worth
+//! little once the loop that they served is over.
 //!
 //! Nothing is decided from a client's word alone but that client's own blocks: whose lease it is
 //! comes from the credential.
@@ -13,7 +14,7 @@
 use std::ops::Range;
 
 use super::durations::Durations;
-use super::{Class, End, SPANS_MAX, SpanTerms, TenantSlot};
+use super::{Amendment, Cause, Class, Figures, SPANS_MAX, SpanTerms, TenantSlot};
 
 /// What follows an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,39 +26,10 @@ pub enum Next {
     },
     /// Somebody says something, some time.
     User,
+    /// Not known yet: it is still to be answered.
+    Unknown,
     /// Nothing: it was a request beside a conversation, such as a title.
     Nothing,
-}
-
-/// What happened to a session, as far as its blocks are concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
-    /// It began, came back, or goes on from another's history.
-    Lives,
-    /// It waits for the results of calls.
-    Paused,
-    /// A summary has replaced its history.
-    Compacted,
-    /// Its client said that it is over, its parent closed it or has taken its result.
-    Finished,
-    /// It was silent for long.
-    Idle,
-    /// Nobody follows it any more, for want of room.
-    Untracked,
-}
-
-impl Event {
-    /// How that ends the session's own lease, if it does. A session that nobody follows may well go on: its leases run
-    /// out by themselves.
-    #[must_use]
-    pub fn ends_own(self) -> Option<End> {
-        match self {
-            Self::Lives | Self::Paused | Self::Untracked => None,
-            Self::Compacted => Some(End::Compacted),
-            Self::Finished => Some(End::Finished),
-            Self::Idle => Some(End::Released),
-        }
-    }
 }
 
 /// The spans of a session's two leases; one without spans is not taken.
@@ -102,6 +74,29 @@ impl Default for PolicySettings {
     }
 }
 
+/// How much memory is asked for: what a block that is kept takes away from others.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pressure {
+    /// How long a block stays without a use before it has to go; `None` where none had to.
+    pub kept_ms: Option<u64>,
+    /// The share of blocks that were used again before they went.
+    pub used_share: f64,
+}
+
+impl Pressure {
+    /// What a pool did between two looks at it.
+    #[must_use]
+    pub fn between(earlier: &Figures, now: &Figures) -> Self {
+        let hits = now.age_at_hit.since(&earlier.age_at_hit).count() as f64;
+        let cause = Cause::Capacity as usize;
+        let gone = now.age_at_eviction[cause].since(&earlier.age_at_eviction[cause]);
+        Self {
+            kept_ms: (gone.count() > 0).then(|| gone.quantile_ms(0.5)),
+            used_share: hits / (hits + gone.count() as f64).max(1.0),
+        }
+    }
+}
+
 /// What it costs to lose a session's blocks, and to keep them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Stakes {
@@ -109,6 +104,23 @@ pub struct Stakes {
     pub reload_ms: f64,
     /// Milliseconds of others' work that a millisecond of keeping them costs: 0 in a pool with free blocks.
     pub price_per_ms: f64,
+    /// How long they stay anyway.
+    pub kept_ms: u64,
+}
+
+impl Stakes {
+    /// Of so many blocks, each of which takes `block_ms` to bring back, after `wait_ms` for a turn to. To hold a block
+    /// for as long as one is kept without a use denies one other block its stay; which is worth what it takes to bring
+    /// that one back, as often as such a one is used again.
+    #[must_use]
+    pub fn of(blocks: u32, block_ms: f64, wait_ms: f64, pressure: Pressure) -> Self {
+        let work_ms = f64::from(blocks) * block_ms;
+        let price_per_ms = pressure.kept_ms.map_or(0.0, |kept_ms| {
+            work_ms * pressure.used_share.clamp(0.0, 1.0) / (kept_ms.max(1) as f64)
+        });
+        let kept_ms = pressure.kept_ms.unwrap_or(super::NEVER_MS);
+        Self { reload_ms: work_ms + wait_ms, price_per_ms, kept_ms }
+    }
 }
 
 /// A session that waits for tools.
@@ -120,7 +132,8 @@ pub struct Pause {
     since_ms: u64,
     /// How long its blocks are held, from the start.
     pub hold_ms: u64,
-    /// When to begin to bring back what was evicted, from the start; `None` where nothing is known.
+    /// When to begin to bring back what was evicted after the hold, from the start; `None` where nobody is known to come
+    /// back so late.
     pub prefetch_after_ms: Option<u64>,
 }
 
@@ -156,20 +169,28 @@ impl Policy {
         };
         let settings = &self.settings;
         let known = self.durations.of(tenant, tool.unwrap_or(SEVERAL), settings.samples_min);
+        let (gain, price) = (stakes.reload_ms, stakes.price_per_ms);
         let hold_ms = match known {
-            Some(known) => known.wait_ms(stakes.reload_ms, stakes.price_per_ms),
+            // Where nothing has to go, nothing has to be held.
+            _ if stakes.kept_ms == super::NEVER_MS => 0,
+            Some(known) => known.wait_ms(gain, price, stakes.kept_ms),
+            // No longer than until it has cost what it can gain.
+            None if price > 0.0 => settings.hold_unknown_ms.min((gain / price) as u64),
             None => settings.hold_unknown_ms,
         };
-        let early = |known: &super::durations::Sketch| {
-            known.quantile_ms(1.0 - settings.prefetch_share.clamp(0.0, 1.0))
-        };
+        // A hold that does not pay ends at once, but not before a tool that fails at once is back.
+        let hold_ms = hold_ms.min(settings.hold_max_ms).max(settings.hold_min_ms);
+        let stays_ms = hold_ms.max(stakes.kept_ms);
+        let missed_share = 1.0 - settings.prefetch_share.clamp(0.0, 1.0);
+        let back_ms = known.and_then(|known| known.earliest_ms(stays_ms, missed_share));
         Pause {
             tenant,
             tool: tool.map(Box::from),
             since_ms: now_ms,
-            // A hold that does not pay ends at once, but not before a tool that fails at once is back.
-            hold_ms: hold_ms.min(settings.hold_max_ms).max(settings.hold_min_ms),
-            prefetch_after_ms: known.and_then(early),
+            hold_ms,
+            // Early enough to be done in time, but not while all of it is here.
+            prefetch_after_ms: back_ms
+                .map(|back_ms| back_ms.saturating_sub(gain.max(0.0) as u64).max(stays_ms)),
         }
     }
 
@@ -177,6 +198,23 @@ impl Policy {
     pub fn resume(&mut self, pause: &Pause, now_ms: u64) {
         let tool = pause.tool.as_deref().unwrap_or(SEVERAL);
         self.durations.add(pause.tenant, tool, now_ms.saturating_sub(pause.since_ms));
+    }
+
+    /// Nobody came back.
+    pub fn abandon(&mut self, pause: &Pause) {
+        self.durations.add_endless(pause.tenant, pause.tool.as_deref().unwrap_or(SEVERAL));
+    }
+
+    /// What becomes of a session's own lease once it is known what follows.
+    #[must_use]
+    pub fn amendments(&self, next: Next) -> Vec<Amendment> {
+        let own = Class::ALL.into_iter().filter(|class| !is_shared(*class));
+        own.map(|class| {
+            let span = self.span(class, 0..1, next);
+            let SpanTerms { priority, after, duration_ms, .. } = span;
+            Amendment { class, priority, after, duration_ms }
+        })
+        .collect()
     }
 
     /// What a turn's blocks are kept as, now that its answer is there. `parts` are its stretches in order, by blocks;
@@ -188,32 +226,39 @@ impl Policy {
             if blocks.is_empty() {
                 continue;
             }
-            let is_shared = matches!(class, Class::System | Class::Tools);
+            let is_shared = is_shared(*class);
+            if is_shared && next == Next::Nothing {
+                continue;
+            }
             let list = if is_shared { &mut terms.shared } else { &mut terms.own };
             if list.len() < SPANS_MAX {
-                list.push(self.span(*class, is_shared, blocks.clone(), next));
+                list.push(self.span(*class, blocks.clone(), next));
             }
         }
         terms
     }
 
-    fn span(&self, class: Class, is_shared: bool, blocks: Range<usize>, next: Next) -> SpanTerms {
+    fn span(&self, class: Class, blocks: Range<usize>, next: Next) -> SpanTerms {
         let mut span = SpanTerms::of(class, blocks);
         match next {
-            Next::Nothing if is_shared => return SpanTerms::of(Class::Plain, span.blocks),
             Next::Nothing => return SpanTerms::of(Class::Side, span.blocks),
             Next::User if class == Class::Reasoning => {
                 span.priority = self.settings.past_reasoning_priority;
                 span.after = span.after.min(span.priority);
             }
-            Next::Tools { hold_ms } if !is_shared => {
+            Next::Tools { hold_ms } if !is_shared(class) => {
                 span.priority = span.priority.max(self.settings.hold_priority);
                 span.duration_ms = Some(hold_ms);
             }
-            Next::User | Next::Tools { .. } => {}
+            Next::User | Next::Unknown | Next::Tools { .. } => {}
         }
         span
     }
+}
+
+/// Whether other sessions begin with it too.
+fn is_shared(class: Class) -> bool {
+    matches!(class, Class::System | Class::Tools)
 }
 
 #[cfg(test)]
@@ -221,7 +266,7 @@ mod tests {
     use super::*;
 
     const TENANT: TenantSlot = TenantSlot(1);
-    const STAKES: Stakes = Stakes { reload_ms: 2_000.0, price_per_ms: 0.1 };
+    const STAKES: Stakes = Stakes { reload_ms: 2_000.0, price_per_ms: 0.02, kept_ms: 0 };
 
     fn parts() -> Vec<(Class, Range<usize>)> {
         vec![
@@ -254,28 +299,15 @@ mod tests {
     fn a_side_request_is_worth_little_and_its_system_prompt_as_much_as_any() {
         let terms = Policy::default().terms(&parts(), Next::Nothing);
         assert!(terms.own.iter().all(|span| span.class == Class::Side && span.priority == 5));
-        assert!(terms.shared.iter().all(|span| span.priority == super::super::PRIORITY_DEFAULT));
-    }
-
-    #[test]
-    fn only_ends_end_and_only_what_is_own() {
-        let ends = [
-            (Event::Lives, None),
-            (Event::Paused, None),
-            (Event::Compacted, Some(End::Compacted)),
-            (Event::Finished, Some(End::Finished)),
-            (Event::Idle, Some(End::Released)),
-            (Event::Untracked, None),
-        ];
-        for (event, end) in ends {
-            assert_eq!(event.ends_own(), end, "{event:?}");
-        }
+        assert_eq!(terms.shared, [], "no lease: its use alone makes them worth what any block is");
     }
 
     #[test]
     fn a_hold_is_as_long_as_the_tool_takes() {
         let mut policy = Policy::default();
         assert_eq!(policy.pause(TENANT, &["read"], STAKES, 0).hold_ms, 60_000);
+        let dear = Stakes { price_per_ms: 0.2, ..STAKES };
+        assert_eq!(policy.pause(TENANT, &["read"], dear, 0).hold_ms, 10_000);
         for turn in 0..20 {
             let pause = policy.pause(TENANT, &["read"], STAKES, turn * 1_000_000);
             policy.resume(&pause, turn * 1_000_000 + 5_000);
@@ -284,11 +316,73 @@ mod tests {
         }
         let read = policy.pause(TENANT, &["read"], STAKES, 0);
         assert!((5_001..=6_500).contains(&read.hold_ms), "{read:?}");
-        assert!(read.prefetch_after_ms.is_some_and(|ms| (4_000..=6_500).contains(&ms)));
-        // Ten minutes of keeping cost more than computing again; not so where there is room.
-        assert_eq!(policy.pause(TENANT, &["build", "test"], STAKES, 0).hold_ms, 2_000);
-        let roomy = Stakes { price_per_ms: 0.0, ..STAKES };
-        assert!(policy.pause(TENANT, &["a", "b"], roomy, 0).hold_ms > 600_000);
+        assert_eq!(read.prefetch_after_ms, None, "nobody has come back later");
+        // Ten minutes of keeping cost more than computing again; not so where memory is cheap.
+        let built = policy.pause(TENANT, &["build", "test"], STAKES, 0);
+        assert_eq!(built.hold_ms, 2_000);
+        let cheap = Stakes { price_per_ms: 0.0, ..STAKES };
+        assert!(policy.pause(TENANT, &["a", "b"], cheap, 0).hold_ms > 600_000);
         assert_eq!(policy.pause(TenantSlot(2), &["read"], STAKES, 0).hold_ms, 60_000);
+    }
+
+    #[test]
+    fn what_was_let_go_is_brought_back_before_anybody_returns() {
+        let mut policy = Policy::default();
+        for _ in 0..20 {
+            let pause = policy.pause(TENANT, &["build"], STAKES, 0);
+            policy.resume(&pause, 600_000);
+        }
+        let pause = policy.pause(TENANT, &["build"], STAKES, 0);
+        let prefetch_ms = pause.prefetch_after_ms.unwrap();
+        // Loading takes two seconds, and those who come back after ten minutes find it done.
+        assert!(prefetch_ms + 2_000 <= 600_000, "{prefetch_ms}");
+        assert!(prefetch_ms > 480_000, "{prefetch_ms}");
+        // What stays that long anyway is neither held nor fetched.
+        let roomy = Stakes { kept_ms: 900_000, ..STAKES };
+        let pause = policy.pause(TENANT, &["build"], roomy, 0);
+        assert_eq!((pause.hold_ms, pause.prefetch_after_ms), (2_000, None));
+    }
+
+    #[test]
+    fn a_price_comes_from_what_a_pool_does() {
+        let mut earlier = Figures::default();
+        earlier.age_at_hit.add(5);
+        earlier.evicted(Cause::Capacity, Class::Plain, 1, 0);
+        let mut now = earlier;
+        assert_eq!(
+            Pressure::between(&earlier, &now),
+            Pressure { kept_ms: None, used_share: 0.0 },
+            "what was before does not count"
+        );
+        let free = Stakes::of(100, 2.0, 50.0, Pressure::between(&earlier, &now));
+        assert_eq!(free, Stakes { reload_ms: 250.0, price_per_ms: 0.0, kept_ms: u64::MAX });
+        for _ in 0..30 {
+            now.age_at_hit.add(500);
+        }
+        for _ in 0..10 {
+            now.evicted(Cause::Capacity, Class::Plain, 9_000, 0);
+            now.evicted(Cause::Lifecycle, Class::Finished, 1, 0);
+        }
+        let pressure = Pressure::between(&earlier, &now);
+        assert_eq!(pressure, Pressure { kept_ms: Some(16_384), used_share: 0.75 });
+        let stakes = Stakes::of(100, 2.0, 0.0, pressure);
+        assert_eq!(stakes.reload_ms, 200.0);
+        assert!((stakes.price_per_ms - 150.0 / 16_384.0).abs() < 1e-12, "{stakes:?}");
+    }
+
+    #[test]
+    fn amendments_say_what_terms_say() {
+        let policy = Policy::default();
+        for next in [Next::User, Next::Tools { hold_ms: 7_000 }] {
+            let amendments = policy.amendments(next);
+            for span in policy.terms(&parts(), next).own {
+                let same = amendments.iter().find(|amended| amended.class == span.class).unwrap();
+                assert_eq!(
+                    (same.priority, same.after, same.duration_ms),
+                    (span.priority, span.after, span.duration_ms)
+                );
+            }
+            assert!(amendments.iter().all(|amended| !is_shared(amended.class)));
+        }
     }
 }

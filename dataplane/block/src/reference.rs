@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Cause, Class, End, NEVER_MS, PRIORITY_DEFAULT, SpanTerms};
+use super::{Amendment, Cause, Class, End, NEVER_MS, PRIORITY_DEFAULT, SpanTerms};
 
 #[derive(Clone, Debug)]
 pub(super) struct Node {
@@ -12,10 +12,15 @@ pub(super) struct Node {
     parent: Option<u128>,
     birth: u64,
     pub(super) references: u32,
-    pinned: bool,
+    /// Whose pin it is.
+    pinned: Option<u32>,
+    /// Who pays while it is held.
+    payer: Option<u32>,
     stamp: u64,
     used_ms: u64,
-    floor: Option<u8>,
+    pub(super) hits: u64,
+    /// What uses without a lease, and claims that are no more, have left.
+    left: Vec<u8>,
     ended: Option<End>,
 }
 
@@ -26,6 +31,12 @@ struct Span {
     priority: u8,
     after: u8,
     ends_ms: u64,
+}
+
+impl Span {
+    fn kind(&self) -> (Class, u8, u8) {
+        (self.class, self.priority, self.after)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -47,6 +58,7 @@ pub(super) struct Reference {
     total: u32,
     held_max: u32,
     leases_max: usize,
+    kinds_max: usize,
     pub(super) now_ms: u64,
     pub(super) nodes: Vec<Node>,
     /// Tenants of blocks that are being filled, under no hash yet.
@@ -62,8 +74,8 @@ pub(super) struct Reference {
 }
 
 impl Reference {
-    pub(super) fn new(total: u32, held_max: u32, leases_max: usize) -> Self {
-        Self { total, held_max, leases_max, ..Self::default() }
+    pub(super) fn new(total: u32, held_max: u32, leases_max: usize, kinds_max: usize) -> Self {
+        Self { total, held_max, leases_max, kinds_max, ..Self::default() }
     }
 
     pub(super) fn find(&mut self, hash: u128) -> Option<&mut Node> {
@@ -78,7 +90,7 @@ impl Reference {
     pub(super) fn held(&self) -> BTreeSet<u128> {
         let mut held = BTreeSet::new();
         for node in &self.nodes {
-            let mut at = node.pinned.then_some(node.hash);
+            let mut at = node.pinned.map(|_| node.hash);
             while let Some(hash) = at {
                 held.insert(hash);
                 at = self.nodes.iter().find(|n| n.hash == hash).unwrap().parent;
@@ -96,7 +108,7 @@ impl Reference {
             }
         }
         let top = claims.into_iter().max();
-        match (top, node.floor, node.ended) {
+        match (top, node.left.iter().copied().max(), node.ended) {
             (Some((priority, live, class)), floor, _) if floor.is_none_or(|f| priority > f) => {
                 (priority, class, if live { Cause::Capacity } else { Cause::Expiry })
             }
@@ -136,10 +148,20 @@ impl Reference {
         (self.nodes.iter().filter(|n| n.tenant == tenant).count() + filling) as u32
     }
 
+    /// Whether a block that another tenant has brought follows this one.
+    fn is_lent(&self, node: &Node) -> bool {
+        self.nodes
+            .iter()
+            .filter(|n| n.parent == Some(node.hash))
+            .any(|child| child.tenant != node.tenant || self.is_lent(child))
+    }
+
     fn kept(&self, tenant: Option<u32>) -> u32 {
         let held = self.held();
         let own = |t: u32| tenant.is_none_or(|tenant| t == tenant);
-        let kept = self.nodes.iter().filter(|n| n.references > 0 || held.contains(&n.hash));
+        let kept = self.nodes.iter().filter(|n| {
+            n.references > 0 || held.contains(&n.hash) || tenant.is_some() && self.is_lent(n)
+        });
         let filling = self.filling.iter().filter(|t| own(**t)).count();
         (kept.filter(|n| own(n.tenant)).count() + filling) as u32
     }
@@ -160,6 +182,7 @@ impl Reference {
         let now_ms = self.now_ms;
         let node = self.find(hash).unwrap();
         node.references += 1;
+        node.hits += 1;
         let age_ms = now_ms - node.used_ms;
         self.hit_ages_ms += age_ms;
     }
@@ -195,13 +218,19 @@ impl Reference {
             parent,
             birth: self.counter,
             references: 1,
-            pinned: false,
+            pinned: None,
+            payer: None,
             stamp: self.counter,
             used_ms: self.now_ms,
-            floor: None,
+            hits: 0,
+            left: Vec::new(),
             ended: None,
         });
-        self.protect(tenant, hash);
+        for (tenant, covered) in self.covered() {
+            if covered == hash {
+                self.protect(tenant, hash);
+            }
+        }
     }
 
     /// Lets a table go; `used` is `None` where it is as if it had not been used.
@@ -224,70 +253,162 @@ impl Reference {
                 node.stamp = stamp;
                 node.used_ms = now_ms;
                 if !leased(index) {
-                    node.floor = node.floor.max(Some(PRIORITY_DEFAULT));
+                    node.left.push(PRIORITY_DEFAULT);
                 }
             }
         }
     }
 
+    /// The lease to let go so that a tenant gets another one.
+    fn spare_lease(&self, tenant: u32) -> Option<&Lease> {
+        let over = |of: u32| {
+            let is_over = move |l: &&Lease| l.tenant == of && l.ends_ms() <= self.now_ms;
+            self.leases.iter().filter(is_over)
+        };
+        let has = |of: u32| self.leases.iter().filter(|lease| lease.tenant == of).count();
+        let oldest = |of: u32| over(of).min_by_key(|lease| (lease.ends_ms(), lease.serial));
+        let tenants: BTreeSet<u32> = self.leases.iter().map(|lease| lease.tenant).collect();
+        let most = tenants.into_iter().max_by_key(|of| (over(*of).count(), *of));
+        let most = most.filter(|of| has(*of) > has(tenant));
+        oldest(tenant).or_else(|| most.and_then(oldest))
+    }
+
+    /// Takes a lease; `None` where there is no room, else how many claims found none.
     pub(super) fn lease(
         &mut self,
         tenant: u32,
         id: u128,
         spans: &[SpanTerms],
         table: &[u128],
-    ) -> bool {
-        let others = |lease: &Lease| (lease.tenant, lease.id) != (tenant, id);
-        while self.leases.iter().filter(|lease| others(lease)).count() >= self.leases_max {
-            let over = |lease: &&Lease| others(lease) && lease.ends_ms() <= self.now_ms;
-            let order = |l: &&Lease| (l.tenant != tenant, l.tenant, l.ends_ms(), l.serial);
-            let Some(oldest) = self.leases.iter().filter(over).min_by_key(order) else {
-                return false;
-            };
-            let oldest = oldest.clone();
-            self.leases.retain(|lease| lease.serial != oldest.serial);
-            for span in &oldest.spans {
+    ) -> Option<usize> {
+        let is_old = |lease: &Lease| (lease.tenant, lease.id) == (tenant, id);
+        while !self.leases.iter().any(is_old) {
+            let own = self.leases.iter().filter(|lease| lease.tenant == tenant).count();
+            if own < self.leases_max - self.leases.len() {
+                break;
+            }
+            // What claims nothing that is here is no loss.
+            let all = self.leases.len();
+            let here = |block: &(u128, u64)| self.nodes.iter().any(|n| (n.hash, n.birth) == *block);
+            self.leases.retain(|l| l.spans.iter().any(|span| span.blocks.iter().any(here)));
+            if self.leases.len() < all {
+                continue;
+            }
+            let spare = self.spare_lease(tenant)?.clone();
+            self.leases.retain(|lease| lease.serial != spare.serial);
+            for span in &spare.spans {
                 for block in &span.blocks {
-                    self.leave(*block, |node| node.floor = node.floor.max(Some(span.after)));
+                    self.leave(*block, span.after);
                 }
             }
         }
-        self.leases.retain(others);
+        let serial = self.counter + 1;
+        self.counter = serial;
+        self.leases.push(Lease { tenant, id, serial, spans: Vec::new() });
+        let mut unclaimed = 0;
+        for terms in spans {
+            let mut span = Span {
+                blocks: Vec::new(),
+                class: terms.class,
+                priority: terms.priority,
+                after: terms.after.min(terms.priority),
+                ends_ms: terms.duration_ms.map_or(NEVER_MS, |ms| self.now_ms + ms),
+            };
+            for hash in &table[terms.blocks.clone()] {
+                let block = (*hash, self.find(*hash).unwrap().birth);
+                if self.has_room(block, span.kind()) {
+                    span.blocks.push(block);
+                } else {
+                    unclaimed += 1;
+                }
+            }
+            self.leases.last_mut().unwrap().spans.push(span);
+        }
+        let new = self.leases.last().unwrap().clone();
+        let old = self.leases.iter().position(|lease| is_old(lease) && lease.serial != serial);
+        if let Some(old) = old {
+            let old = self.leases.remove(old);
+            let claims = |block| new.spans.iter().any(|span| span.blocks.contains(block));
+            for span in &old.spans {
+                let said = self.says(span).min(PRIORITY_DEFAULT);
+                span.blocks.iter().filter(|b| !claims(b)).for_each(|b| self.leave(*b, said));
+            }
+        }
+        Some(unclaimed)
+    }
+
+    pub(super) fn amend(&mut self, tenant: u32, id: u128, amendments: &[Amendment]) -> bool {
+        let at = self.leases.iter().position(|lease| (lease.tenant, lease.id) == (tenant, id));
+        let Some(at) = at else { return false };
         self.counter += 1;
-        let spans = spans.iter().map(|span| Span {
-            blocks: table[span.blocks.clone()]
-                .iter()
-                .map(|hash| (*hash, self.nodes.iter().find(|n| n.hash == *hash).unwrap().birth))
-                .collect(),
-            class: span.class,
-            priority: span.priority,
-            after: span.after.min(span.priority),
-            ends_ms: span.duration_ms.map_or(NEVER_MS, |ms| self.now_ms + ms),
-        });
-        self.leases.push(Lease { tenant, id, serial: self.counter, spans: spans.collect() });
+        self.leases[at].serial = self.counter;
+        for index in 0..self.leases[at].spans.len() {
+            let span = self.leases[at].spans[index].clone();
+            let Some(new) = amendments.iter().find(|a| a.class == span.class) else { continue };
+            let (said, after) = (self.says(&span), new.after.min(new.priority));
+            for (nth, block) in span.blocks.iter().enumerate() {
+                // One after the other: those that have not moved yet still stand as they did.
+                self.leases[at].spans[index].blocks = span.blocks[nth + 1..].to_vec();
+                let fits = self.has_room(*block, (span.class, new.priority, after));
+                let moved = self.leases[at].spans.len();
+                if fits {
+                    let ends_ms = new.duration_ms.map_or(NEVER_MS, |ms| self.now_ms + ms);
+                    let lone = Span {
+                        blocks: vec![*block],
+                        class: span.class,
+                        priority: new.priority,
+                        after,
+                        ends_ms,
+                    };
+                    self.leases[at].spans.insert(moved, lone);
+                } else {
+                    self.leave(*block, said.min(PRIORITY_DEFAULT));
+                }
+            }
+            // Its time counts even where it has no block.
+            let ends_ms = new.duration_ms.map_or(NEVER_MS, |ms| self.now_ms + ms);
+            let span = &mut self.leases[at].spans[index];
+            (span.priority, span.after, span.ends_ms) = (new.priority, after, ends_ms);
+        }
         true
+    }
+
+    /// Whether a block has room for a claim of that kind.
+    fn has_room(&self, block: (u128, u64), kind: (Class, u8, u8)) -> bool {
+        let spans = self.leases.iter().flat_map(|lease| &lease.spans);
+        let on_it = spans.filter(|span| span.blocks.contains(&block));
+        let kinds: BTreeSet<(Class, u8, u8)> = on_it.map(Span::kind).collect();
+        kinds.contains(&kind) || kinds.len() < self.kinds_max
+    }
+
+    fn says(&self, span: &Span) -> u8 {
+        if span.ends_ms > self.now_ms { span.priority } else { span.after }
     }
 
     pub(super) fn raise_floor(&mut self, table: &[Option<u128>], priority: u8) {
         for hash in table.iter().flatten() {
-            let node = self.find(*hash).unwrap();
-            node.floor = node.floor.max(Some(priority.min(100)));
+            self.find(*hash).unwrap().left.push(priority.min(100));
         }
     }
 
-    fn leave(&mut self, (hash, birth): (u128, u64), change: impl Fn(&mut Node)) {
-        self.nodes.iter_mut().filter(|n| (n.hash, n.birth) == (hash, birth)).for_each(change);
+    fn leave(&mut self, (hash, birth): (u128, u64), priority: u8) {
+        let nodes = self.nodes.iter_mut().filter(|n| (n.hash, n.birth) == (hash, birth));
+        nodes.for_each(|node| node.left.push(priority));
     }
 
     pub(super) fn end_lease(&mut self, tenant: u32, id: u128, end: End) -> bool {
         let at = self.leases.iter().position(|lease| (lease.tenant, lease.id) == (tenant, id));
         let Some(at) = at else { return false };
         let lease = self.leases.remove(at);
-        for block in lease.spans.iter().flat_map(|span| &span.blocks) {
-            self.leave(*block, |node| match end {
-                End::Released => node.floor = node.floor.max(Some(PRIORITY_DEFAULT)),
-                End::Finished | End::Compacted => node.ended = Some(end),
-            });
+        for span in &lease.spans {
+            let said = self.says(span).min(PRIORITY_DEFAULT);
+            for (hash, birth) in &span.blocks {
+                if end == End::Released {
+                    self.leave((*hash, *birth), said);
+                } else if let Some(node) = self.find(*hash).filter(|node| node.birth == *birth) {
+                    node.ended = Some(end);
+                }
+            }
         }
         true
     }
@@ -302,24 +423,40 @@ impl Reference {
 
     /// Protects a covered block if that keeps the budgets.
     fn protect(&mut self, tenant: u32, hash: u128) {
-        if !self.covered().contains(&(tenant, hash)) {
-            return;
-        }
         let held_max = self.budget(tenant).1;
-        let Some(node) = self.find(hash) else { return };
-        if node.tenant != tenant || node.pinned {
-            return;
-        }
-        node.pinned = true;
+        let Some(node) = self.find(hash).filter(|node| node.pinned.is_none()) else { return };
+        node.pinned = Some(tenant);
         let held = self.held();
-        let of = |set: &BTreeSet<u128>| {
-            self.nodes.iter().filter(|n| n.tenant == tenant && set.contains(&n.hash)).count()
-        };
+        let before = self.nodes.clone();
+        for node in self.nodes.iter_mut().filter(|n| held.contains(&n.hash)) {
+            node.payer = node.payer.or(Some(tenant));
+        }
+        let paid = self.nodes.iter().filter(|node| node.payer == Some(tenant)).count();
         // A block that others hold already costs nothing, unless a budget was cut below what is held.
-        let fits = held.len() as u64 <= u64::from(self.held_max)
-            && of(&held) as u64 <= u64::from(held_max);
+        let fits =
+            held.len() as u64 <= u64::from(self.held_max) && paid as u64 <= u64::from(held_max);
         if !fits {
-            self.find(hash).unwrap().pinned = false;
+            self.nodes = before;
+            self.find(hash).unwrap().pinned = None;
+        }
+    }
+
+    /// Those that need the fewest blocks beside what is held come first.
+    fn protect_all(&mut self, wanted: BTreeSet<(u32, u128)>) {
+        let held = self.held();
+        let needs = |hash: u128| {
+            let (mut count, mut at) = (0, Some(hash));
+            while let Some(node) = self.nodes.iter().find(|n| Some(n.hash) == at) {
+                count += u32::from(!held.contains(&node.hash));
+                at = node.parent;
+            }
+            count
+        };
+        let mut order: Vec<(u32, u32, u128)> =
+            wanted.into_iter().map(|(tenant, hash)| (needs(hash), tenant, hash)).collect();
+        order.sort_unstable();
+        for (_, tenant, hash) in order {
+            self.protect(tenant, hash);
         }
     }
 
@@ -333,49 +470,51 @@ impl Reference {
         if let Some(old) = &old {
             self.pins.insert(id + (1 << 64), old.clone());
         }
-        self.pins.insert(id, (tenant, wanted, ends_ms));
-        for hash in hashes {
-            self.protect(tenant, *hash);
-        }
+        self.pins.insert(id, (tenant, wanted.clone(), ends_ms));
+        self.protect_all(wanted.into_iter().map(|hash| (tenant, hash)).collect());
         if old.is_some() {
             self.pins.remove(&(id + (1 << 64)));
-            self.settle();
+            self.settle(false);
         }
         true
     }
 
     pub(super) fn unpin(&mut self, id: u128) -> bool {
         let known = self.pins.remove(&id).is_some();
-        self.settle();
+        self.settle(false);
         known
     }
 
-    /// Unprotects what no pin covers and protects what there is room for.
-    fn settle(&mut self) {
+    /// Unprotects what no pin covers; where that was anything, or a budget has changed, others may find room.
+    fn settle(&mut self, mut is_room: bool) {
         let covered = self.covered();
         for node in &mut self.nodes {
-            node.pinned &= covered.contains(&(node.tenant, node.hash));
+            if let Some(tenant) = node.pinned
+                && !covered.contains(&(tenant, node.hash))
+            {
+                node.pinned = None;
+                is_room = true;
+            }
         }
-        for (tenant, hash) in covered {
-            self.protect(tenant, hash);
+        let held = self.held();
+        for node in self.nodes.iter_mut().filter(|node| !held.contains(&node.hash)) {
+            node.payer = None;
+        }
+        if is_room {
+            self.protect_all(covered);
         }
     }
 
     pub(super) fn set_budget(&mut self, tenant: u32, blocks_max: u32, held_max: u32) {
         self.budgets.insert(tenant, (blocks_max, held_max));
-        self.settle();
+        self.settle(true);
     }
 
     pub(super) fn advance(&mut self, ms: u64) {
         self.now_ms += ms;
-        let due = |pin: (&u128, &(u32, BTreeSet<u128>, u64))| {
-            (pin.1.2 <= self.now_ms).then_some((pin.1.2, *pin.0))
-        };
-        let mut due: Vec<(u64, u128)> = self.pins.iter().filter_map(due).collect();
-        due.sort_unstable();
-        for (_, id) in due {
-            self.unpin(id);
-        }
+        let now_ms = self.now_ms;
+        self.pins.retain(|_, pin| pin.2 > now_ms);
+        self.settle(false);
     }
 
     pub(super) fn evict(&mut self) -> Option<u128> {

@@ -1,7 +1,9 @@
 //! What each tenant occupies of a pool, and may.
 //!
 //! A tenant with a budget has an order of eviction of its own, so that it pays for its own growth
-//! and finds whom to evict without a look at others. Tenants without one cost two counters.
+//! and finds whom to evict without a look at others. Tenants without one cost a few counters. Of
+//! what the whole pool has only so many of, leases and pins above all, a tenant may have as many as
+//! are left for others: one alone gets half, and however many come, there is always some left.
 
 use super::queue::Queue;
 use super::{BlockError, TENANTS_MAX};
@@ -21,9 +23,10 @@ impl TenantSlot {
 pub(crate) struct Tenant {
     /// Being filled or registered.
     pub(crate) blocks: u32,
-    /// Registered, without user and hold.
+    /// Registered, without user and hold, and without a block of another tenant that follows: it can let them go
+    /// itself.
     pub(crate) reclaimable: u32,
-    /// With a hold of a pin.
+    /// Held by its pins.
     pub(crate) held: u32,
     /// Most blocks; all of them where nobody said less.
     pub(crate) blocks_max: u32,
@@ -31,6 +34,19 @@ pub(crate) struct Tenant {
     pub(crate) held_max: u32,
     /// Those that may go, where there is a budget.
     pub(crate) queue: Option<Queue>,
+    pub(crate) leases: usize,
+    /// Leases whose time is over.
+    pub(crate) leases_over: usize,
+    /// Blocks of its leases.
+    pub(crate) claims: usize,
+    pub(crate) pins: usize,
+    /// Hashes of its pins.
+    pub(crate) pin_hashes: usize,
+}
+
+/// Whether a tenant that has `own` of `all` may have `more` of them: as many as are left for others.
+pub(crate) fn is_within_share(own: usize, more: usize, all: usize, limit: usize) -> bool {
+    own.saturating_add(more) <= limit.saturating_sub(all)
 }
 
 /// Tenants by their number.
@@ -61,6 +77,11 @@ impl Tenants {
                 blocks_max: u32::MAX,
                 held_max: u32::MAX,
                 queue: None,
+                leases: 0,
+                leases_over: 0,
+                claims: 0,
+                pins: 0,
+                pin_hashes: 0,
             });
         }
         Ok(&mut self.tenants[slot.at()])

@@ -1,6 +1,6 @@
-//! The pool beside the reference, over random schedules, and what single sequences of events promise.
+//! The pool beside the reference, over random schedules.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mainstay_types::hash::{NamespaceId, SequenceHash};
 use mainstay_types::id::PinId;
@@ -10,6 +10,14 @@ use super::reference::Reference;
 use super::*;
 
 const TENANTS: u32 = 3;
+const LEASES_MAX: usize = 6;
+const KINDS_MAX: usize = 3;
+const CLASSES: [Class; 4] = [Class::Plain, Class::System, Class::History, Class::Side];
+
+/// Two of the tenants share one.
+pub(super) fn namespace(tenant: u32) -> NamespaceId {
+    NamespaceId(u128::from(tenant / 2) + 1)
+}
 
 /// What happens to a pool.
 #[derive(Clone, Debug)]
@@ -31,6 +39,12 @@ enum Move {
         which: usize,
         id: u128,
         spans: Vec<SpanTerms>,
+    },
+    /// What a lease claims is changed.
+    Amend {
+        tenant: u32,
+        id: u128,
+        amendments: Vec<Amendment>,
     },
     /// A claim without name and end.
     Floor {
@@ -66,7 +80,7 @@ enum Move {
 }
 
 fn spans() -> impl Strategy<Value = Vec<SpanTerms>> {
-    let class = prop::sample::select(Class::ALL.to_vec());
+    let class = prop::sample::select(CLASSES.to_vec());
     let priority = prop::sample::select(vec![0u8, 10, 35, 36, 60, 100]);
     let duration = prop::option::of(0..60u64);
     let span = (0..3usize, 1..6usize, class, priority.clone(), priority, duration);
@@ -78,6 +92,19 @@ fn spans() -> impl Strategy<Value = Vec<SpanTerms>> {
         duration_ms,
     });
     prop::collection::vec(span, 1..3)
+}
+
+fn amendments() -> impl Strategy<Value = Vec<Amendment>> {
+    let class = prop::sample::select(CLASSES.to_vec());
+    let priority = prop::sample::select(vec![0u8, 10, 35, 60, 100]);
+    let one = (class, priority.clone(), priority, prop::option::of(0..60u64));
+    let one = one.prop_map(|(class, priority, after, duration_ms)| Amendment {
+        class,
+        priority,
+        after,
+        duration_ms,
+    });
+    prop::collection::vec(one, 1..3)
 }
 
 fn path() -> impl Strategy<Value = Vec<u8>> {
@@ -93,6 +120,8 @@ fn moves() -> impl Strategy<Value = Move> {
             .prop_map(|(which, lease)| Move::Finish { which, lease }),
         2 => (0..8usize, 0..3u128, spans())
             .prop_map(|(which, id, spans)| Move::Lease { which, id, spans }),
+        2 => (0..TENANTS, 0..3u128, amendments())
+            .prop_map(|(tenant, id, amendments)| Move::Amend { tenant, id, amendments }),
         1 => (0..8usize, 1..5usize, prop::sample::select(vec![0u8, 10, 35, 70, 255])).prop_map(
             |(which, blocks, priority)| Move::Floor { which, blocks, priority }
         ),
@@ -126,8 +155,8 @@ struct Both {
 }
 
 /// The hashes of a path's prefixes.
-fn chain(tenant: u32, path: &[u8]) -> Vec<u128> {
-    let mut hash = u128::from(tenant) + 1;
+pub(super) fn chain(tenant: u32, path: &[u8]) -> Vec<u128> {
+    let mut hash = namespace(tenant).0;
     path.iter()
         .map(|step| {
             hash = hash * 512 + u128::from(*step) + 1;
@@ -136,14 +165,15 @@ fn chain(tenant: u32, path: &[u8]) -> Vec<u128> {
         .collect()
 }
 
-fn hashes(of: &[u128]) -> Vec<SequenceHash> {
+pub(super) fn hashes(of: &[u128]) -> Vec<SequenceHash> {
     of.iter().map(|hash| SequenceHash(*hash)).collect()
 }
 
 impl Both {
     fn new(blocks: u32, pinned: u32) -> Self {
-        let limits = Limits { blocks, pinned_blocks: pinned, leases: 4 };
-        let model = Reference::new(blocks, pinned, 4);
+        let limits =
+            Limits { blocks, pinned_blocks: pinned, leases: LEASES_MAX, claim_kinds: KINDS_MAX };
+        let model = Reference::new(blocks, pinned, LEASES_MAX, KINDS_MAX);
         let real = BlockManager::new(limits);
         Self {
             real,
@@ -159,7 +189,49 @@ impl Both {
         self.model.now_ms
     }
 
+    /// The worth of all that is here, by hash and by when that came.
+    fn worths(&self) -> BTreeMap<(u128, u32, u32), u8> {
+        let of = |(hash, id): (&u128, &u32)| {
+            let generation = self.real.blocks[*id as usize].generation;
+            ((*hash, *id, generation), self.real.standing(*id).priority)
+        };
+        self.real.by_hash.iter().map(of).collect()
+    }
+
+    /// Nothing is worth more than it was but what a step names: this knows no rule of what claims leave behind.
     fn apply(&mut self, step: Move) {
+        let before = self.worths();
+        let named: BTreeSet<u128> = match &step {
+            Move::Finish { which, .. } | Move::Lease { which, .. } | Move::Floor { which, .. } => {
+                let which = which.checked_rem(self.running.len()).unwrap_or(0);
+                self.running.get(which).map_or_else(BTreeSet::new, |s| self.named(s, &step))
+            }
+            Move::Amend { tenant, id, .. } => {
+                let spans = self.real.lease_spans(TenantSlot(*tenant), LeaseId(*id), 0);
+                spans.iter().flatten().flat_map(|s| &s.blocks).map(|hash| hash.0).collect()
+            }
+            _ => BTreeSet::new(),
+        };
+        self.make(step);
+        for (block, worth) in self.worths() {
+            let was = before.get(&block).copied().unwrap_or(u8::MAX);
+            assert!(worth <= was || named.contains(&block.0), "{block:?}: {was} became {worth}");
+        }
+    }
+
+    /// Blocks of a sequence that a step claims, or lets go without a lease.
+    fn named(&self, sequence: &Sequence, step: &Move) -> BTreeSet<u128> {
+        let spans = match step {
+            Move::Finish { lease: Some((_, spans)), .. } | Move::Lease { spans, .. } => &spans[..],
+            _ => return sequence.hashes.iter().flatten().copied().collect(),
+        };
+        let ends = matches!(step, Move::Finish { .. });
+        let claims = |at: &usize| spans.iter().any(|span| span.blocks.contains(at));
+        let named = (0..sequence.hashes.len()).filter(|at| claims(at) || ends);
+        named.filter_map(|at| sequence.hashes[at]).collect()
+    }
+
+    fn make(&mut self, step: Move) {
         match step {
             Move::Start { tenant, path, cold, tail } => {
                 self.start(tenant, &chain(tenant, &path), cold, tail);
@@ -169,6 +241,13 @@ impl Both {
                 if !self.running.is_empty() {
                     self.lease(which % self.running.len(), id, &spans);
                 }
+            }
+            Move::Amend { tenant, id, amendments } => {
+                let now_ms = self.now_ms();
+                let slot = TenantSlot(tenant);
+                let real = self.real.amend_lease(slot, LeaseId(id), &amendments, now_ms);
+                assert_eq!(real, self.model.amend(tenant, id, &amendments));
+                self.real.expire(now_ms);
             }
             Move::Floor { which, blocks, priority } => {
                 if !self.running.is_empty() {
@@ -187,7 +266,9 @@ impl Both {
             Move::Pin { id, tenant, path, ttl_ms } => {
                 let ends_ms = self.now_ms() + 1 + ttl_ms;
                 let wanted = chain(tenant, &path);
-                let real = self.real.pin(PinId(id), TenantSlot(tenant), &hashes(&wanted), ends_ms);
+                let (now_ms, wanted_here) = (self.now_ms(), hashes(&wanted));
+                let slot = TenantSlot(tenant);
+                let real = self.real.pin(PinId(id), slot, &wanted_here, ends_ms, now_ms);
                 assert_eq!(real.is_ok(), self.model.pin(id, tenant, &wanted, ends_ms));
             }
             Move::Unpin { id } => {
@@ -218,10 +299,11 @@ impl Both {
 
     fn start(&mut self, tenant: u32, chain: &[u128], cold: bool, tail: bool) {
         let now_ms = self.now_ms();
-        let namespace = NamespaceId(u128::from(tenant) + 1);
         let mut sequence = Sequence { tenant, table: Vec::new(), hashes: Vec::new() };
         let mut parent = None;
         let mut warm = !cold;
+        let (mut acquired, hit_ages_ms) = (0, self.model.hit_ages_ms);
+        let figures = *self.real.figures();
         let mut found = Vec::new();
         self.real.prefix(&hashes(chain), &mut found);
         let here = chain.iter().take_while(|hash| self.model.find(**hash).is_some()).count();
@@ -233,18 +315,25 @@ impl Both {
             if let (true, Some(known), Some(hash)) = (warm, known, hash) {
                 self.real.acquire(known, now_ms).unwrap();
                 self.model.acquire(hash);
+                acquired += 1;
                 sequence.table.push(known);
             } else {
                 let got = self.real.allocate(TenantSlot(tenant), now_ms);
                 assert_eq!(got.is_ok(), self.model.allocate(tenant), "{got:?}");
                 let Ok(id) = got else {
-                    self.real.unacquire(&sequence.table).unwrap();
+                    self.real.unacquire(&sequence.table, acquired, now_ms).unwrap();
+                    assert_eq!(self.real.figures().age_at_hit, figures.age_at_hit);
                     self.model.release(tenant, &sequence.hashes, None);
+                    self.model.hit_ages_ms = hit_ages_ms;
+                    for hash in &chain[..acquired] {
+                        self.model.find(*hash).unwrap().hits -= 1;
+                    }
                     return;
                 };
                 sequence.table.push(id);
                 if let Some(hash) = hash {
-                    let id = self.real.register(id, SequenceHash(hash), parent, namespace).unwrap();
+                    let hash_of = SequenceHash(hash);
+                    let id = self.real.register(id, hash_of, parent, namespace(tenant)).unwrap();
                     let before = at.checked_sub(1).map(|before| chain[before]);
                     self.model.register(tenant, hash, before);
                     sequence.table[at] = id;
@@ -269,11 +358,11 @@ impl Both {
         let fits = spans.iter().all(|span| span.blocks.end <= full.len());
         let terms = LeaseTerms { tenant: TenantSlot(sequence.tenant), id: LeaseId(id), spans };
         let real = self.real.lease(&terms, &sequence.table, self.model.now_ms);
-        let model = fits && self.model.lease(sequence.tenant, id, spans, &full);
-        assert_eq!(real.is_ok(), model, "{real:?}");
+        let model = fits.then(|| self.model.lease(sequence.tenant, id, spans, &full)).flatten();
+        assert_eq!(real.ok(), model, "{real:?}");
         // As everywhere after a call: what ended until now is told.
         self.real.expire(self.model.now_ms);
-        model
+        model.is_some()
     }
 
     fn finish(&mut self, which: usize, lease: Option<(u128, Vec<SpanTerms>)>) {
@@ -327,7 +416,8 @@ impl Both {
             let id = self.real.lookup(SequenceHash(node.hash)).unwrap();
             let used = if node.references > 0 { Stage::Used } else { Stage::Cached };
             assert_eq!(self.real.stage(id), Some(used));
-            let standing = self.real.standing(id.0);
+            assert_eq!(u64::from(self.real.blocks[id.at()].hits), node.hits);
+            let standing = self.real.standing(id.index);
             let got = (standing.priority, standing.class, standing.cause);
             assert_eq!(got, self.model.standing(node), "{node:?}");
         }
@@ -401,165 +491,4 @@ fn the_schedules_reach_every_cause_and_order() {
     }
     assert!(causes.iter().all(|count| *count > 50), "{causes:?}");
     assert!(late > 10 && pinned > 100 && hits > 100, "{late} {pinned} {hits}");
-}
-
-fn span(blocks: std::ops::Range<usize>, priority: u8, after: u8, ms: Option<u64>) -> SpanTerms {
-    SpanTerms { blocks, class: Class::History, priority, after, duration_ms: ms }
-}
-
-/// A chain of one tenant, in use.
-fn running(pool: &mut BlockManager, tenant: u32, path: &[u8], now_ms: u64) -> Vec<BlockId> {
-    let mut table: Vec<BlockId> = Vec::new();
-    for hash in chain(tenant, path) {
-        let known = pool.lookup(SequenceHash(hash));
-        let id = known.unwrap_or_else(|| {
-            let id = pool.allocate(TenantSlot(tenant), now_ms).unwrap();
-            let namespace = NamespaceId(u128::from(tenant) + 1);
-            pool.register(id, SequenceHash(hash), table.last().copied(), namespace).unwrap()
-        });
-        if known.is_some() {
-            pool.acquire(id, now_ms).unwrap();
-        }
-        table.push(id);
-    }
-    table
-}
-
-fn lease(pool: &mut BlockManager, table: &[BlockId], id: u128, spans: &[SpanTerms], now_ms: u64) {
-    let terms = LeaseTerms { tenant: TenantSlot(0), id: LeaseId(id), spans };
-    pool.lease(&terms, table, now_ms).unwrap();
-}
-
-#[test]
-fn nobody_demotes_what_another_needs_and_ends_fall_back() {
-    let mut pool = BlockManager::new(Limits::new(8));
-    let strong = running(&mut pool, 0, &[0, 0], 0);
-    lease(&mut pool, &strong, 1, &[span(0..2, 90, 20, Some(100))], 0);
-    pool.release(&strong, |_| true, 0).unwrap();
-    let weak = running(&mut pool, 0, &[0, 0], 10);
-    lease(&mut pool, &weak, 2, &[span(0..2, 1, 1, None)], 10);
-    pool.release(&weak, |_| true, 10).unwrap();
-    let worth = |pool: &BlockManager| pool.worth(weak[1]).unwrap().0;
-    assert_eq!(worth(&pool), 90);
-    pool.expire(99);
-    assert_eq!((worth(&pool), pool.next_expiry_ms()), (90, Some(100)));
-    pool.expire(100);
-    assert_eq!(worth(&pool), 20);
-    assert!(pool.end_lease(TenantSlot(0), LeaseId(1), End::Finished));
-    assert_eq!(worth(&pool), 1, "the weaker one is what stands");
-    assert!(pool.end_lease(TenantSlot(0), LeaseId(2), End::Compacted));
-    assert_eq!(pool.worth(weak[1]), Some((0, Class::Compacted)));
-    let evicted = pool.evict(101).unwrap();
-    assert_eq!((evicted.cause, evicted.hash.0), (Cause::Lifecycle, chain(0, &[0, 0])[1]));
-}
-
-#[test]
-fn a_lease_tells_what_is_left_of_it() {
-    let mut pool = BlockManager::new(Limits::new(4));
-    let table = running(&mut pool, 0, &[0, 0, 0], 0);
-    let spans = [span(0..1, 90, 20, None), span(1..3, 60, 99, Some(100))];
-    lease(&mut pool, &table, 1, &spans, 0);
-    pool.release(&table, |_| true, 0).unwrap();
-    pool.evict(5).unwrap();
-    let views = pool.lease_spans(TenantSlot(0), LeaseId(1), 30).unwrap();
-    let left: Vec<_> =
-        views.iter().map(|v| (v.blocks.len(), v.priority, v.after, v.left_ms)).collect();
-    assert_eq!(left, [(1, 90, 20, None), (1, 60, 60, Some(70))]);
-    assert_eq!(pool.lease_spans(TenantSlot(1), LeaseId(1), 30), None);
-}
-
-#[test]
-fn a_flood_takes_no_pinned_block() {
-    let mut pool = BlockManager::new(Limits::new(16));
-    let table = running(&mut pool, 0, &[0, 0, 0, 0], 0);
-    let wanted = hashes(&chain(0, &[0, 0, 0, 0]));
-    assert_eq!(pool.pin(PinId(1), TenantSlot(0), &wanted, 1_000), Ok(4));
-    pool.release(&table, |_| false, 0).unwrap();
-    for turn in 0..200u8 {
-        let path = [1, turn, turn / 2, turn / 3];
-        let flood = running(&mut pool, 1, &path, u64::from(turn));
-        pool.release(&flood, |_| false, u64::from(turn)).unwrap();
-    }
-    assert!(wanted.iter().all(|hash| pool.lookup(*hash).is_some()));
-    assert!(pool.figures().evictions_for(Cause::Capacity) > 500);
-    pool.expire(1_000);
-    assert!(!pool.has_pin(PinId(1)));
-    assert_eq!(pool.reset(1_000), 16);
-    assert_eq!(pool.available(), 16);
-}
-
-#[test]
-fn mistakes_are_errors_and_leave_the_pool_whole() {
-    let mut pool = BlockManager::new(Limits { blocks: 3, pinned_blocks: 1, leases: 1 });
-    let table = running(&mut pool, 0, &[0, 0], 0);
-    let nobody = BlockId(77);
-    let stage = |block, is, wanted| Err(BlockError::Stage { block, is, wanted });
-    assert_eq!(pool.acquire(nobody, 0), Err(BlockError::Unknown(nobody)));
-    assert_eq!(pool.release(&[nobody], |_| true, 0), Err(BlockError::Unknown(nobody)));
-    assert_eq!(pool.reclaim(table[0]), stage(table[0], Stage::Used, Stage::Free));
-    let filling = pool.allocate(TenantSlot(1), 0).unwrap();
-    assert_eq!(pool.acquire(filling, 0), stage(filling, Stage::Filling, Stage::Used));
-    assert_eq!(pool.allocate(TenantSlot(1), 0), Err(BlockError::Full));
-    assert!(pool.allocate(TenantSlot(TENANTS_MAX), 0).is_err());
-    let foreign = pool.register(filling, SequenceHash(99), Some(table[1]), NamespaceId(2));
-    assert_eq!(foreign, Err(BlockError::Foreign(table[1])));
-    let stolen = SequenceHash(chain(0, &[0])[0]);
-    let stolen = pool.register(filling, stolen, None, NamespaceId(2));
-    assert_eq!(stolen, Err(BlockError::Foreign(table[0])));
-    let spans = [span(0..2, 50, 0, None)];
-    let terms = |tenant| LeaseTerms { tenant: TenantSlot(tenant), id: LeaseId(1), spans: &spans };
-    assert_eq!(pool.lease(&terms(1), &table, 0), Err(BlockError::Foreign(table[0])));
-    assert_eq!(pool.lease(&terms(0), &table[..1], 0), Err(BlockError::Span { span: 0 }));
-    assert_eq!(pool.raise_floor(TenantSlot(1), &table, 9), Err(BlockError::Foreign(table[0])));
-    let most = span(0..usize::MAX, 50, 0, None);
-    let over = LeaseTerms { spans: &[most.clone(), most], ..terms(0) };
-    let named = BlockError::Many { what: "blocks in the spans of a lease", limit: 8 };
-    assert_eq!(pool.lease(&over, &table, 0), Err(named));
-    lease(&mut pool, &table, 1, &spans, 0);
-    let other = LeaseTerms { tenant: TenantSlot(0), id: LeaseId(2), spans: &spans };
-    let many = Err(BlockError::Many { what: "leases", limit: 1 });
-    assert_eq!(pool.lease(&other, &table, 0), many, "one without an end is not dissolved");
-    pool.release(&table, |_| true, 0).unwrap();
-    let twice = pool.release(&table[..1], |_| true, 0);
-    assert_eq!(twice, stage(table[0], Stage::Cached, Stage::Cached));
-    assert_eq!(pool.acquire(table[1], 0), Err(BlockError::Orphan(table[1])));
-    let wanted = hashes(&chain(0, &[0, 0]));
-    let large = pool.pin(PinId(1), TenantSlot(0), &wanted, 5);
-    assert_eq!(large, Err(BlockError::PinTooLarge { limit: 1 }));
-    pool.unacquire(&[filling]).unwrap();
-    assert_eq!((pool.available(), pool.counts().registered), (3, 2));
-}
-
-#[test]
-fn changes_that_nobody_takes_are_bounded() {
-    let mut pool = BlockManager::new(Limits::new(2));
-    let mut told = Vec::new();
-    for turn in 0..CHANGED_BLOCKS_MAX as u64 {
-        let id = pool.allocate(TenantSlot(0), turn).unwrap();
-        let hash = SequenceHash(u128::from(turn) + 1);
-        pool.register(id, hash, None, NamespaceId(7)).unwrap();
-        pool.release(&[id], |_| false, turn).unwrap();
-    }
-    told.extend(pool.drain_changes());
-    assert_eq!(told, [Change::Lost]);
-    assert_eq!(pool.snapshot(|_| ()), 2);
-    pool.reset(0);
-    assert!(pool.has_changes(), "they are told again");
-}
-
-#[test]
-fn nothing_goes_by_what_is_over() {
-    let mut pool = BlockManager::new(Limits::new(2));
-    for (hash, after) in [(1, 40), (2, 10)] {
-        let id = pool.allocate(TenantSlot(0), 0).unwrap();
-        let id = pool.register(id, SequenceHash(hash), None, NamespaceId(7)).unwrap();
-        // The first to go, while both last; then the other one.
-        lease(&mut pool, &[id], hash, &[span(0..1, 90 - after, after, Some(100))], 0);
-        pool.release(&[id], |_| true, 0).unwrap();
-    }
-    assert_eq!(pool.next_expiry_ms(), Some(100));
-    // Nobody has called `expire`.
-    pool.allocate(TenantSlot(0), 100).unwrap();
-    assert!(pool.lookup(SequenceHash(1)).is_some() && pool.lookup(SequenceHash(2)).is_none());
-    assert_eq!(pool.figures().evictions_for(Cause::Expiry), 1);
 }

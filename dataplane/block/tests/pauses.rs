@@ -8,8 +8,8 @@
 use std::collections::BTreeSet;
 
 use mainstay_block::{
-    BlockId, BlockManager, Cause, Class, Event, LeaseId, LeaseTerms, Limits, Next, Policy,
-    SpanTerms, Stakes, TenantSlot,
+    BlockId, BlockManager, Cause, Class, End, LeaseId, LeaseTerms, Limits, Next, Policy, SpanTerms,
+    Stakes, TenantSlot,
 };
 use mainstay_types::hash::{NamespaceId, SequenceHash};
 
@@ -90,7 +90,7 @@ impl World {
         let tool_ms = 2_000 + 500 * agent + 100 * (turn % 5);
         if self.leases {
             let tool = format!("tool{agent}");
-            let stakes = Stakes { reload_ms: 3_000.0, price_per_ms: 0.05 };
+            let stakes = Stakes { reload_ms: 3_000.0, price_per_ms: 0.05, kept_ms: 0 };
             let pause = self.policy.pause(TENANT, &[&tool], stakes, self.now_ms);
             let parts = [(Class::System, 0..SYSTEM), (Class::History, SYSTEM..blocks)];
             let terms = self.policy.terms(&parts, Next::Tools { hold_ms: pause.hold_ms });
@@ -150,8 +150,7 @@ fn a_finished_agent_goes_before_strangers_and_leaves_what_others_share() {
     (0..AGENTS).for_each(|agent| {
         world.turn(agent, TURNS, false);
     });
-    let end = Event::Finished.ends_own().expect("its own lease ends");
-    assert!(world.pool.end_lease(TENANT, LeaseId(0), end));
+    assert!(world.pool.end_lease(TENANT, LeaseId(0), End::Finished));
     let (table, _) = world.serve(&prompt(AGENTS, STRANGER));
     world.pool.release(&table, |_| false, world.now_ms).expect("in use");
     let own = TURN * (TURNS as usize + 1);
