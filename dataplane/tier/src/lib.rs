@@ -9,7 +9,7 @@
 //! Layout: [`BlockKey`] names bytes, [`Record`] is a block on its way in, [`Retention`] travels with it. The
 //! shelf inside decides who goes next; [`HostTier`] and [`DiskTier`] are slots of one size with a shelf each,
 //! [`RemoteTier`] is a store of objects under names that need no listing. [`Filter`] says what is worth an SSD's
-//! wear. [`Stack`] is all of them as one: reads from the nearest, writes through, fills upwards.
+//! wear.
 //!
 //! Time comes in as `now_ms`, by a clock that goes on over restarts (that of the wall, in practice).
 #![forbid(unsafe_code)]
@@ -22,6 +22,7 @@ mod filter;
 mod host;
 mod key;
 mod record;
+mod remote;
 mod shelf;
 mod sum;
 
@@ -32,6 +33,7 @@ pub use filter::{Filter, FilterSettings, Skip, Touch, Verdict};
 pub use host::{HostSettings, HostTier};
 pub use key::{BlockKey, Layout, LayoutId};
 pub use record::{Get, Held, Put, Record, Refusal, Retention};
+pub use remote::{Fetch, Loaded, PACK_BLOCKS_MAX, RemoteSettings, RemoteTier};
 pub use sum::{SUM_PIECE_BYTES, copy_summed, sum};
 
 /// The most slots of a tier; the room of its tables is bounded by it.

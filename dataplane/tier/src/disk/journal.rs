@@ -16,6 +16,8 @@ use crate::Layout;
 use crate::record::{HEADER_BYTES, Header, Kind};
 
 const LINE_BYTES: u64 = HEADER_BYTES as u64;
+/// Lines that a small tier has besides.
+const LINES_LEAST: u64 = 8;
 /// Lines that are read or written by one call.
 const PIECE_LINES: usize = 4096;
 
@@ -72,7 +74,7 @@ impl Journal {
             }
         }
         // Four lines a slot: files are rewritten once every three turnovers of the tier.
-        let lines_max = u64::from(slots) * 4 + 1024;
+        let lines_max = u64::from(slots) * 4 + LINES_LEAST;
         let active = best.map_or(0, |(index, _)| index);
         let journal = Self {
             devices,

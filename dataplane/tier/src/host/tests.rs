@@ -116,9 +116,10 @@ fn many_at_once_never_see_each_others_bytes() {
         for start in 0..4u128 {
             let tier = &tier;
             scope.spawn(move || {
-                let mut number = start;
+                let mut state = start as u64;
                 for _ in 0..3_000 {
-                    number = (number * 7 + 3) % 41;
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let number = u128::from((state >> 33) % 12);
                     if let Some(bytes) = get(tier, number) {
                         assert_eq!(bytes, payload(number));
                     }
