@@ -17,8 +17,19 @@ use mainstay_tier::{
 };
 use mainstay_types::{NamespaceId, SequenceHash};
 
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 9;
 const RAW_BYTES: usize = 2 << 20;
+
+/// What is held against what, in the same round: a shared disk changes its speed by the minute.
+const RATIOS: [(&str, &str); 7] = [
+    ("disk tier: put", "disk, loop: write"),
+    ("disk tier: put", "disk, fio: write"),
+    ("disk tier: get", "disk, loop: read"),
+    ("disk tier: get", "disk, fio: read"),
+    ("host tier: put", "memcpy: in"),
+    ("host tier: get", "memcpy: out"),
+    ("host tier: get, checked", "memcpy: out"),
+];
 
 #[derive(Clone, Copy)]
 struct Shape {
@@ -30,6 +41,11 @@ struct Shape {
 impl Shape {
     fn gbs(self, seconds: f64) -> f64 {
         self.block_bytes as f64 * self.blocks as f64 / seconds / 1e9
+    }
+
+    /// The share of a thread: a stretch of its own, as of a prompt that is read beside others.
+    fn share(self, thread: u64) -> std::ops::Range<u64> {
+        self.blocks * thread / self.threads..self.blocks * (thread + 1) / self.threads
     }
 
     fn record<'a>(self, layout: &Layout, number: u64, payload: &'a [u8], sum: u64) -> Record<'a> {
@@ -49,13 +65,16 @@ fn key(layout: &Layout, number: u64) -> BlockKey {
 }
 
 /// Runs a share of the numbers on each thread; the time of all.
-fn timed(shape: Shape, work: impl Fn(u64, u64) -> anyhow::Result<()> + Sync) -> anyhow::Result<f64> {
+fn timed(
+    shape: Shape,
+    work: impl Fn(std::ops::Range<u64>) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<f64> {
     let start = Instant::now();
     let ends: Vec<anyhow::Result<()>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..shape.threads)
             .map(|thread| {
                 let work = &work;
-                scope.spawn(move || work(thread, shape.threads))
+                scope.spawn(move || work(shape.share(thread)))
             })
             .collect();
         threads.into_iter().map(|thread| thread.join().expect("no thread panics")).collect()
@@ -64,7 +83,7 @@ fn timed(shape: Shape, work: impl Fn(u64, u64) -> anyhow::Result<()> + Sync) -> 
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// The disk in order: threads take every n-th piece of one file.
+/// The disk in order: each thread a stretch of one file.
 fn raw(path: &Path, shape: Shape, write: bool) -> anyhow::Result<f64> {
     let direct = rustix::fs::OFlags::DIRECT.bits().cast_signed();
     let file = OpenOptions::new()
@@ -75,10 +94,11 @@ fn raw(path: &Path, shape: Shape, write: bool) -> anyhow::Result<f64> {
         .custom_flags(direct)
         .open(path)?;
     let pieces = shape.block_bytes as u64 * shape.blocks / RAW_BYTES as u64;
-    let seconds = timed(shape, |first, step| {
+    let shape = Shape { block_bytes: RAW_BYTES, blocks: pieces, ..shape };
+    let seconds = timed(shape, |share| {
         let mut buffer: AVec<u8, ConstAlign<4096>> = AVec::with_capacity(4096, RAW_BYTES);
-        buffer.resize(RAW_BYTES, first as u8 + 1);
-        for piece in (first..pieces).step_by(step as usize) {
+        buffer.resize(RAW_BYTES, share.start as u8 + 1);
+        for piece in share {
             let at = piece * RAW_BYTES as u64;
             if write { file.write_all_at(&buffer, at)? } else { file.read_exact_at(&mut buffer, at)? }
         }
@@ -87,7 +107,7 @@ fn raw(path: &Path, shape: Shape, write: bool) -> anyhow::Result<f64> {
         }
         Ok(())
     })?;
-    Ok((pieces * RAW_BYTES as u64) as f64 / seconds / 1e9)
+    Ok(shape.gbs(seconds))
 }
 
 /// The disk by `fio`, if it is there.
@@ -117,17 +137,17 @@ fn disk(folder: &Path, layout: Layout, shape: Shape) -> anyhow::Result<[f64; 2]>
     let tier = DiskTier::open(layout, settings, 0)?;
     let payload = vec![7; shape.block_bytes];
     let known = sum(&payload);
-    let write = timed(shape, |first, step| {
-        for number in (first..shape.blocks).step_by(step as usize) {
+    let write = timed(shape, |share| {
+        for number in share {
             let put = tier.put(&shape.record(&layout, number, &payload, known), 0)?;
             ensure!(put == Put::Stored, "block {number}: {put:?}");
         }
         ensure!(tier.flush(0), "the flush failed");
         Ok(())
     })?;
-    let read = timed(shape, |first, step| {
+    let read = timed(shape, |share| {
         let mut into = vec![0; shape.block_bytes];
-        for number in (first..shape.blocks).step_by(step as usize) {
+        for number in share {
             let got = tier.get(&key(&layout, number), &mut into, 0)?;
             ensure!(matches!(got, Get::Hit(_)), "block {number}: {got:?}");
         }
@@ -170,7 +190,7 @@ fn host(layout: Layout, shape: Shape) -> anyhow::Result<[f64; 5]> {
         times[2] = start.elapsed().as_secs_f64();
         let start = Instant::now();
         for number in 0..shape.blocks {
-            let got = tier.get(&key(&layout, number), &mut payload, 0)?;
+            let got = tier.get(&key(&layout, number), &mut payload)?;
             ensure!(matches!(got, Get::Hit(_)), "block {number}: {got:?}");
         }
         times[at] = start.elapsed().as_secs_f64();
@@ -222,6 +242,13 @@ fn main() -> anyhow::Result<()> {
         block_bytes >> 10,
         shape.blocks
     );
+    let of = |name: &str| rows.iter().find(|row| row.0 == name).map(|row| row.1.as_slice());
+    for (name, beside) in RATIOS {
+        if let (Some(ours), Some(theirs)) = (of(name), of(beside)) {
+            let ratios = ours.iter().zip(theirs).map(|(a, b)| a / b).collect();
+            println!("{name} / {beside}: {:.2}, the median of the rounds", median(ratios));
+        }
+    }
     for (name, values) in rows {
         let (least, most) = values.iter().fold((f64::MAX, 0.0f64), |(a, b), v| (a.min(*v), b.max(*v)));
         println!("{name:<26}{:>8.2}   ({least:.2} to {most:.2})", median(values));

@@ -139,7 +139,7 @@ fn life(tier: &DiskTier, disk: &Disk, random: &mut impl FnMut() -> u64) -> HashS
 
 #[test]
 fn a_power_cut_at_any_point_makes_no_block_wrong_and_none_up() {
-    let cuts: u64 = std::env::var("MAINSTAY_TIER_CUTS").map_or(1_500, |text| {
+    let cuts: u64 = std::env::var("MAINSTAY_TIER_CUTS").map_or(6_000, |text| {
         text.parse().expect("MAINSTAY_TIER_CUTS is a number of power cuts")
     });
     let (mut lives, mut served, mut promises) = (0, 0, 0);
