@@ -100,7 +100,11 @@ fn raw(path: &Path, shape: Shape, write: bool) -> anyhow::Result<f64> {
         buffer.resize(RAW_BYTES, share.start as u8 + 1);
         for piece in share {
             let at = piece * RAW_BYTES as u64;
-            if write { file.write_all_at(&buffer, at)? } else { file.read_exact_at(&mut buffer, at)? }
+            if write {
+                file.write_all_at(&buffer, at)?
+            } else {
+                file.read_exact_at(&mut buffer, at)?
+            }
         }
         if write {
             file.sync_data()?;
@@ -224,15 +228,21 @@ fn main() -> anyhow::Result<()> {
     for _ in 0..ROUNDS {
         note("disk, loop: write", raw(&scratch, shape, true)?);
         note("disk, loop: read", raw(&scratch, shape, false)?);
-        if let (Some(write), Some(read)) = (fio(&scratch, shape, true), fio(&scratch, shape, false)) {
+        if let (Some(write), Some(read)) = (fio(&scratch, shape, true), fio(&scratch, shape, false))
+        {
             note("disk, fio: write", write);
             note("disk, fio: read", read);
         }
         let [write, read] = disk(folder, layout, shape)?;
         note("disk tier: put", write);
         note("disk tier: get", read);
-        let names =
-            ["memcpy: in", "memcpy: out", "host tier: put", "host tier: get", "host tier: get, checked"];
+        let names = [
+            "memcpy: in",
+            "memcpy: out",
+            "host tier: put",
+            "host tier: get",
+            "host tier: get, checked",
+        ];
         for (name, value) in names.into_iter().zip(host(layout, shape)?) {
             note(name, value);
         }
@@ -250,7 +260,8 @@ fn main() -> anyhow::Result<()> {
         }
     }
     for (name, values) in rows {
-        let (least, most) = values.iter().fold((f64::MAX, 0.0f64), |(a, b), v| (a.min(*v), b.max(*v)));
+        let (least, most) =
+            values.iter().fold((f64::MAX, 0.0f64), |(a, b), v| (a.min(*v), b.max(*v)));
         println!("{name:<26}{:>8.2}   ({least:.2} to {most:.2})", median(values));
     }
     std::fs::remove_file(scratch)?;

@@ -34,7 +34,9 @@ pub enum TierError {
         source: io::Error,
     },
     /// The store of objects cannot be used as it is set.
-    #[error("the store of objects cannot be used: {0}; check its address and the credentials in the environment")]
+    #[error(
+        "the store of objects cannot be used: {0}; check its address and the credentials in the environment"
+    )]
     Store(String),
 }
 

@@ -1,9 +1,11 @@
 //! What is worth an SSD's wear: a pure decision, and a sketch of what was seen once.
 //!
-//! Most blocks are never asked for again, and each that is written takes from the disk's life and from its reads.
-//! So a block is written at its second touch: the first leaves its name in a sketch of bounded size. What is known
-//! to come back (a pin, a high priority, the very start of prompts) is written at once, what is known not
-//! to (a low priority: thoughts, ended subagents) never, and a block whose parent the tier lacks would serve nobody.
+//! It is asked when a block leaves host memory, not when it was computed: by then most agents that will come back soon
+//! have, many sessions are over, and what is over is never written. The lifecycle is what saves writes among
+//! agents, whose blocks are nearly all used again: an ended session's have a low priority. Where it is not known,
+//! the second touch is what there is: a block that nobody used while it was in memory leaves its name in
+//! a sketch of bounded size, and is written if it leaves again. What is known to come back (a pin, a high priority, the
+//! very start of prompts) is always written, and what has no parent in reach never, since it would serve nobody.
 //!
 //! The sketch is two Bloom filters, the younger one filled, the older one asked only; when the younger is full,
 //! the older is dropped. It can say "seen" of what was not (once in hundreds), which costs one write.
@@ -29,15 +31,23 @@ pub struct FilterSettings {
     pub priority_at_once: u8,
     /// Blocks at the start of prompts that are written at the first touch.
     pub depth_at_once: u32,
+    /// Uses since it came to memory from which on a block is written; 0 asks for none.
+    pub uses_least: u32,
 }
 
 impl Default for FilterSettings {
     fn default() -> Self {
-        Self { ghosts: 1 << 20, priority_least: 30, priority_at_once: 80, depth_at_once: 0 }
+        Self {
+            ghosts: 1 << 20,
+            priority_least: 30,
+            priority_at_once: 80,
+            depth_at_once: 0,
+            uses_least: 1,
+        }
     }
 }
 
-/// A block that was computed or used.
+/// A block that is about to leave memory.
 #[derive(Debug, Clone, Copy)]
 pub struct Touch {
     /// Which.
@@ -46,14 +56,16 @@ pub struct Touch {
     pub retention: Retention,
     /// How many blocks come before it.
     pub depth: u32,
-    /// Whether the tier has the block before it (or there is none).
+    /// How often it was used since it came.
+    pub uses: u32,
+    /// Whether the block before it is in the tier, or may still come there; or there is none.
     pub parent_held: bool,
 }
 
 /// Why a block is not written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Skip {
-    /// It was not seen before.
+    /// Nobody used it, and it was not seen before.
     First,
     /// Its priority is too low.
     Unwanted,
@@ -104,7 +116,8 @@ impl Filter {
             Verdict::Skip(Skip::Unwanted)
         } else if !touch.parent_held && touch.depth > 0 {
             Verdict::Skip(Skip::Orphan)
-        } else if seen
+        } else if touch.uses >= self.settings.uses_least
+            || seen
             || priority >= self.settings.priority_at_once
             || touch.depth < self.settings.depth_at_once
         {
@@ -159,6 +172,7 @@ mod tests {
             },
             retention: Retention::default(),
             depth: 3,
+            uses: 0,
             parent_held: true,
         }
     }
@@ -182,6 +196,8 @@ mod tests {
     fn what_is_known_needs_no_second_touch() {
         let mut filter = filter(1000);
         let high = Retention { priority: 90, until_ms: 10, ..Retention::default() };
+        let used = Touch { uses: 1, ..touch(9) };
+        assert_eq!(filter.decide(&used, 0), Verdict::Write);
         let pinned = Retention { priority: 0, after: 0, until_ms: 0, pinned_until_ms: 10 };
         let low = Retention { after: 10, ..Retention::default() };
         assert_eq!(filter.decide(&Touch { retention: high, ..touch(1) }, 9), Verdict::Write);

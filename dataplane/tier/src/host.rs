@@ -27,6 +27,17 @@ pub struct HostSettings {
     pub check_reads: bool,
 }
 
+/// A block whose place another one takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Leaving {
+    /// Which.
+    pub key: BlockKey,
+    /// What is known of it.
+    pub held: Held,
+    /// How often it was used since it came here.
+    pub uses: u32,
+}
+
 struct Slot {
     bytes: BytesMut,
     held: Option<(BlockKey, Held)>,
@@ -35,6 +46,19 @@ struct Slot {
 struct Table {
     shelf: Shelf,
     free: Vec<u32>,
+}
+
+impl Table {
+    /// What is known here of the block of a slot; its sum lies with its bytes.
+    fn leaving(&self, slot: u32) -> Option<Leaving> {
+        let key = *self.shelf.key_of(slot)?;
+        let held = Held {
+            parent: self.shelf.parent_of(slot)?,
+            retention: self.shelf.retention_of(slot)?,
+            sum: 0,
+        };
+        Some(Leaving { key, held, uses: self.shelf.uses_of(slot) })
+    }
 }
 
 /// See the module.
@@ -72,7 +96,13 @@ impl HostTier {
             .collect();
         let table = Table { shelf: Shelf::new(count), free: (0..count).rev().collect() };
         let check_reads = settings.check_reads;
-        Ok(Self { layout, check_reads, slots, table: Mutex::new(table), figures: Figures::default() })
+        Ok(Self {
+            layout,
+            check_reads,
+            slots,
+            table: Mutex::new(table),
+            figures: Figures::default(),
+        })
     }
 
     /// The layout of its blocks.
@@ -113,12 +143,28 @@ impl HostTier {
 
     /// Keeps a block, at the expense of one that is wanted no more than this.
     pub fn put(&self, record: &Record<'_>, now_ms: u64) -> Result<Put, TierError> {
+        self.put_with(record, now_ms, |_, _| {})
+    }
+
+    /// The same, and shows the block that goes, with its bytes, to whoever may want to keep it elsewhere.
+    pub fn put_with(
+        &self,
+        record: &Record<'_>,
+        now_ms: u64,
+        leaving: impl FnOnce(&Leaving, &[u8]),
+    ) -> Result<Put, TierError> {
         self.check(&record.key, record.payload.len())?;
-        let slot = match self.reserve(record, now_ms) {
-            Ok(slot) => slot,
+        let (slot, gone) = match self.reserve(record, now_ms) {
+            Ok(taken) => taken,
             Err(answer) => return Ok(answer),
         };
         let mut place = self.slots[slot as usize].write();
+        if let Some(gone) = gone
+            && let Some((_, held)) = place.held.filter(|(key, _)| *key == gone.key)
+        {
+            let held = Held { retention: gone.held.retention, ..held };
+            leaving(&Leaving { held, ..gone }, &place.bytes);
+        }
         let sum = copy_summed(record.payload, &mut place.bytes);
         let whole = record.sum.is_none_or(|given| given == sum);
         let held = Held { parent: record.parent, retention: record.retention, sum };
@@ -203,7 +249,24 @@ impl HostTier {
         Ok(())
     }
 
-    fn reserve(&self, record: &Record<'_>, now_ms: u64) -> Result<u32, Put> {
+    /// Shows all blocks, the longest unused first, as they would be shown when they go; for an orderly end.
+    pub fn for_each(&self, mut show: impl FnMut(&Leaving, &[u8])) {
+        let ready = self.table.lock().shelf.ready();
+        for (slot, key, _, retention) in ready {
+            let uses = self.table.lock().shelf.uses_of(slot);
+            let place = self.slots[slot as usize].read();
+            if let Some((_, held)) = place.held.filter(|(own, _)| *own == key) {
+                let held = Held { retention, ..held };
+                show(&Leaving { key, held, uses }, &place.bytes);
+            }
+        }
+    }
+
+    fn reserve(
+        &self,
+        record: &Record<'_>,
+        now_ms: u64,
+    ) -> Result<(u32, Option<Leaving>), Put> {
         let mut table = self.table.lock();
         table.shelf.expire(now_ms);
         if let Some(slot) = table.shelf.find(&record.key) {
@@ -215,8 +278,8 @@ impl HostTier {
             count(&self.figures.present);
             return Err(Put::Present);
         }
-        let slot = match table.free.pop() {
-            Some(slot) => slot,
+        let (slot, gone) = match table.free.pop() {
+            Some(slot) => (slot, None),
             None => {
                 let pinned = record.retention.pinned_at(now_ms);
                 let worth =
@@ -225,15 +288,15 @@ impl HostTier {
                     count(&self.figures.refused);
                     return Err(Put::Refused(Refusal::Full));
                 };
+                let gone = table.leaving(slot);
                 table.shelf.remove(slot);
                 count(&self.figures.evicted);
-                slot
+                (slot, gone)
             }
         };
-        let began =
-            table.shelf.begin(slot, record.key, record.parent, record.retention, now_ms);
+        let began = table.shelf.begin(slot, record.key, record.parent, record.retention, now_ms);
         debug_assert!(began, "the slot is empty and the block is not here");
-        Ok(slot)
+        Ok((slot, gone))
     }
 
     /// The memory under a slot is not what it was: neither the block nor the slot is used again.

@@ -9,7 +9,7 @@
 //! Layout: [`BlockKey`] names bytes, [`Record`] is a block on its way in, [`Retention`] travels with it. The
 //! shelf inside decides who goes next; [`HostTier`] and [`DiskTier`] are slots of one size with a shelf each,
 //! [`RemoteTier`] is a store of objects under names that need no listing. [`Filter`] says what is worth an SSD's
-//! wear.
+//! wear. [`Stack`] is memory and disk as one: reads from the nearest, fills upwards, writes what leaves.
 //!
 //! Time comes in as `now_ms`, by a clock that goes on over restarts (that of the wall, in practice).
 #![forbid(unsafe_code)]
@@ -24,13 +24,15 @@ mod key;
 mod record;
 mod remote;
 mod shelf;
+mod stack;
 mod sum;
 
 pub use disk::{DiskSettings, DiskTier, Health};
 pub use error::TierError;
 pub use figures::{Figures, FiguresView};
 pub use filter::{Filter, FilterSettings, Skip, Touch, Verdict};
-pub use host::{HostSettings, HostTier};
+pub use host::{HostSettings, HostTier, Leaving};
+pub use stack::{Found, Stack, StackSettings};
 pub use key::{BlockKey, Layout, LayoutId};
 pub use record::{Get, Held, Put, Record, Refusal, Retention};
 pub use remote::{Fetch, Loaded, PACK_BLOCKS_MAX, RemoteSettings, RemoteTier};

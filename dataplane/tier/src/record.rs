@@ -198,11 +198,7 @@ impl Header {
     pub(crate) const fn of_slot(kind: Kind, slot: u32) -> Self {
         Self {
             kind,
-            key: BlockKey {
-                namespace: NamespaceId(0),
-                hash: SequenceHash(0),
-                layout: LayoutId(0),
-            },
+            key: BlockKey { namespace: NamespaceId(0), hash: SequenceHash(0), layout: LayoutId(0) },
             parent: SequenceHash(0),
             retention: Retention { priority: 0, after: 0, until_ms: 0, pinned_until_ms: 0 },
             generation: 0,

@@ -486,9 +486,7 @@ fn open_store(settings: &RemoteSettings) -> Result<(Arc<dyn ObjectStore>, Path),
         .with_client_options(options)
         .with_retry(retry);
     if let Some(endpoint) = &settings.endpoint {
-        builder = builder
-            .with_endpoint(endpoint)
-            .with_allow_http(endpoint.starts_with("http://"));
+        builder = builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http://"));
     }
     if let Some(region) = &settings.region {
         builder = builder.with_region(region);

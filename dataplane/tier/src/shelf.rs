@@ -28,6 +28,8 @@ struct Entry {
     change_ms: Option<u64>,
     readers: u32,
     ready: bool,
+    /// How often it was used since it came.
+    uses: u32,
 }
 
 /// See the module.
@@ -105,6 +107,7 @@ impl Shelf {
             change_ms: None,
             readers: 0,
             ready: false,
+            uses: 0,
         };
         self.entries[slot as usize] = Some(entry);
         let parent_key = key.sibling(parent);
@@ -148,7 +151,10 @@ impl Shelf {
     pub(crate) fn touch(&mut self, slot: u32) {
         self.stamp += 1;
         let stamp = self.stamp;
-        self.change(slot, |entry| entry.stamp = stamp);
+        self.change(slot, |entry| {
+            entry.stamp = stamp;
+            entry.uses = entry.uses.saturating_add(1);
+        });
     }
 
     /// Somebody reads its bytes: it does not go until as many said that they are done.
@@ -173,6 +179,11 @@ impl Shelf {
             Some((slot, entry.key, entry.parent, entry.retention))
         });
         told.collect()
+    }
+
+    /// How often the block of a slot was used since it came.
+    pub(crate) fn uses_of(&self, slot: u32) -> u32 {
+        self.entry(slot).map_or(0, |entry| entry.uses)
     }
 
     /// The block before that of a slot.

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use mainstay_tier::{BlockKey, DiskSettings, DiskTier, Get, Health, Layout, Put, Record, Retention};
+use mainstay_tier::{
+    BlockKey, DiskSettings, DiskTier, Get, Health, Layout, Put, Record, Retention,
+};
 use mainstay_types::{NamespaceId, SequenceHash};
 
 const BLOCK_BYTES: u32 = 20_000;
@@ -122,15 +124,14 @@ fn life(folder: &Path, seed: u64, after: Duration) -> u64 {
     child.wait().expect("a child ends");
     let mut rest = String::new();
     said.read_to_string(&mut rest).expect("text");
-    let promises = rest.lines().filter_map(|line| line.strip_prefix("promised ")?.parse().ok());
-    promises.last().unwrap_or(0)
+    let mut promises = rest.lines().filter_map(|line| line.strip_prefix("promised ")?.parse().ok());
+    promises.next_back().unwrap_or(0)
 }
 
 #[test]
 fn a_kill_at_any_moment_makes_no_block_wrong_and_none_up() {
-    let kills: u64 = std::env::var("MAINSTAY_TIER_KILLS").map_or(40, |text| {
-        text.parse().expect("MAINSTAY_TIER_KILLS is a number of kills")
-    });
+    let kills: u64 = std::env::var("MAINSTAY_TIER_KILLS")
+        .map_or(40, |text| text.parse().expect("MAINSTAY_TIER_KILLS is a number of kills"));
     let scratch = tempfile::tempdir().expect("a scratch folder");
     let folders = ["grown", "churned"].map(|name| scratch.path().join(name));
     let mut random = random_from(3);

@@ -136,8 +136,8 @@ async fn holds(tier: &RemoteTier, folder: &Path) {
 async fn a_folder_is_a_store() {
     let folder = tempfile::tempdir().expect("a scratch folder");
     let path = folder.path().join("store");
-    let tier =
-        RemoteTier::open(layout(), &settings(&format!("file://{}", path.display()))).expect("opens");
+    let tier = RemoteTier::open(layout(), &settings(&format!("file://{}", path.display())))
+        .expect("opens");
     holds(&tier, &path).await;
     assert!(tier.figures().view().present > 0, "a pack that is there is not written again");
 }
@@ -164,7 +164,12 @@ async fn serve_s3(folder: &Path) -> String {
 }
 
 /// Runs one of the tests here in a process that has credentials in its environment.
-async fn in_child(test: &'static str, folder: &Path, endpoint: &str, secret: &'static str) -> String {
+async fn in_child(
+    test: &'static str,
+    folder: &Path,
+    endpoint: &str,
+    secret: &'static str,
+) -> String {
     let (folder, endpoint) = (folder.to_owned(), endpoint.to_owned());
     tokio::task::spawn_blocking(move || {
         let output = Command::new(std::env::current_exe().expect("this test"))

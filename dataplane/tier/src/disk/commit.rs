@@ -44,9 +44,7 @@ impl Table {
             let slot = claim.slot;
             let there = slot < grown && !recovered.quarantined.contains(&slot);
             // Of two slots with one block, either would do.
-            if there
-                && table.shelf.begin(slot, claim.key, claim.parent, claim.retention, now_ms)
-            {
+            if there && table.shelf.begin(slot, claim.key, claim.parent, claim.retention, now_ms) {
                 table.shelf.publish(slot, now_ms);
                 table.marks[slot as usize] = Mark {
                     generation: claim.generation,
@@ -139,8 +137,7 @@ impl DiskTier {
         table.generation += 1;
         let generation = table.generation;
         table.marks[slot as usize] = Mark { generation, ..Mark::default() };
-        let began =
-            table.shelf.begin(slot, record.key, record.parent, record.retention, now_ms);
+        let began = table.shelf.begin(slot, record.key, record.parent, record.retention, now_ms);
         debug_assert!(began, "the slot is free and the block is not here");
         Ok((slot, generation))
     }
@@ -205,7 +202,9 @@ impl DiskTier {
         let mut table = self.table.lock();
         let most = EVICT_MAX.min(table.grown / 16).max(1);
         let mut evicted = 0;
-        while evicted < most && let Some(slot) = table.shelf.victim(worth) {
+        while evicted < most
+            && let Some(slot) = table.shelf.victim(worth)
+        {
             let committed = table.marks[slot as usize].committed;
             table.drop_block(slot);
             // The journal's lock is held, so nobody is just about to claim it.
@@ -335,7 +334,9 @@ impl Table {
             }
         }
         let told = self.quarantined_told;
-        lines.extend(self.quarantined[told..].iter().map(|s| Header::of_slot(Kind::Quarantined, *s)));
+        lines.extend(
+            self.quarantined[told..].iter().map(|s| Header::of_slot(Kind::Quarantined, *s)),
+        );
         lines.extend(self.leaving.iter().map(|s| Header::of_slot(Kind::Freed, *s)));
         Batch { lines, leaving: self.leaving.len(), quarantined: self.quarantined.len() }
     }

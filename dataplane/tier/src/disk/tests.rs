@@ -139,9 +139,8 @@ fn life(tier: &DiskTier, disk: &Disk, random: &mut impl FnMut() -> u64) -> HashS
 
 #[test]
 fn a_power_cut_at_any_point_makes_no_block_wrong_and_none_up() {
-    let cuts: u64 = std::env::var("MAINSTAY_TIER_CUTS").map_or(6_000, |text| {
-        text.parse().expect("MAINSTAY_TIER_CUTS is a number of power cuts")
-    });
+    let cuts: u64 = std::env::var("MAINSTAY_TIER_CUTS")
+        .map_or(6_000, |text| text.parse().expect("MAINSTAY_TIER_CUTS is a number of power cuts"));
     let (mut lives, mut served, mut promises) = (0, 0, 0);
     for seed in 0..cuts / 5 {
         let mut random = random_from(seed);
@@ -159,7 +158,10 @@ fn a_power_cut_at_any_point_makes_no_block_wrong_and_none_up() {
             let tier = disk.open(16);
             let here = numbers(&tier);
             for number in &here {
-                assert!(get(&tier, *number).is_hit(), "seed {seed}: {number} is claimed, not there");
+                assert!(
+                    get(&tier, *number).is_hit(),
+                    "seed {seed}: {number} is claimed, not there"
+                );
             }
             for number in before.difference(&gone) {
                 assert!(here.contains(number), "seed {seed}: {number} was promised");
