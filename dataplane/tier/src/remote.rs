@@ -1,0 +1,498 @@
+//! A store of objects: S3, what speaks like it, or a folder that many machines see.
+//!
+//! **Packs.** An object is a run of blocks of one chain, cut where the chain's length is a multiple of the pack, and
+//! is named by its last block. Whoever has a prompt has its hashes, and so the names of its packs: a hit
+//! needs no list and no index, and equal prefixes have equal objects, whoever wrote them first. One object for each block
+//! would do the same, but a store answers in tens of milliseconds and bills by request: 9,000 blocks of a long
+//! prompt are 9,000 of both. A pack is as many blocks as make a few MiB, so large blocks do get objects of
+//! their own. The tail of a prompt that fills no pack is not stored.
+//!
+//! **Trust.** An object is read whole, and each block in it has a header with its key and checksum. One that is not
+//! what it should be is moved to `quarantine/`, not asked for again, and written over by the next who has the blocks.
+//!
+//! **Waiting.** Each call has a deadline, so many run at once, so many more may wait; others are turned away.
+//! Credentials come from the environment alone, and nothing that a store says is logged as it said it, since
+//! some repeat them.
+
+use std::collections::{HashSet, VecDeque};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use mainstay_types::{NamespaceId, SequenceHash};
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    ClientOptions, Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
+};
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use crate::figures::{add, count};
+use crate::record::{HEADER_BYTES, Header, Kind};
+use crate::{BlockKey, Figures, Held, Layout, Put, Record, Refusal, TierError, copy_summed, sum};
+
+/// What a pack should have at least, so that the time to the first byte is not most of a request's.
+const PACK_BYTES: u32 = 4 << 20;
+/// The most blocks of a pack.
+pub const PACK_BLOCKS_MAX: u32 = 64;
+/// Names of bad objects that are remembered, besides being moved away.
+const BAD_MAX: usize = 4096;
+/// The most calls at once that a setting may ask for.
+const PARALLEL_MAX: usize = 1024;
+
+/// The settings of a [`RemoteTier`]. There are no credentials in them: those come from the environment
+/// (`AWS_ACCESS_KEY_ID` and its kin).
+#[derive(Debug, Clone)]
+pub struct RemoteSettings {
+    /// `s3://BUCKET/PREFIX` or `file:///FOLDER`.
+    pub address: String,
+    /// Where S3 is, unless it is Amazon's or the environment says so. `http://` is taken at its word.
+    pub endpoint: Option<String>,
+    /// S3's region, unless the environment says so.
+    pub region: Option<String>,
+    /// The longest that a call may take, waiting included.
+    pub timeout_ms: u64,
+    /// Calls at once.
+    pub parallel: usize,
+    /// Calls that may wait for those.
+    pub waiting_max: usize,
+    /// Blocks of an object; 0 for as many as make a few MiB. All workers of a cluster must agree.
+    pub pack_blocks: u32,
+}
+
+impl RemoteSettings {
+    /// An address, else what serves most.
+    #[must_use]
+    pub fn new(address: &str) -> Self {
+        Self {
+            address: address.to_owned(),
+            endpoint: None,
+            region: None,
+            timeout_ms: 10_000,
+            parallel: 32,
+            waiting_max: 1024,
+            pack_blocks: 0,
+        }
+    }
+}
+
+/// A block that came out of a store.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// Which.
+    pub key: BlockKey,
+    /// What the store knew about it.
+    pub held: Held,
+    /// Its bytes, checked.
+    pub payload: Bytes,
+}
+
+/// The answer to a read of a pack.
+#[derive(Debug, Clone)]
+#[must_use]
+pub enum Fetch {
+    /// Its blocks, in order.
+    Hit(Vec<Loaded>),
+    /// The store has no such pack.
+    Miss,
+    /// It had one that was not whole; it is quarantined.
+    Bad,
+    /// The store did not answer, or not in time, or too many wait for it.
+    Failed,
+}
+
+#[derive(Default)]
+struct BadNames {
+    names: HashSet<Path>,
+    order: VecDeque<Path>,
+}
+
+impl BadNames {
+    fn note(&mut self, name: Path) {
+        if self.names.insert(name.clone()) {
+            self.order.push_back(name);
+        }
+        if self.order.len() > BAD_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.names.remove(&oldest);
+        }
+    }
+
+    fn forget(&mut self, name: &Path) {
+        if self.names.remove(name) {
+            self.order.retain(|other| other != name);
+        }
+    }
+}
+
+/// See the module.
+pub struct RemoteTier {
+    layout: Layout,
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    pack_blocks: u32,
+    timeout: Duration,
+    parallel: usize,
+    permits: Semaphore,
+    waiting: AtomicUsize,
+    waiting_max: usize,
+    bad: Mutex<BadNames>,
+    figures: Figures,
+}
+
+impl RemoteTier {
+    /// Opens the store that the address names. Whether it answers is seen at the first call.
+    pub fn open(layout: Layout, settings: &RemoteSettings) -> Result<Self, TierError> {
+        let (store, prefix) = open_store(settings)?;
+        Self::with_store(layout, settings, store, prefix)
+    }
+
+    /// Takes a store that is open; the address in the settings is not looked at.
+    pub fn with_store(
+        layout: Layout,
+        settings: &RemoteSettings,
+        store: Arc<dyn ObjectStore>,
+        prefix: Path,
+    ) -> Result<Self, TierError> {
+        let pack_blocks = match settings.pack_blocks {
+            0 => (PACK_BYTES / layout.block_bytes).clamp(1, PACK_BLOCKS_MAX),
+            given => given,
+        };
+        if pack_blocks > PACK_BLOCKS_MAX {
+            return Err(TierError::Setting(format!(
+                "packs of {pack_blocks} blocks; the most is {PACK_BLOCKS_MAX}"
+            )));
+        }
+        if !(1..=PARALLEL_MAX).contains(&settings.parallel) || settings.timeout_ms == 0 {
+            return Err(TierError::Setting(format!(
+                "{} calls at once of {} ms; 1 to {PARALLEL_MAX} of at least 1 ms can be made",
+                settings.parallel, settings.timeout_ms
+            )));
+        }
+        Ok(Self {
+            layout,
+            store,
+            prefix,
+            pack_blocks,
+            timeout: Duration::from_millis(settings.timeout_ms),
+            parallel: settings.parallel,
+            permits: Semaphore::new(settings.parallel),
+            waiting: AtomicUsize::new(0),
+            waiting_max: settings.waiting_max,
+            bad: Mutex::default(),
+            figures: Figures::default(),
+        })
+    }
+
+    /// The layout of its blocks.
+    #[must_use]
+    pub const fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// What it has counted; blocks, not objects.
+    #[must_use]
+    pub const fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    /// Blocks of an object. A pack starts where a chain's length is a multiple of it.
+    #[must_use]
+    pub const fn pack_blocks(&self) -> usize {
+        self.pack_blocks as usize
+    }
+
+    /// Stores one pack, in the order of the chain. A pack that is there already is not written again.
+    pub async fn put_pack(&self, records: &[Record<'_>]) -> Result<Put, TierError> {
+        self.check(records.len(), records.iter().map(|record| &record.key))?;
+        let want = self.layout.block_bytes as usize;
+        if let Some(wrong) = records.iter().find(|record| record.payload.len() != want) {
+            return Err(TierError::WrongLength { got: wrong.payload.len(), want });
+        }
+        let name = self.name(&records[records.len() - 1].key);
+        let Some(body) = encode(records) else {
+            count(&self.figures.bad_sums);
+            return Ok(Put::Refused(Refusal::Broken));
+        };
+        let blocks = records.len() as u64;
+        let bytes = body.len() as u64;
+        // A bad one that could not be moved away must not keep a good one out.
+        let was_bad = self.bad.lock().names.contains(&name);
+        let mode = if was_bad { PutMode::Overwrite } else { PutMode::Create };
+        let options = PutOptions { mode, ..PutOptions::default() };
+        let call = self.store.put_opts(&name, PutPayload::from_bytes(body), options);
+        let answer = match self.limited(call).await {
+            Called::Done(Ok(_)) => {
+                self.bad.lock().forget(&name);
+                add(&self.figures.stored, blocks);
+                add(&self.figures.written_bytes, bytes);
+                return Ok(Put::Stored);
+            }
+            Called::Done(Err(Error::AlreadyExists { .. } | Error::Precondition { .. })) => {
+                add(&self.figures.present, blocks);
+                return Ok(Put::Present);
+            }
+            Called::Done(Err(error)) => {
+                self.fault("write an object", &error);
+                Refusal::Failed
+            }
+            Called::Late => Refusal::Failed,
+            Called::Busy => Refusal::Busy,
+        };
+        add(&self.figures.refused, blocks);
+        Ok(Put::Refused(answer))
+    }
+
+    /// Reads one pack; `keys` are its blocks in order.
+    pub async fn get_pack(&self, keys: &[BlockKey]) -> Result<Fetch, TierError> {
+        self.check(keys.len(), keys.iter())?;
+        let name = self.name(&keys[keys.len() - 1]);
+        let blocks = keys.len() as u64;
+        if self.bad.lock().names.contains(&name) {
+            add(&self.figures.misses, blocks);
+            return Ok(Fetch::Miss);
+        }
+        let want = keys.len() * (HEADER_BYTES + self.layout.block_bytes as usize);
+        let call = async {
+            let found = self.store.get(&name).await?;
+            // What has another length is not read: it may be anything, and without end.
+            if found.meta.size != want as u64 {
+                return Ok(Bytes::new());
+            }
+            found.bytes().await
+        };
+        match self.limited(call).await {
+            Called::Done(Ok(body)) => {
+                if let Some(loaded) = self.decode(keys, &body) {
+                    add(&self.figures.hits, blocks);
+                    add(&self.figures.read_bytes, body.len() as u64);
+                    return Ok(Fetch::Hit(loaded));
+                }
+                count(&self.figures.bad_sums);
+                self.quarantine(name).await;
+                Ok(Fetch::Bad)
+            }
+            Called::Done(Err(Error::NotFound { .. })) => {
+                add(&self.figures.misses, blocks);
+                Ok(Fetch::Miss)
+            }
+            Called::Done(Err(error)) => {
+                self.fault("read an object", &error);
+                Ok(Fetch::Failed)
+            }
+            Called::Late | Called::Busy => Ok(Fetch::Failed),
+        }
+    }
+
+    /// The longest run of whole packs that the store has of a chain, from its start on or from a later multiple of
+    /// the pack; several are fetched at once.
+    pub async fn load(
+        &self,
+        namespace: NamespaceId,
+        hashes: &[SequenceHash],
+    ) -> Result<Vec<Loaded>, TierError> {
+        let layout = self.layout.id;
+        let keys: Vec<BlockKey> =
+            hashes.iter().map(|hash| BlockKey { namespace, hash: *hash, layout }).collect();
+        let packs = keys.chunks_exact(self.pack_blocks());
+        let mut fetched =
+            futures::stream::iter(packs.map(|pack| self.get_pack(pack))).buffered(self.parallel);
+        let mut loaded = Vec::new();
+        while let Some(fetch) = fetched.next().await {
+            match fetch? {
+                Fetch::Hit(blocks) => loaded.extend(blocks),
+                Fetch::Miss | Fetch::Bad | Fetch::Failed => break,
+            }
+        }
+        Ok(loaded)
+    }
+
+    fn check<'a>(
+        &self,
+        length: usize,
+        mut keys: impl Iterator<Item = &'a BlockKey>,
+    ) -> Result<(), TierError> {
+        if length != self.pack_blocks() {
+            return Err(TierError::WrongLength { got: length, want: self.pack_blocks() });
+        }
+        if keys.any(|key| key.layout != self.layout.id) {
+            return Err(TierError::WrongLayout);
+        }
+        Ok(())
+    }
+
+    fn name(&self, key: &BlockKey) -> Path {
+        let hash = format!("{:032x}", key.hash.0);
+        self.prefix
+            .clone()
+            .join("v1")
+            .join(format!("{:016x}-{}", key.layout.0, self.pack_blocks))
+            .join(format!("{:032x}", key.namespace.0))
+            .join(&hash[..2])
+            .join(hash.as_str())
+    }
+
+    fn decode(&self, keys: &[BlockKey], body: &Bytes) -> Option<Vec<Loaded>> {
+        let block_bytes = self.layout.block_bytes as usize;
+        let mut loaded = Vec::with_capacity(keys.len());
+        for (index, key) in keys.iter().enumerate() {
+            let at = index * (HEADER_BYTES + block_bytes);
+            let header = Header::decode(body.get(at..at + HEADER_BYTES)?)?;
+            let from = at + HEADER_BYTES;
+            let meant = header.kind == Kind::Block
+                && header.key == *key
+                && header.slot as usize == index
+                && header.length as usize == block_bytes;
+            let bytes = body.get(from..from + block_bytes)?;
+            if !meant || sum(bytes) != header.sum {
+                return None;
+            }
+            let payload = body.slice(from..from + block_bytes);
+            loaded.push(Loaded { key: *key, held: header.held(), payload });
+        }
+        Some(loaded)
+    }
+
+    async fn quarantine(&self, name: Path) {
+        count(&self.figures.quarantined);
+        tracing::warn!(object = %name, "an object is not what it should be; it is quarantined");
+        self.bad.lock().note(name.clone());
+        let aside = self.prefix.clone().join("quarantine").join(name.as_ref().replace('/', "_"));
+        let moved = async {
+            self.store.copy(&name, &aside).await?;
+            self.store.delete(&name).await
+        };
+        match self.limited(moved).await {
+            // Gone from its place, so the next who asks gets a miss, and who has the blocks can store them.
+            Called::Done(Ok(())) => self.bad.lock().forget(&name),
+            Called::Done(Err(error)) => self.fault("quarantine an object", &error),
+            Called::Late | Called::Busy => {}
+        }
+    }
+
+    async fn limited<T>(&self, call: impl Future<Output = T>) -> Called<T> {
+        let waiting = Counted::new(&self.waiting);
+        if waiting.others >= self.waiting_max + self.parallel {
+            count(&self.figures.busy);
+            return Called::Busy;
+        }
+        let permitted = async {
+            let _permit = self.permits.acquire().await.ok()?;
+            Some(call.await)
+        };
+        match tokio::time::timeout(self.timeout, permitted).await {
+            Ok(Some(done)) => Called::Done(done),
+            Ok(None) | Err(_) => {
+                count(&self.figures.timeouts);
+                Called::Late
+            }
+        }
+    }
+
+    fn fault(&self, what: &str, error: &Error) {
+        count(&self.figures.faults);
+        let kind = match error {
+            Error::PermissionDenied { .. } => "permission denied",
+            Error::Unauthenticated { .. } => "credentials refused",
+            Error::NotFound { .. } => "not found",
+            Error::NotSupported { .. } | Error::NotImplemented { .. } => "not supported",
+            _ => "no usable answer",
+        };
+        tracing::warn!(kind, "the store of objects could not {what}");
+    }
+}
+
+enum Called<T> {
+    Done(T),
+    Late,
+    Busy,
+}
+
+/// One of those that wait or run; counted off however the call ends.
+struct Counted<'a> {
+    counter: &'a AtomicUsize,
+    others: usize,
+}
+
+impl<'a> Counted<'a> {
+    fn new(counter: &'a AtomicUsize) -> Self {
+        Self { counter, others: counter.fetch_add(1, Ordering::Relaxed) }
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The bytes of a pack; `None` if a block is not what its sum says.
+fn encode(records: &[Record<'_>]) -> Option<Bytes> {
+    let total: usize = records.iter().map(|record| HEADER_BYTES + record.payload.len()).sum();
+    let mut body = BytesMut::zeroed(total);
+    let mut rest = &mut body[..];
+    for (index, record) in records.iter().enumerate() {
+        let (head, behind) = rest.split_at_mut(HEADER_BYTES);
+        let (payload, behind) = behind.split_at_mut(record.payload.len());
+        let mut header = Header::of_slot(Kind::Block, index as u32);
+        header.key = record.key;
+        header.parent = record.parent;
+        header.retention = record.retention;
+        header.length = record.payload.len() as u32;
+        header.sum = copy_summed(record.payload, payload);
+        if record.sum.is_some_and(|given| given != header.sum) {
+            return None;
+        }
+        head.copy_from_slice(&header.encode());
+        rest = behind;
+    }
+    Some(body.freeze())
+}
+
+fn open_store(settings: &RemoteSettings) -> Result<(Arc<dyn ObjectStore>, Path), TierError> {
+    let address = settings.address.as_str();
+    if let Some(folder) = address.strip_prefix("file://") {
+        std::fs::create_dir_all(folder).map_err(TierError::io("make the folder of the store"))?;
+        let store = LocalFileSystem::new_with_prefix(folder)
+            .map_err(|_| TierError::Store("its folder cannot be opened".to_owned()))?;
+        return Ok((Arc::new(store), Path::default()));
+    }
+    let Some(place) = address.strip_prefix("s3://") else {
+        return Err(TierError::Setting(
+            "a store has an address like s3://BUCKET/PREFIX or file:///FOLDER".to_owned(),
+        ));
+    };
+    let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+    if bucket.is_empty() || bucket.contains(['@', ':']) {
+        return Err(TierError::Setting(
+            "an address like s3://BUCKET/PREFIX has no credentials in it; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned(),
+        ));
+    }
+    let prefix = Path::parse(prefix)
+        .map_err(|_| TierError::Setting("the prefix in the address is no path".to_owned()))?;
+    // The process may have chosen its ciphers already, which is as good.
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+    let timeout = Duration::from_millis(settings.timeout_ms);
+    let retry = RetryConfig { max_retries: 2, retry_timeout: timeout, ..RetryConfig::default() };
+    let options = ClientOptions::new().with_timeout(timeout).with_connect_timeout(timeout);
+    let mut builder = AmazonS3Builder::from_env()
+        .with_bucket_name(bucket)
+        .with_client_options(options)
+        .with_retry(retry);
+    if let Some(endpoint) = &settings.endpoint {
+        builder = builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http://"));
+    }
+    if let Some(region) = &settings.region {
+        builder = builder.with_region(region);
+    }
+    let store = builder
+        .build()
+        .map_err(|_| TierError::Store("its settings do not fit together".to_owned()))?;
+    Ok((Arc::new(store), prefix))
+}

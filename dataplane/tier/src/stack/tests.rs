@@ -1,0 +1,154 @@
+//! Memory over a disk: blocks come back from wherever they are, what is over is not written, an orderly end keeps all.
+
+use mainstay_types::{NamespaceId, SequenceHash};
+
+use super::*;
+use crate::{DiskSettings, HostSettings, Layout};
+
+const BLOCK_BYTES: u32 = 5000;
+
+fn layout() -> Layout {
+    Layout::new("m", "r", "f32", "plain", 16, BLOCK_BYTES).expect("valid")
+}
+
+fn key(number: u128) -> BlockKey {
+    BlockKey { namespace: NamespaceId(0), hash: SequenceHash(number), layout: layout().id }
+}
+
+fn payload(number: u128) -> Vec<u8> {
+    (0..BLOCK_BYTES).map(|i| (i as u8).wrapping_mul(31).wrapping_add(number as u8)).collect()
+}
+
+fn stack(folder: &std::path::Path, blocks: u64, filter: FilterSettings) -> Stack {
+    let settings = HostSettings { budget_bytes: blocks * 8192, check_reads: false };
+    let host = Arc::new(HostTier::new(layout(), settings).expect("opens"));
+    let settings = DiskSettings::new(folder.to_owned(), 64 * 8192);
+    let disk = Arc::new(DiskTier::open(layout(), settings, 0).expect("opens"));
+    let settings = StackSettings { filter, ..StackSettings::default() };
+    Stack::new(host, disk, settings).expect("fits")
+}
+
+fn put(stack: &Stack, number: u128, retention: Retention) -> Put {
+    let bytes = payload(number);
+    // Chains of four below the root of the namespace.
+    let parent = if number % 4 == 1 { 0 } else { number - 1 };
+    let parent = SequenceHash(parent);
+    let record = Record { key: key(number), parent, retention, payload: &bytes, sum: None };
+    stack.put(&record, 0).expect("the call is right")
+}
+
+fn get(stack: &Stack, number: u128) -> Option<Tier> {
+    let mut into = vec![0; BLOCK_BYTES as usize];
+    let found = stack.get(&key(number), &mut into, 0).expect("the call is right")?;
+    assert_eq!(into, payload(number));
+    Some(found.tier)
+}
+
+fn all() -> FilterSettings {
+    FilterSettings { uses_least: 0, ..FilterSettings::default() }
+}
+
+#[test]
+fn what_leaves_memory_comes_back_from_the_disk() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let stack = stack(folder.path(), 8, all());
+    for number in 1..=32 {
+        assert_eq!(put(&stack, number, Retention::default()), Put::Stored);
+        assert!(stack.flush(0));
+    }
+    assert_eq!(stack.disk().len(), 24);
+    let keys: Vec<BlockKey> = (1..=4).map(key).collect();
+    assert_eq!(stack.prefix(&keys), 4);
+    assert_eq!(get(&stack, 1), Some(Tier::Disk));
+    assert_eq!(get(&stack, 1), Some(Tier::Host));
+    for number in 1..=32 {
+        assert!(get(&stack, number).is_some(), "block {number}");
+    }
+    assert_eq!(get(&stack, 33), None);
+    assert_eq!(stack.prefix(&[key(1), key(99), key(2)]), 1);
+}
+
+#[test]
+fn what_is_over_or_was_never_used_is_not_written() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let stack = stack(folder.path(), 8, FilterSettings::default());
+    let over = Retention { priority: 0, after: 0, ..Retention::default() };
+    for number in 1..=8 {
+        assert_eq!(put(&stack, number, Retention::default()), Put::Stored);
+        assert!(get(&stack, number).is_some());
+    }
+    // The second chain's session ends; the third and fourth push both out, and are used by nobody.
+    for number in 5..=8 {
+        assert!(stack.retain(&key(number), over, 0));
+    }
+    for number in 9..=24 {
+        assert_eq!(put(&stack, number, Retention::default()), Put::Stored);
+        assert!(stack.flush(0));
+    }
+    let mut kept: Vec<u128> = stack.disk().keys().iter().map(|(key, _)| key.hash.0).collect();
+    kept.sort_unstable();
+    assert_eq!(kept, [1, 2, 3, 4]);
+    // They left once, nobody had them, and they come again: this time they are written.
+    for number in 9..=24 {
+        let _ = put(&stack, number, Retention::default());
+        assert!(stack.flush(0));
+    }
+    assert!(stack.disk().len() > 8, "{} on the disk", stack.disk().len());
+}
+
+#[test]
+fn an_orderly_end_keeps_what_memory_held() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let first = stack(folder.path(), 8, all());
+    let pinned = Retention { pinned_until_ms: 900, ..Retention::default() };
+    for number in 1..=8 {
+        assert_eq!(put(&first, number, pinned), Put::Stored);
+    }
+    assert!(first.close(0));
+    let second = stack(folder.path(), 8, all());
+    for number in 1..=8 {
+        assert_eq!(get(&second, number), Some(Tier::Disk));
+    }
+    let mut into = vec![0; BLOCK_BYTES as usize];
+    let found = second.get(&key(3), &mut into, 0).expect("right").expect("found");
+    assert_eq!(found.held.retention, pinned, "retention came along, down and up again");
+}
+
+#[test]
+fn a_crowd_is_served_right_while_writers_lag() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let stack = stack(folder.path(), 16, all());
+    std::thread::scope(|scope| {
+        for start in 0..4u64 {
+            let stack = &stack;
+            scope.spawn(move || {
+                let mut state = start;
+                for _ in 0..2_000 {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    let number = 1 + u128::from((state >> 33) % 48);
+                    if get(stack, number).is_none() {
+                        let _ = put(stack, number, Retention::default());
+                    }
+                }
+            });
+        }
+    });
+    assert!(stack.flush(0));
+    let disk = stack.disk().figures().view();
+    assert!(disk.hits > 100 && disk.bad_sums == 0, "{disk:?}");
+}
+
+#[test]
+fn settings_have_bounds_and_layouts_must_agree() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let settings = HostSettings { budget_bytes: 1 << 16, check_reads: false };
+    let other = Layout::new("x", "r", "f32", "plain", 16, BLOCK_BYTES).expect("valid");
+    let disk_settings = DiskSettings::new(folder.path().to_owned(), 64 * 8192);
+    let disk = Arc::new(DiskTier::open(layout(), disk_settings, 0).expect("opens"));
+    let stranger = Arc::new(HostTier::new(other, settings).expect("opens"));
+    let host = Arc::new(HostTier::new(layout(), settings).expect("opens"));
+    let answer = Stack::new(stranger, Arc::clone(&disk), StackSettings::default());
+    assert!(matches!(answer, Err(TierError::WrongLayout)));
+    let none = StackSettings { writers: 0, ..StackSettings::default() };
+    assert!(matches!(Stack::new(host, disk, none), Err(TierError::Setting(_))));
+}

@@ -1,0 +1,282 @@
+//! The remote tier against a folder and against an S3 server: packs come back, broken ones are put aside, a
+//! store that hangs or refuses costs time and no more, and credentials are never shown.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use mainstay_tier::{
+    BlockKey, Fetch, Layout, Put, Record, RemoteSettings, RemoteTier, Retention, TierError,
+};
+use mainstay_types::{NamespaceId, SequenceHash};
+use s3s::auth::SimpleAuth;
+use s3s::service::S3ServiceBuilder;
+
+const BLOCK_BYTES: u32 = 3000;
+const PACK: u32 = 4;
+const KEY_ID: &str = "EXAMPLEKEYOFTESTS";
+const SECRET: &str = "the-secret-of-this-test-alone";
+
+fn layout() -> Layout {
+    Layout::new("m", "r", "f32", "plain", 16, BLOCK_BYTES).expect("valid")
+}
+
+fn key(number: u128) -> BlockKey {
+    BlockKey { namespace: NamespaceId(7), hash: SequenceHash(number), layout: layout().id }
+}
+
+fn payload(number: u128) -> Vec<u8> {
+    (0..BLOCK_BYTES).map(|i| (i as u8).wrapping_mul(31).wrapping_add(number as u8)).collect()
+}
+
+fn settings(address: &str) -> RemoteSettings {
+    RemoteSettings { pack_blocks: PACK, timeout_ms: 3_000, ..RemoteSettings::new(address) }
+}
+
+fn pack_keys(first: u128) -> Vec<BlockKey> {
+    (first..first + u128::from(PACK)).map(key).collect()
+}
+
+async fn put_pack(tier: &RemoteTier, first: u128) -> Put {
+    let keys = pack_keys(first);
+    let payloads: Vec<Vec<u8>> = keys.iter().map(|key| payload(key.hash.0)).collect();
+    let retention = Retention { priority: 77, until_ms: 5, ..Retention::default() };
+    let records: Vec<Record<'_>> = keys
+        .iter()
+        .zip(&payloads)
+        .map(|(key, payload)| Record {
+            key: *key,
+            parent: SequenceHash(key.hash.0 - 1),
+            retention,
+            payload,
+            sum: None,
+        })
+        .collect();
+    tier.put_pack(&records).await.expect("the call is right")
+}
+
+async fn fetch(tier: &RemoteTier, first: u128) -> Fetch {
+    let got = tier.get_pack(&pack_keys(first)).await.expect("the call is right");
+    if let Fetch::Hit(loaded) = &got {
+        assert_eq!(loaded.len(), PACK as usize);
+        for (number, block) in (first..).zip(loaded) {
+            assert_eq!(block.key, key(number));
+            assert_eq!(block.payload, payload(number));
+            assert_eq!(block.held.parent, SequenceHash(number - 1));
+            assert_eq!(block.held.retention.priority, 77);
+        }
+    }
+    got
+}
+
+/// The files of objects below a folder.
+fn objects(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(next) = open.pop() {
+        for entry in std::fs::read_dir(next).expect("a readable folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { open.push(path) } else { found.push(path) }
+        }
+    }
+    found.retain(|path| path.to_string_lossy().contains("v1/"));
+    found.sort();
+    found
+}
+
+/// What must hold of any store that keeps its objects as files below `folder`.
+async fn holds(tier: &RemoteTier, folder: &Path) {
+    assert!(matches!(fetch(tier, 100).await, Fetch::Miss));
+    for first in [100, 104, 108] {
+        assert_eq!(put_pack(tier, first).await, Put::Stored);
+        assert!(matches!(fetch(tier, first).await, Fetch::Hit(_)));
+    }
+    let again = put_pack(tier, 104).await;
+    assert!(again == Put::Present || again == Put::Stored, "{again:?}");
+    // A prompt of two whole packs and a tail; then one with a hole.
+    let hashes: Vec<SequenceHash> = (100..110).map(SequenceHash).collect();
+    let loaded = tier.load(NamespaceId(7), &hashes).await.expect("the call is right");
+    assert_eq!(loaded.len(), 8);
+    let stranger = tier.load(NamespaceId(8), &hashes).await.expect("the call is right");
+    assert!(stranger.is_empty(), "another tenant's blocks are not served");
+
+    let files = objects(folder);
+    assert_eq!(files.len(), 3);
+    let victim = files
+        .iter()
+        .find(|path| path.to_string_lossy().ends_with(&format!("{:032x}", 107)))
+        .expect("named by its last block");
+    let whole = std::fs::read(victim).expect("readable");
+    assert_eq!(whole.len(), PACK as usize * (128 + BLOCK_BYTES as usize));
+    let mut broken = 0;
+    for byte in (0..whole.len()).step_by(997).chain([whole.len()]) {
+        let mut bytes = whole.clone();
+        match bytes.get_mut(byte) {
+            Some(byte) => *byte ^= 4,
+            None => bytes.truncate(whole.len() - 1),
+        }
+        std::fs::write(victim, &bytes).expect("writable");
+        assert!(matches!(fetch(tier, 104).await, Fetch::Bad), "byte {byte}");
+        assert!(matches!(fetch(tier, 104).await, Fetch::Miss), "byte {byte}");
+        broken += 1;
+        let figures = tier.figures().view();
+        assert_eq!((figures.bad_sums, figures.quarantined), (broken, broken));
+        assert_eq!(objects(folder).len(), 2, "the bad one is put aside");
+        // Computed again, stored again.
+        assert_eq!(put_pack(tier, 104).await, Put::Stored);
+        assert!(matches!(fetch(tier, 104).await, Fetch::Hit(_)));
+    }
+    assert!(broken > 10);
+    assert_eq!(tier.figures().view().faults, 0);
+}
+
+#[tokio::test]
+async fn a_folder_is_a_store() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let path = folder.path().join("store");
+    let tier = RemoteTier::open(layout(), &settings(&format!("file://{}", path.display())))
+        .expect("opens");
+    holds(&tier, &path).await;
+    assert!(tier.figures().view().present > 0, "a pack that is there is not written again");
+}
+
+/// Serves a folder as S3 and says where.
+async fn serve_s3(folder: &Path) -> String {
+    let store = s3s_fs::FileSystem::new(folder).expect("a folder");
+    let mut builder = S3ServiceBuilder::new(store);
+    builder.set_auth(SimpleAuth::from_single(KEY_ID, SECRET));
+    let service = builder.build();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let service = service.clone();
+            tokio::spawn(async move {
+                let http = Builder::new(TokioExecutor::new());
+                // A client that goes away in the middle is the client's affair.
+                let _ = http.serve_connection(TokioIo::new(socket), service).await;
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+/// Runs one of the tests here in a process that has credentials in its environment.
+async fn in_child(
+    test: &'static str,
+    folder: &Path,
+    endpoint: &str,
+    secret: &'static str,
+) -> String {
+    let (folder, endpoint) = (folder.to_owned(), endpoint.to_owned());
+    tokio::task::spawn_blocking(move || {
+        let output = Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", test, "--nocapture"])
+            .env("MAINSTAY_TIER_TEST_FOLDER", folder)
+            .env("MAINSTAY_TIER_TEST_ENDPOINT", endpoint)
+            .env("AWS_ACCESS_KEY_ID", KEY_ID)
+            .env("AWS_SECRET_ACCESS_KEY", secret)
+            .env("RUST_LOG", "trace")
+            .output()
+            .expect("the child runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert!(!said.contains(SECRET) && !said.contains(KEY_ID), "credentials are shown: {said}");
+        said
+    })
+    .await
+    .expect("the child ends")
+}
+
+fn of_child() -> Option<(PathBuf, RemoteSettings)> {
+    let folder = std::env::var_os("MAINSTAY_TIER_TEST_FOLDER")?;
+    let endpoint = std::env::var("MAINSTAY_TIER_TEST_ENDPOINT").ok();
+    let mut settings = settings("s3://blocks/tiers/one");
+    settings.endpoint = endpoint;
+    settings.region = Some("us-east-1".to_owned());
+    Some((PathBuf::from(folder), settings))
+}
+
+#[tokio::test]
+async fn child_of_s3_whole() {
+    let Some((folder, settings)) = of_child() else { return };
+    let tier = RemoteTier::open(layout(), &settings).expect("opens");
+    holds(&tier, &folder).await;
+    println!("the child has seen all of it: {settings:?}");
+}
+
+#[tokio::test]
+async fn child_of_s3_refused() {
+    let Some((_, settings)) = of_child() else { return };
+    let tier = RemoteTier::open(layout(), &settings).expect("opens");
+    assert!(matches!(put_pack(&tier, 100).await, Put::Refused(_)));
+    assert!(matches!(fetch(&tier, 100).await, Fetch::Failed));
+    assert!(tier.figures().view().faults > 0);
+    println!("the child was refused");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_is_a_store() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    std::fs::create_dir(folder.path().join("blocks")).expect("a bucket");
+    let endpoint = serve_s3(folder.path()).await;
+    let said = in_child("child_of_s3_whole", folder.path(), &endpoint, SECRET).await;
+    assert!(said.contains("the child has seen all of it"), "{said}");
+    let said = in_child("child_of_s3_refused", folder.path(), &endpoint, "wrong").await;
+    assert!(said.contains("the child was refused"), "{said}");
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_costs_its_deadline() {
+    // Accepts and says nothing.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("bound"));
+    let held = tokio::spawn(async move {
+        let mut sockets = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            sockets.push(socket);
+        }
+    });
+    let store = object_store::aws::AmazonS3Builder::new()
+        .with_bucket_name("blocks")
+        .with_region("us-east-1")
+        .with_endpoint(endpoint)
+        .with_allow_http(true)
+        .with_access_key_id(KEY_ID)
+        .with_secret_access_key(SECRET);
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+    let store = std::sync::Arc::new(store.build().expect("settings fit"));
+    let settings =
+        RemoteSettings { timeout_ms: 200, parallel: 2, waiting_max: 3, ..settings("s3://blocks") };
+    let prefix = object_store::path::Path::default();
+    let tier = RemoteTier::with_store(layout(), &settings, store, prefix).expect("opens");
+    let start = Instant::now();
+    let calls = futures::future::join_all((0..8).map(|i| fetch(&tier, 100 + i * 4))).await;
+    assert!(calls.iter().all(|fetch| matches!(fetch, Fetch::Failed)));
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    let figures = tier.figures().view();
+    assert_eq!((figures.timeouts, figures.busy), (5, 3), "{figures:?}");
+    held.abort();
+}
+
+#[test]
+fn addresses_and_settings_have_bounds() {
+    let refused = |settings: RemoteSettings| {
+        matches!(RemoteTier::open(layout(), &settings), Err(TierError::Setting(_)))
+    };
+    for address in ["", "ftp://x", "s3://", "s3://key:secret@bucket/x", "s3://bucket/a//b"] {
+        assert!(refused(settings(address)), "{address}");
+    }
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let good = settings(&format!("file://{}", folder.path().display()));
+    assert!(refused(RemoteSettings { pack_blocks: 65, ..good.clone() }));
+    assert!(refused(RemoteSettings { parallel: 0, ..good.clone() }));
+    assert!(refused(RemoteSettings { timeout_ms: 0, ..good.clone() }));
+    let large = Layout::new("m", "r", "bf16", "plain", 16, 2 << 20).expect("valid");
+    let unset = RemoteSettings { pack_blocks: 0, ..good };
+    assert_eq!(RemoteTier::open(large, &unset).expect("opens").pack_blocks(), 2);
+    assert_eq!(RemoteTier::open(layout(), &unset).expect("opens").pack_blocks(), 64);
+}
