@@ -124,6 +124,7 @@ impl Engine for Echo {
             model: "echo".into(),
             model_dir: String::new(),
             device: "cpu".into(),
+            kv_layout: 0,
         }
     }
 
