@@ -106,7 +106,7 @@ struct mse_engine {
 /* ---- small things ---- */
 
 static const char out_of_memory[] = "out of memory";
-static _Atomic int out_on_error_seen; /* a configuration that can't be read can't name the fault either */
+static _Atomic int out_on_error_seen; /* a configuration that can't be read can't name the fault, an earlier one did */
 
 static int is(const mse_engine *e, fault f) { return e && e->config.fault == f; }
 

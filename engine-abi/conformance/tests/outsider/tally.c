@@ -407,7 +407,7 @@ static mse_rc info(const mse_engine *e, mse_info *out, mse_err *err) {
       .model = text("tally"),
       .model_dir = {NULL, 0},
       .device = text("cpu")};
-  if (is(e, FAULT_caps_lie)) value.caps &= ~MSE_CAP_KV_SNAPSHOT;
+  if (is(e, FAULT_caps_lie) && FAULT_BUILT_IN != FAULT_caps_lie) value.caps &= ~MSE_CAP_KV_SNAPSHOT;
   return write_struct(e, out, &value, sizeof value, err);
 }
 
@@ -716,15 +716,11 @@ static op *new_op(op_kind kind, uint64_t op_id, uint64_t blocks_len) {
   return o;
 }
 
-#ifndef CAPS_LIE
 static mse_rc kv_snapshot(mse_engine *e, uint64_t op_id, mse_err *err) {
   if (!e) return fail(err, MSE_E_INVALID, "the engine is null");
   op *o = new_op(OP_SNAPSHOT, op_id, 0);
   return o ? begin_op(e, o, err) : fail_soon(err, MSE_E_EXHAUSTED, RETRY_MS, out_of_memory);
 }
-#else
-#define kv_snapshot NULL /* the vtable is fixed before any configuration is read, so this lie is compiled in */
-#endif
 
 static mse_rc pin_blocks(mse_engine *e, const mse_pin *from, mse_err *err) {
   mse_pin p;
@@ -753,7 +749,7 @@ static mse_rc unpin(mse_engine *e, uint64_t op_id, mse_u128 pin_id, mse_err *err
 
 static const mse_vtable vtable = {
     {sizeof(mse_vtable), 0, NULL}, create, destroy, info, stats, submit, cancel, wait_lane, poll_lane,
-    batch_release, drain, kv_snapshot, pin_blocks, unpin};
+    batch_release, drain, FAULT_BUILT_IN == FAULT_caps_lie ? NULL : kv_snapshot, pin_blocks, unpin};
 
 static const mse_magic magic = {
     {'M', 'A', 'I', 'N', 'S', 'T', 'A', 'Y'}, sizeof(mse_magic), MSE_ABI_MAJOR, MSE_ABI_MINOR, MSE_ABI_MINOR, 64, 1,
