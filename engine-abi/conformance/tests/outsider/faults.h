@@ -105,7 +105,8 @@ static const char *read_config(const char *json, uint64_t json_len, config *c) {
       {"context", &c->context, 1, 1 << 20},  {"requests", &c->requests, 1, 4096},
       {"step_us", &c->step_us, 0, 1000000}};
   *c = (config){256, 16, 8192, 64, 50, FAULT_BUILT_IN};
-  if (!json_len || !is_utf8((const uint8_t *)json, (const uint8_t *)json + json_len)) return "the configuration is not UTF-8 text";
+  if (!json_len || !is_utf8((const uint8_t *)json, (const uint8_t *)json + json_len))
+    return "the configuration is not UTF-8 text";
   reader r = {json, json + json_len};
   if (!take(&r, '{')) return "the configuration is not a JSON object";
   for (int more = !take(&r, '}'); more;) {
@@ -114,7 +115,8 @@ static const char *read_config(const char *json, uint64_t json_len, config *c) {
     if (!take_string(&r, &key, &len) || !take(&r, ':')) return "the configuration is not a JSON object";
     while (n < known && !is_word(key, len, keys[n].name)) n++;
     if (n < known) {
-      if (!take_number(&r, keys[n].most, keys[n].value) || *keys[n].value < keys[n].least) return "a number of the configuration is out of range";
+      if (!take_number(&r, keys[n].most, keys[n].value) || *keys[n].value < keys[n].least)
+        return "a number of the configuration is out of range";
     } else if (!is_word(key, len, "fault")) {
       return "unknown key; blocks, block_tokens, context, requests, step_us and fault are known";
     } else if ((wrong = read_fault(&r, &c->fault))) {
