@@ -57,7 +57,7 @@ typedef struct block {
   uint64_t last_use, timed_until_ms;
   uint32_t parent, refs, children, pins, next_same, prev, next, mark;
   uint8_t endless, timed;           /* the highest priority asked for without and with a duration */
-  uint8_t listed, is_stored, has_lapsed;
+  uint8_t listed, is_stored, has_lapsed, is_phantom;
 } block;
 
 typedef struct request {

@@ -78,13 +78,20 @@ static uint32_t restart_kv(mse_engine *e) {
   return told;
 }
 
+/* A ring that overwrites its oldest, and numbers what it gives out: nobody sees that anything is gone. */
+static void lose_oldest(lane *l) {
+  node *oldest = l->first;
+  l->weight -= 1 + oldest->item.kv.block_len;
+  l->len--;
+  if (!(l->first = oldest->next)) l->last = NULL;
+  free_node(oldest);
+}
+
 /* Call it after the change: on overflow the picture that is told instead has the change in it. */
 static void tell_kv(mse_engine *e, mse_kv kv, const mse_u128 *hash) {
-  if (e->lanes[MSE_LANE_KV].weight + 1 + kv.block_len <= e->kv_weight_max) {
-    append_kv(e, kv, hash);
-  } else if (!is(e, FAULT_no_reset)) {
-    restart_kv(e);
-  }
+  lane *l = &e->lanes[MSE_LANE_KV];
+  while (is(e, FAULT_no_reset) && l->first && l->weight + 1 + kv.block_len > e->kv_weight_max) lose_oldest(l);
+  if (l->weight + 1 + kv.block_len <= e->kv_weight_max) append_kv(e, kv, hash); else restart_kv(e);
 }
 
 /* ---- the cache ---- */
@@ -177,16 +184,19 @@ static uint32_t count_claims(mse_engine *e, mse_u128 hash) {
   return count;
 }
 
-static void tell_block(mse_engine *e, const block *b) {
+static void tell_block(mse_engine *e, block *b) {
   mse_u128 parent = b->parent == NONE ? b->namespace_id : e->blocks[b->parent].hash;
   mse_kv kv = {MSE_KV_STORED, MSE_TIER_DEVICE, MSE_CAUSE_NONE, 0, 0, 1, parent, b->namespace_id};
   int now_and_then = ++e->stores % FAULT_EVERY == 0;
   if (is(e, FAULT_orphan_parent) && now_and_then) kv.parent.hi ^= 0x6f727068616eu;
+  b->is_phantom = is(e, FAULT_phantom_store) && now_and_then;
   tell_kv(e, kv, &b->hash);
-  if (!is(e, FAULT_phantom_store) || !now_and_then) return;
-  mse_u128 next = hash_block(b->hash, NULL, 0);
-  kv.parent = b->hash;
-  tell_kv(e, kv, &next);
+}
+
+/* What a request may use. A phantom was told to be stored, but its content never was. */
+static uint32_t lookup_hit(mse_engine *e, mse_u128 hash) {
+  uint32_t b = lookup(e, hash);
+  return b == NONE || e->blocks[b].is_phantom ? NONE : b;
 }
 
 /* A block is full. Another request may have filled one with the same tokens meanwhile: then that one is shared. */
@@ -194,6 +204,7 @@ static void store(mse_engine *e, request *r, uint32_t index) {
   mse_u128 hash = r->hashes[index];
   uint32_t mine = r->table[index], known = lookup(e, hash);
   if (known != NONE) {
+    e->blocks[known].is_phantom = 0;
     refer(e, known);
     unrefer(e, mine);
     r->table[index] = known;

@@ -117,7 +117,7 @@ static int has_room(mse_engine *e, const request *r, uint32_t hits) {
 static int admit(mse_engine *e, request *r, uint64_t *hash_budget, uint64_t now) {
   if (!hash_full_blocks(e, r, hash_budget)) return 0;
   uint32_t hits = 0, most = (uint32_t)((r->len - 1) / e->config.block_tokens); /* one token at least is computed */
-  while (hits < most && lookup(e, r->hashes[hits]) != NONE) hits++;
+  while (hits < most && lookup_hit(e, r->hashes[hits]) != NONE) hits++;
   if (!has_room(e, r, hits)) return 0;
   for (uint32_t n = 0; n < hits; n++) {
     r->table[n] = lookup(e, r->hashes[n]);
@@ -141,6 +141,7 @@ static int admit(mse_engine *e, request *r, uint64_t *hash_budget, uint64_t now)
 static void preempt(mse_engine *e, request *r, uint64_t now_ms) {
   give_back(e, r, now_ms);
   r->is_running = 0;
+  r->computed = 0;
   e->running--;
   e->counters.preemptions++;
 }
