@@ -15,7 +15,8 @@
  *     the rest, the engine fills at most `size` bytes and leaves the header alone.
  *  R3 Errors. An int32 code, 0 or negative, and text in the caller's own mse_err. Outputs are untouched on error.
  *  R4 Memory. Inputs are borrowed for the call. A batch belongs to the engine until batch_release. Nothing is
- *     ever allocated on one side and freed on the other. Strings are pointer and length, UTF-8, no terminator.
+ *     ever allocated on one side and freed on the other. Only `bytes` of mse_export and mse_import is lent for
+ *     longer: until the op has ended, or the engine is destroyed. Strings are pointer and length, UTF-8, no terminator.
  *     mse_host's ctx and log stay valid until the process exits, so an engine may copy them in create.
  *  R5 No unwinding, longjmp or C++ exception crosses, in either direction. The host is never called back,
  *     except through mse_host.log.
@@ -39,7 +40,7 @@ extern "C" {
 #define MSE_ABI_MINOR 1u
 #define MSE_MAGIC "MAINSTAY" /* 8 bytes, no terminator */
 /* The layout number of this very header: FNV-1a over the names, sizes and offsets of all structs and fields. */
-#define MSE_LAYOUT 0xb18e367fc44009cdull
+#define MSE_LAYOUT 0xe40fa9664efa6901ull
 
 typedef int32_t mse_rc; /* 0, or minus the gRPC code, or one of the codes below -99 */
 #define MSE_OK 0
@@ -60,6 +61,8 @@ typedef int32_t mse_rc; /* 0, or minus the gRPC code, or one of the codes below 
 #define MSE_LOGPROBS_MAX 129u             /* of mse_sampling.logprobs */
 #define MSE_GUIDED_BYTES_MAX (1u << 20)   /* of mse_guided.spec */
 #define MSE_PIN_BLOCKS_MAX (1u << 18)
+#define MSE_TRANSFER_BLOCKS_MAX (1u << 12) /* of one export or import */
+#define MSE_TRANSFER_BYTES_MAX (1u << 26)
 #define MSE_CONFIG_BYTES_MAX (1u << 20)
 #define MSE_STRING_BYTES_MAX (1u << 16)   /* any other string */
 #define MSE_BATCH_ITEMS_MAX (1u << 16)
@@ -109,6 +112,7 @@ typedef struct mse_host {
 #define MSE_CAP_LOGPROBS (1ull << 6)
 #define MSE_CAP_CANONICAL_HASH (1ull << 7) /* events carry Mainstay's own keyed sequence hash */
 #define MSE_CAP_GUIDED (1ull << 8)        /* honours mse_guided */
+#define MSE_CAP_TRANSFER (1ull << 9)      /* kv_export and kv_import; kv_layout is not 0 */
 
 typedef struct mse_info {
   mse_hdr h;
@@ -118,6 +122,8 @@ typedef struct mse_info {
   mse_str model;        /* name for humans and for /v1/models; lives as long as the engine */
   mse_str model_dir;    /* folder with tokenizer.json and chat template, or empty */
   mse_str device;       /* "cpu", "cuda:0", ... */
+  uint64_t kv_layout;   /* engines of equal numbers can read each other's blocks: number type, layers, heads, order,
+                           tokens per block. Which weights made them is the namespace's business. */
 } mse_info;             /* out */
 
 typedef struct mse_range { uint32_t start, end; /* tokens, end exclusive, UINT32_MAX = to the end */ uint8_t priority; /* 0..100 */ uint8_t _reserved[3]; uint32_t duration_ms; /* 0 = no limit */ } mse_range;
@@ -230,6 +236,28 @@ typedef struct mse_pin {
   uint32_t priority, _reserved;
 } mse_pin;
 
+/* Copies blocks out, first to last; done = how many, up to the first that is not held. */
+typedef struct mse_export {
+  mse_hdr h;
+  uint64_t op_id;
+  const mse_u128 *blocks; uint64_t blocks_len;
+  uint8_t *bytes; uint64_t bytes_len;  /* blocks_len * info.block_bytes; R4 */
+} mse_export;
+
+/* Takes blocks in, as if they had been computed: STORED is told, requests hit them. done = how many of them are held
+   now, first to last; fewer where there is no room. An unknown parent ends the op with MSE_E_PRECONDITION. */
+typedef struct mse_import {
+  mse_hdr h;
+  uint64_t op_id;
+  mse_u128 namespace_id;
+  mse_u128 parent;                     /* of the first block: a block that is held, or the namespace id */
+  uint64_t kv_layout;                  /* of the engine that made the bytes; another one's is refused
+                                          (MSE_E_PRECONDITION) */
+  const mse_u128 *blocks; uint64_t blocks_len; /* a chain: each is the parent of the next */
+  const uint8_t *bytes; uint64_t bytes_len;    /* blocks_len * info.block_bytes; R4 */
+  uint32_t priority, duration_ms;      /* retention, as of mse_range */
+} mse_import;
+
 #define MSE_HEALTH_STARTING 0u
 #define MSE_HEALTH_OK 1u
 #define MSE_HEALTH_DRAINING 2u
@@ -258,6 +286,8 @@ typedef struct mse_vtable {
   mse_rc (*kv_snapshot)(mse_engine *, uint64_t op_id, mse_err *);                              /* [any] a RESET under a new epoch, then stored items flagged SNAPSHOT, then the op */
   mse_rc (*pin)(mse_engine *, const mse_pin *, mse_err *);                                     /* [any] done = blocks held now */
   mse_rc (*unpin)(mse_engine *, uint64_t op_id, mse_u128 pin_id, mse_err *);                   /* [any] */
+  mse_rc (*kv_export)(mse_engine *, const mse_export *, mse_err *);                            /* [any] an op follows */
+  mse_rc (*kv_import)(mse_engine *, const mse_import *, mse_err *);                            /* [any] an op follows */
 } mse_vtable;
 
 #define MSE_EXPORT __attribute__((visibility("default")))

@@ -9,8 +9,9 @@
 //! which is what makes "all zero bytes" and "all fields zero" the same thing on both sides.
 
 use crate::raw::{
-    MseBatch, MseErr, MseExt, MseGuided, MseHdr, MseHost, MseInfo, MseKv, MseLogprob, MseMagic,
-    MseOp, MseOut, MsePin, MseRange, MseRequest, MseSampling, MseStats, MseStr, MseU128, MseVtable,
+    MseBatch, MseErr, MseExport, MseExt, MseGuided, MseHdr, MseHost, MseImport, MseInfo, MseKv,
+    MseLogprob, MseMagic, MseOp, MseOut, MsePin, MseRange, MseRequest, MseSampling, MseStats,
+    MseStr, MseU128, MseVtable,
 };
 
 /// One field of a struct, under its name in the header.
@@ -72,7 +73,7 @@ layouts! {
     "mse_host" MseHost { h, abi_major, abi_minor, ctx, log }
     "mse_info" MseInfo {
         h, caps, block_tokens, vocab, context_tokens_max, requests_max, blocks_total, block_bytes,
-        model, model_dir, device,
+        model, model_dir, device, kv_layout,
     }
     "mse_range" MseRange { start, end, priority, _reserved, duration_ms }
     "mse_sampling" MseSampling {
@@ -99,6 +100,11 @@ layouts! {
         logprobs_len, blocks, blocks_len, bytes, bytes_len, opaque,
     }
     "mse_pin" MsePin { h, op_id, pin_id, blocks, blocks_len, ttl_ms, priority, _reserved }
+    "mse_export" MseExport { h, op_id, blocks, blocks_len, bytes, bytes_len }
+    "mse_import" MseImport {
+        h, op_id, namespace_id, parent, kv_layout, blocks, blocks_len, bytes, bytes_len, priority,
+        duration_ms,
+    }
     "mse_stats" MseStats {
         h, epoch, kv_seq, running, waiting, health, _reserved, blocks_used, blocks_cached,
         blocks_pinned, hit_tokens, query_tokens, prefill_tokens, decode_tokens, preemptions,
@@ -106,7 +112,7 @@ layouts! {
     }
     "mse_vtable" MseVtable {
         h, create, destroy, info, stats, submit, cancel, wait, poll, batch_release, drain,
-        kv_snapshot, pin, unpin,
+        kv_snapshot, pin, unpin, kv_export, kv_import,
     }
 }
 
@@ -169,13 +175,14 @@ const _: () = check_all(STRUCTS);
 const _: () = assert!(size_of::<usize>() == 8 && cfg!(target_endian = "little"));
 const _: () = assert!(size_of::<MseHdr>() == 16 && size_of::<MseErr>() == 256);
 const _: () = assert!(size_of::<MseMagic>() == 88 && size_of::<MseHost>() == 40);
-const _: () = assert!(size_of::<MseInfo>() == 104 && size_of::<MseRange>() == 16);
+const _: () = assert!(size_of::<MseInfo>() == 112 && size_of::<MseRange>() == 16);
 const _: () = assert!(size_of::<MseSampling>() == 88 && size_of::<MseRequest>() == 120);
 const _: () = assert!(size_of::<MseGuided>() == 40);
 const _: () = assert!(size_of::<MseOut>() == 64 && size_of::<MseLogprob>() == 16);
 const _: () = assert!(size_of::<MseKv>() == 56 && size_of::<MseOp>() == 16);
 const _: () = assert!(size_of::<MseBatch>() == 128 && size_of::<MsePin>() == 72);
-const _: () = assert!(size_of::<MseStats>() == 128 && size_of::<MseVtable>() == 120);
+const _: () = assert!(size_of::<MseStats>() == 128 && size_of::<MseVtable>() == 136);
+const _: () = assert!(size_of::<MseExport>() == 56 && size_of::<MseImport>() == 104);
 const _: () = assert!(std::mem::offset_of!(MseMagic, layout) == 32);
 const _: () = assert!(std::mem::offset_of!(MseRequest, sampling) == 80);
 const _: () = assert!(std::mem::offset_of!(MseBatch, items) == 40);

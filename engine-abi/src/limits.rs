@@ -15,6 +15,10 @@ pub const LOGPROBS_MAX: u32 = 129;
 pub const GUIDED_BYTES_MAX: u64 = 1 << 20;
 /// Blocks of one pin.
 pub const PIN_BLOCKS_MAX: u64 = 1 << 18;
+/// Blocks of one export or import.
+pub const TRANSFER_BLOCKS_MAX: u64 = 1 << 12;
+/// Bytes of one export or import.
+pub const TRANSFER_BYTES_MAX: u64 = 1 << 26;
 /// Bytes of the configuration.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of any other string.

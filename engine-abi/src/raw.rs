@@ -190,6 +190,7 @@ pub struct MseInfo {
     pub model: MseStr,
     pub model_dir: MseStr,
     pub device: MseStr,
+    pub kv_layout: u64,
 }
 
 #[repr(C)]
@@ -336,6 +337,33 @@ pub struct MsePin {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct MseExport {
+    pub h: MseHdr,
+    pub op_id: u64,
+    pub blocks: *const MseU128,
+    pub blocks_len: u64,
+    pub bytes: *mut u8,
+    pub bytes_len: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct MseImport {
+    pub h: MseHdr,
+    pub op_id: u64,
+    pub namespace_id: MseU128,
+    pub parent: MseU128,
+    pub kv_layout: u64,
+    pub blocks: *const MseU128,
+    pub blocks_len: u64,
+    pub bytes: *const u8,
+    pub bytes_len: u64,
+    pub priority: u32,
+    pub duration_ms: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct MseStats {
     pub h: MseHdr,
     pub epoch: u64,
@@ -370,6 +398,8 @@ pub type DrainFn = unsafe extern "C" fn(*mut MseEngine, u64, *mut MseErr) -> i32
 pub type KvSnapshotFn = unsafe extern "C" fn(*mut MseEngine, u64, *mut MseErr) -> i32;
 pub type PinFn = unsafe extern "C" fn(*mut MseEngine, *const MsePin, *mut MseErr) -> i32;
 pub type UnpinFn = unsafe extern "C" fn(*mut MseEngine, u64, MseU128, *mut MseErr) -> i32;
+pub type KvExportFn = unsafe extern "C" fn(*mut MseEngine, *const MseExport, *mut MseErr) -> i32;
+pub type KvImportFn = unsafe extern "C" fn(*mut MseEngine, *const MseImport, *mut MseErr) -> i32;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -388,6 +418,8 @@ pub struct MseVtable {
     pub kv_snapshot: Option<KvSnapshotFn>,
     pub pin: Option<PinFn>,
     pub unpin: Option<UnpinFn>,
+    pub kv_export: Option<KvExportFn>,
+    pub kv_import: Option<KvImportFn>,
 }
 
 /// The type of `mse_magic_v0`.

@@ -10,8 +10,8 @@ use std::ptr;
 
 use crate::limits::{EXT_NODES_MAX, STRUCT_BYTES_MAX};
 use crate::raw::{
-    EXT_CRITICAL, MseBatch, MseErr, MseExt, MseGuided, MseHdr, MseHost, MseInfo, MsePin,
-    MseRequest, MseSampling, MseStats, MseStr, MseVtable,
+    EXT_CRITICAL, MseBatch, MseErr, MseExport, MseExt, MseGuided, MseHdr, MseHost, MseImport,
+    MseInfo, MsePin, MseRequest, MseSampling, MseStats, MseStr, MseVtable,
 };
 use crate::sdk::{Code, EngineError};
 
@@ -41,6 +41,8 @@ headed! {
     MseRequest = "mse_request",
     MseBatch = "mse_batch",
     MsePin = "mse_pin",
+    MseExport = "mse_export",
+    MseImport = "mse_import",
     MseStats = "mse_stats",
     MseVtable = "mse_vtable",
 }

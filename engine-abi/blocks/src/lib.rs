@@ -159,6 +159,25 @@ impl BlockPool {
         self.by_hash.get(&hash).copied()
     }
 
+    /// The registered block before it; `None` for the first of a chain.
+    #[must_use]
+    pub fn parent(&self, id: BlockId) -> Option<BlockId> {
+        self.blocks.get(id as usize).map(|block| block.parent).filter(|parent| *parent != NONE)
+    }
+
+    /// A registered block with its ancestors, the root first.
+    #[must_use]
+    pub fn path_to(&self, id: BlockId) -> Vec<BlockId> {
+        let mut path = Vec::new();
+        let mut at = id;
+        while at != NONE {
+            path.push(at);
+            at = self.blocks[at as usize].parent;
+        }
+        path.reverse();
+        path
+    }
+
     /// Adds a reference of a sequence to a registered block. Ancestors must be acquired first.
     pub fn acquire(&mut self, id: BlockId) {
         let Some(block) = self.blocks.get_mut(id as usize) else { return };

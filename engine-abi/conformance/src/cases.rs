@@ -7,6 +7,7 @@ mod lifecycle;
 mod output;
 mod pins;
 mod pressure;
+mod transfer;
 
 use crate::{Context, Ended};
 
@@ -79,6 +80,10 @@ pub fn cases() -> &'static [Case] {
         "pins.expire", "PIN", "A pin ends by its time, is told, and its blocks may leave.", pins::expire;
         "pins.unpin", "PIN", "A pin that is ended holds nothing.", pins::unpin;
         "pins.ops", "R8", "Each operation has its one end.", pins::ops;
+        "transfer.move", "TRANSFER", "Blocks that one engine computed are hit in another, and give the same answer.", transfer::moves;
+        "transfer.parts", "TRANSFER", "Exports end at the first block that is not held, imports go on behind what is.", transfer::parts;
+        "transfer.full", "TRANSFER", "Imports into a full cache take the room of what may leave, and no more.", transfer::full;
+        "transfer.bad", "TRANSFER", "Transfers that make no sense are refused, or end with an error.", transfer::bad;
         "pins.bad", "PIN", "Pins that make no sense are refused, or end with an error.", pins::bad;
     }
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use mainstay_engine_abi::raw::{
     HEALTH_DRAINING, HEALTH_FATAL, HEALTH_OK, HEALTH_STARTING, LANE_KV, LANE_OP, LANE_OUT,
-    MseBatch, MseEngine, MseErr, MseHdr, MseInfo, MsePin, MseRequest, MseStats, MseStr, MseVtable,
-    OK,
+    MseBatch, MseEngine, MseErr, MseExport, MseHdr, MseImport, MseInfo, MsePin, MseRequest,
+    MseStats, MseStr, MseVtable, OK,
 };
 use mainstay_engine_abi::read;
 use mainstay_engine_abi::sdk::{
@@ -165,6 +165,7 @@ impl Driver {
             model: text(raw.model, "its model's name")?,
             model_dir: text(raw.model_dir, "its model's folder")?,
             device: text(raw.device, "its device's name")?,
+            kv_layout: raw.kv_layout,
         };
         Ok(driver)
     }
@@ -295,6 +296,28 @@ impl Driver {
         if rc == OK { Ok(()) } else { Err(read::read_error(rc, &err)) }
     }
 
+    /// `kv_export` as it is: what the struct points at must live until the op has ended.
+    pub(crate) fn kv_export(&self, export: &MseExport) -> Result<(), EngineError> {
+        let Some(call) = self.vtable.kv_export else {
+            return Err(EngineError::unimplemented(missing("kv_export")));
+        };
+        let mut err = MseErr::empty();
+        // SAFETY: a live engine; the cases keep the bytes until the op ends, or end the process.
+        let rc = unsafe { call(self.engine.as_ptr(), export, &raw mut err) };
+        if rc == OK { Ok(()) } else { Err(read::read_error(rc, &err)) }
+    }
+
+    /// `kv_import` as it is: as above.
+    pub(crate) fn kv_import(&self, import: &MseImport) -> Result<(), EngineError> {
+        let Some(call) = self.vtable.kv_import else {
+            return Err(EngineError::unimplemented(missing("kv_import")));
+        };
+        let mut err = MseErr::empty();
+        // SAFETY: as above.
+        let rc = unsafe { call(self.engine.as_ptr(), import, &raw mut err) };
+        if rc == OK { Ok(()) } else { Err(read::read_error(rc, &err)) }
+    }
+
     /// `wait` as it is.
     pub(crate) fn wait(&self, lane: u32, timeout: Duration) -> i32 {
         self.vtable.wait.map_or(Code::Unimplemented.rc(), |wait| {
@@ -376,6 +399,8 @@ impl Driver {
             ("kv_snapshot", v.kv_snapshot.is_some(), caps::KV_SNAPSHOT),
             ("pin", v.pin.is_some(), caps::PIN),
             ("unpin", v.unpin.is_some(), caps::PIN),
+            ("kv_export", v.kv_export.is_some(), caps::TRANSFER),
+            ("kv_import", v.kv_import.is_some(), caps::TRANSFER),
         ];
         for (name, there, bit) in optional {
             if there != (self.caps & bit != 0) {

@@ -23,6 +23,7 @@ use crate::instance::{Instance, Next};
 use crate::library;
 use crate::local::{TICK, spawn};
 use crate::log::LogTarget;
+use crate::transfer::Whole;
 use crate::wire::{self, Answer, Call, FromChild, Lane, Opened, ToChild, WINDOW};
 
 /// How long the engine may take to end once the host is gone.
@@ -222,7 +223,11 @@ fn start_lanes(child: &Arc<Serving>) -> Result<Vec<thread::JoinHandle<()>>, Load
     })?;
     let c = Arc::clone(child);
     let op = spawn("engine-op", move || {
-        if let Err(broken) = pump(&c, Lane::Op, Instance::next_ops, FromChild::Ops) {
+        let pumped = pump(&c, Lane::Op, Instance::next_ops, FromChild::Ops);
+        if let Some(instance) = c.engine.get() {
+            instance.close_transfers();
+        }
+        if let Err(broken) = pumped {
             c.uplink.send(&FromChild::Ended(ExitReason::Broken(broken)));
         }
     })?;
@@ -271,6 +276,14 @@ fn follow(from_host: &mut BufReader<UnixStream>, child: &Arc<Serving>) -> io::Re
             ToChild::Call { call, body: Call::Drain { timeout_us } } => {
                 drain(call, timeout_us, child);
             }
+            ToChild::Call { call, body: Call::Export { blocks } } => {
+                let told = told(call, child);
+                refused(call, child, instance.kv_export(blocks, told));
+            }
+            ToChild::Call { call, body: Call::Import(import) } => {
+                let told = told(call, child);
+                refused(call, child, instance.kv_import(import, told));
+            }
             ToChild::Call { call, body } => {
                 let answer = answer(instance, &body);
                 child.uplink.send(&FromChild::Answer { call, answer });
@@ -278,6 +291,21 @@ fn follow(from_host: &mut BufReader<UnixStream>, child: &Arc<Serving>) -> io::Re
         }
     }
     Ok(())
+}
+
+/// Answers a transfer when it has ended.
+fn told(call: u64, child: &Serving) -> impl FnOnce(Whole) + Send + 'static {
+    let uplink = Arc::clone(&child.uplink);
+    move |whole| {
+        uplink.send(&FromChild::Answer { call, answer: Ok(Answer::Whole(whole)) });
+    }
+}
+
+/// Answers a transfer that did not begin.
+fn refused(call: u64, child: &Serving, begun: Result<(), EngineError>) {
+    if let Err(error) = begun {
+        child.uplink.send(&FromChild::Answer { call, answer: Err(error) });
+    }
 }
 
 fn answer(instance: &Instance, call: &Call) -> Result<Answer, EngineError> {
@@ -288,6 +316,10 @@ fn answer(instance: &Instance, call: &Call) -> Result<Answer, EngineError> {
         Call::KvSnapshot { op_id } => instance.kv_snapshot(*op_id),
         Call::Stats => return instance.stats().map(Answer::Stats),
         Call::Drain { timeout_us } => instance.drain(Duration::from_micros(*timeout_us)),
+        // They are answered when they end, not here.
+        Call::Export { .. } | Call::Import(_) => {
+            Err(EngineError::internal("a transfer out of turn"))
+        }
     }
     .map(|()| Answer::Done)
 }

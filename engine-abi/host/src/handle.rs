@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use mainstay_engine_abi::sdk::{
-    EngineError, Health, Info, OpDone, Output, Pin, Request, Stats, caps,
+    Code, EngineError, Health, Info, OpDone, Output, Pin, Request, Stats, caps,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -18,6 +18,7 @@ use crate::instance::Instance;
 use crate::magic::EngineIdentity;
 use crate::remote::Remote;
 use crate::shared::Shared;
+use crate::transfer::{KvImport, Whole};
 use crate::wire::{Answer, Call};
 
 /// What comes out of an engine.
@@ -169,6 +170,66 @@ impl EngineHandle {
         self.settle(outcome).map(drop)
     }
 
+    /// Copies blocks out of the engine's cache, a chain first to last: the bytes of those before the first that it
+    /// does not hold, `Info::block_bytes` each.
+    ///
+    /// # Errors
+    /// `Unsupported` without the capability, else as [`EngineHandle::submit`].
+    pub async fn kv_export(&self, blocks: Vec<u128>) -> Result<Vec<u8>, HostError> {
+        self.demand(caps::TRANSFER, "TRANSFER")?;
+        let outcome = match &self.inner.link {
+            Link::Local(_) => self.transfer(|i, told| i.kv_export(blocks, told)).await,
+            Link::Remote(remote) => remote.call(Call::Export { blocks }, &self.inner.shared).await,
+        };
+        Ok(self.whole(outcome)?.bytes)
+    }
+
+    /// Has the engine take blocks in as if it had computed them; answers with how many of them it holds now, from
+    /// the first on. Requests that come after this hit them.
+    ///
+    /// # Errors
+    /// As [`EngineHandle::kv_export`]; `Precondition` for a parent that is not held, or bytes of another layout.
+    pub async fn kv_import(&self, import: KvImport) -> Result<u32, HostError> {
+        self.demand(caps::TRANSFER, "TRANSFER")?;
+        let outcome = match &self.inner.link {
+            Link::Local(_) => self.transfer(|i, told| i.kv_import(import, told)).await,
+            Link::Remote(remote) => remote.call(Call::Import(import), &self.inner.shared).await,
+        };
+        Ok(self.whole(outcome)?.done)
+    }
+
+    async fn transfer(
+        &self,
+        start: impl FnOnce(&Instance, Box<dyn FnOnce(Whole) + Send>) -> Result<(), EngineError>,
+    ) -> Outcome {
+        let (tell, told) = oneshot::channel();
+        // Whoever asked may be gone by then.
+        let done = Box::new(move |whole| drop(tell.send(whole)));
+        let begun = self.local(|instance| start(instance, done))?;
+        match begun {
+            Ok(_) => told.await.map(|whole| Ok(Answer::Whole(whole))).map_err(|_| self.ended()),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// A transfer's end; a code that is not 0 is an error.
+    fn whole(&self, outcome: Outcome) -> Result<Whole, HostError> {
+        match self.settle(outcome)? {
+            Answer::Whole(whole) if whole.rc == 0 => Ok(whole),
+            Answer::Whole(whole) => {
+                let message = format!("the transfer ended after {} blocks", whole.done);
+                let error = EngineError::new(Code::from_rc(whole.rc), message);
+                Err(HostError::Refused(error))
+            }
+            Answer::Done | Answer::Stats(_) => Err(self.other_kind()),
+        }
+    }
+
+    fn other_kind(&self) -> HostError {
+        self.end(ExitReason::Broken("an answer of another kind".into()));
+        self.ended()
+    }
+
     /// The engine's figures of now. A fatal health ends the engine.
     ///
     /// # Errors
@@ -186,10 +247,7 @@ impl EngineHandle {
                 }
                 Ok(stats)
             }
-            Answer::Done => {
-                self.end(ExitReason::Broken("an answer of another kind".into()));
-                Err(self.ended())
-            }
+            Answer::Done | Answer::Whole(_) => Err(self.other_kind()),
         }
     }
 

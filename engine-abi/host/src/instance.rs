@@ -22,6 +22,7 @@ use crate::decode::{self, Broken};
 use crate::error::LoadError;
 use crate::log::LogTarget;
 use crate::magic::{self, EngineIdentity};
+use crate::transfer::{KvImport, Lent, Transfers, Whole};
 use crate::{KvBatch, encode};
 
 /// Items asked for in one poll.
@@ -49,6 +50,8 @@ pub(crate) struct Instance {
     pub(crate) caps: u64,
     lanes: [Mutex<Cursor>; 3],
     control: Mutex<()>,
+    /// What is lent to the engine. A field, so that it outlives `destroy`, which this struct's drop calls.
+    transfers: Transfers,
 }
 
 // SAFETY: the header tags each slot with its threads; `lanes` and `control` keep the two tags that
@@ -103,6 +106,7 @@ impl Instance {
             caps: 0,
             lanes: Default::default(),
             control: Mutex::new(()),
+            transfers: Transfers::default(),
         };
         (instance.caps, instance.info) =
             instance.read_info().map_err(|error| contract(error.message))?;
@@ -135,6 +139,7 @@ impl Instance {
             model: owned(out.model, "the model's name")?,
             model_dir: owned(out.model_dir, "the model's folder")?,
             device: owned(out.device, "the device's name")?,
+            kv_layout: out.kv_layout,
         };
         Ok((out.caps, info))
     }
@@ -224,6 +229,45 @@ impl Instance {
         check(rc, &err)
     }
 
+    /// Copies blocks out; `done` hears how it ended, on the thread of the OP lane.
+    pub(crate) fn kv_export(
+        &self,
+        blocks: Vec<u128>,
+        done: impl FnOnce(Whole) + Send + 'static,
+    ) -> Result<(), EngineError> {
+        let call = slot(self.vtable.kv_export, "kv_export")?;
+        let bytes = blocks.len().saturating_mul(self.info.block_bytes as usize);
+        let export = Lent::of_export(blocks, bytes)?;
+        let mut err = MseErr::empty();
+        self.transfers.lend(export, Box::new(done), |op_id, lent| {
+            let raw = lent.export(op_id);
+            // SAFETY: a live engine; the bytes stay in `transfers` until the op ends or the engine is destroyed.
+            let rc = unsafe { call(self.engine.as_ptr(), &raw const raw, &raw mut err) };
+            check(rc, &err)
+        })
+    }
+
+    /// Takes blocks in; `done` hears how it ended, on the thread of the OP lane.
+    pub(crate) fn kv_import(
+        &self,
+        import: KvImport,
+        done: impl FnOnce(Whole) + Send + 'static,
+    ) -> Result<(), EngineError> {
+        let call = slot(self.vtable.kv_import, "kv_import")?;
+        let mut err = MseErr::empty();
+        self.transfers.lend(Lent::of_import(import), Box::new(done), |op_id, lent| {
+            let raw = lent.import(op_id);
+            // SAFETY: as above.
+            let rc = unsafe { call(self.engine.as_ptr(), &raw const raw, &raw mut err) };
+            check(rc, &err)
+        })
+    }
+
+    /// Nobody reads lane OP any more: those who wait for a transfer are told so.
+    pub(crate) fn close_transfers(&self) {
+        self.transfers.close();
+    }
+
     /// The next outputs; waits for them up to `timeout`.
     pub(crate) fn next_outputs(&self, timeout: Duration) -> Result<Next<Vec<Output>>, Broken> {
         self.next(LANE_OUT, timeout, |batch, cursor| {
@@ -249,7 +293,7 @@ impl Instance {
             // SAFETY: `next` calls this between poll and release.
             let ops = unsafe { decode::ops(batch)? };
             cursor.advance_without_gaps(batch, "OP")?;
-            Ok(ops)
+            Ok(self.transfers.end(ops))
         })
     }
 
@@ -357,6 +401,8 @@ fn check_slots(vtable: &MseVtable, bits: u64) -> Result<(), String> {
         ("kv_snapshot", vtable.kv_snapshot.is_some(), caps::KV_SNAPSHOT),
         ("pin", vtable.pin.is_some(), caps::PIN),
         ("unpin", vtable.unpin.is_some(), caps::PIN),
+        ("kv_export", vtable.kv_export.is_some(), caps::TRANSFER),
+        ("kv_import", vtable.kv_import.is_some(), caps::TRANSFER),
     ];
     match optional.iter().find(|(_, is_there, bit)| *is_there != (bits & bit != 0)) {
         Some((name, _, _)) => Err(format!("its {name} does not agree with its capabilities")),

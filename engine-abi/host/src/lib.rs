@@ -25,6 +25,7 @@ mod magic;
 mod open;
 mod remote;
 mod shared;
+mod transfer;
 mod wire;
 
 pub use error::{ExitReason, HostError, LoadError};
@@ -33,6 +34,7 @@ pub use magic::EngineIdentity;
 pub use mainstay_engine_abi::sdk;
 pub use mainstay_engine_abi::sdk::{EntryPoint, OpDone};
 pub use open::{Source, open};
+pub use transfer::{HOST_OP, KvImport, Whole};
 
 /// What the conformance kit shares with the host, so that both judge an engine's words alike. The kit drives an
 /// engine through its raw functions; nobody else has a reason to.

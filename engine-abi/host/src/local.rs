@@ -54,6 +54,7 @@ pub(crate) fn start(
                     }
                 };
                 run(&s, || i.next_ops(TICK), send);
+                i.close_transfers();
             })
         });
     // The threads that did start must not keep an engine that nobody holds.

@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use crate::KvBatch;
 use crate::error::{ExitReason, LoadError};
 use crate::magic::EngineIdentity;
+use crate::transfer::{KvImport, Whole};
 
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 /// Bytes of one frame's body. The largest batch that decoding lets through is about 150 MiB.
 pub(crate) const FRAME_BYTES_MAX: usize = 256 << 20;
 /// Batches that a child may send on each lane before the host has passed one on.
@@ -57,12 +58,15 @@ pub(crate) enum Call {
     KvSnapshot { op_id: u64 },
     Stats,
     Drain { timeout_us: u64 },
+    Export { blocks: Vec<u128> },
+    Import(KvImport),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Done,
     Stats(Stats),
+    Whole(Whole),
 }
 
 #[derive(Debug, Serialize, Deserialize)]

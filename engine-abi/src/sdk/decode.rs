@@ -4,11 +4,11 @@
 //! vocabulary, finite and sensible sampling values, ranges that are ranges.
 
 use super::types::{Guided, GuidedKind, Info, Pin, Request, RetentionRange, Sampling};
-use super::{Code, EngineError};
+use super::{Code, EngineError, Export, Import};
 use crate::limits;
 use crate::raw::{
-    GUIDED_JSON_SCHEMA, GUIDED_LARK, GUIDED_REGEX, MseGuided, MsePin, MseRange, MseRequest,
-    MseSampling, SAMPLING_IGNORE_EOS, SAMPLING_SEED,
+    GUIDED_JSON_SCHEMA, GUIDED_LARK, GUIDED_REGEX, MseExport, MseGuided, MseImport, MsePin,
+    MseRange, MseRequest, MseSampling, MseU128, SAMPLING_IGNORE_EOS, SAMPLING_SEED,
 };
 use crate::read::{read_struct, slice};
 
@@ -199,4 +199,72 @@ pub(super) unsafe fn pin(pointer: *const MsePin) -> Result<Pin, EngineError> {
         ttl_ms: raw.ttl_ms,
         priority: raw.priority,
     })
+}
+
+/// # Safety
+/// As the header says of `kv_export`: the struct and its blocks are readable over the call, its bytes writable and the
+/// engine's until the op ends.
+pub(super) unsafe fn export(pointer: *const MseExport, info: &Info) -> Result<Export, EngineError> {
+    // SAFETY: the caller's promise, here and below.
+    let raw = unsafe { read_struct(pointer)? };
+    // SAFETY: as above.
+    let blocks = unsafe { transferred(raw.blocks, raw.blocks_len)? };
+    let bytes = check_bytes(raw.bytes.cast_const(), raw.bytes_len, blocks.len(), info)?;
+    // SAFETY: the caller lends them until the op ends (R4).
+    Ok(unsafe { Export::new(raw.op_id, blocks, raw.bytes, bytes) })
+}
+
+/// # Safety
+/// As the header says of `kv_import`: the struct and its blocks are readable over the call, its bytes until the op
+/// ends.
+pub(super) unsafe fn import(pointer: *const MseImport, info: &Info) -> Result<Import, EngineError> {
+    // SAFETY: the caller's promise, here and below.
+    let raw = unsafe { read_struct(pointer)? };
+    // SAFETY: as above.
+    let blocks = unsafe { transferred(raw.blocks, raw.blocks_len)? };
+    let bytes = check_bytes(raw.bytes, raw.bytes_len, blocks.len(), info)?;
+    if raw.kv_layout != info.kv_layout {
+        let (theirs, ours) = (raw.kv_layout, info.kv_layout);
+        let message = format!("blocks of layout {theirs:#x} can't be read by layout {ours:#x}");
+        return Err(EngineError::new(Code::Precondition, message));
+    }
+    let priority = u8::try_from(raw.priority).ok().filter(|priority| *priority <= 100);
+    let Some(priority) = priority else {
+        return invalid(format!("import priority {} exceeds 100", raw.priority));
+    };
+    let place = (raw.namespace_id.into(), raw.parent.into());
+    // SAFETY: the caller lends them until the op ends (R4).
+    Ok(unsafe {
+        Import::new(raw.op_id, place, blocks, (priority, raw.duration_ms), (raw.bytes, bytes))
+    })
+}
+
+/// # Safety
+/// The array is readable over the call.
+unsafe fn transferred(blocks: *const MseU128, len: u64) -> Result<Vec<u128>, EngineError> {
+    // SAFETY: the caller's promise.
+    let blocks =
+        unsafe { slice(blocks, len, limits::TRANSFER_BLOCKS_MAX, "the transfer's blocks")? };
+    if blocks.is_empty() {
+        return invalid("the transfer has no blocks".into());
+    }
+    Ok(blocks.iter().map(|block| u128::from(*block)).collect())
+}
+
+/// Bytes fit blocks, and are there.
+fn check_bytes(
+    bytes: *const u8,
+    len: u64,
+    blocks: usize,
+    info: &Info,
+) -> Result<usize, EngineError> {
+    let due = info.block_bytes.checked_mul(blocks as u64);
+    if due != Some(len) || len > limits::TRANSFER_BYTES_MAX {
+        let of = info.block_bytes;
+        return invalid(format!("{len} bytes for {blocks} blocks of {of}"));
+    }
+    if bytes.is_null() {
+        return invalid("the transfer's bytes are null".into());
+    }
+    usize::try_from(len).map_err(|_| EngineError::invalid("the transfer is too long"))
 }

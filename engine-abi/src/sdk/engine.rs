@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{EngineError, HostLog, Identity, Info, Lanes, Pin, Request, Stats};
+use super::{EngineError, Export, HostLog, Identity, Import, Info, Lanes, Pin, Request, Stats};
 
 /// One engine instance. `Drop` stops and joins every thread that the engine made.
 pub trait Engine: Send + Sync + Sized + 'static {
@@ -71,5 +71,24 @@ pub trait Engine: Send + Sync + Sized + 'static {
     fn unpin(&self, op_id: u64, pin_id: u128) -> Result<(), EngineError> {
         let _ = (op_id, pin_id);
         Err(EngineError::unimplemented("this engine has no pins"))
+    }
+
+    /// `any`. Copies blocks out, first to last and up to the first that is not held, and ends the export.
+    ///
+    /// # Errors
+    /// `Unavailable` when the engine is dead.
+    fn kv_export(&self, export: Export) -> Result<(), EngineError> {
+        let _ = export;
+        Err(EngineError::unimplemented("this engine's blocks stay where they are"))
+    }
+
+    /// `any`. Takes blocks in as if they had been computed, first to last as far as there is room, and ends the
+    /// import. Their layout is this engine's.
+    ///
+    /// # Errors
+    /// `Unavailable` when the engine is dead.
+    fn kv_import(&self, import: Import) -> Result<(), EngineError> {
+        let _ = import;
+        Err(EngineError::unimplemented("this engine takes no blocks"))
     }
 }

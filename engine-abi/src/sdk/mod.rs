@@ -19,6 +19,7 @@ mod log;
 mod op;
 mod out;
 mod shim;
+mod transfer;
 mod types;
 
 pub use engine::Engine;
@@ -26,6 +27,7 @@ pub use entry::{EntryPoint, entry_point, magic, open};
 pub use error::{Code, EngineError};
 pub use lanes::{KvTaken, Lanes, OPS_MAX, OUT_ITEMS_SOFT, OpDone, Waited};
 pub use log::{HostLog, Level};
+pub use transfer::{Export, Import};
 pub use types::{
     Cause, Finish, Guided, GuidedKind, Health, Identity, Info, KvEvent, Logprob, Output, Pin,
     Request, RetentionRange, Sampling, Stats, TIER_DEVICE, TIER_DISK, TIER_HOST, TIER_REMOTE,

@@ -16,8 +16,8 @@ use super::{Code, Engine, EngineError, HostLog, batch, decode};
 use crate::limits;
 use crate::raw::{
     HEALTH_DRAINING, HEALTH_FATAL, HEALTH_OK, HEALTH_STARTING, LANE_KV, LANE_OP, LANE_OUT,
-    MseBatch, MseEngine, MseErr, MseHdr, MseHost, MseInfo, MsePin, MseRequest, MseStats, MseStr,
-    MseU128, MseVtable, OK,
+    MseBatch, MseEngine, MseErr, MseExport, MseHdr, MseHost, MseImport, MseInfo, MsePin,
+    MseRequest, MseStats, MseStr, MseU128, MseVtable, OK,
 };
 use crate::read::{read_struct, string, write_error, write_struct};
 
@@ -158,6 +158,7 @@ unsafe extern "C" fn info<E: Engine>(
                 model: MseStr::of(&info.model),
                 model_dir: MseStr::of(&info.model_dir),
                 device: MseStr::of(&info.device),
+                kv_layout: info.kv_layout,
             };
             write_struct(out, &value)
         })
@@ -378,10 +379,39 @@ unsafe extern "C" fn unpin<E: Engine>(
     }
 }
 
+unsafe extern "C" fn kv_export<E: Engine>(
+    engine: *mut MseEngine,
+    export: *const MseExport,
+    err: *mut MseErr,
+) -> i32 {
+    // SAFETY: the pointers are the caller's.
+    unsafe {
+        with::<E>(engine, err, |instance| {
+            let export = decode::export(export, &instance.info)?;
+            operate(instance, |engine| engine.kv_export(export))
+        })
+    }
+}
+
+unsafe extern "C" fn kv_import<E: Engine>(
+    engine: *mut MseEngine,
+    import: *const MseImport,
+    err: *mut MseErr,
+) -> i32 {
+    // SAFETY: the pointers are the caller's.
+    unsafe {
+        with::<E>(engine, err, |instance| {
+            let import = decode::import(import, &instance.info)?;
+            operate(instance, |engine| engine.kv_import(import))
+        })
+    }
+}
+
 /// The vtable of `E`; optional slots are null exactly when their capability is off.
 pub(super) const fn vtable<E: Engine>() -> MseVtable {
     let has_pin = E::CAPS & caps::PIN != 0;
     let has_snapshot = E::CAPS & caps::KV_SNAPSHOT != 0;
+    let has_transfer = E::CAPS & caps::TRANSFER != 0;
     MseVtable {
         h: MseHdr::of::<MseVtable>(),
         create: Some(create::<E>),
@@ -397,6 +427,8 @@ pub(super) const fn vtable<E: Engine>() -> MseVtable {
         kv_snapshot: if has_snapshot { Some(kv_snapshot::<E>) } else { None },
         pin: if has_pin { Some(pin::<E>) } else { None },
         unpin: if has_pin { Some(unpin::<E>) } else { None },
+        kv_export: if has_transfer { Some(kv_export::<E>) } else { None },
+        kv_import: if has_transfer { Some(kv_import::<E>) } else { None },
     }
 }
 

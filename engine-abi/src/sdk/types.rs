@@ -27,6 +27,8 @@ pub struct Info {
     pub model_dir: String,
     /// `cpu`, `cuda:0`, and so on.
     pub device: String,
+    /// Engines of equal numbers can read each other's blocks; 0 without [`caps::TRANSFER`].
+    pub kv_layout: u64,
 }
 
 /// Capabilities, the bits of `Engine::CAPS`; an optional method is reachable exactly when its bit is set.
@@ -44,8 +46,10 @@ pub mod caps {
     pub const CANONICAL_HASH: u64 = 1 << 7;
     /// Honours [`Guided`](super::Guided).
     pub const GUIDED: u64 = 1 << 8;
+    /// Blocks can be copied out and taken in.
+    pub const TRANSFER: u64 = 1 << 9;
     /// Every bit that this version of the ABI knows.
-    pub const KNOWN: u64 = (1 << 9) - 1;
+    pub const KNOWN: u64 = (1 << 10) - 1;
 }
 
 /// How tokens are chosen. The shims have refused values that are not finite or out of range.

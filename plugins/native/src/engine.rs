@@ -16,8 +16,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mainstay_engine_abi::sdk::{
-    Code, Engine, EngineError, Finish, Health, HostLog, Identity, Info, Lanes, Pin, Request, Stats,
-    caps,
+    Code, Engine, EngineError, Export, Finish, Health, HostLog, Identity, Import, Info, Lanes, Pin,
+    Request, Stats, caps,
 };
 
 use crate::LoadError;
@@ -48,6 +48,8 @@ enum Command {
     Snapshot {
         op_id: u64,
     },
+    Export(Export),
+    Import(Import),
 }
 
 struct Live {
@@ -133,6 +135,7 @@ fn info(options: &Options, scheduler: &Scheduler) -> Info {
         model: options.model_name.clone(),
         model_dir,
         device: "cpu".to_owned(),
+        kv_layout: scheduler.kv_layout(),
     }
 }
 
@@ -148,7 +151,8 @@ impl Engine for NativeEngine {
         | caps::RETENTION
         | caps::LOGPROBS
         | caps::CANONICAL_HASH
-        | caps::GUIDED;
+        | caps::GUIDED
+        | caps::TRANSFER;
 
     fn create(config_json: &str, lanes: Arc<Lanes>, log: HostLog) -> Result<Self, EngineError> {
         let options = Options::parse(config_json)?;
@@ -275,6 +279,14 @@ impl Engine for NativeEngine {
 
     fn unpin(&self, op_id: u64, pin_id: u128) -> Result<(), EngineError> {
         self.shared.send(Command::Unpin { op_id, pin_id })
+    }
+
+    fn kv_export(&self, export: Export) -> Result<(), EngineError> {
+        self.shared.send(Command::Export(export))
+    }
+
+    fn kv_import(&self, import: Import) -> Result<(), EngineError> {
+        self.shared.send(Command::Import(import))
     }
 }
 

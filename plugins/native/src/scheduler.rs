@@ -11,6 +11,7 @@
 mod admit;
 mod plan;
 mod sequence;
+mod transfer;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};

@@ -111,6 +111,7 @@ fn info(options: &Options, vocab: u32) -> Info {
         model: options.model_name.clone(),
         model_dir: folder.map(|dir| dir.to_string_lossy().into_owned()).unwrap_or_default(),
         device: DEVICE.to_owned(),
+        kv_layout: 0,
     }
 }
 

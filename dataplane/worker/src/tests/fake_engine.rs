@@ -129,6 +129,7 @@ impl Engine for FakeEngine {
             blocks_total: 64,
             model: "fake".into(),
             device: "cpu".into(),
+            kv_layout: 0,
             ..Info::default()
         }
     }

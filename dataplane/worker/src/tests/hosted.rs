@@ -48,6 +48,7 @@ impl Engine for Parrot {
             block_bytes: 64,
             model: "parrot".into(),
             device: "cpu".into(),
+            kv_layout: 0,
             ..Info::default()
         }
     }

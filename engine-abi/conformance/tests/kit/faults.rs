@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mainstay_conformance::{Outcome, cases};
 
-use crate::{check, keeps_every_promise, outsider};
+use crate::{NO_TRANSFER, check, keeps_every_promise, outsider};
 
 /// The outsider's configuration, with a fault.
 fn config(fault: &str) -> String {
@@ -60,7 +60,8 @@ const FAULTS: &[(&str, &str)] = &[
 #[test]
 fn the_outsiders_engine_keeps_every_promise() {
     let path = outsider().display().to_string();
-    keeps_every_promise(&path, &config("none"), &["cache.names"]);
+    let not_offered = [&["cache.names"], NO_TRANSFER].concat();
+    keeps_every_promise(&path, &config("none"), &not_offered);
 }
 
 #[test]

@@ -55,7 +55,8 @@ fn outsider() -> &'static Path {
         let path = folder.path().join("tally.so");
         let built = Command::new("gcc")
             .args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"])
-            .args(["-fvisibility=hidden", "-pthread", "-I"])
+            // A table that ends before the header's does is what growth looks like (R2).
+            .args(["-Wno-missing-field-initializers", "-fvisibility=hidden", "-pthread", "-I"])
             .arg(root.join("../include"))
             .arg(root.join("tests/outsider/tally.c"))
             .arg("-o")
@@ -79,6 +80,9 @@ fn check(engine: &str, config: &str, pattern: &str, patience: Duration) -> Repor
     run(&child, &options, |_| {})
 }
 
+/// What an engine without blocks of its own to give is not asked.
+const NO_TRANSFER: &[&str] = &["transfer.move", "transfer.parts", "transfer.full", "transfer.bad"];
+
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn keeps_every_promise(engine: &str, config: &str, not_offered: &[&str]) {
@@ -96,7 +100,7 @@ fn keeps_every_promise(engine: &str, config: &str, not_offered: &[&str]) {
 
 #[test]
 fn the_simulated_engine_keeps_every_promise() {
-    keeps_every_promise(SIM, SIM_CONFIG, &[]);
+    keeps_every_promise(SIM, SIM_CONFIG, NO_TRANSFER);
 }
 
 #[test]

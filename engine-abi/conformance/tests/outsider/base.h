@@ -24,6 +24,7 @@
 #define PRIORITY_DEFAULT 35
 #define PRIORITY_UNSET 255
 #define PREFILL_TOKENS 512u      /* of one step: long prompts must not hold up those that decode */
+#define HASH_TOKENS 2048u        /* of one step, among prompts to admit; no smaller than a block */
 #define OUT_ITEMS_SOFT 1024u     /* queued outputs from which on nothing is stepped */
 #define OPS_MAX 1024u            /* operations begun whose end was not polled yet */
 #define PINS_MAX 1024u
@@ -56,7 +57,7 @@ typedef struct block {
   uint64_t last_use, timed_until_ms;
   uint32_t parent, refs, children, pins, next_same, prev, next, mark;
   uint8_t endless, timed;           /* the highest priority asked for without and with a duration */
-  uint8_t listed, is_stored, has_lapsed;
+  uint8_t listed, is_stored, has_lapsed, is_phantom;
 } block;
 
 typedef struct request {
@@ -77,7 +78,12 @@ typedef struct claim { struct claim *next; struct pin *pin; mse_u128 hash; } cla
 typedef struct pin { struct pin *next; mse_u128 id; uint64_t until_ms, len; claim *claims; } pin;
 
 typedef enum op_kind { OP_SNAPSHOT, OP_PIN, OP_UNPIN } op_kind;
-typedef struct op { struct op *next; op_kind kind; uint64_t id, until_ms, blocks_len; mse_u128 pin_id; mse_u128 blocks[]; } op;
+typedef struct op {
+  struct op *next;
+  op_kind kind;
+  uint64_t id, until_ms, blocks_len;
+  mse_u128 pin_id, blocks[];
+} op;
 
 struct mse_engine {
   pthread_mutex_t lock;
@@ -106,7 +112,7 @@ struct mse_engine {
 /* ---- small things ---- */
 
 static const char out_of_memory[] = "out of memory";
-static _Atomic int out_on_error_seen; /* a configuration that can't be read can't name the fault either */
+static _Atomic int out_on_error_seen; /* a configuration that can't be read can't name the fault, an earlier one did */
 
 static int is(const mse_engine *e, fault f) { return e && e->config.fault == f; }
 
@@ -160,7 +166,8 @@ static mse_u128 hash_block(mse_u128 parent, const uint32_t *tokens, uint64_t len
 
 /* ---- what comes in (R2) ---- */
 
-static mse_rc check_array(const void *ptr, uint64_t len, uint64_t len_max, size_t align, const char *what, mse_err *err) {
+static mse_rc check_array(const void *ptr, uint64_t len, uint64_t len_max, size_t align, const char *what,
+                          mse_err *err) {
   if (!len) return MSE_OK;
   return len > len_max || !ptr || (uintptr_t)ptr % align ? fail(err, MSE_E_INVALID, what) : MSE_OK;
 }
@@ -168,13 +175,16 @@ static mse_rc check_array(const void *ptr, uint64_t len, uint64_t len_max, size_
 static mse_rc check_header(const mse_engine *e, const void *from, mse_err *err) {
   const mse_hdr *h = from;
   if (!h || (uintptr_t)h % 8) return fail(err, MSE_E_INVALID, "a struct is null or misaligned");
-  if (h->size < sizeof *h || h->size > MSE_STRUCT_BYTES_MAX) return fail(err, MSE_E_INVALID, "a struct has an impossible size");
+  if (h->size < sizeof *h || h->size > MSE_STRUCT_BYTES_MAX)
+    return fail(err, MSE_E_INVALID, "a struct has an impossible size");
   if (h->flags) return fail(err, MSE_E_TOO_NEW, "a struct has unknown flags");
   const mse_ext *ext = h->next;
   for (uint32_t n = 0; ext; ext = ext->next, n++) {
     if (n == MSE_EXT_NODES_MAX) return fail(err, MSE_E_INVALID, "a struct has too many extensions");
-    if ((uintptr_t)ext % 8 || ext->size < sizeof *ext || ext->size > MSE_STRUCT_BYTES_MAX) return fail(err, MSE_E_INVALID, "an extension is misaligned or of an impossible size");
-    if (ext->flags & MSE_EXT_CRITICAL && !is(e, FAULT_ext_blind)) return fail(err, MSE_E_TOO_NEW, "an unknown critical extension");
+    if ((uintptr_t)ext % 8 || ext->size < sizeof *ext || ext->size > MSE_STRUCT_BYTES_MAX)
+      return fail(err, MSE_E_INVALID, "an extension is misaligned or of an impossible size");
+    if (ext->flags & MSE_EXT_CRITICAL && !is(e, FAULT_ext_blind))
+      return fail(err, MSE_E_TOO_NEW, "an unknown critical extension");
   }
   return MSE_OK;
 }

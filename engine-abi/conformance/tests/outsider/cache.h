@@ -18,7 +18,8 @@ static void append_kv(mse_engine *e, mse_kv kv, const mse_u128 *blocks) {
   uint32_t held = before ? before->block_len : 0;
   int goes_on = before && held && held + kv.block_len <= KV_EVENT_BLOCKS_MAX && before->type == kv.type &&
                 before->cause == kv.cause && before->flags == kv.flags && kv.block_len &&
-                (kv.type == MSE_KV_REMOVED || (same(last->blocks[held - 1], kv.parent) && same(before->namespace_id, kv.namespace_id)));
+                (kv.type == MSE_KV_REMOVED ||
+                 (same(last->blocks[held - 1], kv.parent) && same(before->namespace_id, kv.namespace_id)));
   l->weight += kv.block_len + !goes_on;
   if (!goes_on) {
     last = must(calloc(1, sizeof *last));
@@ -41,15 +42,17 @@ static uint32_t tell_stored(mse_engine *e) {
   e->marks++;
   for (uint32_t n = 0; n < e->config.blocks; n++) {
     uint32_t depth = 0;
-    for (uint32_t b = n; b != NONE && e->blocks[b].is_stored && e->blocks[b].mark != e->marks; b = e->blocks[b].parent) {
+    uint32_t b = n;
+    for (; b != NONE && e->blocks[b].is_stored && e->blocks[b].mark != e->marks; b = e->blocks[b].parent) {
       e->blocks[b].mark = e->marks;
       e->path[depth++] = b;
     }
     while (depth--) {
-      const block *b = &e->blocks[e->path[depth]];
+      const block *at = &e->blocks[e->path[depth]];
       if (is(e, FAULT_snapshot_partial) && e->path[depth] % 10 == 5) continue;
-      mse_u128 parent = b->parent == NONE ? b->namespace_id : e->blocks[b->parent].hash;
-      append_kv(e, (mse_kv){MSE_KV_STORED, MSE_TIER_DEVICE, MSE_CAUSE_NONE, MSE_KV_SNAPSHOT, 0, 1, parent, b->namespace_id}, &b->hash);
+      mse_u128 parent = at->parent == NONE ? at->namespace_id : e->blocks[at->parent].hash;
+      mse_kv kv = {MSE_KV_STORED, MSE_TIER_DEVICE, MSE_CAUSE_NONE, MSE_KV_SNAPSHOT, 0, 1, parent, at->namespace_id};
+      append_kv(e, kv, &at->hash);
       told++;
     }
   }
@@ -75,13 +78,20 @@ static uint32_t restart_kv(mse_engine *e) {
   return told;
 }
 
+/* A ring that overwrites its oldest, and numbers what it gives out: nobody sees that anything is gone. */
+static void lose_oldest(lane *l) {
+  node *oldest = l->first;
+  l->weight -= 1 + oldest->item.kv.block_len;
+  l->len--;
+  if (!(l->first = oldest->next)) l->last = NULL;
+  free_node(oldest);
+}
+
 /* Call it after the change: on overflow the picture that is told instead has the change in it. */
 static void tell_kv(mse_engine *e, mse_kv kv, const mse_u128 *hash) {
-  if (e->lanes[MSE_LANE_KV].weight + 1 + kv.block_len <= e->kv_weight_max) {
-    append_kv(e, kv, hash);
-  } else if (!is(e, FAULT_no_reset)) {
-    restart_kv(e);
-  }
+  lane *l = &e->lanes[MSE_LANE_KV];
+  while (is(e, FAULT_no_reset) && l->first && l->weight + 1 + kv.block_len > e->kv_weight_max) lose_oldest(l);
+  if (l->weight + 1 + kv.block_len <= e->kv_weight_max) append_kv(e, kv, hash); else restart_kv(e);
 }
 
 /* ---- the cache ---- */
@@ -150,7 +160,8 @@ static uint32_t allocate(mse_engine *e) {
     if (e->leaf_first[p] != NONE) evict(e, e->leaf_first[p]);
   if (!e->free_len) return NONE;
   uint32_t b = e->free_blocks[--e->free_len];
-  e->blocks[b] = (block){.parent = NONE, .refs = 1, .endless = PRIORITY_UNSET, .timed = PRIORITY_UNSET, .listed = PRIORITY_UNSET};
+  e->blocks[b] = (block){
+      .parent = NONE, .refs = 1, .endless = PRIORITY_UNSET, .timed = PRIORITY_UNSET, .listed = PRIORITY_UNSET};
   e->busy++;
   return b;
 }
@@ -173,15 +184,19 @@ static uint32_t count_claims(mse_engine *e, mse_u128 hash) {
   return count;
 }
 
-static void tell_block(mse_engine *e, const block *b) {
-  mse_kv kv = {MSE_KV_STORED, MSE_TIER_DEVICE, MSE_CAUSE_NONE, 0, 0, 1, b->parent == NONE ? b->namespace_id : e->blocks[b->parent].hash, b->namespace_id};
+static void tell_block(mse_engine *e, block *b) {
+  mse_u128 parent = b->parent == NONE ? b->namespace_id : e->blocks[b->parent].hash;
+  mse_kv kv = {MSE_KV_STORED, MSE_TIER_DEVICE, MSE_CAUSE_NONE, 0, 0, 1, parent, b->namespace_id};
   int now_and_then = ++e->stores % FAULT_EVERY == 0;
   if (is(e, FAULT_orphan_parent) && now_and_then) kv.parent.hi ^= 0x6f727068616eu;
+  b->is_phantom = is(e, FAULT_phantom_store) && now_and_then;
   tell_kv(e, kv, &b->hash);
-  if (!is(e, FAULT_phantom_store) || !now_and_then) return;
-  mse_u128 next = hash_block(b->hash, NULL, 0);
-  kv.parent = b->hash;
-  tell_kv(e, kv, &next);
+}
+
+/* What a request may use. A phantom was told to be stored, but its content never was. */
+static uint32_t lookup_hit(mse_engine *e, mse_u128 hash) {
+  uint32_t b = lookup(e, hash);
+  return b == NONE || e->blocks[b].is_phantom ? NONE : b;
 }
 
 /* A block is full. Another request may have filled one with the same tokens meanwhile: then that one is shared. */
@@ -189,6 +204,7 @@ static void store(mse_engine *e, request *r, uint32_t index) {
   mse_u128 hash = r->hashes[index];
   uint32_t mine = r->table[index], known = lookup(e, hash);
   if (known != NONE) {
+    e->blocks[known].is_phantom = 0;
     refer(e, known);
     unrefer(e, mine);
     r->table[index] = known;
@@ -216,7 +232,8 @@ static const mse_range *range_of(const mse_engine *e, const request *r, uint32_t
   for (uint64_t n = 0; n < r->ranges_len && !is(e, FAULT_retention_blind); n++) {
     const mse_range *at = &r->ranges[n];
     if (at->start >= end || at->end <= start) continue;
-    if (!best || at->priority > best->priority || (at->priority == best->priority && at->duration_ms - 1 > best->duration_ms - 1)) best = at;
+    int is_longer = best && at->duration_ms - 1 > best->duration_ms - 1; /* 0 is no limit and wraps to the longest */
+    if (!best || at->priority > best->priority || (at->priority == best->priority && is_longer)) best = at;
   }
   return best;
 }

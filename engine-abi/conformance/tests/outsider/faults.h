@@ -23,6 +23,15 @@
 typedef enum fault { FAULTS(FAULT_ENUM) FAULTS_LEN } fault;
 static const char *const fault_names[FAULTS_LEN] = {FAULTS(FAULT_NAME)};
 
+/* Two faults show before any configuration is read (the vtable, a configuration that is no JSON), so that one can be
+   built in as well: -DTALLY_FAULT=NAME. */
+#ifndef TALLY_FAULT
+#define TALLY_FAULT none
+#endif
+#define FAULT_ENUM_OF(name) FAULT_ENUM_ONLY(name)
+#define FAULT_ENUM_ONLY(name) FAULT_##name
+#define FAULT_BUILT_IN FAULT_ENUM_OF(TALLY_FAULT)
+
 typedef struct config { uint64_t blocks, block_tokens, context, requests, step_us; fault fault; } config;
 
 /* Strict, since the header wants UTF-8: no overlong forms, no surrogates, nothing beyond U+10FFFF. */
@@ -95,8 +104,9 @@ static const char *read_config(const char *json, uint64_t json_len, config *c) {
       {"blocks", &c->blocks, 1, 65536},      {"block_tokens", &c->block_tokens, 1, 1024},
       {"context", &c->context, 1, 1 << 20},  {"requests", &c->requests, 1, 4096},
       {"step_us", &c->step_us, 0, 1000000}};
-  *c = (config){256, 16, 8192, 64, 50, FAULT_none};
-  if (!json_len || !is_utf8((const uint8_t *)json, (const uint8_t *)json + json_len)) return "the configuration is not UTF-8 text";
+  *c = (config){256, 16, 8192, 64, 50, FAULT_BUILT_IN};
+  if (!json_len || !is_utf8((const uint8_t *)json, (const uint8_t *)json + json_len))
+    return "the configuration is not UTF-8 text";
   reader r = {json, json + json_len};
   if (!take(&r, '{')) return "the configuration is not a JSON object";
   for (int more = !take(&r, '}'); more;) {
@@ -105,7 +115,8 @@ static const char *read_config(const char *json, uint64_t json_len, config *c) {
     if (!take_string(&r, &key, &len) || !take(&r, ':')) return "the configuration is not a JSON object";
     while (n < known && !is_word(key, len, keys[n].name)) n++;
     if (n < known) {
-      if (!take_number(&r, keys[n].most, keys[n].value) || *keys[n].value < keys[n].least) return "a number of the configuration is out of range";
+      if (!take_number(&r, keys[n].most, keys[n].value) || *keys[n].value < keys[n].least)
+        return "a number of the configuration is out of range";
     } else if (!is_word(key, len, "fault")) {
       return "unknown key; blocks, block_tokens, context, requests, step_us and fault are known";
     } else if ((wrong = read_fault(&r, &c->fault))) {

@@ -89,12 +89,16 @@ static uint32_t blocks_for(const mse_engine *e, uint64_t tokens) {
   return (uint32_t)((tokens + e->config.block_tokens - 1) / e->config.block_tokens);
 }
 
-static void hash_full_blocks(mse_engine *e, request *r) {
+/* Says whether all full blocks are hashed; a step has a budget, since callers wait for the lock meanwhile. */
+static int hash_full_blocks(mse_engine *e, request *r, uint64_t *budget) {
   uint64_t size = e->config.block_tokens;
-  for (; (r->hashed + 1) * size <= r->len; r->hashed++) {
-    mse_u128 parent = r->hashed ? r->hashes[r->hashed - 1] : is(e, FAULT_shared_namespace) ? (mse_u128){0, 0} : r->namespace_id;
+  for (; (r->hashed + 1) * size <= r->len; r->hashed++, *budget -= size) {
+    if (*budget < size) return 0;
+    mse_u128 root = is(e, FAULT_shared_namespace) ? (mse_u128){0, 0} : r->namespace_id;
+    mse_u128 parent = r->hashed ? r->hashes[r->hashed - 1] : root;
     r->hashes[r->hashed] = hash_block(parent, r->tokens + r->hashed * size, size);
   }
+  return 1;
 }
 
 /* Room is an estimate that takes every pinned block for idle, so it errs towards waiting while others run. */
@@ -110,10 +114,10 @@ static int has_room(mse_engine *e, const request *r, uint32_t hits) {
   return wanted + taken <= e->config.blocks;
 }
 
-static int admit(mse_engine *e, request *r, uint64_t now) {
-  hash_full_blocks(e, r);
+static int admit(mse_engine *e, request *r, uint64_t *hash_budget, uint64_t now) {
+  if (!hash_full_blocks(e, r, hash_budget)) return 0;
   uint32_t hits = 0, most = (uint32_t)((r->len - 1) / e->config.block_tokens); /* one token at least is computed */
-  while (hits < most && lookup(e, r->hashes[hits]) != NONE) hits++;
+  while (hits < most && lookup_hit(e, r->hashes[hits]) != NONE) hits++;
   if (!has_room(e, r, hits)) return 0;
   for (uint32_t n = 0; n < hits; n++) {
     r->table[n] = lookup(e, r->hashes[n]);
@@ -137,6 +141,7 @@ static int admit(mse_engine *e, request *r, uint64_t now) {
 static void preempt(mse_engine *e, request *r, uint64_t now_ms) {
   give_back(e, r, now_ms);
   r->is_running = 0;
+  r->computed = 0;
   e->running--;
   e->counters.preemptions++;
 }
@@ -157,7 +162,7 @@ static int compute(mse_engine *e, request *r, uint32_t most, uint64_t now_ms) {
       while ((b = allocate(e)) == NONE) {
         request *victim = victim_for(e, r);
         if (!victim) {
-          fail_request(e, r, MSE_E_EXHAUSTED, "pins hold the blocks that this request needs; try again when some have ended", now_ms);
+          fail_request(e, r, MSE_E_EXHAUSTED, "pins hold the blocks that this request needs; try again later", now_ms);
           return 0;
         }
         preempt(e, victim, now_ms);
@@ -231,15 +236,16 @@ static void draw(mse_engine *e, request *r, uint64_t now_ms) {
 
 static void step(mse_engine *e, uint64_t now) {
   uint32_t budget = PREFILL_TOKENS;
+  uint64_t hash_budget = HASH_TOKENS, unlimited = UINT64_MAX;
   for (request *r = e->requests; r && e->running < e->running_max; r = r->next)
-    if (!r->is_running && !admit(e, r, now)) break; /* nobody overtakes, or a long prompt would starve */
+    if (!r->is_running && !admit(e, r, &hash_budget, now)) break; /* nobody overtakes, or a long prompt would starve */
   for (request *r = e->requests, *next; r; r = next) {
     next = r->next;
     if (!r->is_running) continue;
     uint32_t left = r->len - r->computed, most = left == 1 ? 1 : left < budget ? left : budget;
     if (left == 1 && r->drawn) e->counters.decode_tokens++; else e->counters.prefill_tokens += most;
     if (left > 1) budget -= most;
-    hash_full_blocks(e, r);
+    hash_full_blocks(e, r, &unlimited); /* one more at most since it was admitted */
     if (compute(e, r, most, now / 1000) && r->computed == r->len) draw(e, r, now / 1000);
   }
 }
@@ -361,7 +367,8 @@ static mse_rc create(const mse_host *host, mse_str json, mse_engine **out, mse_e
   mse_engine *e = calloc(1, sizeof *e);
   if (!e) return fail(err, MSE_E_EXHAUSTED, out_of_memory);
   e->config = c;
-  if (c.context > c.blocks * c.block_tokens) e->config.context = c.blocks * c.block_tokens; /* longer could never end well */
+  /* A longer request could never end well. */
+  if (c.context > c.blocks * c.block_tokens) e->config.context = c.blocks * c.block_tokens;
   e->running_max = (uint32_t)(c.requests + 3) / 4;
   e->kv_weight_max = 3 * c.blocks + 2 * PIN_EVENTS_KEPT;
   e->lapse_ms = UINT64_MAX;
@@ -397,7 +404,8 @@ static void destroy(mse_engine *e) {
 static mse_rc info(const mse_engine *e, mse_info *out, mse_err *err) {
   if (!e) return fail(err, MSE_E_INVALID, "the engine is null");
   mse_info value = {
-      .caps = MSE_CAP_NAMESPACE | MSE_CAP_KV_EVENTS | MSE_CAP_KV_SNAPSHOT | MSE_CAP_PIN | MSE_CAP_PRIORITY | MSE_CAP_RETENTION | MSE_CAP_LOGPROBS,
+      .caps = MSE_CAP_NAMESPACE | MSE_CAP_KV_EVENTS | MSE_CAP_KV_SNAPSHOT | MSE_CAP_PIN | MSE_CAP_PRIORITY |
+              MSE_CAP_RETENTION | MSE_CAP_LOGPROBS,
       .block_tokens = (uint32_t)e->config.block_tokens,
       .vocab = VOCAB,
       .context_tokens_max = (uint32_t)e->config.context,
@@ -407,7 +415,7 @@ static mse_rc info(const mse_engine *e, mse_info *out, mse_err *err) {
       .model = text("tally"),
       .model_dir = {NULL, 0},
       .device = text("cpu")};
-  if (is(e, FAULT_caps_lie)) value.caps &= ~MSE_CAP_KV_SNAPSHOT;
+  if (is(e, FAULT_caps_lie) && FAULT_BUILT_IN != FAULT_caps_lie) value.caps &= ~MSE_CAP_KV_SNAPSHOT;
   return write_struct(e, out, &value, sizeof value, err);
 }
 
@@ -439,21 +447,28 @@ static mse_rc check_tokens(const uint32_t *tokens, uint64_t len, mse_err *err) {
 
 /* Comparisons are written so that a NaN fails them. */
 static mse_rc check_sampling(const mse_sampling *s, mse_err *err) {
-  if (s->_reserved || s->flags & ~(MSE_SAMPLING_SEED | MSE_SAMPLING_IGNORE_EOS)) return fail(err, MSE_E_TOO_NEW, "mse_sampling has unknown flags");
-  int sound = s->temperature >= 0 && s->top_p > 0 && s->top_p <= 1 && s->min_p >= 0 && s->min_p <= 1 && s->repetition_penalty > 0 &&
-              isfinite(s->temperature) && isfinite(s->repetition_penalty) && isfinite(s->frequency_penalty) && isfinite(s->presence_penalty);
-  if (!sound || s->top_k < 0) return fail(err, MSE_E_INVALID, "a value of mse_sampling is out of range");
-  if (!s->tokens_max || s->tokens_min > s->tokens_max) return fail(err, MSE_E_INVALID, "tokens_min and tokens_max leave nothing to generate");
+  if (s->_reserved || s->flags & ~(MSE_SAMPLING_SEED | MSE_SAMPLING_IGNORE_EOS))
+    return fail(err, MSE_E_TOO_NEW, "mse_sampling has unknown flags");
+  int sound = s->temperature >= 0 && s->top_p > 0 && s->top_p <= 1 && s->min_p >= 0 && s->min_p <= 1 &&
+              s->repetition_penalty > 0 && s->top_k >= 0;
+  int finite = isfinite(s->temperature) && isfinite(s->repetition_penalty) && isfinite(s->frequency_penalty) &&
+               isfinite(s->presence_penalty);
+  if (!sound || !finite) return fail(err, MSE_E_INVALID, "a value of mse_sampling is out of range");
+  if (!s->tokens_max || s->tokens_min > s->tokens_max)
+    return fail(err, MSE_E_INVALID, "tokens_min and tokens_max leave nothing to generate");
   if (s->logprobs > MSE_LOGPROBS_MAX) return fail(err, MSE_E_INVALID, "too many logprobs");
-  mse_rc rc = check_array(s->stop_tokens, s->stop_tokens_len, MSE_STOP_TOKENS_MAX, 4, "the stop list is null, misaligned or too long", err);
+  mse_rc rc = check_array(s->stop_tokens, s->stop_tokens_len, MSE_STOP_TOKENS_MAX, 4,
+                          "the stop list is null, misaligned or too long", err);
   return rc ? rc : check_tokens(s->stop_tokens, s->stop_tokens_len, err);
 }
 
 static mse_rc check_ranges(const mse_range *ranges, uint64_t len, mse_err *err) {
   mse_rc rc = check_array(ranges, len, MSE_RANGES_MAX, 4, "the list of ranges is null, misaligned or too long", err);
   for (uint64_t n = 0; !rc && n < len; n++) {
-    if (ranges[n]._reserved[0] | ranges[n]._reserved[1] | ranges[n]._reserved[2]) rc = fail(err, MSE_E_TOO_NEW, "mse_range sets a reserved field");
-    else if (ranges[n].start >= ranges[n].end || ranges[n].priority > 100) rc = fail(err, MSE_E_INVALID, "a range is empty or its priority above 100");
+    if (ranges[n]._reserved[0] | ranges[n]._reserved[1] | ranges[n]._reserved[2])
+      rc = fail(err, MSE_E_TOO_NEW, "mse_range sets a reserved field");
+    else if (ranges[n].start >= ranges[n].end || ranges[n].priority > 100)
+      rc = fail(err, MSE_E_INVALID, "a range is empty or its priority above 100");
   }
   return rc;
 }
@@ -463,16 +478,19 @@ static mse_rc check_guided(const mse_engine *e, const mse_guided *from, mse_err 
   if (!from) return MSE_OK;
   mse_rc rc = read_struct(e, from, &g, sizeof g, err);
   if (rc) return rc;
-  if (g._reserved || g.kind < MSE_GUIDED_JSON_SCHEMA || g.kind > MSE_GUIDED_LARK) return fail(err, MSE_E_TOO_NEW, "mse_guided has an unknown kind or sets a reserved field");
+  if (g._reserved || g.kind < MSE_GUIDED_JSON_SCHEMA || g.kind > MSE_GUIDED_LARK)
+    return fail(err, MSE_E_TOO_NEW, "mse_guided has an unknown kind or sets a reserved field");
   return fail(err, MSE_E_UNIMPLEMENTED, "this engine gives its outputs no form");
 }
 
-static mse_rc check_request(const mse_engine *e, const mse_request *from, mse_request *r, mse_sampling *s, mse_err *err) {
+static mse_rc check_request(const mse_engine *e, const mse_request *from, mse_request *r, mse_sampling *s,
+                            mse_err *err) {
   mse_rc rc = read_struct(e, from, r, sizeof *r, err);
   if (rc) return rc;
   if (r->_reserved) return fail(err, MSE_E_TOO_NEW, "mse_request sets a reserved field");
   if (!r->tokens_len) return fail(err, MSE_E_INVALID, "the prompt is empty");
-  rc = check_array(r->tokens, r->tokens_len, MSE_REQUEST_TOKENS_MAX, 4, "the prompt is null, misaligned or too long", err);
+  rc = check_array(r->tokens, r->tokens_len, MSE_REQUEST_TOKENS_MAX, 4,
+                   "the prompt is null, misaligned or too long", err);
   if (rc) return rc;
   if (r->tokens_len > e->config.context) return fail(err, MSE_E_INVALID, "the prompt is longer than the context");
   if (r->sampled_before > r->tokens_len) return fail(err, MSE_E_INVALID, "sampled_before exceeds the prompt");
@@ -519,7 +537,8 @@ static mse_rc enter(mse_engine *e, request *r, mse_err *err) {
   for (const request *o = e->requests; o; o = o->next)
     if (o->id == r->id) return fail(err, MSE_E_EXISTS, "that request id is live already");
   if (e->live >= e->config.requests) return fail_soon(err, MSE_E_EXHAUSTED, RETRY_MS, "too many requests are live");
-  if (e->lanes[MSE_LANE_OUT].len >= OUT_ITEMS_SOFT) return fail_soon(err, MSE_E_EXHAUSTED, RETRY_MS, "the host does not keep up with the outputs");
+  if (e->lanes[MSE_LANE_OUT].len >= OUT_ITEMS_SOFT)
+    return fail_soon(err, MSE_E_EXHAUSTED, RETRY_MS, "the host does not keep up with the outputs");
   r->ordinal = ++e->ordinal;
   r->seed = r->sampling.flags & MSE_SAMPLING_SEED ? r->sampling.seed : mix(++e->unseeded);
   while (*link && (*link)->priority >= r->priority) link = &(*link)->next;
@@ -590,7 +609,7 @@ static sizes measure(const lane *l, uint32_t which, uint32_t items_max) {
   return s;
 }
 
-/* Moves a queue's items into the batch's arrays, which are one piece of memory: items, blocks, logprobs, tokens, bytes. */
+/* Moves a queue's items into the batch's arrays: one piece of memory, items, blocks, logprobs, tokens, bytes. */
 static void fill(mse_batch *b, node *list, uint32_t which, const sizes *s) {
   uint8_t *items = b->opaque;
   mse_u128 *blocks = (mse_u128 *)(items + (size_t)s->items * b->stride);
@@ -639,7 +658,8 @@ static node *detach(mse_engine *e, uint32_t which, const sizes *s) {
   if (which == MSE_LANE_OP) e->ops_open -= s->items;
   if (which == MSE_LANE_OUT && before >= OUT_ITEMS_SOFT && l->len < OUT_ITEMS_SOFT) pthread_cond_signal(&e->work);
   int now_and_then = ++l->polls % FAULT_EVERY == 0;
-  if (now_and_then && ((which == MSE_LANE_KV && is(e, FAULT_skip_seq)) || (which == MSE_LANE_OUT && is(e, FAULT_out_seq)))) l->first_seq++;
+  int skips = (which == MSE_LANE_KV && is(e, FAULT_skip_seq)) || (which == MSE_LANE_OUT && is(e, FAULT_out_seq));
+  l->first_seq += now_and_then && skips;
   return list;
 }
 
@@ -660,7 +680,8 @@ static mse_rc poll_lane(mse_engine *e, uint32_t which, uint32_t items_max, mse_b
   node *list = NULL;
   if (s.items) {
     b.stride = strides[which];
-    b.opaque = malloc((size_t)s.items * b.stride + s.blocks * sizeof(mse_u128) + s.logprobs * sizeof(mse_logprob) + s.tokens * sizeof(uint32_t) + s.bytes);
+    b.opaque = malloc((size_t)s.items * b.stride + s.blocks * sizeof(mse_u128) + s.logprobs * sizeof(mse_logprob) +
+                      s.tokens * sizeof(uint32_t) + s.bytes);
     if (b.opaque) list = detach(e, which, &s);
   }
   pthread_mutex_unlock(&e->lock);
@@ -716,15 +737,11 @@ static op *new_op(op_kind kind, uint64_t op_id, uint64_t blocks_len) {
   return o;
 }
 
-#ifndef CAPS_LIE
 static mse_rc kv_snapshot(mse_engine *e, uint64_t op_id, mse_err *err) {
   if (!e) return fail(err, MSE_E_INVALID, "the engine is null");
   op *o = new_op(OP_SNAPSHOT, op_id, 0);
   return o ? begin_op(e, o, err) : fail_soon(err, MSE_E_EXHAUSTED, RETRY_MS, out_of_memory);
 }
-#else
-#define kv_snapshot NULL /* the vtable is fixed before any configuration is read, so this lie is compiled in */
-#endif
 
 static mse_rc pin_blocks(mse_engine *e, const mse_pin *from, mse_err *err) {
   mse_pin p;
@@ -732,9 +749,11 @@ static mse_rc pin_blocks(mse_engine *e, const mse_pin *from, mse_err *err) {
   mse_rc rc = read_struct(e, from, &p, sizeof p, err);
   if (rc) return rc;
   if (p._reserved) return fail(err, MSE_E_TOO_NEW, "mse_pin sets a reserved field");
-  rc = check_array(p.blocks, p.blocks_len, MSE_PIN_BLOCKS_MAX, 8, "the pin's list of blocks is null, misaligned or too long", err);
+  rc = check_array(p.blocks, p.blocks_len, MSE_PIN_BLOCKS_MAX, 8,
+                   "the pin's list of blocks is null, misaligned or too long", err);
   if (rc) return rc;
-  if (!p.blocks_len || !p.ttl_ms || p.priority > 100) return fail(err, MSE_E_INVALID, "the pin has no blocks, no ttl_ms or a priority above 100");
+  if (!p.blocks_len || !p.ttl_ms || p.priority > 100)
+    return fail(err, MSE_E_INVALID, "the pin has no blocks, no ttl_ms or a priority above 100");
   op *o = new_op(OP_PIN, p.op_id, p.blocks_len);
   if (!o) return fail_soon(err, MSE_E_EXHAUSTED, RETRY_MS, out_of_memory);
   memcpy(o->blocks, p.blocks, p.blocks_len * sizeof *o->blocks);
@@ -753,7 +772,7 @@ static mse_rc unpin(mse_engine *e, uint64_t op_id, mse_u128 pin_id, mse_err *err
 
 static const mse_vtable vtable = {
     {sizeof(mse_vtable), 0, NULL}, create, destroy, info, stats, submit, cancel, wait_lane, poll_lane,
-    batch_release, drain, kv_snapshot, pin_blocks, unpin};
+    batch_release, drain, FAULT_BUILT_IN == FAULT_caps_lie ? NULL : kv_snapshot, pin_blocks, unpin};
 
 static const mse_magic magic = {
     {'M', 'A', 'I', 'N', 'S', 'T', 'A', 'Y'}, sizeof(mse_magic), MSE_ABI_MAJOR, MSE_ABI_MINOR, MSE_ABI_MINOR, 64, 1,
@@ -763,10 +782,12 @@ MSE_EXPORT const mse_magic *mse_magic_v0(void) { return &magic; }
 
 MSE_EXPORT mse_rc mse_open_v0(const mse_host *host, const mse_vtable **out, mse_err *err) {
   mse_host known;
-  if (!out || (uintptr_t)out % _Alignof(const mse_vtable *)) return fail(err, MSE_E_INVALID, "out is null or misaligned");
+  if (!out || (uintptr_t)out % _Alignof(const mse_vtable *))
+    return fail(err, MSE_E_INVALID, "out is null or misaligned");
   mse_rc rc = read_struct(NULL, host, &known, sizeof known, err);
   if (rc) return rc;
-  if (known.abi_major != MSE_ABI_MAJOR || known.abi_minor < MSE_ABI_MINOR) return fail(err, MSE_E_TOO_NEW, "the host speaks another version");
+  if (known.abi_major != MSE_ABI_MAJOR || known.abi_minor < MSE_ABI_MINOR)
+    return fail(err, MSE_E_TOO_NEW, "the host speaks another version");
   *out = &vtable;
   return MSE_OK;
 }

@@ -1,20 +1,24 @@
 //! The echo engine in Rust: what `fixtures/echo.c` is, and floods for the tests of back-pressure.
 //!
 //! First token 777: held until cancelled. 888: a thread sends [`FLOOD`] outputs as room allows. 555: a
-//! thread sends [`FLOOD`] cache events whether or not anyone reads. 666: panics.
+//! thread sends [`FLOOD`] cache events whether or not anyone reads. 666: panics. Blocks that come in are kept as they
+//! are, to go out again; those of namespace [`HELD`] are held, and their import never ends.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use mainstay_engine_host::sdk::{
-    Cause, Engine, EngineError, Finish, Health, HostLog, Identity, Info, KvEvent, Lanes, Output,
-    Request, Stats, caps,
+    Cause, Engine, EngineError, Export, Finish, Health, HostLog, Identity, Import, Info, KvEvent,
+    Lanes, Output, Request, Stats, caps,
 };
 
 pub(crate) const FLOOD: u32 = 300_000;
+pub(crate) const HELD: u128 = 777;
+pub(crate) const LAYOUT: u64 = 7;
+pub(crate) const BLOCK_BYTES: usize = 64;
 
 #[derive(Default)]
 struct State {
@@ -22,6 +26,8 @@ struct State {
     draining: AtomicBool,
     decoded: AtomicU64,
     held: Mutex<HashSet<u64>>,
+    blocks: Mutex<HashMap<u128, Vec<u8>>>,
+    held_imports: Mutex<Vec<Import>>,
 }
 
 pub(crate) struct Echo {
@@ -103,7 +109,7 @@ fn flood_events(id: u64, lanes: &Lanes) {
 
 impl Engine for Echo {
     const IDENTITY: Identity = Identity { vendor: "mainstay", name: "echo-rust", version: "1.0" };
-    const CAPS: u64 = caps::NAMESPACE | caps::KV_EVENTS | caps::KV_SNAPSHOT;
+    const CAPS: u64 = caps::NAMESPACE | caps::KV_EVENTS | caps::KV_SNAPSHOT | caps::TRANSFER;
 
     fn create(config: &str, lanes: Arc<Lanes>, log: HostLog) -> Result<Self, EngineError> {
         log.info("echo-rust", "created");
@@ -120,10 +126,11 @@ impl Engine for Echo {
             context_tokens_max: 4096,
             requests_max: 64,
             blocks_total: 1024,
-            block_bytes: 64,
+            block_bytes: BLOCK_BYTES as u64,
             model: "echo".into(),
             model_dir: String::new(),
             device: "cpu".into(),
+            kv_layout: LAYOUT,
         }
     }
 
@@ -171,6 +178,33 @@ impl Engine for Echo {
 
     fn kv_snapshot(&self, op_id: u64) -> Result<(), EngineError> {
         self.lanes.op(op_id, 0, 0);
+        Ok(())
+    }
+
+    fn kv_export(&self, mut export: Export) -> Result<(), EngineError> {
+        let wanted = export.blocks().to_vec();
+        let blocks = self.state.blocks.lock().expect("no thread panics");
+        let known = wanted.iter().map_while(|block| blocks.get(block));
+        let copied = export
+            .bytes_mut()
+            .chunks_mut(BLOCK_BYTES)
+            .zip(known)
+            .map(|(to, from)| to.copy_from_slice(from))
+            .count();
+        export.end(&self.lanes, 0, copied as u32);
+        Ok(())
+    }
+
+    fn kv_import(&self, import: Import) -> Result<(), EngineError> {
+        if import.namespace == HELD {
+            self.state.held_imports.lock().expect("no thread panics").push(import);
+            return Ok(());
+        }
+        let pairs = import.blocks.iter().zip(import.bytes().chunks(BLOCK_BYTES));
+        let pairs = pairs.map(|(block, bytes)| (*block, bytes.to_vec()));
+        self.state.blocks.lock().expect("no thread panics").extend(pairs);
+        let held = import.blocks.len() as u32;
+        import.end(&self.lanes, 0, held);
         Ok(())
     }
 }

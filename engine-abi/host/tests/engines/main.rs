@@ -11,6 +11,7 @@ mod echo;
 mod load;
 mod same_behaviour;
 mod support;
+mod transfer;
 
 use std::process::exit;
 

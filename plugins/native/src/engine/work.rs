@@ -74,6 +74,19 @@ fn obey(command: Command, scheduler: &mut Scheduler, lanes: &Lanes, now_us: u64)
             let count = snapshot(scheduler, lanes);
             lanes.op(op_id, 0, count);
         }
+        Command::Export(mut export) => {
+            let blocks = export.blocks().to_vec();
+            let copied = scheduler.export(&blocks, export.bytes_mut());
+            export.end(lanes, 0, copied);
+        }
+        Command::Import(import) => match scheduler.import(&import, now_us) {
+            Ok(held) => {
+                // What was taken in is told before the host hears that it is there.
+                tell(scheduler, lanes);
+                import.end(lanes, 0, held);
+            }
+            Err(code) => import.end(lanes, code.rc(), 0),
+        },
     }
 }
 
@@ -82,8 +95,8 @@ fn snapshot(scheduler: &mut Scheduler, lanes: &Lanes) -> u32 {
     scheduler.snapshot(|event| lanes.kv(event))
 }
 
-/// Carries events and outputs away and publishes the figures.
-fn report(scheduler: &mut Scheduler, shared: &Shared, lanes: &Lanes) {
+/// Carries events away.
+fn tell(scheduler: &mut Scheduler, lanes: &Lanes) {
     if lanes.kv_overflowed() {
         snapshot(scheduler, lanes);
     }
@@ -94,6 +107,11 @@ fn report(scheduler: &mut Scheduler, shared: &Shared, lanes: &Lanes) {
         );
         lanes.kv(event);
     }
+}
+
+/// Carries events and outputs away and publishes the figures.
+fn report(scheduler: &mut Scheduler, shared: &Shared, lanes: &Lanes) {
+    tell(scheduler, lanes);
     let (stats, backlog_ms) = (scheduler.stats(), scheduler.backlog_ms());
     let outputs = scheduler.drain_outputs();
     let mut inbox = shared.lock();
@@ -131,6 +149,8 @@ fn refuse(command: Command, lanes: &Lanes) {
         Command::Unpin { op_id, .. } | Command::Snapshot { op_id } => {
             lanes.op(op_id, Code::Unavailable.rc(), 0);
         }
+        Command::Export(export) => export.end(lanes, Code::Unavailable.rc(), 0),
+        Command::Import(import) => import.end(lanes, Code::Unavailable.rc(), 0),
     }
 }
 
