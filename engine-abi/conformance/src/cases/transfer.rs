@@ -83,7 +83,9 @@ fn import(
 }
 
 /// A prompt that an engine has computed, with its blocks and their bytes.
-fn made(session: &mut Session) -> Result<(Vec<u32>, Vec<u128>, Vec<u8>), Stop> {
+type Made = (Vec<u32>, Vec<u128>, Vec<u8>);
+
+fn made(session: &mut Session) -> Result<Made, Stop> {
     let prompt = session.prompt_of_blocks(4);
     let chain = session.blocks_of(&prompt)?;
     let (op, bytes) = export(session, &chain)?;
