@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use mainstay_engine_abi::sdk::{EngineError, Info, Pin, Request, Stats};
 use mainstay_engine_host::{EngineHandle, HostError, Source};
 
-pub(crate) use mainstay_engine_host::{KvBatch, OpDone, Receivers};
+pub(crate) use mainstay_engine_host::{KvBatch, KvImport, OpDone, Receivers};
 
 /// What a call into an engine comes to.
 pub(crate) type Answer<'a, T> = BoxFuture<'a, Result<T, EngineError>>;
@@ -28,6 +28,10 @@ pub(crate) trait Engine: Send + Sync + 'static {
     fn pin(&self, pin: Pin) -> Answer<'_, ()>;
     fn unpin(&self, op_id: u64, pin_id: u128) -> Answer<'_, ()>;
     fn kv_snapshot(&self, op_id: u64) -> Answer<'_, ()>;
+    /// The bytes of a chain's blocks, up to the first that is not held.
+    fn kv_export(&self, blocks: Vec<u128>) -> Answer<'_, Vec<u8>>;
+    /// Takes blocks in; how many of them are held then.
+    fn kv_import(&self, import: KvImport) -> Answer<'_, u32>;
     /// Ends the engine without waiting; live requests end with an error.
     fn stop(&self);
 }
@@ -101,6 +105,14 @@ impl Engine for EngineHandle {
 
     fn kv_snapshot(&self, op_id: u64) -> Answer<'_, ()> {
         Self::kv_snapshot(self, op_id).map(|done| done.map_err(refusal)).boxed()
+    }
+
+    fn kv_export(&self, blocks: Vec<u128>) -> Answer<'_, Vec<u8>> {
+        Self::kv_export(self, blocks).map(|done| done.map_err(refusal)).boxed()
+    }
+
+    fn kv_import(&self, import: KvImport) -> Answer<'_, u32> {
+        Self::kv_import(self, import).map(|done| done.map_err(refusal)).boxed()
     }
 
     fn stop(&self) {

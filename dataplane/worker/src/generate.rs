@@ -28,6 +28,10 @@ const RANGES_MAX: usize = 1_024;
 const STOP_TOKENS_MAX: usize = 1_024;
 /// The likeliest tokens that a request may ask for at each position.
 const LOGPROBS_MAX: u32 = 21;
+/// The priority of blocks about which nobody said anything, as the interface has it.
+const BLOCK_PRIORITY: u8 = 35;
+/// How long blocks from elsewhere wait for the request that they came for.
+const BLOCK_HOLD_MS: u32 = 60_000;
 /// A refused gateway may come again after so long, where the engine says nothing.
 const RETRY_AFTER_MS: u32 = 100;
 /// How often a stream says that its worker lives.
@@ -38,7 +42,7 @@ pub(crate) const RETRY_METADATA: &str = "mainstay-retry-after-ms";
 /// Submits a request and answers with its events.
 pub(crate) async fn generate(
     shared: &Arc<Shared>,
-    request: v1::GenerateRequest,
+    mut request: v1::GenerateRequest,
 ) -> Result<impl Stream<Item = Result<v1::GenerateEvent, Status>> + Send + use<>, Status> {
     if shared.is_draining() {
         return Err(Status::unavailable("this worker is draining"));
@@ -56,6 +60,7 @@ pub(crate) async fn generate(
             "this worker's epoch is {epoch}, not {believed}"
         )));
     }
+    let sources = std::mem::take(&mut request.sources);
     let request = request_from_wire(request, &life)?;
     let prompt_tokens = request.tokens.len() as u32;
     let admitted = shared.flights.admit(life.number, prompt_tokens, shared.settings.requests_max);
@@ -68,7 +73,15 @@ pub(crate) async fn generate(
     // From here on the guard cancels, whichever way this function or the stream ends.
     let guard = Guard { flight: Arc::clone(&flight), life: Arc::downgrade(&life) };
     // A task of its own, because a client that leaves now drops this future but not the request.
-    let submitted = tokio::spawn(submit(Arc::clone(shared), life, flight, request));
+    let task = {
+        let shared = Arc::clone(shared);
+        async move {
+            // What another worker holds need not be computed; without it the answer is the same, only later.
+            crate::transfer::bring_in(&shared, &life, &request, sources).await;
+            submit(shared, life, flight, request).await
+        }
+    };
+    let submitted = tokio::spawn(task);
     submitted.await.map_err(|error| Status::internal(error.to_string()))??;
     Ok(futures::stream::unfold(guard, |guard| async move {
         // A long wait or prefill is not a dead worker: an empty event a second says so.
@@ -146,6 +159,13 @@ impl Drop for Guard {
             life.engine.cancel(self.flight.id);
         }
     }
+}
+
+/// What blocks that come in from elsewhere are worth, and for how long: until the request, which lays its own claims
+/// on them, has had its turn.
+pub(crate) fn worth_of_blocks(request: &Request) -> (u8, u32) {
+    let highest = request.ranges.iter().map(|range| range.priority).max();
+    (highest.unwrap_or(BLOCK_PRIORITY), BLOCK_HOLD_MS)
 }
 
 fn exhausted(message: &str) -> Status {

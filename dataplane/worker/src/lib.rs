@@ -5,7 +5,7 @@
 //! away, and must never say that it holds what it does not.
 //!
 //! Layout: [`start`] in `lifecycle` puts everything together; `supervisor` keeps the engine, `flights` and
-//! `generate` the requests, `events` the blocks, `pins` the pins, `load` the figures; `server` is the gRPC face
+//! `generate` the requests, `events` the blocks, `pins` the pins, `transfer` blocks from and to other workers, `load` the figures; `server` is the gRPC face
 //! and `engine` the host behind a trait.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -23,6 +23,7 @@ mod pins;
 mod server;
 mod shared;
 mod supervisor;
+mod transfer;
 
 pub use config::{MODEL_FILES_BYTES_MAX, NAME_BYTES_MAX, REQUESTS_MAX, WorkerConfig};
 pub use error::WorkerError;

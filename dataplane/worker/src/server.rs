@@ -25,6 +25,7 @@ const LOAD_STREAMS_MAX: usize = 1_024;
 pub(crate) fn allowed(path: &str) -> &'static [Role] {
     match path.strip_prefix("/mainstay.v1.Worker/").unwrap_or_default() {
         "Generate" => &[Role::Gateway],
+        "ExportBlocks" => &[Role::Worker],
         "Describe" | "WatchLoad" => &[Role::Gateway, Role::Admin],
         _ => &[],
     }
@@ -99,6 +100,18 @@ impl Worker for Server {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let events = generate(&self.shared, request.into_inner()).await?;
         Ok(Response::new(Box::pin(events)))
+    }
+
+    type ExportBlocksStream = Reply<v1::ExportedBlocks>;
+
+    async fn export_blocks(
+        &self,
+        request: Request<v1::ExportBlocksRequest>,
+    ) -> Result<Response<Self::ExportBlocksStream>, Status> {
+        let blocks = crate::transfer::export(&self.shared, &request.into_inner())?;
+        let shared = Arc::clone(&self.shared);
+        let stop = Box::pin(async move { shared.stopped().await });
+        Ok(Response::new(Box::pin(blocks.take_until(stop))))
     }
 
     type WatchLoadStream = Reply<v1::Load>;

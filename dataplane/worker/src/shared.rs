@@ -22,6 +22,7 @@ use crate::events::frames::FrameLimits;
 use crate::flights::{Failure, Flights};
 use crate::load::Meter;
 use crate::pins::recompute::Ordered;
+use crate::transfer::Transfers;
 
 /// One engine, from its opening to its end.
 pub(crate) struct Life {
@@ -65,6 +66,8 @@ pub(crate) struct Shared {
     /// What the keeper asks of this worker.
     pub(crate) orders: watch::Sender<Vec<Ordered>>,
     pub(crate) meter: Meter,
+    /// Blocks on their way to and from other workers.
+    pub(crate) transfers: Transfers,
     /// The engine's figures of the last sample.
     pub(crate) stats: Mutex<Stats>,
     pub(crate) load: watch::Sender<mainstay_proto::v1::Load>,
@@ -81,6 +84,7 @@ impl Shared {
         control: ControlPlane,
         limits: FrameLimits,
     ) -> Self {
+        let transfers = Transfers::new(settings.identity.clone());
         Self {
             settings,
             address,
@@ -93,6 +97,7 @@ impl Shared {
             events: Events::new(limits),
             orders: watch::Sender::new(Vec::new()),
             meter: Meter::default(),
+            transfers,
             stats: Mutex::default(),
             load: watch::Sender::new(mainstay_proto::v1::Load::default()),
             stop: watch::Sender::new(false),

@@ -12,7 +12,7 @@ use mainstay_engine_host::ExitReason;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::engine::{Answer, Engine, KvBatch, OpDone, Opener, Opening, Receivers};
+use crate::engine::{Answer, Engine, KvBatch, KvImport, OpDone, Opener, Opening, Receivers};
 
 pub(crate) const SPACE: u128 = 1;
 
@@ -121,6 +121,14 @@ fn answer<'a, T: Send + 'a>(value: Result<T, EngineError>) -> Answer<'a, T> {
 }
 
 impl Engine for FakeEngine {
+    fn kv_export(&self, _: Vec<u128>) -> Answer<'_, Vec<u8>> {
+        answer(Err(EngineError::unimplemented("no blocks to give")))
+    }
+
+    fn kv_import(&self, _: KvImport) -> Answer<'_, u32> {
+        answer(Err(EngineError::unimplemented("takes no blocks")))
+    }
+
     fn info(&self) -> Info {
         Info {
             block_tokens: 4,

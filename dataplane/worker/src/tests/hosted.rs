@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_engine_abi::sdk::{
-    Engine, EngineError, Finish, HostLog, Identity, Info, KvEvent, Lanes, Output, Pin, Request,
-    Stats, caps, entry_point,
+    Code, Engine, EngineError, Export, Finish, HostLog, Identity, Import, Info, KvEvent, Lanes,
+    Output, Pin, Request, Stats, caps, entry_point,
 };
 use mainstay_engine_host::Source;
 use mainstay_types::{BlockHasher, HashKey, NamespaceId, PinState};
@@ -17,10 +17,13 @@ use super::*;
 use crate::config::WorkerConfig;
 use crate::lifecycle::start;
 
-const BLOCK_TOKENS: u32 = 4;
+pub(crate) const BLOCK_TOKENS: u32 = 4;
+pub(crate) const BLOCK_BYTES: usize = 64;
+const KV_LAYOUT: u64 = 11;
 
-/// Says the prompt again, a token at a time, and keeps every block for ever.
-struct Parrot {
+/// Says the prompt again, a token at a time, and keeps every block for ever. A block's bytes are its name, again and
+/// again, and nothing else is taken in.
+pub(crate) struct Parrot {
     key: HashKey,
     lanes: Arc<Lanes>,
     held: Mutex<BTreeSet<u128>>,
@@ -28,7 +31,8 @@ struct Parrot {
 
 impl Engine for Parrot {
     const IDENTITY: Identity = Identity { vendor: "test", name: "parrot", version: "1" };
-    const CAPS: u64 = caps::NAMESPACE | caps::KV_EVENTS | caps::CANONICAL_HASH | caps::PIN;
+    const CAPS: u64 =
+        caps::NAMESPACE | caps::KV_EVENTS | caps::CANONICAL_HASH | caps::PIN | caps::TRANSFER;
 
     fn create(config: &str, lanes: Arc<Lanes>, _: HostLog) -> Result<Self, EngineError> {
         let config: serde_json::Value = serde_json::from_str(config)
@@ -45,10 +49,10 @@ impl Engine for Parrot {
             context_tokens_max: 4_096,
             requests_max: 64,
             blocks_total: 1_024,
-            block_bytes: 64,
+            block_bytes: BLOCK_BYTES as u64,
             model: "parrot".into(),
             device: "cpu".into(),
-            kv_layout: 0,
+            kv_layout: KV_LAYOUT,
             ..Info::default()
         }
     }
@@ -107,6 +111,43 @@ impl Engine for Parrot {
         self.lanes.op(op_id, 0, 0);
         Ok(())
     }
+
+    fn kv_export(&self, mut export: Export) -> Result<(), EngineError> {
+        let wanted = export.blocks().to_vec();
+        let held = self.held.lock();
+        let known = wanted.iter().take_while(|block| held.contains(block));
+        let mut done = 0;
+        for (block, room) in known.zip(export.bytes_mut().chunks_mut(BLOCK_BYTES)) {
+            room.copy_from_slice(&content(*block));
+            done += 1;
+        }
+        export.end(&self.lanes, 0, done);
+        Ok(())
+    }
+
+    fn kv_import(&self, import: Import) -> Result<(), EngineError> {
+        let bytes = import.bytes().chunks(BLOCK_BYTES);
+        if import.blocks.iter().zip(bytes).any(|(block, bytes)| bytes != content(*block)) {
+            import.end(&self.lanes, Code::Internal.rc(), 0);
+            return Ok(());
+        }
+        self.held.lock().extend(&import.blocks);
+        self.lanes.kv(KvEvent::Stored {
+            namespace: import.namespace,
+            parent: import.parent,
+            blocks: import.blocks.clone(),
+            tier: 0,
+            snapshot: false,
+        });
+        let done = import.blocks.len() as u32;
+        import.end(&self.lanes, 0, done);
+        Ok(())
+    }
+}
+
+/// The bytes of a block.
+pub(crate) fn content(block: u128) -> [u8; BLOCK_BYTES] {
+    std::array::from_fn(|at| block.to_le_bytes()[at % 16])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ mod events;
 pub(crate) mod fake_control;
 pub(crate) mod fake_engine;
 mod fake_streams;
-mod hosted;
+pub(crate) mod hosted;
 mod pins;
 mod recompute;
 mod requests;
@@ -39,7 +39,7 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// A worker between its two fakes.
-struct Stage {
+pub(crate) struct Stage {
     control: FakeControl,
     opener: Arc<FakeOpener>,
     worker: WorkerHandle,
@@ -100,7 +100,7 @@ impl Stage {
         WorkerClient::new(channel.expect("an address"))
     }
 
-    fn request() -> v1::GenerateRequest {
+    pub(crate) fn request() -> v1::GenerateRequest {
         v1::GenerateRequest {
             namespace: Bytes::from_static(&[1; 16]),
             tokens: pack(&[1, 2, 3, 4, 5]),

@@ -1,0 +1,88 @@
+//! Blocks from one worker to another: what one has computed the other need not.
+//!
+//! The gateway names workers that hold more of a prompt than the one it chose. That one asks the best of them for
+//! what it lacks, has its engine take the blocks in, and only then starts the request, which hits them. Nothing
+//! depends on it: a source that is gone, slow or wrong costs a moment, and the rest of the prompt is computed. Bytes
+//! are checked as they come, and names are keyed hashes chained from the tenant's namespace, so that nobody can ask
+//! for blocks whose prompt he does not know.
+//!
+//! `serve` gives, `bring` takes.
+
+mod bring;
+mod serve;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mainstay_identity::{Identity, Role};
+use mainstay_proto::client::{Connector, channel, connector};
+use mainstay_types::SequenceHash;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tonic::Status;
+use tonic::transport::Channel;
+
+pub(crate) use bring::bring_in;
+pub(crate) use serve::export;
+
+/// Sources in one request.
+pub(crate) const SOURCES_MAX: usize = 8;
+/// Blocks in one request for them: a prompt of four million tokens in blocks of 16.
+const BLOCKS_MAX: usize = 1 << 18;
+/// Bytes of one message, as far as single blocks allow.
+const CHUNK_BYTES: usize = 4 << 20;
+/// Transfers that one worker serves, and takes, at once.
+const TRANSFERS_MAX: usize = 8;
+/// Fewer blocks than these are not worth the way.
+const BLOCKS_MIN: usize = 4;
+/// How long bringing in may hold a request up. What has come by then stays; the rest is computed.
+const BRING_MAX: Duration = Duration::from_secs(3);
+/// Channels to other workers that are kept.
+const PEERS_MAX: usize = 256;
+
+/// What a worker needs for transfers.
+pub(crate) struct Transfers {
+    connector: Connector,
+    peers: Mutex<HashMap<String, Channel>>,
+    serving: Arc<Semaphore>,
+    taking: Semaphore,
+}
+
+impl Transfers {
+    pub(crate) fn new(identity: Option<Identity>) -> Self {
+        let connector: Connector = match identity {
+            Some(identity) => connector(move |to| identity.channel(to, Role::Worker)),
+            None => Arc::new(channel),
+        };
+        Self {
+            connector,
+            peers: Mutex::default(),
+            serving: Arc::new(Semaphore::new(TRANSFERS_MAX)),
+            taking: Semaphore::new(TRANSFERS_MAX),
+        }
+    }
+
+    /// A channel to another worker, opened when it is first used.
+    fn peer(&self, address: &str) -> Result<Channel, Status> {
+        let mut peers = self.peers.lock();
+        if let Some(known) = peers.get(address) {
+            return Ok(known.clone());
+        }
+        let channel = (self.connector)(address)?;
+        // Addresses come and go with workers; to begin anew costs a connection each.
+        if peers.len() >= PEERS_MAX {
+            peers.clear();
+        }
+        peers.insert(address.to_owned(), channel.clone());
+        Ok(channel)
+    }
+}
+
+/// What proves a message's bytes, under the names that they came for.
+fn checksum(first: SequenceHash, content: &[u8]) -> u64 {
+    xxhash_rust::xxh3::xxh3_64_with_seed(content, first.0 as u64)
+}
+
+#[cfg(test)]
+mod tests;
