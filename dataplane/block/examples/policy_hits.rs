@@ -63,6 +63,8 @@ fn tool_of(who: u64, turn: u64) -> (&'static str, u64) {
     (name, around(median_ms, who, turn))
 }
 
+type Parts = Vec<(Class, Range<usize>)>;
+
 /// How blocks are kept.
 trait Cache {
     /// Serves a prompt with what it is made of; answers with how many leading blocks were there.
@@ -246,7 +248,8 @@ struct World {
     brought: u64,
 }
 
-fn prompt_of(who: u64, kind: Kind, turn: u64) -> (Vec<u128>, Vec<(Class, Range<usize>)>, usize) {
+/// The blocks of a turn, what they are, and how many of them somebody has had before.
+fn prompt_of(who: u64, kind: Kind, turn: u64) -> (Vec<u128>, Parts, usize) {
     let name = |group: u64, at: u64| u128::from(mixed(group)) << 64 | u128::from(at);
     let (system, first, more) = match kind {
         Kind::Agent => (Some(1), 60 + who % 40, 6),
