@@ -13,8 +13,8 @@
 //! Lines of one batch may reach the disk in part. All that is lost then is a claim that was not promised yet, or the
 //! freeing of a slot whose bytes are still whole.
 //!
-//! **When the disk is full or fails**: the file grows in steps, and what it could not get it does without
-//! ([`Health::Small`]). When the journal cannot be written, nothing is taken any more until a whole new one could
+//! **When the disk is full or fails**: the file grows in steps, leaves a reserve to others, and does without what
+//! it could not get ([`Health::Small`]). When the journal cannot be written, nothing is taken any more until a whole new one could
 //! be ([`Health::ReadOnly`]); what is there is served. Too many bad slots end writing for good ([`Health::Failing`]).
 //!
 //! Calls block on the disk; callers bring the threads, and thereby the depth of its queue.
@@ -43,8 +43,9 @@ use crate::{
 use device::{ALIGN_BYTES, Device, FileDevice};
 use journal::Journal;
 
-/// Bytes by which the file grows.
+/// Bytes by which the file grows, and the fewest by which it tries to when the disk has no more.
 const GROW_BYTES: u64 = 64 << 20;
+const GROW_LEAST_BYTES: u64 = 1 << 20;
 /// Blocks that may be written before those before them are committed.
 const UNCOMMITTED_MAX: usize = 4096;
 /// Buffers that are kept for the next call.
@@ -59,6 +60,8 @@ pub struct DiskSettings {
     pub folder: PathBuf,
     /// The most bytes of slots; the journal takes 1 KiB a slot besides.
     pub budget_bytes: u64,
+    /// Room that blocks leave to others on the same disk.
+    pub reserve_bytes: u64,
     /// After how many blocks they are committed, if nobody calls [`DiskTier::flush`] before.
     pub commit_blocks: u32,
     /// How long to wait before a disk that was full or failed is tried again.
@@ -71,7 +74,14 @@ impl DiskSettings {
     /// A folder and its budget, else what serves most.
     #[must_use]
     pub const fn new(folder: PathBuf, budget_bytes: u64) -> Self {
-        Self { folder, budget_bytes, commit_blocks: 64, retry_ms: 10_000, quarantined_max: 1024 }
+        Self {
+            folder,
+            budget_bytes,
+            reserve_bytes: 1 << 30,
+            commit_blocks: 64,
+            retry_ms: 10_000,
+            quarantined_max: 1024,
+        }
     }
 }
 
@@ -142,13 +152,13 @@ impl DiskTier {
         let lock = File::create(folder.join("lock"))
             .map_err(TierError::io("make the lock of the tier's folder"))?;
         lock.try_lock().map_err(|_| TierError::Locked)?;
-        let open = |name: &str, direct| -> Result<Box<dyn Device>, TierError> {
-            let device = FileDevice::open(&folder.join(name), direct)
+        let open = |name: &str, direct, reserve| -> Result<Box<dyn Device>, TierError> {
+            let device = FileDevice::open(&folder.join(name), direct, reserve)
                 .map_err(TierError::io("open a file of the tier"))?;
             Ok(Box::new(device))
         };
-        let data = open("blocks", true)?;
-        let journals = [open("journal-a", false)?, open("journal-b", false)?];
+        let data = open("blocks", true, settings.reserve_bytes)?;
+        let journals = [open("journal-a", false, 0)?, open("journal-b", false, 0)?];
         Self::with_devices(layout, settings, data, journals, Some(lock), now_ms)
     }
 

@@ -458,7 +458,10 @@ fn another_layout_or_budget_starts_with_what_fits() {
 #[test]
 fn a_folder_has_one_owner_and_keeps_its_blocks() {
     let folder = tempfile::tempdir().expect("a scratch folder");
-    let settings = DiskSettings::new(folder.path().join("tier"), 64 * SLOT_BYTES as u64);
+    let settings = DiskSettings {
+        reserve_bytes: 0,
+        ..DiskSettings::new(folder.path().join("tier"), 64 * SLOT_BYTES as u64)
+    };
     let tier = DiskTier::open(layout(), settings.clone(), 0).expect("opens");
     let second = DiskTier::open(layout(), settings.clone(), 0);
     assert!(matches!(second, Err(TierError::Locked)));
