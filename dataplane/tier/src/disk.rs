@@ -22,6 +22,7 @@
 mod commit;
 mod device;
 mod journal;
+mod read;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
@@ -46,6 +47,10 @@ use journal::Journal;
 /// Bytes by which the file grows, and the fewest by which it tries to when the disk has no more.
 const GROW_BYTES: u64 = 64 << 20;
 const GROW_LEAST_BYTES: u64 = 1 << 20;
+/// Bytes that one read takes, if blocks are smaller and lie beside each other.
+const RUN_BYTES: usize = 2 << 20;
+/// Bytes after which a commit comes by itself, where no number of blocks is set.
+const COMMIT_BYTES: usize = 64 << 20;
 /// Blocks that may be written before those before them are committed.
 const UNCOMMITTED_MAX: usize = 4096;
 /// Buffers that are kept for the next call.
@@ -62,7 +67,8 @@ pub struct DiskSettings {
     pub budget_bytes: u64,
     /// Room that blocks leave to others on the same disk.
     pub reserve_bytes: u64,
-    /// After how many blocks they are committed, if nobody calls [`DiskTier::flush`] before.
+    /// After how many blocks they are committed, if nobody calls [`DiskTier::flush`] before; 0 for as many as make
+    /// it worth the wait.
     pub commit_blocks: u32,
     /// How long to wait before a disk that was full or failed is tried again.
     pub retry_ms: u64,
@@ -78,7 +84,7 @@ impl DiskSettings {
             folder,
             budget_bytes,
             reserve_bytes: 1 << 30,
-            commit_blocks: 64,
+            commit_blocks: 0,
             retry_ms: 10_000,
             quarantined_max: 1024,
         }
@@ -115,8 +121,8 @@ struct Table {
     free: Vec<u32>,
     /// Slots that a line may claim, and whose freeing is not on the disk.
     leaving: Vec<u32>,
-    /// Slots whose blocks the next commit is to name; some may have gone since.
-    written: Vec<u32>,
+    /// Slots and their writes that the next commit is to name; some may have gone since.
+    written: Vec<(u32, u64)>,
     quarantined: Vec<u32>,
     /// How many of those, from the first on, the journal knows.
     quarantined_told: usize,
@@ -132,7 +138,10 @@ struct Table {
 pub struct DiskTier {
     layout: Layout,
     settings: DiskSettings,
+    commit_blocks: usize,
     slot_bytes: usize,
+    /// Slots that one read takes at most.
+    run_slots: usize,
     slots_max: u32,
     data: Box<dyn Device>,
     // Locked before the table, where both are, and while the disk is waited for; the table never is.
@@ -187,10 +196,16 @@ impl DiskTier {
         add(&figures.recovered, table.shelf.len() as u64);
         add(&figures.forgotten, table.forgotten);
         add(&figures.quarantined, table.quarantined.len() as u64);
+        let commit_blocks = match settings.commit_blocks {
+            0 => (COMMIT_BYTES / slot_bytes).clamp(16, UNCOMMITTED_MAX / 4),
+            given => given as usize,
+        };
         let tier = Self {
             layout,
             settings,
+            commit_blocks,
             slot_bytes,
+            run_slots: (RUN_BYTES / slot_bytes).clamp(1, slots_max as usize),
             slots_max,
             data,
             journal: Mutex::new(journal),
@@ -270,7 +285,8 @@ impl DiskTier {
             }
         };
         let mut buffer = self.buffer();
-        let (payload, rest) = buffer.split_at_mut(record.payload.len());
+        let slot_bytes = &mut buffer[..self.slot_bytes];
+        let (payload, rest) = slot_bytes.split_at_mut(record.payload.len());
         let sum = copy_summed(record.payload, payload);
         let mut header = Header::of_slot(Kind::Block, slot);
         header.key = record.key;
@@ -287,7 +303,7 @@ impl DiskTier {
             self.take_back(slot, None, now_ms);
             Put::Refused(Refusal::Broken)
         } else {
-            match self.data.write_at(&buffer, self.offset(slot)) {
+            match self.data.write_at(&buffer[..self.slot_bytes], self.offset(slot)) {
                 Ok(()) => self.publish(slot, sum, now_ms),
                 Err(error) => {
                     self.take_back(slot, Some(&error), now_ms);
@@ -305,14 +321,15 @@ impl DiskTier {
         let mark = &mut table.marks[slot as usize];
         mark.sum = sum;
         mark.dirty = true;
-        table.written.push(slot);
+        let generation = mark.generation;
+        table.written.push((slot, generation));
         let waiting = table.written.len();
         drop(table);
         count(&self.figures.stored);
         add(&self.figures.written_bytes, self.slot_bytes as u64);
         if waiting >= UNCOMMITTED_MAX {
             self.flush(now_ms);
-        } else if waiting >= self.settings.commit_blocks as usize
+        } else if waiting >= self.commit_blocks
             && let Some(mut journal) = self.journal.try_lock()
         {
             self.commit(&mut journal, now_ms);
@@ -323,48 +340,11 @@ impl DiskTier {
     /// Reads a block into `into`, which must have the layout's length.
     pub fn get(&self, key: &BlockKey, into: &mut [u8], now_ms: u64) -> Result<Get, TierError> {
         self.check(key, into.len())?;
-        let found = {
-            let mut table = self.table.lock();
-            let found = table.shelf.find(key);
-            if let Some(slot) = found {
-                table.shelf.touch(slot);
-                table.shelf.hold(slot);
-            }
-            found.map(|slot| (slot, table.marks[slot as usize].generation))
-        };
-        let Some((slot, generation)) = found else {
+        let Some(place) = self.table.lock().take_hold(key) else {
             count(&self.figures.misses);
             return Ok(Get::Miss);
         };
-        let mut buffer = self.buffer();
-        let read = self.data.read_at(&mut buffer, self.offset(slot));
-        let whole = match &read {
-            Ok(()) => self.is_whole(key, slot, generation, &buffer, into),
-            Err(_) => None,
-        };
-        self.give_buffer(buffer);
-        let mut table = self.table.lock();
-        let still = table.shelf.key_of(slot) == Some(key)
-            && table.marks[slot as usize].generation == generation;
-        if still {
-            table.shelf.unhold(slot);
-        }
-        if let Some(held) = whole {
-            let retention = table.shelf.retention_of(slot).filter(|_| still);
-            count(&self.figures.hits);
-            add(&self.figures.read_bytes, into.len() as u64);
-            return Ok(Get::Hit(Held { retention: retention.unwrap_or(held.retention), ..held }));
-        }
-        // A slot that went to another block meanwhile says nothing about this one.
-        if !still {
-            count(&self.figures.misses);
-            return Ok(Get::Miss);
-        }
-        count(if read.is_err() { &self.figures.faults } else { &self.figures.bad_sums });
-        self.quarantine(&mut table, slot);
-        drop(table);
-        self.flush(now_ms);
-        Ok(Get::Bad)
+        Ok(self.read_one(key, place, into, now_ms))
     }
 
     /// Says anew how much a block is wanted; `false` if it is not here.
@@ -404,25 +384,6 @@ impl DiskTier {
         Ok(())
     }
 
-    /// Whether a slot's bytes are what they should be; if so they are in `into` then.
-    fn is_whole(
-        &self,
-        key: &BlockKey,
-        slot: u32,
-        generation: u64,
-        bytes: &[u8],
-        into: &mut [u8],
-    ) -> Option<Held> {
-        let header = Header::decode(&bytes[bytes.len() - HEADER_BYTES..])?;
-        let meant = header.kind == Kind::Block
-            && header.key == *key
-            && header.slot == slot
-            && header.generation == generation
-            && header.length as usize == into.len();
-        let sum = copy_summed(bytes.get(..into.len())?, into);
-        (meant && sum == header.sum).then(|| header.held())
-    }
-
     fn offset(&self, slot: u32) -> u64 {
         u64::from(slot) * self.slot_bytes as u64
     }
@@ -430,8 +391,9 @@ impl DiskTier {
     fn buffer(&self) -> Buffer {
         let kept = self.buffers.lock().pop();
         kept.unwrap_or_else(|| {
-            let mut fresh = Buffer::with_capacity(ALIGN_BYTES, self.slot_bytes);
-            fresh.resize(self.slot_bytes, 0);
+            let bytes = self.slot_bytes * self.run_slots;
+            let mut fresh = Buffer::with_capacity(ALIGN_BYTES, bytes);
+            fresh.resize(bytes, 0);
             fresh
         })
     }

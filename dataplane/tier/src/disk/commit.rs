@@ -77,7 +77,8 @@ impl Table {
         let mark = &mut self.marks[slot as usize];
         if !mark.dirty {
             mark.dirty = true;
-            self.written.push(slot);
+            let generation = mark.generation;
+            self.written.push((slot, generation));
         }
     }
 
@@ -336,8 +337,9 @@ impl Table {
     /// All that the journal is to be told, taken so that it is told once.
     fn batch(&mut self) -> Batch {
         let mut lines = Vec::new();
-        for slot in std::mem::take(&mut self.written) {
-            if std::mem::take(&mut self.marks[slot as usize].dirty) {
+        for (slot, generation) in std::mem::take(&mut self.written) {
+            let mark = &mut self.marks[slot as usize];
+            if mark.generation == generation && std::mem::take(&mut mark.dirty) {
                 lines.extend(self.line(slot));
             }
         }

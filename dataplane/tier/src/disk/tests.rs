@@ -115,7 +115,17 @@ fn life(tier: &DiskTier, disk: &Disk, random: &mut impl FnMut() -> u64) -> HashS
                     now_ms,
                 );
             }
-            2..5 => {
+            2 => {
+                let keys: Vec<BlockKey> = (number..number + 4).map(key).collect();
+                let mut into = vec![0; 4 * BLOCK_BYTES as usize];
+                let told = tier.get_run(&keys, &mut into, now_ms).expect("the call is right");
+                for (key, bytes) in
+                    keys.iter().zip(into.chunks(BLOCK_BYTES as usize)).take(told.len())
+                {
+                    assert_eq!(bytes, payload(key.hash.0), "{key:?} is wrong");
+                }
+            }
+            3..5 => {
                 // What is there may be read in between, whatever the power does to writes.
                 let _ = get(tier, number);
             }
@@ -355,6 +365,41 @@ fn a_flip_anywhere_in_the_journal_makes_nothing_up() {
         assert!(tier.flush(0));
     }
     assert!(forgotten > 0);
+}
+
+#[test]
+fn a_chain_is_read_up_to_its_first_hole() {
+    let disk = Disk::new();
+    let tier = disk.open(24);
+    for number in 0..20 {
+        assert_eq!(put(&tier, number, 0), Put::Stored);
+    }
+    let keys: Vec<BlockKey> = (0..20).map(key).collect();
+    let mut into = vec![0; 20 * BLOCK_BYTES as usize];
+    let mut run = |keys: &[BlockKey]| {
+        let into = &mut into[..keys.len() * BLOCK_BYTES as usize];
+        let told = tier.get_run(keys, into, 0).expect("the call is right");
+        for ((key, held), bytes) in keys.iter().zip(&told).zip(into.chunks(BLOCK_BYTES as usize)) {
+            assert_eq!(bytes, payload(key.hash.0));
+            assert_eq!(held.sum, crate::sum(bytes));
+        }
+        told.len()
+    };
+    assert_eq!(run(&keys), 20);
+    // Out of order on the disk, and with one that is not there.
+    let mixed: Vec<BlockKey> = [3, 4, 9, 8, 7, 0, 77, 1].map(key).to_vec();
+    assert_eq!(run(&mixed), 6);
+    assert_eq!(run(&[]), 0);
+    disk.data.flip(12 * SLOT_BYTES + 100, 1);
+    assert_eq!(run(&keys), 12, "what is before the broken one is whole");
+    assert_eq!(run(&keys), 12);
+    assert_eq!(tier.figures().view().quarantined, 1);
+    // Nobody holds what was behind it: all of it can go.
+    let high = kept(90);
+    for number in 100..123 {
+        assert_eq!(put_kept(&tier, number, high, 0), Put::Stored);
+    }
+    assert!(tier.get_run(&keys, &mut [0; 3], 0).is_err());
 }
 
 #[test]
