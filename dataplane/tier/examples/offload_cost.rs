@@ -213,7 +213,8 @@ impl Run {
 fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let number = |at: usize, default: u64| words.get(at).map_or(Ok(default), |word| word.parse());
-    let (host_blocks, disk_blocks, strangers) = (number(0, 20_000)?, number(1, 200_000)?, number(2, 3)?);
+    let (host_blocks, disk_blocks, strangers) =
+        (number(0, 20_000)?, number(1, 200_000)?, number(2, 3)?);
     let (most, at_once) = (number(4, 60)? as usize, number(5, 16)? as usize);
     let sessions = match words.get(3) {
         Some(folder) => recorded(Path::new(folder), most)?,
@@ -221,7 +222,10 @@ fn main() -> anyhow::Result<()> {
     };
     let requests = in_order(sessions, at_once);
     let asked: u64 = requests.iter().map(|request| request.blocks.len() as u64).sum();
-    println!("{} requests of agents, {asked} blocks; memory {host_blocks}, disk {disk_blocks}, {strangers} blocks of strangers for each new one", requests.len());
+    println!(
+        "{} requests of agents, {asked} blocks; memory {host_blocks}, disk {disk_blocks}, {strangers} blocks of strangers for each new one",
+        requests.len()
+    );
     for (name, policy) in [
         ("write-through", Policy::Through),
         ("all that leaves", Policy::Leaving),
@@ -245,7 +249,11 @@ fn main() -> anyhow::Result<()> {
                 run.end(request.session, &known.remove(&request.session).unwrap_or_default());
             }
         }
-        println!("{name:<16} {:>9} writes, {:.2} % of the agents' blocks hit", run.writes, 100.0 * hits as f64 / asked as f64);
+        println!(
+            "{name:<16} {:>9} writes, {:.2} % of the agents' blocks hit",
+            run.writes,
+            100.0 * hits as f64 / asked as f64
+        );
     }
     Ok(())
 }

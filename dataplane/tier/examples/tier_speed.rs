@@ -150,10 +150,14 @@ fn disk(folder: &Path, layout: Layout, shape: Shape) -> anyhow::Result<[f64; 2]>
         Ok(())
     })?;
     let read = timed(shape, |share| {
-        let mut into = vec![0; shape.block_bytes];
-        for number in share {
-            let got = tier.get(&key(&layout, number), &mut into, 0)?;
-            ensure!(matches!(got, Get::Hit(_)), "block {number}: {got:?}");
+        // As of a prompt: its blocks are asked for together, large ones one by one.
+        let run = (RAW_BYTES / shape.block_bytes).max(1) as u64;
+        let mut into = vec![0; shape.block_bytes * run as usize];
+        for first in share.clone().step_by(run as usize) {
+            let keys: Vec<BlockKey> =
+                (first..(first + run).min(share.end)).map(|n| key(&layout, n)).collect();
+            let told = tier.get_run(&keys, &mut into[..keys.len() * shape.block_bytes], 0)?;
+            ensure!(told.len() == keys.len(), "block {first}: {} of {}", told.len(), keys.len());
         }
         Ok(())
     })?;

@@ -13,8 +13,8 @@
 //! Lines of one batch may reach the disk in part. All that is lost then is a claim that was not promised yet, or the
 //! freeing of a slot whose bytes are still whole.
 //!
-//! **When the disk is full or fails**: the file grows in steps, and what it could not get it does without
-//! ([`Health::Small`]). When the journal cannot be written, nothing is taken any more until a whole new one could
+//! **When the disk is full or fails**: the file grows in steps, leaves a reserve to others, and does without what
+//! it could not get ([`Health::Small`]). When the journal cannot be written, nothing is taken any more until a whole new one could
 //! be ([`Health::ReadOnly`]); what is there is served. Too many bad slots end writing for good ([`Health::Failing`]).
 //!
 //! Calls block on the disk; callers bring the threads, and thereby the depth of its queue.
@@ -22,6 +22,7 @@
 mod commit;
 mod device;
 mod journal;
+mod read;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
@@ -43,8 +44,13 @@ use crate::{
 use device::{ALIGN_BYTES, Device, FileDevice};
 use journal::Journal;
 
-/// Bytes by which the file grows.
+/// Bytes by which the file grows, and the fewest by which it tries to when the disk has no more.
 const GROW_BYTES: u64 = 64 << 20;
+const GROW_LEAST_BYTES: u64 = 1 << 20;
+/// Bytes that one read takes, if blocks are smaller and lie beside each other.
+const RUN_BYTES: usize = 2 << 20;
+/// Bytes after which a commit comes by itself, where no number of blocks is set.
+const COMMIT_BYTES: usize = 64 << 20;
 /// Blocks that may be written before those before them are committed.
 const UNCOMMITTED_MAX: usize = 4096;
 /// Buffers that are kept for the next call.
@@ -59,7 +65,10 @@ pub struct DiskSettings {
     pub folder: PathBuf,
     /// The most bytes of slots; the journal takes 1 KiB a slot besides.
     pub budget_bytes: u64,
-    /// After how many blocks they are committed, if nobody calls [`DiskTier::flush`] before.
+    /// Room that blocks leave to others on the same disk.
+    pub reserve_bytes: u64,
+    /// After how many blocks they are committed, if nobody calls [`DiskTier::flush`] before; 0 for as many as make
+    /// it worth the wait.
     pub commit_blocks: u32,
     /// How long to wait before a disk that was full or failed is tried again.
     pub retry_ms: u64,
@@ -71,7 +80,14 @@ impl DiskSettings {
     /// A folder and its budget, else what serves most.
     #[must_use]
     pub const fn new(folder: PathBuf, budget_bytes: u64) -> Self {
-        Self { folder, budget_bytes, commit_blocks: 64, retry_ms: 10_000, quarantined_max: 1024 }
+        Self {
+            folder,
+            budget_bytes,
+            reserve_bytes: 1 << 30,
+            commit_blocks: 0,
+            retry_ms: 10_000,
+            quarantined_max: 1024,
+        }
     }
 }
 
@@ -105,8 +121,8 @@ struct Table {
     free: Vec<u32>,
     /// Slots that a line may claim, and whose freeing is not on the disk.
     leaving: Vec<u32>,
-    /// Slots whose blocks the next commit is to name; some may have gone since.
-    written: Vec<u32>,
+    /// Slots and their writes that the next commit is to name; some may have gone since.
+    written: Vec<(u32, u64)>,
     quarantined: Vec<u32>,
     /// How many of those, from the first on, the journal knows.
     quarantined_told: usize,
@@ -122,7 +138,10 @@ struct Table {
 pub struct DiskTier {
     layout: Layout,
     settings: DiskSettings,
+    commit_blocks: usize,
     slot_bytes: usize,
+    /// Slots that one read takes at most.
+    run_slots: usize,
     slots_max: u32,
     data: Box<dyn Device>,
     // Locked before the table, where both are, and while the disk is waited for; the table never is.
@@ -142,13 +161,13 @@ impl DiskTier {
         let lock = File::create(folder.join("lock"))
             .map_err(TierError::io("make the lock of the tier's folder"))?;
         lock.try_lock().map_err(|_| TierError::Locked)?;
-        let open = |name: &str, direct| -> Result<Box<dyn Device>, TierError> {
-            let device = FileDevice::open(&folder.join(name), direct)
+        let open = |name: &str, direct, reserve| -> Result<Box<dyn Device>, TierError> {
+            let device = FileDevice::open(&folder.join(name), direct, reserve)
                 .map_err(TierError::io("open a file of the tier"))?;
             Ok(Box::new(device))
         };
-        let data = open("blocks", true)?;
-        let journals = [open("journal-a", false)?, open("journal-b", false)?];
+        let data = open("blocks", true, settings.reserve_bytes)?;
+        let journals = [open("journal-a", false, 0)?, open("journal-b", false, 0)?];
         Self::with_devices(layout, settings, data, journals, Some(lock), now_ms)
     }
 
@@ -177,10 +196,16 @@ impl DiskTier {
         add(&figures.recovered, table.shelf.len() as u64);
         add(&figures.forgotten, table.forgotten);
         add(&figures.quarantined, table.quarantined.len() as u64);
+        let commit_blocks = match settings.commit_blocks {
+            0 => (COMMIT_BYTES / slot_bytes).clamp(16, UNCOMMITTED_MAX / 4),
+            given => given as usize,
+        };
         let tier = Self {
             layout,
             settings,
+            commit_blocks,
             slot_bytes,
+            run_slots: (RUN_BYTES / slot_bytes).clamp(1, slots_max as usize),
             slots_max,
             data,
             journal: Mutex::new(journal),
@@ -260,7 +285,8 @@ impl DiskTier {
             }
         };
         let mut buffer = self.buffer();
-        let (payload, rest) = buffer.split_at_mut(record.payload.len());
+        let slot_bytes = &mut buffer[..self.slot_bytes];
+        let (payload, rest) = slot_bytes.split_at_mut(record.payload.len());
         let sum = copy_summed(record.payload, payload);
         let mut header = Header::of_slot(Kind::Block, slot);
         header.key = record.key;
@@ -277,7 +303,7 @@ impl DiskTier {
             self.take_back(slot, None, now_ms);
             Put::Refused(Refusal::Broken)
         } else {
-            match self.data.write_at(&buffer, self.offset(slot)) {
+            match self.data.write_at(&buffer[..self.slot_bytes], self.offset(slot)) {
                 Ok(()) => self.publish(slot, sum, now_ms),
                 Err(error) => {
                     self.take_back(slot, Some(&error), now_ms);
@@ -295,14 +321,15 @@ impl DiskTier {
         let mark = &mut table.marks[slot as usize];
         mark.sum = sum;
         mark.dirty = true;
-        table.written.push(slot);
+        let generation = mark.generation;
+        table.written.push((slot, generation));
         let waiting = table.written.len();
         drop(table);
         count(&self.figures.stored);
         add(&self.figures.written_bytes, self.slot_bytes as u64);
         if waiting >= UNCOMMITTED_MAX {
             self.flush(now_ms);
-        } else if waiting >= self.settings.commit_blocks as usize
+        } else if waiting >= self.commit_blocks
             && let Some(mut journal) = self.journal.try_lock()
         {
             self.commit(&mut journal, now_ms);
@@ -313,48 +340,11 @@ impl DiskTier {
     /// Reads a block into `into`, which must have the layout's length.
     pub fn get(&self, key: &BlockKey, into: &mut [u8], now_ms: u64) -> Result<Get, TierError> {
         self.check(key, into.len())?;
-        let found = {
-            let mut table = self.table.lock();
-            let found = table.shelf.find(key);
-            if let Some(slot) = found {
-                table.shelf.touch(slot);
-                table.shelf.hold(slot);
-            }
-            found.map(|slot| (slot, table.marks[slot as usize].generation))
-        };
-        let Some((slot, generation)) = found else {
+        let Some(place) = self.table.lock().take_hold(key) else {
             count(&self.figures.misses);
             return Ok(Get::Miss);
         };
-        let mut buffer = self.buffer();
-        let read = self.data.read_at(&mut buffer, self.offset(slot));
-        let whole = match &read {
-            Ok(()) => self.is_whole(key, slot, generation, &buffer, into),
-            Err(_) => None,
-        };
-        self.give_buffer(buffer);
-        let mut table = self.table.lock();
-        let still = table.shelf.key_of(slot) == Some(key)
-            && table.marks[slot as usize].generation == generation;
-        if still {
-            table.shelf.unhold(slot);
-        }
-        if let Some(held) = whole {
-            let retention = table.shelf.retention_of(slot).filter(|_| still);
-            count(&self.figures.hits);
-            add(&self.figures.read_bytes, into.len() as u64);
-            return Ok(Get::Hit(Held { retention: retention.unwrap_or(held.retention), ..held }));
-        }
-        // A slot that went to another block meanwhile says nothing about this one.
-        if !still {
-            count(&self.figures.misses);
-            return Ok(Get::Miss);
-        }
-        count(if read.is_err() { &self.figures.faults } else { &self.figures.bad_sums });
-        self.quarantine(&mut table, slot);
-        drop(table);
-        self.flush(now_ms);
-        Ok(Get::Bad)
+        Ok(self.read_one(key, place, into, now_ms))
     }
 
     /// Says anew how much a block is wanted; `false` if it is not here.
@@ -394,25 +384,6 @@ impl DiskTier {
         Ok(())
     }
 
-    /// Whether a slot's bytes are what they should be; if so they are in `into` then.
-    fn is_whole(
-        &self,
-        key: &BlockKey,
-        slot: u32,
-        generation: u64,
-        bytes: &[u8],
-        into: &mut [u8],
-    ) -> Option<Held> {
-        let header = Header::decode(&bytes[bytes.len() - HEADER_BYTES..])?;
-        let meant = header.kind == Kind::Block
-            && header.key == *key
-            && header.slot == slot
-            && header.generation == generation
-            && header.length as usize == into.len();
-        let sum = copy_summed(bytes.get(..into.len())?, into);
-        (meant && sum == header.sum).then(|| header.held())
-    }
-
     fn offset(&self, slot: u32) -> u64 {
         u64::from(slot) * self.slot_bytes as u64
     }
@@ -420,8 +391,9 @@ impl DiskTier {
     fn buffer(&self) -> Buffer {
         let kept = self.buffers.lock().pop();
         kept.unwrap_or_else(|| {
-            let mut fresh = Buffer::with_capacity(ALIGN_BYTES, self.slot_bytes);
-            fresh.resize(self.slot_bytes, 0);
+            let bytes = self.slot_bytes * self.run_slots;
+            let mut fresh = Buffer::with_capacity(ALIGN_BYTES, bytes);
+            fresh.resize(bytes, 0);
             fresh
         })
     }

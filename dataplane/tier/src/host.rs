@@ -262,11 +262,7 @@ impl HostTier {
         }
     }
 
-    fn reserve(
-        &self,
-        record: &Record<'_>,
-        now_ms: u64,
-    ) -> Result<(u32, Option<Leaving>), Put> {
+    fn reserve(&self, record: &Record<'_>, now_ms: u64) -> Result<(u32, Option<Leaving>), Put> {
         let mut table = self.table.lock();
         table.shelf.expire(now_ms);
         if let Some(slot) = table.shelf.find(&record.key) {

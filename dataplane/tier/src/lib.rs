@@ -32,10 +32,10 @@ pub use error::TierError;
 pub use figures::{Figures, FiguresView};
 pub use filter::{Filter, FilterSettings, Skip, Touch, Verdict};
 pub use host::{HostSettings, HostTier, Leaving};
-pub use stack::{Found, Stack, StackSettings};
 pub use key::{BlockKey, Layout, LayoutId};
 pub use record::{Get, Held, Put, Record, Refusal, Retention};
 pub use remote::{Fetch, Loaded, PACK_BLOCKS_MAX, RemoteSettings, RemoteTier};
+pub use stack::{Found, Stack, StackSettings};
 pub use sum::{SUM_PIECE_BYTES, copy_summed, sum};
 
 /// The most slots of a tier; the room of its tables is bounded by it.

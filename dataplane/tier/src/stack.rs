@@ -214,7 +214,8 @@ impl Stack {
         buffer.extend_from_slice(bytes);
         *self.shared.queued.lock() += 1;
         let job = Job { leaving: *leaving, bytes: buffer, now_ms };
-        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = queue.try_send(job) {
+        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = queue.try_send(job)
+        {
             count(&self.shared.figures.refused);
             self.shared.done(job.bytes);
         }

@@ -33,6 +33,7 @@ fn payload(number: u64) -> Vec<u8> {
 fn open(folder: &Path) -> DiskTier {
     let settings = DiskSettings {
         commit_blocks: 8,
+        reserve_bytes: 0,
         ..DiskSettings::new(folder.to_owned(), SLOTS * SLOT_BYTES)
     };
     DiskTier::open(layout(), settings, 0).expect("opens")
@@ -101,6 +102,7 @@ fn child_of_kills() {
     let seed: u64 = seed.parse().expect("a number");
     println!("going");
     let tier = open(&PathBuf::from(folder));
+    println!("opened");
     if seed.is_multiple_of(2) { grow(&tier, random_from(seed)) } else { churn(&tier, seed) }
 }
 
@@ -115,7 +117,9 @@ fn life(folder: &Path, seed: u64, after: Duration) -> u64 {
         .expect("the child starts");
     let mut said = BufReader::new(child.stdout.take().expect("piped"));
     let mut line = String::new();
-    while !line.contains("going") {
+    // Half of the kills may come while it opens.
+    let sign = if seed % 4 < 2 { "going" } else { "opened" };
+    while !line.contains(sign) {
         line.clear();
         assert!(said.read_line(&mut line).expect("readable") > 0, "the child said nothing");
     }
@@ -136,10 +140,11 @@ fn a_kill_at_any_moment_makes_no_block_wrong_and_none_up() {
     let folders = ["grown", "churned"].map(|name| scratch.path().join(name));
     let mut random = random_from(3);
     let (mut claimed, mut promised) = (0, 0);
+    let mut most_us = 25_000;
     let mut into = vec![0; BLOCK_BYTES as usize];
     for seed in 0..kills {
         let folder = &folders[(seed % 2) as usize];
-        let after = Duration::from_micros(random() % 25_000);
+        let after = Duration::from_micros(random() % most_us);
         let first = life(folder, seed, after);
         let tier = open(folder);
         assert_eq!(tier.health(), Health::Good);
@@ -151,6 +156,10 @@ fn a_kill_at_any_moment_makes_no_block_wrong_and_none_up() {
         }
         for number in 0..first {
             assert!(tier.has(&key(number)), "kill {seed}: {number} was promised");
+        }
+        // On a slow disk lives must be longer for anything to come of them.
+        if seed % 4 == 2 && first == 0 {
+            most_us = (most_us * 2).min(1_000_000);
         }
         claimed += here.len();
         promised += first;

@@ -5,7 +5,7 @@ use std::io;
 use parking_lot::MutexGuard;
 
 use super::journal::{Journal, Recovered};
-use super::{DiskTier, GROW_BYTES, Health, Mark, Table};
+use super::{DiskTier, GROW_BYTES, GROW_LEAST_BYTES, Health, Mark, Table};
 use crate::figures::{add, count};
 use crate::record::{Header, Kind};
 use crate::shelf::Shelf;
@@ -77,7 +77,8 @@ impl Table {
         let mark = &mut self.marks[slot as usize];
         if !mark.dirty {
             mark.dirty = true;
-            self.written.push(slot);
+            let generation = mark.generation;
+            self.written.push((slot, generation));
         }
     }
 
@@ -180,9 +181,17 @@ impl DiskTier {
         if grown >= self.slots_max || waits {
             return false;
         }
-        let step = u32::try_from((GROW_BYTES / self.slot_bytes as u64).max(1)).unwrap_or(u32::MAX);
-        let slots = grown.saturating_add(step).min(self.slots_max);
-        let taken = self.data.allocate(self.offset(slots));
+        let slots_of = |bytes: u64| {
+            let step = u32::try_from((bytes / self.slot_bytes as u64).max(1)).unwrap_or(u32::MAX);
+            grown.saturating_add(step).min(self.slots_max)
+        };
+        let mut bytes = GROW_BYTES;
+        let mut taken = self.data.allocate(self.offset(slots_of(bytes)));
+        while taken.is_err() && bytes > GROW_LEAST_BYTES {
+            bytes /= 2;
+            taken = self.data.allocate(self.offset(slots_of(bytes)));
+        }
+        let slots = slots_of(bytes);
         let mut table = self.table.lock();
         match taken {
             Ok(()) => table.grow_to(slots),
@@ -328,8 +337,9 @@ impl Table {
     /// All that the journal is to be told, taken so that it is told once.
     fn batch(&mut self) -> Batch {
         let mut lines = Vec::new();
-        for slot in std::mem::take(&mut self.written) {
-            if std::mem::take(&mut self.marks[slot as usize].dirty) {
+        for (slot, generation) in std::mem::take(&mut self.written) {
+            let mark = &mut self.marks[slot as usize];
+            if mark.generation == generation && std::mem::take(&mut mark.dirty) {
                 lines.extend(self.line(slot));
             }
         }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fstatvfs};
 use rustix::io::Errno;
 
 /// What direct I/O wants offsets, lengths and memory to be multiples of.
@@ -32,24 +32,26 @@ pub(crate) trait Device: Send + Sync {
 #[derive(Debug)]
 pub(crate) struct FileDevice {
     file: File,
+    /// Room of the disk that is left to others.
+    reserve_bytes: u64,
 }
 
 impl FileDevice {
     /// Opens or makes a file; `direct` goes past the page cache where the file system can.
-    pub(crate) fn open(path: &Path, direct: bool) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, direct: bool, reserve_bytes: u64) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         if direct {
             let mut past_cache = options.clone();
             past_cache.custom_flags(OFlags::DIRECT.bits().cast_signed());
             match past_cache.open(path) {
-                Ok(file) => return Ok(Self { file }),
+                Ok(file) => return Ok(Self { file, reserve_bytes }),
                 // Some file systems have no such thing; the page cache is slower, not wrong.
                 Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self { file: options.open(path)? })
+        Ok(Self { file: options.open(path)?, reserve_bytes })
     }
 }
 
@@ -70,6 +72,11 @@ impl Device for FileDevice {
         let have = self.file.metadata()?.len();
         if bytes <= have {
             return Ok(());
+        }
+        let disk = fstatvfs(&self.file)?;
+        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free_bytes < (bytes - have).saturating_add(self.reserve_bytes) {
+            return Err(io::ErrorKind::StorageFull.into());
         }
         match fallocate(&self.file, FallocateFlags::empty(), have, bytes - have) {
             Ok(()) => Ok(()),

@@ -116,8 +116,11 @@ impl Journal {
         // has succeeded, the old file, whose epoch is another, gets no more lines.
         self.epoch = epoch;
         self.lines = self.lines_max;
+        // Both have their room before either is needed: a journal that must be rewritten on a full disk can be.
+        for device in &self.devices {
+            device.allocate(self.lines_max * LINE_BYTES)?;
+        }
         let device = self.devices[other].as_ref();
-        device.allocate(self.lines_max * LINE_BYTES)?;
         write_lines(device, epoch, 1, 1, lines)?;
         device.sync()?;
         let mut first = Header::of_slot(Kind::Opening, 0);

@@ -115,7 +115,17 @@ fn life(tier: &DiskTier, disk: &Disk, random: &mut impl FnMut() -> u64) -> HashS
                     now_ms,
                 );
             }
-            2..5 => {
+            2 => {
+                let keys: Vec<BlockKey> = (number..number + 4).map(key).collect();
+                let mut into = vec![0; 4 * BLOCK_BYTES as usize];
+                let told = tier.get_run(&keys, &mut into, now_ms).expect("the call is right");
+                for (key, bytes) in
+                    keys.iter().zip(into.chunks(BLOCK_BYTES as usize)).take(told.len())
+                {
+                    assert_eq!(bytes, payload(key.hash.0), "{key:?} is wrong");
+                }
+            }
+            3..5 => {
                 // What is there may be read in between, whatever the power does to writes.
                 let _ = get(tier, number);
             }
@@ -358,6 +368,41 @@ fn a_flip_anywhere_in_the_journal_makes_nothing_up() {
 }
 
 #[test]
+fn a_chain_is_read_up_to_its_first_hole() {
+    let disk = Disk::new();
+    let tier = disk.open(24);
+    for number in 0..20 {
+        assert_eq!(put(&tier, number, 0), Put::Stored);
+    }
+    let keys: Vec<BlockKey> = (0..20).map(key).collect();
+    let mut into = vec![0; 20 * BLOCK_BYTES as usize];
+    let mut run = |keys: &[BlockKey]| {
+        let into = &mut into[..keys.len() * BLOCK_BYTES as usize];
+        let told = tier.get_run(keys, into, 0).expect("the call is right");
+        for ((key, held), bytes) in keys.iter().zip(&told).zip(into.chunks(BLOCK_BYTES as usize)) {
+            assert_eq!(bytes, payload(key.hash.0));
+            assert_eq!(held.sum, crate::sum(bytes));
+        }
+        told.len()
+    };
+    assert_eq!(run(&keys), 20);
+    // Out of order on the disk, and with one that is not there.
+    let mixed: Vec<BlockKey> = [3, 4, 9, 8, 7, 0, 77, 1].map(key).to_vec();
+    assert_eq!(run(&mixed), 6);
+    assert_eq!(run(&[]), 0);
+    disk.data.flip(12 * SLOT_BYTES + 100, 1);
+    assert_eq!(run(&keys), 12, "what is before the broken one is whole");
+    assert_eq!(run(&keys), 12);
+    assert_eq!(tier.figures().view().quarantined, 1);
+    // Nobody holds what was behind it: all of it can go.
+    let high = kept(90);
+    for number in 100..123 {
+        assert_eq!(put_kept(&tier, number, high, 0), Put::Stored);
+    }
+    assert!(tier.get_run(&keys, &mut [0; 3], 0).is_err());
+}
+
+#[test]
 fn a_full_disk_makes_it_small_and_room_makes_it_whole() {
     let disk = Disk::new();
     disk.data.set_room(Some(0));
@@ -458,7 +503,10 @@ fn another_layout_or_budget_starts_with_what_fits() {
 #[test]
 fn a_folder_has_one_owner_and_keeps_its_blocks() {
     let folder = tempfile::tempdir().expect("a scratch folder");
-    let settings = DiskSettings::new(folder.path().join("tier"), 64 * SLOT_BYTES as u64);
+    let settings = DiskSettings {
+        reserve_bytes: 0,
+        ..DiskSettings::new(folder.path().join("tier"), 64 * SLOT_BYTES as u64)
+    };
     let tier = DiskTier::open(layout(), settings.clone(), 0).expect("opens");
     let second = DiskTier::open(layout(), settings.clone(), 0);
     assert!(matches!(second, Err(TierError::Locked)));

@@ -22,7 +22,8 @@ fn payload(number: u128) -> Vec<u8> {
 fn stack(folder: &std::path::Path, blocks: u64, filter: FilterSettings) -> Stack {
     let settings = HostSettings { budget_bytes: blocks * 8192, check_reads: false };
     let host = Arc::new(HostTier::new(layout(), settings).expect("opens"));
-    let settings = DiskSettings::new(folder.to_owned(), 64 * 8192);
+    let settings =
+        DiskSettings { reserve_bytes: 0, ..DiskSettings::new(folder.to_owned(), 64 * 8192) };
     let disk = Arc::new(DiskTier::open(layout(), settings, 0).expect("opens"));
     let settings = StackSettings { filter, ..StackSettings::default() };
     Stack::new(host, disk, settings).expect("fits")
@@ -118,12 +119,17 @@ fn an_orderly_end_keeps_what_memory_held() {
 fn a_crowd_is_served_right_while_writers_lag() {
     let folder = tempfile::tempdir().expect("a scratch folder");
     let stack = stack(folder.path(), 16, all());
+    let hits = || stack.disk().figures().view().hits;
+    let start = std::time::Instant::now();
     std::thread::scope(|scope| {
-        for start in 0..4u64 {
-            let stack = &stack;
+        for thread in 0..4u64 {
+            let (stack, hits) = (&stack, &hits);
             scope.spawn(move || {
-                let mut state = start;
-                for _ in 0..2_000 {
+                let mut state = thread;
+                let mut steps = 0;
+                // A disk that others use may need its time before it has anything.
+                while steps < 2_000 || (hits() < 200 && start.elapsed().as_secs() < 60) {
+                    steps += 1;
                     state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     let number = 1 + u128::from((state >> 33) % 48);
                     if get(stack, number).is_none() {
