@@ -21,11 +21,16 @@ mod policy;
 mod read;
 mod report;
 mod rng;
+mod series;
+mod slab;
+mod slow;
 mod trace;
 
 pub use lab::{Settings, Stopwatch, play};
 pub use mix::Mix;
 pub use policy::PolicyName;
 pub use read::{ReadSettings, claude_code_session, rows};
-pub use report::{Evictions, Report, Spread};
+pub use report::{Class, Evictions, Report, Spread};
+pub use series::{Point, Series};
+pub use slow::Slow;
 pub use trace::{Trace, TraceBuilder, TraceError};
