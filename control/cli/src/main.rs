@@ -50,6 +50,8 @@ enum Command {
     Request(commands::request::Args),
     /// Compare routing policies on a trace, over modelled engines, in virtual time
     Replay(Box<commands::replay::Args>),
+    /// What recorded traffic says
+    Trace(commands::trace::Args),
     /// Measure
     Bench(commands::bench::Args),
     /// The process that isolates a vendor's engine; started by a worker
@@ -77,6 +79,9 @@ fn run(command: Command) -> anyhow::Result<()> {
     if let Command::Replay(args) = command {
         return commands::replay::run(&args);
     }
+    if let Command::Trace(args) = command {
+        return commands::trace::run(&args);
+    }
     logging::start();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
@@ -91,7 +96,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Status(args) => commands::status::run(args).await,
             Command::Request(args) => commands::request::run(args).await,
             Command::Bench(args) => commands::bench::run(args).await,
-            Command::Replay(_) | Command::EngineChild => Ok(()),
+            Command::Replay(_) | Command::Trace(_) | Command::EngineChild => Ok(()),
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

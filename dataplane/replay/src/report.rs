@@ -3,9 +3,13 @@
 //! Percentiles are exact, over all requests. Rates of the fleet are over the time while there were sessions to start,
 //! so that the long last ones do not count as idleness.
 
+mod page;
+
 use serde::Serialize;
 
 use crate::series::Series;
+
+pub use page::comparison_page;
 
 /// Percentiles and the mean.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
