@@ -4,6 +4,8 @@
 //! policy. There are no events for tokens and none for loads; what a request costs here is its share of steps with
 //! prompts, and a few passes over its blocks.
 
+mod sums;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
@@ -16,12 +18,13 @@ use crate::fleet::Fleet;
 use crate::ideal::Ideal;
 use crate::live::{Live, NAMESPACE, Step};
 use crate::policy::{Chooser, PolicyName, Question, Ticket};
-use crate::report::{Class, Evictions, Report, Spread, rounded};
+use crate::report::Report;
 use crate::rng::{Rng, mix};
-use crate::series::{Course, Series, cdf};
+use crate::series::Course;
 use crate::slab::Slab;
 use crate::slow::Slow;
 use crate::trace::{Session, Trace};
+use sums::{Run, Sums, class_place};
 
 /// Workers at most.
 const WORKERS_MAX: u32 = 4_096;
@@ -112,23 +115,6 @@ struct Asked {
     ticket: Ticket,
 }
 
-#[derive(Default)]
-struct Sums {
-    ttft_us: Vec<u64>,
-    /// Thousandths of tokens a second.
-    tok_ms: Vec<u64>,
-    decision_ns: Vec<u64>,
-    /// First tokens and tokens a second of what goes last, of the ordinary, and of what goes first.
-    classes: [(Vec<u64>, Vec<u64>); 3],
-    refused: u64,
-    prompt_tokens: u64,
-    cached_tokens: u64,
-    ideal_tokens: u64,
-    output_tokens: u64,
-    /// While there were sessions to start: when that ended, tokens and work until then.
-    full: Option<(u64, u64, u64)>,
-}
-
 struct Lab<'a> {
     trace: &'a Trace,
     settings: &'a Settings,
@@ -206,7 +192,9 @@ pub fn play(
             Event::Start => lab.start(now_us),
         }
     }
-    lab.report(name, workers, now_us)
+    let counters = lab.fleet.counters();
+    let run = Run { name, workers, end_us: now_us, sessions: lab.started, counters };
+    lab.sums.report(&run, lab.course.as_ref())
 }
 
 /// How many sessions are alive at once.
@@ -492,69 +480,6 @@ impl Lab<'_> {
         live.ended(session, asked.agent, &mut self.steps);
         self.obey(asked.slot, now_us);
     }
-
-    fn report(mut self, name: &str, workers: u32, end_us: u64) -> Report {
-        let counters = self.fleet.counters();
-        let whole = (end_us, self.sums.output_tokens, counters.busy_us);
-        // Where all sessions start at once, no time is left of the full fleet: then the whole run stands for it.
-        let full = self.sums.full.filter(|full| full.0 > RAMP_US).unwrap_or(whole);
-        let (full_us, full_tokens, full_busy_us) = full;
-        let seconds = full_us.max(1) as f64 / 1e6;
-        let sums = &mut self.sums;
-        let share = |part: u64, of: u64| if of == 0 { 0.0 } else { part as f64 / of as f64 };
-        let digits = |value: f64| (value * 1e6).round() / 1e6;
-        let ideal_prefill = sums.prompt_tokens.saturating_sub(sums.ideal_tokens);
-        let timed = !sums.decision_ns.is_empty();
-        let ttft_ms = Spread::of_thousandths(&mut sums.ttft_us);
-        let series = self
-            .course
-            .as_ref()
-            .map(|course| Series { ttft_cdf: cdf(&sums.ttft_us), points: course.points(end_us) });
-        Report {
-            policy: name.to_owned(),
-            requests: sums.tok_ms.len() as u64,
-            refused: sums.refused,
-            sessions: self.started,
-            ttft_ms,
-            request_tok_s: Spread::of_thousandths(&mut sums.tok_ms),
-            fleet_tok_s: rounded(full_tokens as f64 / seconds),
-            hit_rate: digits(share(sums.cached_tokens, sums.prompt_tokens)),
-            hit_rate_available: digits(share(sums.ideal_tokens, sums.prompt_tokens)),
-            hit_share: digits(share(sums.cached_tokens, sums.ideal_tokens)),
-            prefill_amplification: digits(share(counters.prefill_tokens, ideal_prefill)),
-            busy: digits(full_busy_us as f64 / 1e6 / seconds / f64::from(workers)),
-            preemptions: counters.preemptions,
-            evictions: Evictions {
-                capacity: counters.evicted_for_room,
-                expiry: counters.evicted_expired,
-            },
-            virtual_s: rounded(end_us as f64 / 1e6),
-            decision_us: timed.then(|| Spread::of_thousandths(&mut sums.decision_ns)),
-            by_priority: classes(&mut sums.classes),
-            series,
-        }
-    }
-}
-
-/// Where figures of a priority are kept.
-fn class_place(priority: i32) -> usize {
-    (priority.signum() + 1) as usize
-}
-
-/// Figures by priority, the first to go first; none where all requests are alike.
-fn classes(sums: &mut [(Vec<u64>, Vec<u64>); 3]) -> Vec<Class> {
-    let names = ["background", "ordinary", "urgent"];
-    let classes = sums.iter_mut().zip(names).rev();
-    let classes: Vec<Class> = classes
-        .filter(|((ttft_us, _), _)| !ttft_us.is_empty())
-        .map(|((ttft_us, tok_ms), name)| Class {
-            priority: name,
-            requests: tok_ms.len() as u64,
-            ttft_ms: Spread::of_thousandths(ttft_us),
-            request_tok_s: Spread::of_thousandths(tok_ms),
-        })
-        .collect();
-    if classes.len() > 1 { classes } else { Vec::new() }
 }
 
 #[cfg(test)]

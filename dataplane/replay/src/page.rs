@@ -17,7 +17,7 @@ h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:34px 0 10px}
 p{margin:4px 0 10px;max-width:80ch}.lead,.none,figcaption span,.note{color:var(--dim)}
 .grid2{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr));gap:16px}
 figure,.table{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:14px 16px}
-.table{overflow-x:auto}figcaption b,figcaption span{display:block}figcaption span{font-size:13px}
+.table{overflow-x:auto}.narrow{max-width:650px}figcaption b,figcaption span{display:block}figcaption span{font-size:13px}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:5px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 tr:last-child td{border-bottom:0}th{color:var(--dim);font-weight:600;font-size:13px}
@@ -59,7 +59,9 @@ impl Page {
             cells.map(|cell| format!("<{tag}>{}</{tag}>", escaped(cell))).collect()
         };
         let head = cells("th", &mut headers.iter().copied());
-        self.text.push_str(&format!("<div class=\"table\"><table><tr>{head}</tr>"));
+        // Two columns far apart are hard to read as one line.
+        let narrow = if headers.len() == 2 { " narrow" } else { "" };
+        self.text.push_str(&format!("<div class=\"table{narrow}\"><table><tr>{head}</tr>"));
         for row in rows {
             let row = cells("td", &mut row.iter().map(String::as_str));
             self.text.push_str(&format!("<tr>{row}</tr>"));
@@ -73,7 +75,8 @@ impl Page {
     }
 
     pub(crate) fn plots(&mut self, plots: &[Plot]) {
-        let figures: String = plots.iter().map(Plot::figure).collect();
+        let shown = plots.iter().filter(|plot| plot.has_points());
+        let figures: String = shown.map(Plot::figure).collect();
         self.text.push_str(&format!("<div class=\"grid2\">{figures}</div>\n"));
     }
 

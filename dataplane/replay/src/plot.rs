@@ -1,18 +1,44 @@
 //! Line plots as SVG text, for pages that need nothing from elsewhere.
 //!
 //! Colours are the page's classes, so that a plot follows its light and dark forms. Values that are not finite, or
-//! not above 0 on a logarithmic axis, are left out; a plot without any points says so.
+//! not above 0 on a logarithmic axis, are left out; a page leaves out a plot without any points.
 
 use std::fmt::Write;
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 300.0;
-const LEFT: f64 = 62.0;
+const LEFT: f64 = 72.0;
 const RIGHT: f64 = 18.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;
 /// Classes of colours that the page has.
 pub(crate) const COLOURS: usize = 8;
+/// Ticks of a logarithmic axis, at most.
+const TICKS_MAX: usize = 9;
+/// Steps of linear axes of time, and places of long times on logarithmic ones, in seconds.
+const STEPS_S: [f64; 20] = [
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    20.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+    1_200.0,
+    1_800.0,
+    3_600.0,
+    7_200.0,
+    14_400.0,
+    28_800.0,
+    86_400.0,
+    172_800.0,
+    604_800.0,
+    1_209_600.0,
+];
+const DECADES_S: [f64; 6] = [60.0, 600.0, 3_600.0, 21_600.0, 86_400.0, 864_000.0];
 /// Lines with fewer points show each of them.
 const MARKED_MAX: usize = 14;
 
@@ -60,35 +86,68 @@ impl Axis {
         if self.log { value.log10() } else { value }
     }
 
-    /// The ends that all values fit between.
+    /// The ends that all values fit between; a linear axis ends with a tick.
     fn ends(self, values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
         let low = self.from.unwrap_or_else(|| values.clone().fold(f64::INFINITY, f64::min));
         let high = self.to.unwrap_or_else(|| values.fold(f64::NEG_INFINITY, f64::max));
         let (low, high) = (self.place(low), self.place(high));
-        if high - low > 1e-9 { (low, high) } else { (low - 0.5, low + 0.5) }
+        if high - low <= 1e-9 {
+            return if self.log { (low - 0.5, low + 0.5) } else { (low, low + 1.0) };
+        }
+        if self.log || self.to.is_some() {
+            return (low, high);
+        }
+        let step = self.step(high - low);
+        (low, (high / step - 1e-6).ceil() * step)
+    }
+
+    /// Between ticks of a linear axis, a number or a time that people count in.
+    fn step(self, range: f64) -> f64 {
+        let raw = range / 6.0;
+        let second = match self.unit {
+            Unit::Ms => 1_000.0,
+            Unit::Seconds => 1.0,
+            Unit::Number | Unit::Percent => f64::INFINITY,
+        };
+        if raw > second * 0.5
+            && let Some(step) = STEPS_S.into_iter().map(|s| s * second).find(|s| *s >= raw)
+        {
+            return step;
+        }
+        let power = 10_f64.powf(raw.log10().floor());
+        let mut steps = [1.0, 2.0, 5.0].map(|factor| factor * power).into_iter();
+        steps.find(|step| *step >= raw * 0.999).unwrap_or(10.0 * power)
     }
 
     /// Where ticks are, in values.
     fn ticks(self, (low, high): (f64, f64)) -> Vec<f64> {
-        if self.log {
-            let factors: &[f64] = if high - low < 2.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
-            // A cast from a float stops at the ends of the range.
-            let decades = (low.floor() as i32).max(-30)..=(high.ceil() as i32).min(30);
-            let skip = ((high - low) / 7.0).ceil().max(1.0) as i32;
-            let decades = decades.filter(|decade| decade % skip == 0);
-            let ticks =
-                decades.flat_map(|decade| factors.iter().map(move |f| f * 10_f64.powi(decade)));
-            return ticks.filter(|t| (low - 1e-9..=high + 1e-9).contains(&t.log10())).collect();
+        if !self.log {
+            let step = self.step(high - low);
+            let first = (low / step).ceil();
+            let ticks = (0..12).map(|n| (first + f64::from(n)) * step);
+            return ticks.filter(|tick| *tick <= high + step * 1e-6).collect();
         }
-        let raw = (high - low) / 5.0;
-        let power = 10_f64.powf(raw.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0].map(|f| f * power).into_iter().find(|s| *s >= raw * 0.999);
-        let step = step.unwrap_or(10.0 * power);
-        let first = (low / step).ceil();
-        (0..12)
-            .map(|n| (first + f64::from(n)) * step)
-            .filter(|t| *t <= high + step * 1e-6)
-            .collect()
+        let is_in = |value: &f64| (low - 1e-9..=high + 1e-9).contains(&value.log10());
+        // A cast from a float stops at the ends of the range.
+        let decades = (low.floor() as i32).max(-30)..=(high.ceil() as i32).min(30);
+        let decades = decades.map(|decade| 10_f64.powi(decade));
+        let second: f64 = if self.unit == Unit::Ms { 1_000.0 } else { 1.0 };
+        let is_time = matches!(self.unit, Unit::Ms | Unit::Seconds);
+        let (mut ticks, finer): (Vec<f64>, Vec<f64>) = if is_time && high > second.log10() + 1.1 {
+            // Beyond ten seconds people count in minutes and hours.
+            let short = decades.filter(|tick| *tick < second * 30.0);
+            let long = DECADES_S.map(|tick| tick * second);
+            let finer = STEPS_S.map(|tick| tick * second);
+            (short.chain(long).filter(is_in).collect(), finer.into_iter().filter(is_in).collect())
+        } else {
+            let finer = decades.clone().flat_map(|d| [d, 2.0 * d, 5.0 * d]);
+            (decades.filter(is_in).collect(), finer.filter(is_in).collect())
+        };
+        if ticks.len() < 3 {
+            ticks = finer;
+        }
+        let every = ticks.len().div_ceil(TICKS_MAX).max(1);
+        ticks.into_iter().step_by(every).collect()
     }
 }
 
@@ -114,6 +173,7 @@ pub(crate) fn short(value: f64) -> String {
 /// A time as people say it.
 pub(crate) fn time(ms: f64) -> String {
     match ms {
+        0.0 => "0".to_owned(),
         ms if ms < 1_000.0 => format!("{} ms", short(ms)),
         ms if ms < 60_000.0 => format!("{} s", short(ms / 1e3)),
         ms if ms < 3_600_000.0 => format!("{} min", short(ms / 6e4)),
@@ -184,6 +244,12 @@ impl Paper {
 }
 
 impl Plot {
+    /// Whether there is anything to show.
+    pub(crate) fn has_points(&self) -> bool {
+        let shown = |point: &(f64, f64)| self.x.can_show(point.0) && self.y.can_show(point.1);
+        self.lines.iter().any(|line| line.points.iter().any(shown))
+    }
+
     /// A figure with its caption, its legend and the plot.
     pub(crate) fn figure(&self) -> String {
         let can_show = |point: &(f64, f64)| self.x.can_show(point.0) && self.y.can_show(point.1);
@@ -199,10 +265,6 @@ impl Plot {
             escaped(&self.title),
             escaped(&self.note)
         );
-        if lines.iter().all(|(_, points)| points.is_empty()) {
-            out.push_str("<p class=\"none\">No such figures in this trace.</p></figure>");
-            return out;
-        }
         if lines.len() > 1 {
             let item = |(at, (name, _)): (usize, &(&str, Vec<(f64, f64)>))| {
                 format!("<li class=\"c{}\">{}</li>", at % COLOURS, escaped(name))
@@ -292,7 +354,7 @@ mod tests {
     #[test]
     fn points_are_where_they_belong_and_text_cannot_break_out() {
         let svg = plot(vec![(10.0, 0.0), (100.0, 50.0), (1_000.0, 100.0)]).figure();
-        assert!(svg.contains("points=\"62.0,256.0 342.0,134.0 622.0,12.0 \""), "{svg}");
+        assert!(svg.contains("points=\"72.0,256.0 347.0,134.0 622.0,12.0 \""), "{svg}");
         assert!(svg.contains("a&lt;b") && svg.contains("&quot;x&quot; &amp; y"));
         for tick in ["10 ms", "100 ms", "1 s", "0%", "100%"] {
             assert!(svg.contains(&format!(">{tick}<")), "{tick}");
@@ -301,8 +363,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_shown_is_left_out() {
-        let svg = plot(vec![(0.0, 1.0), (f64::NAN, 1.0), (5.0, f64::INFINITY)]).figure();
-        assert!(svg.contains("No such figures") && !svg.contains("NaN"));
+        let none = plot(vec![(0.0, 1.0), (f64::NAN, 1.0), (5.0, f64::INFINITY)]);
+        assert!(!none.has_points() && !none.figure().contains("NaN"));
         let one = plot(vec![(7.0, 5.0)]).figure();
         assert!(one.contains("<circle") && !one.contains("NaN") && !one.contains("inf"));
     }
@@ -310,12 +372,19 @@ mod tests {
     #[test]
     fn ticks_are_round_and_few() {
         let linear = Axis::linear("", Unit::Number);
-        assert_eq!(linear.ticks((0.0, 103.0)), [0.0, 50.0, 100.0]);
-        assert_eq!(linear.ticks((0.0, 1.0)), [0.0, 0.2, 0.4, 0.6000000000000001, 0.8, 1.0]);
+        assert_eq!(linear.ticks((0.0, 100.0)), [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
+        assert_eq!(linear.ends([3.0, 103.0].into_iter()), (0.0, 120.0), "room to the next tick");
+        assert_eq!(linear.ends([0.0].into_iter()), (0.0, 1.0));
+        let hours = Axis::linear("", Unit::Seconds).ticks((0.0, 8_000.0));
+        assert_eq!(hours[..3], [0.0, 1_800.0, 3_600.0]);
         let log = Axis::log("", Unit::Number);
         assert_eq!(log.ticks((0.0, 1.0)), [1.0, 2.0, 5.0, 10.0]);
-        for ends in [(-3.0, 9.0), (0.0, 0.001), (5.0, 5.5), (-30.0, 300.0)] {
-            assert!(log.ticks(ends).len() <= 12, "{ends:?}");
+        let times = Axis::log("", Unit::Seconds).ticks((0.0, 86_400_f64.log10()));
+        assert_eq!(times, [1.0, 10.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0]);
+        for axis in [linear, log, Axis::log("", Unit::Ms), Axis::linear("", Unit::Ms)] {
+            for ends in [(-3.0, 9.0), (0.0, 0.001), (5.0, 5.5), (-30.0, 300.0), (0.0, 1e12)] {
+                assert!(axis.ticks(ends).len() <= 12, "{ends:?}");
+            }
         }
         assert_eq!(
             [0.0, 12.0, 1_234.0, 56_789.0, 2.5e6].map(short),

@@ -183,7 +183,7 @@ fn record(entry: &Entry, begun_s: f64, pause_ms: u32, after_tool: Option<bool>) 
         seconds.map(|s| s * 1_000.0).filter(|ms| ms.is_finite() && *ms >= 0.0)
     };
     Record {
-        at_ms: in_ms(entry.t.map(|t| begun_s + t)),
+        at_ms: in_ms(entry.t.map(|t| begun_s + t)).map(|at| at.min(START_MS_MAX)),
         ttft_ms: in_ms(entry.ttft),
         took_ms: in_ms(entry.api_time),
         // The first of an agent follows nothing.

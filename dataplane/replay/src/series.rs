@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::report::rounded;
 
 /// Buckets at most.
-const BUCKETS_MAX: usize = 240;
+const BUCKETS_MAX: usize = 80;
 /// The width of the first buckets.
 const WIDTH_US: u64 = 1_000_000;
 
@@ -184,7 +184,7 @@ mod tests {
         }
         let end_us = 10_000_000_000;
         let points = course.points(end_us);
-        assert!((100..=BUCKETS_MAX).contains(&points.len()), "{}", points.len());
+        assert!((BUCKETS_MAX / 2..=BUCKETS_MAX).contains(&points.len()), "{}", points.len());
         let width_s = points[1].at_s;
         let said: f64 = points.iter().map(|p| p.tok_s * width_s.min(10_000.0 - p.at_s)).sum();
         assert!((said - 40_000.0).abs() < 1.0, "{said}");

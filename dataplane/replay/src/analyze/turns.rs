@@ -8,6 +8,8 @@ use crate::trace::{Item, Record, Session, Turn};
 
 /// Turns of leads that have a point of their own.
 const TURNS_MAX: usize = 200;
+/// An agent that comes back to a context does so within so many turns.
+const LATER_MAX: usize = 100;
 /// A prompt of less than this part of the one before it is a shorter one.
 const SHORTER: f64 = 0.8;
 /// Shorter prompts of less than this are no contexts.
@@ -78,7 +80,8 @@ impl Turns {
                 self.growth.extend(grown.map(f64::from));
                 self.taken_back += u64::from(shorter);
             } else if shorter && before.prompt_tokens >= CONTEXT_TOKENS_MIN {
-                if turns[at + 2..].iter().any(|later| later.chain == before.chain) {
+                let mut later = turns[at + 2..].iter().take(LATER_MAX);
+                if later.any(|later| later.chain == before.chain) {
                     self.side_calls += 1;
                     continue;
                 }

@@ -150,3 +150,19 @@ fn series_agree_with_the_figures_and_change_none() {
     assert_eq!(series.ttft_cdf[98], (99.0, plain.ttft_ms.p99));
     assert!(series.points.iter().any(|point| point.in_flight > 1.0));
 }
+
+#[test]
+fn a_page_has_every_policy_and_the_same_bytes_each_time() {
+    let trace = Mix::named("agents").unwrap().generate(6, 7).unwrap();
+    let settings = Settings { series: true, urgent: 0.5, ..settings(2, 2.0) };
+    let page = || {
+        let reports = ["kv", "round-robin"].map(|policy| run(&trace, &settings, policy));
+        let named = [("seed".to_owned(), "<1>".to_owned())];
+        crate::comparison_page("two policies", &named, &reports)
+    };
+    let text = page();
+    assert_eq!(text, page());
+    assert_eq!(text.matches("<figure>").count(), 5);
+    assert_eq!(text.matches("<td>round-robin</td>").count(), 1 + 2);
+    assert!(text.contains("&lt;1&gt;") && !text.contains("NaN") && !text.contains("http"));
+}

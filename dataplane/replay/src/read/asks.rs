@@ -123,7 +123,26 @@ fn families(sessions: Vec<Vec<Ask>>) -> Families {
         children[spawner.0].push((spawner.1, session));
     }
     drop(places);
+    cut_depth(&mut spawners, &mut children);
     Families { sessions, spawners, children }
+}
+
+/// Lets sessions that are too far below others start by themselves: files are anybody's, and reading goes down.
+fn cut_depth(spawners: &mut [Option<Spawner>], children: &mut [Vec<(usize, usize)>]) {
+    let roots = (0..spawners.len()).filter(|place| spawners[*place].is_none());
+    let mut todo: Vec<(usize, usize)> = roots.map(|place| (place, 0)).collect();
+    while let Some((place, depth)) = todo.pop() {
+        let below = if depth >= DEPTH_MAX {
+            let cut = std::mem::take(&mut children[place]);
+            cut.iter().for_each(|(_, child)| spawners[*child] = None);
+            cut.iter().map(|(_, child)| (*child, 0)).collect::<Vec<_>>()
+        } else {
+            children[place].iter().map(|(_, child)| (*child, depth + 1)).collect()
+        };
+        // In the order of the requests that start them.
+        children[place].sort_unstable();
+        todo.extend(below);
+    }
 }
 
 /// Whether `session` is above `other`, or `other` is too far down already.
@@ -175,14 +194,15 @@ impl Writer<'_> {
         }
         let records = asks[..played].iter().map(|ask| self.record(ask)).collect();
         let mut agent = AgentBuilder::new(&mut self.session.chains, self.block_tokens, 0, 0);
+        let mut started = started.into_iter().peekable();
         for (at, ask) in asks[..played].iter().enumerate() {
             let pause_ms = ms(ask.pause_ms.map(|ms| ms / 1_000.0), self.settings.pause_ms_max);
             let joins = ask.wait_for.iter().any(|id| own.contains(id.as_str()));
             let priority = ask.priority.clamp(i64::from(i16::MIN), i64::from(i16::MAX)) as i16;
             let (prompt, output) = (tokens(ask.prompt_tokens), tokens(ask.output_tokens));
             agent.turn_of(&ask.blocks, prompt, output, pause_ms, priority, joins);
-            for (_, child) in started.iter().filter(|(spawner, _)| *spawner == at) {
-                agent.spawn(*child);
+            while let Some((_, child)) = started.next_if(|(spawner, _)| *spawner == at) {
+                agent.spawn(child);
             }
         }
         let items: Vec<Item> = agent.end();
@@ -203,7 +223,7 @@ impl Writer<'_> {
     fn record(&self, ask: &Ask) -> Record {
         let sane = |ms: Option<f64>| ms.filter(|ms| ms.is_finite() && *ms >= 0.0);
         Record {
-            at_ms: sane(ask.at_ms.map(|at| at - self.first_ms)),
+            at_ms: sane(ask.at_ms.map(|at| (at - self.first_ms).min(START_MS_MAX))),
             ttft_ms: sane(ask.ttft_ms),
             took_ms: sane(ask.took_ms),
             pause_ms: sane(ask.pause_ms),

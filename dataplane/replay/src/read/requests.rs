@@ -8,7 +8,7 @@
 //! Dynamo's own replay reads them. A tool that ended (`tool_end`, `tool_error`) tells that the session's next pause was
 //! a tool's. Other events are passed over; a request without hashes is an error, since it cannot be played.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 
@@ -91,7 +91,6 @@ pub(super) fn read(
     builder: &mut TraceBuilder,
 ) -> Result<(), TraceError> {
     let mut requests = Vec::new();
-    let mut tools: HashSet<(String, u64)> = HashSet::new();
     let mut tool_ends: HashMap<String, Vec<f64>> = HashMap::new();
     let mut block_tokens = None;
     for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -110,16 +109,15 @@ pub(super) fn read(
             }
             "tool_end" | "tool_error" => {
                 let Some(context) = event.agent_context else { continue };
-                let ended_ms = event.event_time_unix_ms;
-                if tools.insert((context.session_id.clone(), ended_ms.to_bits())) {
-                    tool_ends.entry(context.session_id).or_default().push(ended_ms);
-                }
+                let ends = tool_ends.entry(context.session_id).or_default();
+                ends.push(event.event_time_unix_ms);
             }
             _ => {}
         }
     }
     let Some(block_tokens) = block_tokens else { return Ok(()) };
     requests.sort_by(|a, b| a.start_ms.total_cmp(&b.start_ms));
+    tool_ends.values_mut().for_each(|ends| ends.sort_unstable_by(f64::total_cmp));
     link(&mut requests, &tool_ends);
     assemble(requests.into_iter().map(|r| r.ask).collect(), block_tokens, settings, builder)
 }
@@ -172,7 +170,8 @@ fn link(requests: &mut [Timed], tool_ends: &HashMap<String, Vec<f64>>) {
             let (from_ms, to_ms) = (requests[pair[0]].end_ms, requests[pair[1]].start_ms);
             let ends = tool_ends.get(name).map(Vec::as_slice).unwrap_or_default();
             let since_ms = requests[pair[0]].start_ms;
-            let tool = ends.iter().any(|end| *end > since_ms && *end <= to_ms);
+            let next = ends.partition_point(|end| *end <= since_ms);
+            let tool = ends.get(next).is_some_and(|end| *end <= to_ms);
             let ask = &mut requests[pair[1]].ask;
             ask.pause_ms = Some((to_ms - from_ms).max(0.0));
             ask.after_tool = (!tool_ends.is_empty()).then_some(tool);

@@ -149,9 +149,9 @@ fn rows_that_wait_for_each_other_or_for_nobody_start_at_their_times() {
     let first = turns_of(&trace.sessions[0].agents[0])[0];
     assert_eq!(first.prompt_tokens, 512, "as long as its block");
     let long: Vec<String> =
-        (0..300).map(|n| row(&format!("n{n}"), &format!("n{}", n + 1), n)).collect();
+        (0..30_000).map(|n| row(&format!("n{n}"), &format!("n{}", n + 1), n)).collect();
     let long = read_rows(&long.join("\n"), &ReadSettings::default());
-    assert_eq!(long.request_count(), 300, "a line of waiting is cut, nothing is lost");
+    assert_eq!(long.request_count(), 30_000, "a line of waiting is cut, nothing is lost");
 }
 
 const REQUEST_TRACE: &str = r#"{"event": {"schema": "dynamo.request.trace.v1", "event_type": "tool_start", "event_time_unix_ms": 1}}
