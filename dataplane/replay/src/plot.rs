@@ -214,6 +214,9 @@ pub(crate) struct Line {
     pub(crate) points: Vec<(f64, f64)>,
 }
 
+/// A line's name, and those of its points that its axes can show.
+type Shown<'a> = (&'a str, Vec<(f64, f64)>);
+
 /// Lines on two axes.
 #[derive(Debug, Clone)]
 pub(crate) struct Plot {
@@ -253,7 +256,7 @@ impl Plot {
     /// A figure with its caption, its legend and the plot.
     pub(crate) fn figure(&self) -> String {
         let can_show = |point: &(f64, f64)| self.x.can_show(point.0) && self.y.can_show(point.1);
-        let lines: Vec<(&str, Vec<(f64, f64)>)> = self
+        let lines: Vec<Shown<'_>> = self
             .lines
             .iter()
             .map(|line| {
@@ -266,7 +269,7 @@ impl Plot {
             escaped(&self.note)
         );
         if lines.len() > 1 {
-            let item = |(at, (name, _)): (usize, &(&str, Vec<(f64, f64)>))| {
+            let item = |(at, (name, _)): (usize, &Shown<'_>)| {
                 format!("<li class=\"c{}\">{}</li>", at % COLOURS, escaped(name))
             };
             let items: String = lines.iter().enumerate().map(item).collect();

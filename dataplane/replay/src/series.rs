@@ -32,6 +32,8 @@ pub struct Point {
 pub struct Series {
     /// Percent of requests, and the time to first token in milliseconds that they do not exceed.
     pub ttft_cdf: Vec<(f64, f64)>,
+    /// Until then there were sessions to start, so that the fleet was full; in virtual seconds.
+    pub full_s: f64,
     /// The course.
     pub points: Vec<Point>,
 }

@@ -47,8 +47,11 @@ impl Sums {
         let ideal_prefill = self.prompt_tokens.saturating_sub(self.ideal_tokens);
         let timed = !self.decision_ns.is_empty();
         let ttft_ms = Spread::of_thousandths(&mut self.ttft_us);
-        let series = course
-            .map(|course| Series { ttft_cdf: cdf(&self.ttft_us), points: course.points(end_us) });
+        let series = course.map(|course| Series {
+            ttft_cdf: cdf(&self.ttft_us),
+            full_s: rounded(seconds),
+            points: course.points(end_us),
+        });
         Report {
             policy: name.to_owned(),
             requests: self.tok_ms.len() as u64,

@@ -39,7 +39,7 @@ pub fn comparison_page(lead: &str, settings: &[(String, String)], reports: &[Rep
         let headers = ["policy", "priority", "requests", "TTFT p50", "p90", "p99", "tok/s p50"];
         page.table(&headers, &reports.iter().flat_map(classes).collect::<Vec<_>>());
     }
-    page.section("Plots", "");
+    page.section("Plots", "Courses end when there are no more sessions to start.");
     page.plots(&plots(reports));
     page.section("Settings", "The same trace, seed and settings give the same page.");
     let rows: Vec<Vec<String>> =
@@ -93,7 +93,8 @@ fn plots(reports: &[Report]) -> Vec<Plot> {
     };
     let course = |figure: fn(&Point) -> Option<f64>| {
         lines(&|series: &Series| {
-            let points = series.points.iter();
+            // What comes later are a few long sessions, which say little of the fleet.
+            let points = series.points.iter().filter(|point| point.at_s <= series.full_s);
             points.filter_map(|point| Some((point.at_s, figure(point)?))).collect()
         })
     };
