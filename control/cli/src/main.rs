@@ -79,9 +79,6 @@ fn run(command: Command) -> anyhow::Result<()> {
     if let Command::Replay(args) = command {
         return commands::replay::run(&args);
     }
-    if let Command::Trace(args) = command {
-        return commands::trace::run(&args);
-    }
     logging::start();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(async {
@@ -95,8 +92,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Tenant(args) => commands::tenant::run(args).await,
             Command::Status(args) => commands::status::run(args).await,
             Command::Request(args) => commands::request::run(args).await,
+            Command::Trace(args) => commands::trace::run(args).await,
             Command::Bench(args) => commands::bench::run(args).await,
-            Command::Replay(_) | Command::Trace(_) | Command::EngineChild => Ok(()),
+            Command::Replay(_) | Command::EngineChild => Ok(()),
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

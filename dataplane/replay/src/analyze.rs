@@ -45,6 +45,14 @@ pub struct Dist {
     pub mean: f64,
 }
 
+impl Dist {
+    /// Of values, which are sorted for it; `None` where there are none.
+    #[must_use]
+    pub fn of(values: &mut [f64]) -> Option<Self> {
+        spread(values).0
+    }
+}
+
 /// A part of the requests, and the value that it does not exceed.
 pub type Curve = Vec<(f64, f64)>;
 
@@ -216,10 +224,6 @@ pub(crate) fn spread(values: &mut [f64]) -> (Option<Dist>, Curve) {
     let dist = Dist { count, p50: at(50.0), p90: at(90.0), p99: at(99.0), max: at(100.0), mean };
     let percents = (1..=99).map(f64::from).chain([99.5, 99.9, 100.0]);
     (Some(dist), percents.map(|percent| (percent, at(percent))).collect())
-}
-
-pub(crate) fn dist(values: &mut [f64]) -> Option<Dist> {
-    spread(values).0
 }
 
 /// When and by whom a block was asked for.
@@ -445,14 +449,14 @@ fn put_together(
         prompt_tokens: cache.prompt_tokens,
         output_tokens: measured.outputs.iter().sum::<f64>() as u64,
         span_s: clock.span_ms.map(|ms| rounded(ms / 1_000.0)),
-        prompt: dist(&mut measured.prompts),
-        output: dist(&mut measured.outputs),
+        prompt: Dist::of(&mut measured.prompts),
+        output: Dist::of(&mut measured.outputs),
         hit_rate_available: share(cache.hit_tokens, cache.prompt_tokens),
         hit_rate_achieved: achieved
             .then(|| share(measured.cached_tokens, measured.cached_of_tokens)),
         prefill_amplification: (achieved && ideal > 0).then(|| share(computed, ideal)),
         ttft_ms,
-        request_ms: dist(&mut measured.took_ms),
+        request_ms: Dist::of(&mut measured.took_ms),
         request_tok_s,
         repeated: Repeated {
             asked_blocks: cache.asked,

@@ -3,7 +3,7 @@
 //! An agent's prompts that continue each other are on one chain. A much shorter prompt on another chain is a
 //! compaction if the agent never comes back to the long one, and a side call if it does.
 
-use super::{Analysis, Compactions, Dist, Subagents, TurnPoint, dist, spread};
+use super::{Analysis, Compactions, Dist, Subagents, TurnPoint, spread};
 use crate::trace::{Item, Record, Session, Turn};
 
 /// Turns of leads that have a point of their own.
@@ -118,12 +118,12 @@ impl Turns {
         cold_share: f64,
     ) -> Analysis {
         let by_turn = self.by_turn.iter_mut().enumerate().filter_map(|(at, prompts)| {
-            let Dist { count, p50, p90, .. } = dist(prompts)?;
+            let Dist { count, p50, p90, .. } = Dist::of(prompts)?;
             Some(TurnPoint { turn: at as u32 + 1, sessions: count, p50, p90 })
         });
         let by_turn = by_turn.collect();
-        let subagents = dist(&mut self.subagent_turns)
-            .zip(dist(first_prompts).zip(dist(cold)))
+        let subagents = Dist::of(&mut self.subagent_turns)
+            .zip(Dist::of(first_prompts).zip(Dist::of(cold)))
             .map(|(turns, (first_prompt_tokens, cold_tokens))| Subagents {
                 count: turns.count,
                 sessions: self.with_subagents,
@@ -136,9 +136,9 @@ impl Turns {
         let (person_pause_ms, person_curve) = spread(&mut self.person_ms);
         let (other_pause_ms, other_curve) = spread(&mut self.other_ms);
         Analysis {
-            session_turns: dist(&mut self.session_turns),
-            longest_prompt: dist(&mut self.longest),
-            growth_tokens: dist(&mut self.growth),
+            session_turns: Dist::of(&mut self.session_turns),
+            longest_prompt: Dist::of(&mut self.longest),
+            growth_tokens: Dist::of(&mut self.growth),
             by_turn,
             tool_pause_ms,
             person_pause_ms,
@@ -147,9 +147,9 @@ impl Turns {
             compactions: Compactions {
                 count: self.before.len() as u64,
                 sessions: self.compacted,
-                before_tokens: dist(&mut self.before),
-                after_tokens: dist(&mut self.after),
-                kept_tokens: dist(&mut self.kept),
+                before_tokens: Dist::of(&mut self.before),
+                after_tokens: Dist::of(&mut self.after),
+                kept_tokens: Dist::of(&mut self.kept),
                 side_calls: self.side_calls,
                 taken_back: self.taken_back,
             },

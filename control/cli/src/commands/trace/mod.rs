@@ -1,8 +1,9 @@
 //! `mainstay trace analyze`: what recorded traffic says, before any of it is played.
 //!
 //! The analysis is a pure crate's; here files are read, and tables, JSON or a page come out. A figure that the trace
-//! does not have is a dash, and named at the end.
+//! does not have is a dash, and named at the end. `live` instead of a file asks a gateway for what it has seen.
 
+mod live;
 pub(crate) mod read;
 
 use std::fs;
@@ -11,10 +12,13 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use mainstay_replay::{Analysis, ReadSettings, analyze};
 
+use crate::http::Target;
 use crate::output::{Format, print, print_json, table};
 
 /// Prompts of any length that a trace can hold are analysed, unless something else is said.
 const CONTEXT_TOKENS: u32 = 1 << 24;
+/// The name that is no file: a file that is called so is `./live`.
+const LIVE: &str = "live";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -30,7 +34,8 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Analyze {
-    /// A folder of Claude Code sessions (*.json), one of them, or lines as Mooncake and Dynamo write them (*.jsonl)
+    /// A folder of Claude Code sessions (*.json), one of them, lines as Mooncake and Dynamo write them (*.jsonl), or
+    /// `live` for what a running gateway has seen
     #[arg(value_name = "FILE", conflicts_with = "mix", required_unless_present = "mix")]
     trace: Option<PathBuf>,
     /// Generated traffic instead: agents, swarm, chat or bursts
@@ -54,13 +59,19 @@ struct Analyze {
     /// Tokens of a block in rows
     #[arg(long, default_value_t = 512)]
     row_block_tokens: u32,
-    /// How to print
-    #[arg(short, long, value_enum, default_value = "table")]
-    output: Format,
+    #[command(flatten)]
+    target: Target,
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
+pub(crate) async fn run(args: Args) -> Result<()> {
     let Command::Analyze(args) = &args.command;
+    if args.trace.as_deref().is_some_and(|path| path.as_os_str() == LIVE) {
+        anyhow::ensure!(
+            args.html.is_none(),
+            "--html is for recorded traces; live has tables and JSON"
+        );
+        return live::run(&args.target).await;
+    }
     let settings = ReadSettings {
         context_tokens: args.context_tokens,
         share: args.share,
@@ -78,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         fs::write(file, analysis.page(&source))
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
-    match args.output {
+    match args.target.output {
         Format::Json => print_json(&serde_json::to_value(&analysis)?),
         Format::Table => print_tables(&analysis),
     }
