@@ -169,27 +169,42 @@ impl Analysis {
     }
 
     fn plots(&self) -> Vec<Plot> {
-        let line = |name: &str, points: Vec<(f64, f64)>| Line { name: name.to_owned(), points };
-        let flipped = |name: &str, curve: &Curve| {
-            line(name, curve.iter().map(|(percent, value)| (*value, *percent)).collect())
-        };
-        let by_turn = |name: &str, figure: fn(&super::TurnPoint) -> f64| {
-            let points = self.by_turn.iter().map(|point| (f64::from(point.turn), figure(point)));
-            line(name, points.collect())
-        };
+        let mut plots = Vec::from(self.kept_plots());
+        plots.extend(self.turn_plots());
+        plots.extend(self.measured_plots());
+        plots
+    }
+
+    /// What caches must keep.
+    fn kept_plots(&self) -> [Plot; 2] {
         let kept = |figure: fn(&super::Kept) -> f64| -> Vec<(f64, f64)> {
             let points = self.kept.iter().filter_map(|kept| Some((kept.ttl_s?, figure(kept))));
             points.collect()
         };
         let available = self.hit_rate_available * 100.0;
         let ever = kept(|_| 0.0).iter().map(|(ttl, _)| (*ttl, available)).collect();
-        let share = Axis::percent("of them, at most that");
-        let plot = |title: &str, note: &str, x: Axis, y: Axis, lines: Vec<Line>| Plot {
-            title: title.to_owned(),
-            note: note.to_owned(),
-            x,
-            y,
-            lines,
+        let after = Axis::log("kept after the last use", Unit::Seconds);
+        [
+            plot(
+                "Hit rate by how long caches keep",
+                "Where the curve bends is how long blocks must outlive their last use.",
+                (after, Axis::percent("prompt tokens cached")),
+                vec![line("kept so long", kept(|k| k.hit_rate * 100.0)), line("for ever", ever)],
+            ),
+            plot(
+                "Prefill amplification by how long caches keep",
+                "Prompt tokens to compute, of those that a cache without end has to.",
+                (after, Axis::linear("times", Unit::Number)),
+                vec![line("prefill", kept(|k| k.prefill_amplification))],
+            ),
+        ]
+    }
+
+    /// How turns follow each other.
+    fn turn_plots(&self) -> [Plot; 2] {
+        let by_turn = |name: &str, figure: fn(&super::TurnPoint) -> f64| {
+            let points = self.by_turn.iter().map(|point| (f64::from(point.turn), figure(point)));
+            line(name, points.collect())
         };
         let mut pauses = vec![
             flipped("tools", &self.curves.tool_pause_ms),
@@ -197,56 +212,60 @@ impl Analysis {
             flipped("not said", &self.curves.other_pause_ms),
         ];
         pauses.retain(|line| !line.points.is_empty());
-        vec![
-            plot(
-                "Hit rate by how long caches keep",
-                "Where the curve bends is how long blocks must outlive their last use.",
-                Axis::log("kept after the last use", Unit::Seconds),
-                Axis::percent("prompt tokens cached"),
-                vec![line("kept so long", kept(|k| k.hit_rate * 100.0)), line("for ever", ever)],
-            ),
-            plot(
-                "Prefill amplification by how long caches keep",
-                "Prompt tokens to compute, of those that a cache without end has to.",
-                Axis::log("kept after the last use", Unit::Seconds),
-                Axis::linear("times", Unit::Number),
-                vec![line("prefill", kept(|k| k.prefill_amplification))],
-            ),
+        [
             plot(
                 "Growth of prompts",
                 "Prompt of the lead agent, by turn. Fewer sessions come to later turns.",
-                Axis::linear("turn", Unit::Number),
-                Axis::linear("tokens", Unit::Number),
+                (Axis::linear("turn", Unit::Number), Axis::linear("tokens", Unit::Number)),
                 vec![by_turn("median", |p| p.p50), by_turn("nine of ten below", |p| p.p90)],
             ),
             plot(
                 "Pauses between turns",
                 "How long caches wait for the next turn.",
-                Axis::log("pause", Unit::Ms),
-                share,
+                (Axis::log("pause", Unit::Ms), Axis::percent(AT_MOST)),
                 pauses,
             ),
+        ]
+    }
+
+    /// What was measured when the trace was recorded.
+    fn measured_plots(&self) -> [Plot; 3] {
+        let minutes = Axis::linear("minutes from the begin", Unit::Number);
+        [
             plot(
                 "Time to first token, as recorded",
                 "",
-                Axis::log("time", Unit::Ms),
-                share,
+                (Axis::log("time", Unit::Ms), Axis::percent(AT_MOST)),
                 vec![flipped("time to first token", &self.curves.ttft_ms)],
             ),
             plot(
                 "Tokens a second of a request, as recorded",
                 "Over the time from its arrival to its last token.",
-                Axis::log("tokens a second", Unit::Number),
-                share,
+                (Axis::log("tokens a second", Unit::Number), Axis::percent(AT_MOST)),
                 vec![flipped("tok/s", &self.curves.request_tok_s)],
             ),
             plot(
                 "Arrivals",
                 "",
-                Axis::linear("minutes from the begin", Unit::Number),
-                Axis::linear("requests a minute", Unit::Number),
+                (minutes, Axis::linear("requests a minute", Unit::Number)),
                 vec![line("requests", self.arrivals.clone())],
             ),
         ]
     }
+}
+
+/// The label of the axis of shares.
+const AT_MOST: &str = "of them, at most that";
+
+fn line(name: &str, points: Vec<(f64, f64)>) -> Line {
+    Line { name: name.to_owned(), points }
+}
+
+/// A curve with its values along the paper.
+fn flipped(name: &str, curve: &Curve) -> Line {
+    line(name, curve.iter().map(|(percent, value)| (*value, *percent)).collect())
+}
+
+fn plot(title: &str, note: &str, (x, y): (Axis, Axis), lines: Vec<Line>) -> Plot {
+    Plot { title: title.to_owned(), note: note.to_owned(), x, y, lines }
 }
