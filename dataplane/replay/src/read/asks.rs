@@ -18,6 +18,8 @@ pub(super) struct Ask {
     pub(super) session: Option<String>,
     pub(super) at_ms: Option<f64>,
     pub(super) pause_ms: Option<f64>,
+    /// The pause is from arrival to arrival, with the time of the answer in it: good for playing, no measurement.
+    pub(super) pause_has_answer: bool,
     pub(super) after_tool: Option<bool>,
     /// Requests that it waits for, by their names.
     pub(super) wait_for: Vec<String>,
@@ -226,7 +228,7 @@ impl Writer<'_> {
             at_ms: sane(ask.at_ms.map(|at| (at - self.first_ms).min(START_MS_MAX))),
             ttft_ms: sane(ask.ttft_ms),
             took_ms: sane(ask.took_ms),
-            pause_ms: sane(ask.pause_ms),
+            pause_ms: sane(ask.pause_ms.filter(|_| !ask.pause_has_answer)),
             after_tool: ask.after_tool,
             cached_tokens: ask.cached_tokens.map(tokens),
         }

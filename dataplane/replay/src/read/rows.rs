@@ -88,6 +88,7 @@ pub fn rows(
             session,
             at_ms: row.timestamp,
             pause_ms: if explicit { Some(given_ms) } else { since_ms },
+            pause_has_answer: !explicit,
             after_tool: row.tool_wait_ms.map(|ms| ms > 0.0),
             wait_for: row.wait_for,
             blocks: builder.numbers(&row.hash_ids)?,

@@ -126,6 +126,8 @@ fn rows_of_agents_have_subagents_that_are_waited_for_or_not() {
     assert_eq!([lead[1].joins, lead[2].joins], [false, true]);
     assert_eq!((lead[1].pause_ms, lead[1].priority), (30, -3));
     assert_eq!(lead[2].pause_ms, 60, "the difference of times, where nothing else is said");
+    let measured: Vec<Option<f64>> = session.records[0].iter().map(|r| r.pause_ms).collect();
+    assert_eq!(measured, [None, Some(30.0), None]);
     assert_eq!(turns_of(&session.agents[1])[0].pause_ms, 5);
     let chain = |agent: usize| &session.chains[turns_of(&session.agents[agent])[0].chain as usize];
     assert_eq!(chain(0).ids[0], chain(1).ids[0], "numbers mean the same in all rows");
