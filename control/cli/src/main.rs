@@ -52,6 +52,8 @@ enum Command {
     Replay(Box<commands::replay::Args>),
     /// Put an engine to the test
     Engine(commands::engine_check::Args),
+    /// What recorded traffic says
+    Trace(commands::trace::Args),
     /// Measure
     Bench(commands::bench::Args),
     /// The process that isolates a vendor's engine; started by a worker
@@ -96,6 +98,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Tenant(args) => commands::tenant::run(args).await,
             Command::Status(args) => commands::status::run(args).await,
             Command::Request(args) => commands::request::run(args).await,
+            Command::Trace(args) => commands::trace::run(args).await,
             Command::Bench(args) => commands::bench::run(args).await,
             Command::Replay(_) | Command::Engine(_) | Command::EngineChild => Ok(()),
         }

@@ -171,6 +171,7 @@ mod tests {
             prompt_blocks: chain.len() as u32,
             prompt_tokens: chain.len() as u32 * 10 + 5,
             block_tokens: 10,
+            priority: 0,
             random,
         }
     }

@@ -19,6 +19,8 @@ struct Worker {
     /// The load since `since_us`.
     load: Load,
     since_us: u64,
+    /// The paces that it reports are so many times those that it has.
+    reports: f32,
 }
 
 struct Late {
@@ -41,14 +43,14 @@ pub(crate) struct Fleet {
     index: Option<Index>,
 }
 
-fn published(load: &Load, heard_us: u64) -> WorkerLoad {
+fn published(load: &Load, reports: f32, heard_us: u64) -> WorkerLoad {
     WorkerLoad {
         heard_ms: heard_us / 1_000,
         running: load.running,
         waiting: load.waiting,
         waiting_prefill_tokens: load.waiting_prefill_tokens,
-        prefill_us_per_token: load.prefill_us_per_token,
-        decode_us_per_step: load.decode_us_per_step,
+        prefill_us_per_token: load.prefill_us_per_token * reports,
+        decode_us_per_step: load.decode_us_per_step * reports,
         blocks_free: Some(load.blocks_total.saturating_sub(load.blocks_used)),
         blocks_total: Some(load.blocks_total),
     }
@@ -66,6 +68,7 @@ impl Fleet {
             engine: Engine::new(profile.clone(), block_tokens),
             load: Load::default(),
             since_us: 0,
+            reports: 1.0,
         };
         let mut workers: Vec<Worker> = (0..count).map(worker).collect();
         workers.iter_mut().for_each(|worker| worker.load = worker.engine.load());
@@ -73,7 +76,7 @@ impl Fleet {
             id: WorkerId(at as u32),
             epoch: Epoch(1),
             draining: false,
-            load: published(&worker.load, 0),
+            load: published(&worker.load, worker.reports, 0),
             abroad: false,
         };
         let views = workers.iter().enumerate().map(view).collect();
@@ -91,6 +94,13 @@ impl Fleet {
         note
     }
 
+    /// Makes a worker so many times as fast as its profile. Unseen, it reports the paces of one that is not.
+    pub(crate) fn set_speed(&mut self, worker: u32, speed: f64, unseen: bool, now_us: u64) {
+        let Some(changed) = self.workers.get_mut(worker as usize) else { return };
+        changed.engine.set_speed(speed, now_us);
+        changed.reports = if unseen { speed as f32 } else { 1.0 };
+    }
+
     /// Lets a worker do what is due.
     pub(crate) fn advance(&mut self, worker: u32, now_us: u64, notes: &mut Vec<Note>) {
         self.workers[worker as usize].engine.advance(now_us, notes);
@@ -103,6 +113,10 @@ impl Fleet {
 
     pub(crate) fn is_idle(&self, worker: u32) -> bool {
         self.workers[worker as usize].engine.is_idle()
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.workers.len() as u32
     }
 
     /// Sums over all workers.
@@ -176,7 +190,7 @@ impl Fleet {
 fn publish(worker: &Worker, view: &mut WorkerView, now_us: u64) {
     let tick_us = now_us / LOAD_INTERVAL_US * LOAD_INTERVAL_US;
     if worker.since_us <= tick_us {
-        view.load = published(&worker.load, tick_us);
+        view.load = published(&worker.load, worker.reports, tick_us);
     }
 }
 

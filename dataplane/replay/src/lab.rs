@@ -4,6 +4,8 @@
 //! policy. There are no events for tokens and none for loads; what a request costs here is its share of steps with
 //! prompts, and a few passes over its blocks.
 
+mod sums;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
@@ -16,9 +18,13 @@ use crate::fleet::Fleet;
 use crate::ideal::Ideal;
 use crate::live::{Live, NAMESPACE, Step};
 use crate::policy::{Chooser, PolicyName, Question, Ticket};
-use crate::report::{Evictions, Report, Spread, rounded};
-use crate::rng::Rng;
+use crate::report::Report;
+use crate::rng::{Rng, mix};
+use crate::series::Course;
+use crate::slab::Slab;
+use crate::slow::Slow;
 use crate::trace::{Session, Trace};
+use sums::{Run, Sums, class_place};
 
 /// Workers at most.
 const WORKERS_MAX: u32 = 4_096;
@@ -50,6 +56,36 @@ pub struct Settings {
     pub profile: Profile,
     /// From a change in a cache to its being in the index.
     pub event_delay_ms: u64,
+    /// Workers that are slower, or become so.
+    pub slow: Vec<Slow>,
+    /// Whether those report the pace of workers that are not.
+    pub slow_unseen: bool,
+    /// The share of sessions whose requests go first, and of those that go last, unless the trace says so itself.
+    pub urgent: f64,
+    /// See `urgent`.
+    pub background: f64,
+    /// Whether the report has its distribution and course, for plots.
+    pub series: bool,
+}
+
+impl Settings {
+    /// Eight workers with four sessions each, and nothing out of the ordinary.
+    #[must_use]
+    pub fn new(profile: Profile) -> Self {
+        Self {
+            workers: 8,
+            load: 4.0,
+            seed: 1,
+            requests: 0,
+            profile,
+            event_delay_ms: 20,
+            slow: Vec::new(),
+            slow_unseen: false,
+            urgent: 0.0,
+            background: 0.0,
+            series: false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +96,8 @@ enum Event {
     Ask { slot: u32, agent: u32 },
     /// The next session starts.
     Start,
+    /// A change of speed, by its place in the settings.
+    Slow(u32),
 }
 
 /// A request that is being served.
@@ -73,49 +111,8 @@ struct Asked {
     output_tokens: u32,
     chain: Arc<[SequenceHash]>,
     chain_blocks: u32,
+    priority: i32,
     ticket: Ticket,
-}
-
-/// Places that are used again.
-struct Slab<T> {
-    places: Vec<Option<T>>,
-    free: Vec<u32>,
-}
-
-impl<T> Slab<T> {
-    fn add(&mut self, item: T) -> u32 {
-        if let Some(at) = self.free.pop() {
-            self.places[at as usize] = Some(item);
-            return at;
-        }
-        self.places.push(Some(item));
-        self.places.len() as u32 - 1
-    }
-
-    fn get(&mut self, at: u32) -> Option<&mut T> {
-        self.places.get_mut(at as usize)?.as_mut()
-    }
-
-    fn take(&mut self, at: u32) -> Option<T> {
-        let item = self.places.get_mut(at as usize)?.take()?;
-        self.free.push(at);
-        Some(item)
-    }
-}
-
-#[derive(Default)]
-struct Sums {
-    ttft_us: Vec<u64>,
-    /// Thousandths of tokens a second.
-    tok_ms: Vec<u64>,
-    decision_ns: Vec<u64>,
-    refused: u64,
-    prompt_tokens: u64,
-    cached_tokens: u64,
-    ideal_tokens: u64,
-    output_tokens: u64,
-    /// While there were sessions to start: when that ended, tokens and work until then.
-    full: Option<(u64, u64, u64)>,
 }
 
 struct Lab<'a> {
@@ -138,6 +135,7 @@ struct Lab<'a> {
     steps: Vec<Step>,
     overlaps: Vec<Overlap>,
     sums: Sums,
+    course: Option<Course>,
 }
 
 /// Plays a trace under a policy. With a stopwatch, each decision is timed; all else stays the same.
@@ -165,26 +163,38 @@ pub fn play(
         events: BinaryHeap::new(),
         event_count: 0,
         queue: queue.into_iter(),
-        alive: Slab { places: Vec::new(), free: Vec::new() },
-        asked: Slab { places: Vec::new(), free: Vec::new() },
+        alive: Slab::default(),
+        asked: Slab::default(),
         started: 0,
         notes: Vec::new(),
         steps: Vec::new(),
         overlaps: Vec::new(),
         sums: Sums::default(),
+        course: settings.series.then(Course::default),
         rng,
     };
+    for (at, slow) in settings.slow.iter().enumerate() {
+        lab.at(slow.from_s.saturating_mul(1_000_000), Event::Slow(at as u32));
+    }
     lab.open(alive);
     let mut now_us = 0;
     while let Some(Reverse((at_us, _, event))) = lab.events.pop() {
+        if let Event::Slow(change) = event {
+            // It is no traffic, so the run does not last until it.
+            lab.slow_down(change, at_us);
+            continue;
+        }
         now_us = at_us;
         match event {
+            Event::Slow(_) => {}
             Event::Worker(worker) => lab.step(worker, now_us),
             Event::Ask { slot, agent } => lab.ask(slot, agent, now_us, &mut stopwatch),
             Event::Start => lab.start(now_us),
         }
     }
-    lab.report(name, workers, now_us)
+    let counters = lab.fleet.counters();
+    let run = Run { name, workers, end_us: now_us, sessions: lab.started, counters };
+    lab.sums.report(&run, lab.course.as_ref())
 }
 
 /// How many sessions are alive at once.
@@ -228,6 +238,31 @@ impl Lab<'_> {
     fn at(&mut self, time_us: u64, event: Event) {
         self.event_count += 1;
         self.events.push(Reverse((time_us, self.event_count, event)));
+    }
+
+    fn slow_down(&mut self, change: u32, now_us: u64) {
+        let Some(slow) = self.settings.slow.get(change as usize).copied() else { return };
+        let (first, last) = slow.workers;
+        for worker in first..=last.min(WORKERS_MAX) {
+            if worker >= self.fleet.count() {
+                return;
+            }
+            self.fleet.set_speed(worker, slow.speed, self.settings.slow_unseen, now_us);
+            if let Some(next_us) = self.fleet.next_us(worker) {
+                self.at(next_us, Event::Worker(worker));
+            }
+        }
+    }
+
+    /// The priority of a session's requests.
+    fn class(&self, serial: u64) -> i32 {
+        let drawn = mix(mix(self.settings.seed ^ 0x7072_696f) ^ serial) >> 11;
+        let drawn = drawn as f64 / (1_u64 << 53) as f64;
+        match self.settings {
+            Settings { urgent, .. } if drawn < *urgent => 1,
+            Settings { urgent, background, .. } if drawn < urgent + background => -1,
+            _ => 0,
+        }
     }
 
     /// Makes the first sessions start.
@@ -312,13 +347,16 @@ impl Lab<'_> {
         let Some(turn) = live.turn(session, agent) else { return };
         let chain = Arc::clone(&live.chains[turn.chain as usize]);
         let block_tokens = self.trace.block_tokens;
+        let (serial, own) = (live.serial, i32::from(turn.priority));
+        let priority = if own == 0 { self.class(serial) } else { own };
         let question = Question {
             now_ms: now_us / 1_000,
-            session: live.serial,
+            session: serial,
             chain: &chain,
             prompt_blocks: turn.prompt_blocks,
             prompt_tokens: turn.prompt_tokens,
             block_tokens,
+            priority,
             random: self.rng.draw(),
         };
         let prompt = question.prompt();
@@ -347,8 +385,12 @@ impl Lab<'_> {
             output_tokens: turn.output_tokens,
             chain: Arc::clone(&chain),
             chain_blocks: turn.chain_blocks,
+            priority,
             ticket,
         });
+        if let Some(course) = &mut self.course {
+            course.arrived(now_us);
+        }
         let request = Request {
             id: u64::from(id),
             namespace: NAMESPACE,
@@ -356,7 +398,7 @@ impl Lab<'_> {
             chain_blocks: turn.chain_blocks,
             prompt_tokens: turn.prompt_tokens,
             output_tokens: turn.output_tokens,
-            priority: 0,
+            priority,
         };
         self.send(worker, request, now_us);
     }
@@ -393,8 +435,13 @@ impl Lab<'_> {
         match note {
             Note::First { id, cached_tokens } => {
                 let Some(asked) = self.asked.get(id as u32) else { return };
-                self.sums.ttft_us.push(now_us - asked.arrived_us);
+                let ttft_us = now_us - asked.arrived_us;
+                self.sums.ttft_us.push(ttft_us);
+                self.sums.classes[class_place(asked.priority)].0.push(ttft_us);
                 self.sums.cached_tokens += u64::from(cached_tokens);
+                if let Some(course) = &mut self.course {
+                    course.first(now_us, ttft_us, asked.prompt_tokens, cached_tokens);
+                }
                 let ticket = asked.ticket;
                 self.chooser.first_token(ticket);
             }
@@ -402,7 +449,12 @@ impl Lab<'_> {
                 let Some(asked) = self.asked.take(id as u32) else { return };
                 let took_us = (now_us - asked.arrived_us).max(1);
                 let tokens = u64::from(asked.output_tokens);
-                self.sums.tok_ms.push(tokens * 1_000_000_000 / took_us);
+                let tok_ms = tokens * 1_000_000_000 / took_us;
+                self.sums.tok_ms.push(tok_ms);
+                self.sums.classes[class_place(asked.priority)].1.push(tok_ms);
+                if let Some(course) = &mut self.course {
+                    course.ended(now_us, tokens);
+                }
                 self.sums.output_tokens += tokens;
                 self.ideal.add(&asked.chain[..asked.chain_blocks as usize]);
                 self.go_on(&asked, now_us);
@@ -410,6 +462,9 @@ impl Lab<'_> {
             Note::Refused { id } => {
                 let Some(asked) = self.asked.take(id as u32) else { return };
                 self.sums.refused += 1;
+                if let Some(course) = &mut self.course {
+                    course.ended(now_us, 0);
+                }
                 self.sums.prompt_tokens -= u64::from(asked.prompt_tokens);
                 self.sums.ideal_tokens -= asked.ideal_tokens;
                 self.go_on(&asked, now_us);
@@ -424,41 +479,6 @@ impl Lab<'_> {
         let session = &self.trace.sessions[live.session as usize];
         live.ended(session, asked.agent, &mut self.steps);
         self.obey(asked.slot, now_us);
-    }
-
-    fn report(mut self, name: &str, workers: u32, end_us: u64) -> Report {
-        let counters = self.fleet.counters();
-        let whole = (end_us, self.sums.output_tokens, counters.busy_us);
-        // Where all sessions start at once, no time is left of the full fleet: then the whole run stands for it.
-        let full = self.sums.full.filter(|full| full.0 > RAMP_US).unwrap_or(whole);
-        let (full_us, full_tokens, full_busy_us) = full;
-        let seconds = full_us.max(1) as f64 / 1e6;
-        let sums = &mut self.sums;
-        let share = |part: u64, of: u64| if of == 0 { 0.0 } else { part as f64 / of as f64 };
-        let digits = |value: f64| (value * 1e6).round() / 1e6;
-        let ideal_prefill = sums.prompt_tokens.saturating_sub(sums.ideal_tokens);
-        let timed = !sums.decision_ns.is_empty();
-        Report {
-            policy: name.to_owned(),
-            requests: sums.tok_ms.len() as u64,
-            refused: sums.refused,
-            sessions: self.started,
-            ttft_ms: Spread::of_thousandths(&mut sums.ttft_us),
-            request_tok_s: Spread::of_thousandths(&mut sums.tok_ms),
-            fleet_tok_s: rounded(full_tokens as f64 / seconds),
-            hit_rate: digits(share(sums.cached_tokens, sums.prompt_tokens)),
-            hit_rate_available: digits(share(sums.ideal_tokens, sums.prompt_tokens)),
-            hit_share: digits(share(sums.cached_tokens, sums.ideal_tokens)),
-            prefill_amplification: digits(share(counters.prefill_tokens, ideal_prefill)),
-            busy: digits(full_busy_us as f64 / 1e6 / seconds / f64::from(workers)),
-            preemptions: counters.preemptions,
-            evictions: Evictions {
-                capacity: counters.evicted_for_room,
-                expiry: counters.evicted_expired,
-            },
-            virtual_s: rounded(end_us as f64 / 1e6),
-            decision_us: timed.then(|| Spread::of_thousandths(&mut sums.decision_ns)),
-        }
     }
 }
 

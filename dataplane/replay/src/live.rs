@@ -40,6 +40,8 @@ struct Agent {
     parent: Option<u32>,
     /// Subagents that have not ended.
     children: u32,
+    /// Its next turn has been asked for, so that the end of a subagent does not ask again.
+    asks: bool,
 }
 
 /// What an agent wants now.
@@ -66,7 +68,7 @@ impl Live {
     pub(crate) fn new(serial: u64, place: u32, copy: u64, session: &Session) -> Self {
         let own = if session.numbers_are_global { 0 } else { u64::from(place) + 1 };
         let salt = mix(mix(own ^ copy << 32) ^ 0x5e55_1047);
-        let agent = Agent { next_item: 0, parent: None, children: 0 };
+        let agent = Agent { next_item: 0, parent: None, children: 0, asks: false };
         Self {
             serial,
             session: place,
@@ -91,7 +93,9 @@ impl Live {
 
     /// An agent's turn has ended: what it and others do now.
     pub(crate) fn ended(&mut self, session: &Session, agent: u32, steps: &mut Vec<Step>) {
-        self.agents[agent as usize].next_item += 1;
+        let state = &mut self.agents[agent as usize];
+        state.next_item += 1;
+        state.asks = false;
         self.go_on(session, agent, steps);
     }
 
@@ -100,6 +104,9 @@ impl Live {
         while let Some(agent) = todo.pop() {
             let items = &session.agents[agent as usize];
             let state = self.agents[agent as usize];
+            if state.asks {
+                continue;
+            }
             match items.get(state.next_item as usize) {
                 Some(Item::Spawn(child)) => {
                     self.agents[agent as usize].next_item += 1;
@@ -107,10 +114,12 @@ impl Live {
                     self.agents[*child as usize].parent = Some(agent);
                     todo.extend([agent, *child]);
                 }
-                _ if state.children > 0 => {}
-                Some(Item::Turn(turn)) => {
+                Some(Item::Turn(turn)) if state.children == 0 || !turn.joins => {
+                    self.agents[agent as usize].asks = true;
                     steps.push(Step::Ask { agent, pause_ms: turn.pause_ms });
                 }
+                Some(Item::Turn(_)) => {}
+                None if state.children > 0 => {}
                 None => match state.parent {
                     None => steps.push(Step::Over),
                     Some(parent) => {
@@ -177,6 +186,25 @@ mod tests {
         live.ended(&session, 0, &mut steps);
         assert_eq!(taken(&mut steps), [(99, 0)]);
         assert_eq!(live.turn(&session, 0), None);
+    }
+
+    #[test]
+    fn a_lead_that_does_not_wait_goes_on_and_its_session_ends_last() {
+        let mut session = session(false);
+        if let Some(Item::Turn(turn)) = session.agents[0].last_mut() {
+            turn.joins = false;
+        }
+        let mut live = Live::new(0, 0, 0, &session);
+        let mut steps = Vec::new();
+        live.begin(&session, &mut steps);
+        live.ended(&session, 0, &mut steps);
+        // The first turn, and then all three at once.
+        assert_eq!(steps.len(), 1 + 3);
+        live.ended(&session, 1, &mut steps);
+        live.ended(&session, 2, &mut steps);
+        assert_eq!(steps.len(), 4, "the lead is asking already");
+        live.ended(&session, 0, &mut steps);
+        assert_eq!(steps[4..], [Step::Over]);
     }
 
     #[test]

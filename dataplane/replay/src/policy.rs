@@ -71,6 +71,7 @@ pub(crate) struct Question<'a> {
     pub(crate) prompt_blocks: u32,
     pub(crate) prompt_tokens: u32,
     pub(crate) block_tokens: u32,
+    pub(crate) priority: i32,
     pub(crate) random: u64,
 }
 
@@ -170,7 +171,7 @@ fn ask(
         overlaps,
         workers: views,
         excluded: &[],
-        priority: 0,
+        priority: question.priority,
         random: question.random,
         policy,
         region_penalty_ms: None,

@@ -1,19 +1,20 @@
 //! Readers of recorded traffic: Claude Code sessions as JSON, and rows of requests with block numbers.
 //!
-//! Rows are Mooncake's (`timestamp`, `input_length`, `output_length`, `hash_ids` of 512 tokens) and Dynamo's, which
-//! may also name a `session_id` and a `delay` after the turn before. Numbers that make no sense are bounded, never
-//! trusted; members that are not known are passed over, since these files grow members.
+//! Here are the sessions; `rows` and `requests` read lines, which `asks` puts together as sessions. Numbers that make
+//! no sense are bounded, never trusted; members that are not known are passed over, since these files grow members.
 
-use std::collections::HashMap;
+mod asks;
+mod requests;
+mod rows;
 
 use serde::Deserialize;
 
-use crate::trace::{AgentBuilder, SESSIONS_MAX, Session, TraceBuilder, TraceError};
+use crate::trace::{AgentBuilder, Record, Session, TraceBuilder, TraceError};
+
+pub use rows::rows;
 
 /// The latest begin of a session in a trace: a year after its first.
 const START_MS_MAX: f64 = 366.0 * 86_400_000.0;
-/// Tokens of a block of rows, unless something else is said.
-const ROW_BLOCK_TOKENS: u32 = 512;
 /// Blocks of a session are of this many tokens at most.
 const BLOCK_TOKENS_MAX: u64 = 1 << 16;
 /// Subagents may have subagents; recordings have one level.
@@ -30,11 +31,19 @@ pub struct ReadSettings {
     pub share: bool,
     /// Tokens of a block in rows; 0 is 512.
     pub row_block_tokens: u32,
+    /// Whether what was measured when the trace was recorded is kept, for [`crate::analyze`].
+    pub records: bool,
 }
 
 impl Default for ReadSettings {
     fn default() -> Self {
-        Self { context_tokens: 200_000, pause_ms_max: 300_000, share: true, row_block_tokens: 0 }
+        Self {
+            context_tokens: 200_000,
+            pause_ms_max: 300_000,
+            share: true,
+            row_block_tokens: 0,
+            records: false,
+        }
     }
 }
 
@@ -51,6 +60,15 @@ struct Entry {
     duration_ms: Option<f64>,
     #[serde(default)]
     think_time: Option<f64>,
+    /// Seconds, from the begin of the session or of the subagent.
+    #[serde(default)]
+    t: Option<f64>,
+    #[serde(default)]
+    api_time: Option<f64>,
+    #[serde(default)]
+    ttft: Option<f64>,
+    #[serde(default)]
+    stop: Option<String>,
     #[serde(default, rename = "in")]
     input: u64,
     #[serde(default)]
@@ -87,7 +105,7 @@ pub fn claude_code_session(
     let block_tokens = entry.block_size as u32;
     let mut session = Session::default();
     let mut reader = SessionReader { settings, block_tokens, session: &mut session, left_out: 0 };
-    reader.agent(&entry, 0);
+    reader.agent(&entry, 0, 0.0);
     builder.leave_out(reader.left_out);
     builder.add(block_tokens, session)
 }
@@ -109,14 +127,21 @@ struct SessionReader<'a> {
 
 impl SessionReader<'_> {
     /// Takes in an agent and its subagents; answers with its number.
-    fn agent(&mut self, entry: &Entry, depth: usize) -> u32 {
+    fn agent(&mut self, entry: &Entry, depth: usize, begun_s: f64) -> u32 {
         let number = self.session.agents.len();
         self.session.agents.push(Vec::new());
+        self.session.records.push(Vec::new());
+        let mut records = Vec::new();
+        let mut after_tool = None;
         let entries = entry.requests.as_deref().unwrap_or_default();
         // Subagents first, since the agent's own chains are being built while its turns are read.
         let children: Vec<Option<u32>> = entries
             .iter()
-            .map(|e| (e.requests.is_some() && depth < DEPTH_MAX).then(|| self.agent(e, depth + 1)))
+            .map(|e| {
+                let begun_s = begun_s + e.t.unwrap_or(0.0);
+                let is_agent = e.requests.is_some() && depth < DEPTH_MAX;
+                is_agent.then(|| self.agent(e, depth + 1, begun_s))
+            })
             .collect();
         let prompt = entry.tool_tokens.saturating_add(entry.system_tokens);
         let shared = if self.settings.share { tokens(prompt) / self.block_tokens } else { 0 };
@@ -137,109 +162,35 @@ impl SessionReader<'_> {
                 break;
             }
             // The recorded pause has the subagents' time in it, which is played.
-            let pause_ms = ms(entry.think_time, u32::MAX).saturating_sub(spawned_ms).min(most);
+            let pause_ms = ms(entry.think_time, u32::MAX).saturating_sub(spawned_ms);
             spawned_ms = 0;
+            if self.settings.records {
+                records.push(record(entry, begun_s, pause_ms, after_tool));
+            }
+            after_tool = entry.stop.as_deref().map(|stop| stop == "tool_use");
+            let pause_ms = pause_ms.min(most);
             agent.turn(ids, tokens(entry.input), tokens(entry.out), pause_ms);
         }
         self.session.agents[number] = agent.end();
+        self.session.records[number] = records;
         number as u32
     }
 }
 
-/// One line of rows.
-#[derive(Deserialize)]
-struct Row {
-    #[serde(default)]
-    timestamp: Option<f64>,
-    #[serde(default)]
-    delay: Option<f64>,
-    #[serde(default)]
-    session_id: Option<serde_json::Value>,
-    input_length: u64,
-    #[serde(default)]
-    output_length: u64,
-    hash_ids: Vec<u32>,
-}
-
-/// Adds rows of requests, one JSON object a line. Rows of one `session_id` follow each other; others stand alone.
-///
-/// # Errors
-/// If a line is not of the form, or there is more than a trace can hold.
-pub fn rows(
-    text: &str,
-    settings: &ReadSettings,
-    builder: &mut TraceBuilder,
-) -> Result<(), TraceError> {
-    let block_tokens = match settings.row_block_tokens {
-        0 => ROW_BLOCK_TOKENS,
-        tokens => tokens,
+/// What was measured of a request.
+fn record(entry: &Entry, begun_s: f64, pause_ms: u32, after_tool: Option<bool>) -> Record {
+    let in_ms = |seconds: Option<f64>| {
+        seconds.map(|s| s * 1_000.0).filter(|ms| ms.is_finite() && *ms >= 0.0)
     };
-    let mut sessions: Vec<Vec<Row>> = Vec::new();
-    let mut by_name: HashMap<String, usize> = HashMap::new();
-    for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let wrong = |e: serde_json::Error| TraceError::Form {
-            place: format!("line {}", at + 1),
-            reason: e.to_string(),
-        };
-        let row: Row = serde_json::from_str(line).map_err(wrong)?;
-        if sessions.len() >= SESSIONS_MAX {
-            return Err(TraceError::TooMuch { what: "sessions", most: SESSIONS_MAX });
-        }
-        match row.session_id.as_ref().map(ToString::to_string) {
-            None => sessions.push(vec![row]),
-            Some(name) => match by_name.get(&name) {
-                Some(&known) => sessions[known].push(row),
-                None => {
-                    by_name.insert(name, sessions.len());
-                    sessions.push(vec![row]);
-                }
-            },
-        }
+    Record {
+        at_ms: in_ms(entry.t.map(|t| begun_s + t)).map(|at| at.min(START_MS_MAX)),
+        ttft_ms: in_ms(entry.ttft),
+        took_ms: in_ms(entry.api_time),
+        // The first of an agent follows nothing.
+        pause_ms: entry.think_time.and(after_tool).map(|_| f64::from(pause_ms)),
+        after_tool,
+        cached_tokens: None,
     }
-    builder.timed();
-    let first_ms = start_of(&sessions);
-    // Time goes forward, whatever the order of the rows.
-    sessions.sort_by_key(|rows| start_ms(rows, first_ms));
-    for rows in &sessions {
-        let session = row_session(rows, first_ms, block_tokens, settings, builder);
-        builder.add(block_tokens, session)?;
-    }
-    Ok(())
-}
-
-/// The first time that any row has, in milliseconds.
-fn start_of(sessions: &[Vec<Row>]) -> f64 {
-    let times = sessions.iter().filter_map(|rows| rows.first()?.timestamp);
-    times.filter(|time| time.is_finite()).reduce(f64::min).unwrap_or(0.0)
-}
-
-/// When a session begins, counted from the trace's begin.
-fn start_ms(rows: &[Row], first_ms: f64) -> u64 {
-    let start = rows.first().and_then(|row| row.timestamp).unwrap_or(first_ms);
-    (start - first_ms).clamp(0.0, START_MS_MAX) as u64
-}
-
-fn row_session(
-    rows: &[Row],
-    first_ms: f64,
-    block_tokens: u32,
-    settings: &ReadSettings,
-    builder: &mut TraceBuilder,
-) -> Session {
-    let mut session = Session { numbers_are_global: true, ..Session::default() };
-    session.start_ms = start_ms(rows, first_ms);
-    let mut agent = AgentBuilder::new(&mut session.chains, block_tokens, 0, 0);
-    for (at, row) in rows.iter().enumerate() {
-        let length = row.input_length.saturating_add(row.output_length);
-        if length > u64::from(settings.context_tokens) {
-            builder.leave_out((rows.len() - at) as u64);
-            break;
-        }
-        let pause_ms = ms(row.delay.map(|d| d / 1_000.0), settings.pause_ms_max);
-        agent.turn(&row.hash_ids, tokens(row.input_length), tokens(row.output_length), pause_ms);
-    }
-    session.agents.push(agent.end());
-    session
 }
 
 #[cfg(test)]

@@ -3,7 +3,13 @@
 //! Percentiles are exact, over all requests. Rates of the fleet are over the time while there were sessions to start,
 //! so that the long last ones do not count as idleness.
 
+mod page;
+
 use serde::Serialize;
+
+use crate::series::Series;
+
+pub use page::comparison_page;
 
 /// Percentiles and the mean.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -86,6 +92,25 @@ pub struct Report {
     /// What a decision took, index included, in microseconds of real time; only where it was measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decision_us: Option<Spread>,
+    /// By priority, where not all requests have the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub by_priority: Vec<Class>,
+    /// Distribution and course, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub series: Option<Series>,
+}
+
+/// Requests of one kind of priority.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Class {
+    /// `urgent`, `ordinary` or `background`.
+    pub priority: &'static str,
+    /// Those that ended.
+    pub requests: u64,
+    /// As in the whole report.
+    pub ttft_ms: Spread,
+    /// As in the whole report.
+    pub request_tok_s: Spread,
 }
 
 #[cfg(test)]

@@ -4,6 +4,9 @@
 //! a corpus costs memory for what is new in its turns, and not for its histories. Blocks are numbers until a session
 //! is played; numbers count within the session, but for a leading part that sessions of one group have in common.
 
+use std::collections::HashMap;
+
+use foldhash::fast::FixedState;
 use thiserror::Error;
 
 /// Sessions of a trace, turns and agents of a session, and blocks of all chains together, at most.
@@ -11,6 +14,8 @@ pub(crate) const SESSIONS_MAX: usize = 1 << 20;
 const TURNS_MAX: usize = 1 << 24;
 const AGENTS_MAX: usize = 1 << 12;
 const BLOCKS_MAX: usize = 1 << 28;
+/// Different block numbers of rows.
+const NUMBERS_MAX: usize = 1 << 26;
 /// The longest prompt and answer.
 const TOKENS_MAX: u32 = 1 << 24;
 /// Chains of an agent that a turn may go on with, the latest ones.
@@ -69,12 +74,31 @@ pub(crate) struct Turn {
     pub(crate) output_tokens: u32,
     /// From the end of what came before.
     pub(crate) pause_ms: u32,
+    /// Higher goes first; 0 is ordinary.
+    pub(crate) priority: i16,
+    /// Whether it waits for all subagents that its agent has started.
+    pub(crate) joins: bool,
+}
+
+/// What a recording says of a turn. Kept for the analysis; playing looks at none of it.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Record {
+    /// From the begin of its session, or of the trace where that has times.
+    pub(crate) at_ms: Option<f64>,
+    pub(crate) ttft_ms: Option<f64>,
+    /// From its arrival to its last token.
+    pub(crate) took_ms: Option<f64>,
+    /// As recorded, without a bound.
+    pub(crate) pause_ms: Option<f64>,
+    /// Whether a tool was waited for, or a person.
+    pub(crate) after_tool: Option<bool>,
+    pub(crate) cached_tokens: Option<u32>,
 }
 
 /// What an agent does next.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Item {
-    /// Ask, once all its subagents have ended.
+    /// Ask, mostly once all its subagents have ended.
     Turn(Turn),
     /// Start a subagent.
     Spawn(u32),
@@ -86,6 +110,8 @@ pub(crate) struct Session {
     /// For traces with times: when it starts.
     pub(crate) start_ms: u64,
     pub(crate) agents: Vec<Vec<Item>>,
+    /// Of each agent's turns, in their order; empty where nothing was recorded or asked for.
+    pub(crate) records: Vec<Vec<Record>>,
     pub(crate) chains: Vec<Chain>,
     /// Numbers of its blocks mean the same in all sessions.
     pub(crate) numbers_are_global: bool,
@@ -144,6 +170,8 @@ pub struct TraceBuilder {
     turns: usize,
     blocks: usize,
     left_out: u64,
+    /// Block numbers of rows, which may be hashes, in the order of their first use.
+    numbers: HashMap<u64, u32, FixedState>,
 }
 
 impl TraceBuilder {
@@ -161,6 +189,18 @@ impl TraceBuilder {
 
     pub(crate) fn timed(&mut self) {
         self.timed = true;
+    }
+
+    /// Small numbers for those of rows, the same for the same in all files.
+    pub(crate) fn numbers(&mut self, ids: &[u64]) -> Result<Vec<u32>, TraceError> {
+        let small = |id: &u64| {
+            let next = self.numbers.len();
+            if next >= NUMBERS_MAX {
+                return Err(TraceError::TooMuch { what: "different blocks", most: NUMBERS_MAX });
+            }
+            Ok(*self.numbers.entry(*id).or_insert(next as u32))
+        };
+        ids.iter().map(small).collect()
     }
 
     pub(crate) fn leave_out(&mut self, turns: u64) {
@@ -223,13 +263,26 @@ impl<'a> AgentBuilder<'a> {
         self.items.push(Item::Spawn(agent));
     }
 
-    /// A request for the blocks `ids`.
+    /// A request for the blocks `ids`, an ordinary one.
     pub(crate) fn turn(
         &mut self,
         ids: &[u32],
         prompt_tokens: u32,
         output_tokens: u32,
         pause_ms: u32,
+    ) {
+        self.turn_of(ids, prompt_tokens, output_tokens, pause_ms, 0, true);
+    }
+
+    /// A request with a priority, which waits for subagents or does not.
+    pub(crate) fn turn_of(
+        &mut self,
+        ids: &[u32],
+        prompt_tokens: u32,
+        output_tokens: u32,
+        pause_ms: u32,
+        priority: i16,
+        joins: bool,
     ) {
         let full = prompt_tokens.min(TOKENS_MAX) / self.block_tokens;
         let ids = &ids[..ids.len().min(full as usize)];
@@ -241,6 +294,8 @@ impl<'a> AgentBuilder<'a> {
             prompt_tokens: prompt_tokens.clamp(1, TOKENS_MAX),
             output_tokens: output_tokens.clamp(1, TOKENS_MAX),
             pause_ms,
+            priority,
+            joins,
         };
         self.items.push(Item::Turn(turn));
     }

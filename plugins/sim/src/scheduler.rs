@@ -98,8 +98,20 @@ impl Scheduler {
         self.arrivals += 1;
         let sequence = Sequence::new(request, self.arrivals, now_us, &self.grid);
         if self.places.insert(sequence.id, sequence.place).is_none() {
-            self.waiting.insert(sequence.place, Box::new(sequence));
+            self.enqueue(Box::new(sequence));
         }
+    }
+
+    /// Lets a request wait, with what it would compute as the cache is now. Blocks that others are computing count as
+    /// cached: nobody computes them twice. A router that saw all tokens would send conversations away from where
+    /// they are cached.
+    fn enqueue(&mut self, mut sequence: Box<Sequence>) {
+        let is_here = |hash: &&u128| {
+            self.blocks.lookup(**hash).is_some() || self.in_flight.contains_key(*hash)
+        };
+        let hits = self.reusable(&sequence).iter().take_while(is_here).count();
+        sequence.expected = sequence.tokens.len() - hits * self.grid.block_tokens;
+        self.waiting.insert(sequence.place, sequence);
     }
 
     /// Ends a request with `Cancelled`; an unknown id is nothing.
@@ -157,7 +169,6 @@ impl Scheduler {
     pub(crate) fn stats(&self) -> Stats {
         let counts = self.blocks.counts();
         let unread = |s: &Sequence| (s.tokens.len() - s.computed) as u64;
-        let waiting: u64 = self.waiting.values().map(|s| unread(s)).sum();
         let running: u64 =
             self.running.values().filter(|s| s.prefilling()).map(|s| unread(s)).sum();
         Stats {
@@ -167,17 +178,21 @@ impl Scheduler {
             blocks_cached: u64::from(counts.cached),
             blocks_pinned: u64::from(counts.pinned),
             evictions: counts.evictions,
-            waiting_prefill_tokens: waiting + running,
+            waiting_prefill_tokens: self.expected_tokens() + running,
             ..self.counters
         }
     }
 
     /// How long the work that is queued now will take, roughly.
     pub(crate) fn backlog_ms(&self, now_us: u64) -> u32 {
-        let waiting: u64 = self.waiting.values().map(|s| s.tokens.len() as u64).sum();
         let queued_us = self.prefill_free_us.saturating_sub(now_us);
-        let all_us = queued_us + waiting * self.options.prefill_us_per_token;
+        let all_us = queued_us + self.expected_tokens() * self.options.prefill_us_per_token;
         (all_us / 1000).clamp(100, 10_000) as u32
+    }
+
+    /// Tokens that those that wait will compute.
+    fn expected_tokens(&self) -> u64 {
+        self.waiting.values().map(|s| s.expected as u64).sum()
     }
 
     /// Does what is due. `now_us` is monotonic; without `room_for_output` nothing is said.
@@ -239,11 +254,16 @@ impl Scheduler {
         self.in_flight.get(&hash).is_some_and(|owner| *owner < place)
     }
 
-    /// Leading blocks that the cache holds. One token at least is computed, for what follows it.
+    /// Leading blocks that the cache holds.
     fn hits(&self, sequence: &Sequence) -> usize {
+        let hashes = self.reusable(sequence).iter();
+        hashes.take_while(|hash| self.blocks.lookup(**hash).is_some()).count()
+    }
+
+    /// Blocks that need not be computed if they are cached. One token at least is computed, for what follows it.
+    fn reusable<'a>(&self, sequence: &'a Sequence) -> &'a [u128] {
         let reusable = (sequence.tokens.len() - 1) / self.grid.block_tokens;
-        let hashes = &sequence.hashes[..reusable.min(sequence.hashes.len())];
-        hashes.iter().take_while(|hash| self.blocks.lookup(**hash).is_some()).count()
+        &sequence.hashes[..reusable.min(sequence.hashes.len())]
     }
 
     /// Gives a request the blocks for its known tokens and one more; where there are too few,
@@ -306,7 +326,7 @@ impl Scheduler {
         self.give_back(&sequence, now_us);
         sequence.restart();
         self.counters.preemptions += 1;
-        self.waiting.insert(place, sequence);
+        self.enqueue(sequence);
     }
 
     /// Lets a running request say what is due.

@@ -58,6 +58,8 @@ pub(crate) struct Sequence {
     said_first: bool,
     /// The block that an earlier request is computing and this one would compute too.
     pub(crate) waits_for: Option<u128>,
+    /// Tokens that it was expected to compute when it was queued.
+    pub(crate) expected: usize,
 }
 
 impl Sequence {
@@ -82,6 +84,7 @@ impl Sequence {
             cached_tokens: 0,
             said_first: false,
             waits_for: None,
+            expected: 0,
         };
         sequence.hash_full_blocks(grid);
         sequence

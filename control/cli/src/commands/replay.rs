@@ -9,17 +9,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use mainstay_replay::{
-    Mix, PolicyName, ReadSettings, Report, Settings, Trace, TraceBuilder, claude_code_session,
-    play, rows,
+    PolicyName, ReadSettings, Report, Settings, Slow, Trace, comparison_page, play,
 };
 use mainstay_sim_model::Profile;
 use serde_json::{Value, json};
 
+use super::trace::read;
 use crate::output::{Format, print, print_json, table};
 
-/// The largest file of a trace, and the most files.
-const FILE_BYTES_MAX: u64 = 1 << 30;
-const FILES_MAX: usize = 100_000;
 /// Policies that others are measured beside.
 const BESIDE: [&str; 2] = ["round-robin", "dynamo"];
 
@@ -73,6 +70,27 @@ pub(crate) struct Args {
     /// Tokens of a block in rows
     #[arg(long, default_value_t = 512)]
     row_block_tokens: u32,
+    /// Slower workers, with commas: WORKER@SPEED or FIRST-LAST@SPEED, @SECOND appended if they become so later
+    #[arg(long, value_delimiter = ',')]
+    slow: Vec<String>,
+    /// Slower workers report the pace of healthy ones
+    #[arg(long)]
+    slow_unseen: bool,
+    /// So many times the profile's cache
+    #[arg(long, default_value_t = 1.0)]
+    cache: f64,
+    /// The share of sessions whose requests go first
+    #[arg(long, default_value_t = 0.0)]
+    urgent: f64,
+    /// The share of sessions whose requests go last
+    #[arg(long, default_value_t = 0.0)]
+    background: f64,
+    /// Write a page with tables and plots there
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Add the distribution and the course of each run to JSON
+    #[arg(long)]
+    series: bool,
     /// Time each decision, which makes two outputs differ
     #[arg(long)]
     time_decisions: bool,
@@ -89,16 +107,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         };
         policies.push((name, policy));
     }
-    ensure!(args.load > 0.0, "--load must be above 0");
     let trace = read(args)?;
-    let settings = Settings {
-        workers: args.workers,
-        load: args.load,
-        seed: args.seed,
-        requests: args.requests,
-        profile: profile(&args.profile)?.scaled(args.arithmetic, args.bandwidth),
-        event_delay_ms: args.event_delay_ms,
-    };
+    let settings = settings(args)?;
     let began = Instant::now();
     let mut clock = || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let reports: Vec<Report> = policies
@@ -109,6 +119,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             play(&trace, &settings, policy, name, stopwatch)
         })
         .collect();
+    if let Some(file) = &args.html {
+        fs::write(file, page(args, &trace, &reports)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
+    }
     match args.output {
         Format::Json => print_json(&as_json(args, &trace, &reports)?),
         Format::Table => print_tables(args, &trace, &reports),
@@ -116,20 +130,62 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+fn settings(args: &Args) -> Result<Settings> {
+    ensure!(args.load > 0.0, "--load must be above 0");
+    ensure!(args.cache > 0.0, "--cache must be above 0");
+    let shares = [args.urgent, args.background, args.urgent + args.background];
+    let shares = shares.iter().all(|share| (0.0..=1.0).contains(share));
+    ensure!(shares, "--urgent and --background are shares of one whole, from 0 to 1");
+    let profile = profile(&args.profile)?.scaled(args.arithmetic, args.bandwidth);
+    Ok(Settings {
+        workers: args.workers,
+        load: args.load,
+        seed: args.seed,
+        requests: args.requests,
+        profile: profile.with_cache(args.cache),
+        event_delay_ms: args.event_delay_ms,
+        slow: slow(args)?,
+        slow_unseen: args.slow_unseen,
+        urgent: args.urgent,
+        background: args.background,
+        series: args.series || args.html.is_some(),
+    })
+}
+
+/// The page: every setting that decides a result is on it.
+fn page(args: &Args, trace: &Trace, reports: &[Report]) -> Result<String> {
+    let Value::Object(mut settings) = as_json(args, trace, &[])? else { return Ok(String::new()) };
+    settings.remove("policies");
+    let plain = |value: Value| match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    };
+    let settings = settings.into_iter().filter(|(_, value)| !value.is_null());
+    let settings: Vec<(String, String)> =
+        settings.map(|(name, value)| (name, plain(value))).collect();
+    let lead = format!(
+        "{} workers ({}, modelled), load {}, seed {}, {} sessions with {} requests in the trace.",
+        args.workers,
+        args.profile,
+        args.load,
+        args.seed,
+        trace.session_count(),
+        trace.request_count()
+    );
+    Ok(comparison_page(&lead, &settings, reports))
+}
+
 fn profile(name: &str) -> Result<Profile> {
     if Path::new(name).extension().is_none_or(|e| e != "toml") {
         return Ok(Profile::named(name)?);
     }
-    let text = read_file(Path::new(name))?;
+    let text = read::file_bytes(Path::new(name))?;
     Profile::parse(&String::from_utf8_lossy(&text)).with_context(|| name.to_owned())
 }
 
 fn read(args: &Args) -> Result<Trace> {
     if let Some(name) = &args.mix {
-        let names = Mix::NAMES.join(", ");
-        let mix = Mix::named(name);
-        let mix = mix.with_context(|| format!("no mix is called {name}; use one of {names}"))?;
-        return Ok(mix.generate(args.sessions, args.seed)?);
+        return read::mix(name, args.sessions, args.seed);
     }
     let path = args.trace.as_deref().context("give --trace or --mix")?;
     let settings = ReadSettings {
@@ -137,41 +193,17 @@ fn read(args: &Args) -> Result<Trace> {
         pause_ms_max: args.pause_max_s.saturating_mul(1_000),
         share: args.share,
         row_block_tokens: args.row_block_tokens,
+        ..ReadSettings::default()
     };
-    let mut builder = TraceBuilder::default();
-    for file in files(path)? {
-        let text = read_file(&file)?;
-        let result = match file.extension().is_some_and(|e| e == "json") {
-            true => claude_code_session(&text, &settings, &mut builder),
-            false => rows(&String::from_utf8_lossy(&text), &settings, &mut builder),
-        };
-        result.with_context(|| file.display().to_string())?;
-    }
-    builder.build().with_context(|| path.display().to_string())
+    read::trace(path, &settings)
 }
 
-/// The file itself, or the sessions of a folder in the order of their names.
-fn files(path: &Path) -> Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let mut files = Vec::new();
-    for entry in fs::read_dir(path).with_context(|| format!("cannot list {}", path.display()))? {
-        let file = entry?.path();
-        if file.extension().is_some_and(|e| e == "json") {
-            files.push(file);
-        }
-        ensure!(files.len() <= FILES_MAX, "{} holds over {FILES_MAX} sessions", path.display());
-    }
-    files.sort();
-    Ok(files)
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>> {
-    let unread = || format!("cannot read {}", path.display());
-    let bytes = fs::metadata(path).with_context(unread)?.len();
-    ensure!(bytes <= FILE_BYTES_MAX, "{} is over {FILE_BYTES_MAX} bytes", path.display());
-    fs::read(path).with_context(unread)
+fn slow(args: &Args) -> Result<Vec<Slow>> {
+    let parse = |text: &String| {
+        let form = "use WORKER@SPEED, FIRST-LAST@SPEED or either with @SECOND, as in 2@0.5@600";
+        Slow::parse(text).with_context(|| format!("--slow {text} is not of the form; {form}"))
+    };
+    args.slow.iter().map(parse).collect()
 }
 
 /// How often one number goes into another; none where that makes no sense.
@@ -194,6 +226,9 @@ fn as_json(args: &Args, trace: &Trace, reports: &[Report]) -> Result<Value> {
     let mut policies = Vec::new();
     for report in reports {
         let mut value = serde_json::to_value(report)?;
+        if let Some(members) = value.as_object_mut().filter(|_| !args.series) {
+            members.remove("series");
+        }
         for name in BESIDE {
             if let Some(other) = reports.iter().find(|other| other.policy == name) {
                 value["beside"][name] = beside(report, other);
@@ -215,6 +250,11 @@ fn as_json(args: &Args, trace: &Trace, reports: &[Report]) -> Result<Value> {
         "profile": args.profile,
         "arithmetic": args.arithmetic,
         "bandwidth": args.bandwidth,
+        "cache": args.cache,
+        "slow": args.slow,
+        "slow_unseen": args.slow_unseen,
+        "urgent": args.urgent,
+        "background": args.background,
         "event_delay_ms": args.event_delay_ms,
         "context_tokens": args.context_tokens,
         "pause_max_s": args.pause_max_s,
@@ -274,4 +314,27 @@ fn print_tables(args: &Args, trace: &Trace, reports: &[Report]) {
     };
     let rows: Vec<Vec<String>> = reports.iter().map(row).collect();
     print(&table(&headers, &rows));
+    print_priorities(reports);
+}
+
+fn print_priorities(reports: &[Report]) {
+    let classes = reports.iter().flat_map(|report| {
+        let row = |class: &mainstay_replay::Class| {
+            vec![
+                report.policy.clone(),
+                class.priority.to_owned(),
+                class.requests.to_string(),
+                format!("{:.0} ms", class.ttft_ms.p50),
+                format!("{:.0}", class.ttft_ms.p90),
+                format!("{:.0}", class.ttft_ms.p99),
+                format!("{:.1}", class.request_tok_s.p50),
+            ]
+        };
+        report.by_priority.iter().map(row).collect::<Vec<_>>()
+    });
+    let rows: Vec<Vec<String>> = classes.collect();
+    if !rows.is_empty() {
+        let headers = ["POLICY", "PRIORITY", "REQUESTS", "TTFT P50", "P90", "P99", "TOK/S"];
+        print(&format!("\n{}", table(&headers, &rows)));
+    }
 }

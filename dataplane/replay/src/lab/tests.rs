@@ -7,7 +7,7 @@ use crate::trace::TraceBuilder;
 
 fn settings(workers: u32, load: f64) -> Settings {
     let profile = Profile::named("h200-8b").unwrap();
-    Settings { workers, load, seed: 1, requests: 0, profile, event_delay_ms: 20 }
+    Settings { workers, load, ..Settings::new(profile) }
 }
 
 fn run(trace: &Trace, settings: &Settings, policy: &str) -> Report {
@@ -102,4 +102,67 @@ fn settings_that_make_no_sense_still_end() {
         let settings = Settings { workers: 0, event_delay_ms: u64::MAX, ..settings(1, load) };
         assert!(run(&trace, &settings, "kv").requests > 0);
     }
+}
+
+#[test]
+fn slow_workers_are_slower_and_the_router_sees_it_unless_they_hide_it() {
+    let trace = Mix::named("agents").unwrap().generate(24, 7).unwrap();
+    let slow = vec![Slow { workers: (1, 1), speed: 0.1, from_s: 300 }];
+    let mean = |slow: &[Slow], slow_unseen: bool, policy: &str| {
+        let settings = Settings { slow: slow.to_vec(), slow_unseen, ..settings(4, 3.0) };
+        run(&trace, &settings, policy).ttft_ms.mean
+    };
+    let healthy = mean(&[], false, "kv");
+    let (seen, unseen) = (mean(&slow, false, "kv"), mean(&slow, true, "kv"));
+    assert!(healthy < seen && seen < unseen, "{healthy} {seen} {unseen}");
+    assert!(mean(&slow, false, "round-robin") > 1.2 * mean(&[], false, "round-robin"));
+    let late = [Slow { workers: (0, 9), speed: 0.1, from_s: 1 << 28 }];
+    assert_eq!(mean(&late, false, "kv"), healthy, "after the end it changes nothing");
+}
+
+#[test]
+fn urgent_requests_go_first_where_there_is_a_queue() {
+    let trace = Mix::named("agents").unwrap().generate(24, 7).unwrap();
+    let settings = Settings { urgent: 0.2, background: 0.3, ..settings(2, 12.0) };
+    let report = run(&trace, &settings, "round-robin");
+    let [urgent, ordinary, background] = &report.by_priority[..] else { panic!("three classes") };
+    assert_eq!(urgent.priority, "urgent");
+    assert!(urgent.ttft_ms.mean * 2.0 < background.ttft_ms.mean, "{:?}", report.by_priority);
+    assert!(ordinary.ttft_ms.mean < background.ttft_ms.mean);
+    let all: u64 = report.by_priority.iter().map(|class| class.requests).sum();
+    assert_eq!(all, report.requests);
+    assert!(
+        run(&trace, &Settings { urgent: 0.0, background: 0.0, ..settings }, "kv")
+            .by_priority
+            .is_empty()
+    );
+}
+
+#[test]
+fn series_agree_with_the_figures_and_change_none() {
+    let trace = Mix::named("agents").unwrap().generate(8, 7).unwrap();
+    let settings = Settings { series: true, ..settings(2, 2.0) };
+    let report = run(&trace, &settings, "kv");
+    let plain = run(&trace, &Settings { series: false, ..settings }, "kv");
+    let series = report.series.clone().unwrap();
+    assert_eq!(Report { series: None, ..report }, plain);
+    assert_eq!(series.ttft_cdf[49], (50.0, plain.ttft_ms.p50));
+    assert_eq!(series.ttft_cdf[98], (99.0, plain.ttft_ms.p99));
+    assert!(series.points.iter().any(|point| point.in_flight > 1.0));
+}
+
+#[test]
+fn a_page_has_every_policy_and_the_same_bytes_each_time() {
+    let trace = Mix::named("agents").unwrap().generate(6, 7).unwrap();
+    let settings = Settings { series: true, urgent: 0.5, ..settings(2, 2.0) };
+    let page = || {
+        let reports = ["kv", "round-robin"].map(|policy| run(&trace, &settings, policy));
+        let named = [("seed".to_owned(), "<1>".to_owned())];
+        crate::comparison_page("two policies", &named, &reports)
+    };
+    let text = page();
+    assert_eq!(text, page());
+    assert_eq!(text.matches("<figure>").count(), 5);
+    assert_eq!(text.matches("<td>round-robin</td>").count(), 1 + 2);
+    assert!(text.contains("&lt;1&gt;") && !text.contains("NaN") && !text.contains("http"));
 }

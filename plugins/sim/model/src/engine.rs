@@ -19,6 +19,8 @@ const PIN_FRACTION: f64 = 0.5;
 /// The weight of a new measurement of pace, and the least prompt that is one: those of the worker.
 const PACE_WEIGHT: f32 = 0.1;
 const PACE_TOKENS_MIN: u32 = 16;
+/// No engine is faster or slower than its profile by more.
+const SPEED_MAX: f64 = 1_000.0;
 
 /// What happened to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +86,8 @@ struct Stretch {
     steps: u32,
     /// Set where nothing but decoding goes on: how many requests, and tokens of their contexts at its start.
     decoding: Option<(u32, u64)>,
+    /// The engine's when it began.
+    speed: f64,
 }
 
 /// One engine.
@@ -103,6 +107,8 @@ pub struct Engine {
     prefill_us_per_token: f32,
     decode_us_per_step: f32,
     counters: Counters,
+    /// Of the profile's; a device that throttles has less.
+    speed: f64,
 }
 
 fn us(time: f64) -> u64 {
@@ -129,6 +135,16 @@ impl Engine {
             prefill_us_per_token: 0.0,
             decode_us_per_step: 0.0,
             counters: Counters::default(),
+            speed: 1.0,
+        }
+    }
+
+    /// From the next step on, it computes so many times as fast as its profile says. What is no positive number
+    /// changes nothing. Ask [`Engine::next_us`] again.
+    pub fn set_speed(&mut self, speed: f64, now_us: u64) {
+        if speed > 0.0 && speed <= SPEED_MAX {
+            self.speed = speed.max(1.0 / SPEED_MAX);
+            self.cut(now_us);
         }
     }
 
@@ -231,8 +247,10 @@ impl Engine {
         if self.running.len() >= self.profile.requests_max {
             return;
         }
-        let end =
-            |steps: u32| stretch.start_us + us(self.profile.decode_us(steps, requests, context));
+        let end = |steps: u32| {
+            let took_us = self.profile.decode_us(steps, requests, context) / stretch.speed;
+            stretch.start_us + us(took_us)
+        };
         let (mut low, mut high) = (1, stretch.steps);
         while low < high {
             let middle = low + (high - low) / 2;
@@ -253,6 +271,7 @@ impl Engine {
         if self.running.is_empty() {
             return None;
         }
+        let speed = self.speed;
         let (mut tokens, mut pairs, mut context, mut decoding) = (0, 0.0, 0, 0);
         for sequence in &self.running {
             tokens += sequence.piece;
@@ -266,12 +285,12 @@ impl Engine {
         }
         if decoding as usize == self.running.len() {
             let steps = self.stretch_steps();
-            let end_us = now_us + us(self.profile.decode_us(steps, decoding, context));
-            let decoding = Some((decoding, context));
-            return Some(Stretch { start_us: now_us, end_us, steps, decoding });
+            let took_us = self.profile.decode_us(steps, decoding, context) / speed;
+            let (end_us, decoding) = (now_us + us(took_us), Some((decoding, context)));
+            return Some(Stretch { start_us: now_us, end_us, steps, decoding, speed });
         }
-        let end_us = now_us + us(self.profile.step_us(tokens, pairs, context));
-        Some(Stretch { start_us: now_us, end_us, steps: 1, decoding: None })
+        let end_us = now_us + us(self.profile.step_us(tokens, pairs, context) / speed);
+        Some(Stretch { start_us: now_us, end_us, steps: 1, decoding: None, speed })
     }
 
     /// A block for the next token of each that decodes; the last in order lose theirs for it.

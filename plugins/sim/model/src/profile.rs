@@ -164,6 +164,16 @@ impl Profile {
         self
     }
 
+    /// The same engine with a cache so many times as large, of one token at least. What is not positive counts as 1.
+    #[must_use]
+    pub fn with_cache(mut self, times: f64) -> Self {
+        if times > 0.0 && times < NUMBER_MAX {
+            // A cast from a float stops at the ends of the range.
+            self.kv_tokens = ((self.kv_tokens as f64 * times) as u64).max(1);
+        }
+        self
+    }
+
     /// Tokens that its cache holds.
     #[must_use]
     pub fn kv_tokens(&self) -> u64 {
@@ -218,6 +228,15 @@ mod tests {
         let (a, b) = (plain.step_us(8_192, 1e6, 0), half.step_us(8_192, 1e6, 0));
         assert!((b - 1_500.0 - 2.0 * (a - 1_500.0)).abs() < 1e-6);
         assert!((plain.step_us(1, 0.0, 9) - half.step_us(1, 0.0, 9)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_cache_is_scaled_and_never_empty() {
+        let tokens = |times| Profile::named("h200-8b").unwrap().with_cache(times).kv_tokens();
+        assert_eq!(
+            [0.5, 1.0, -1.0, f64::NAN, 1e-12].map(tokens),
+            [399_932, 799_865, 799_865, 799_865, 1]
+        );
     }
 
     #[test]

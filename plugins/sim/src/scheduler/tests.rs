@@ -181,6 +181,23 @@ fn the_same_prefix_in_flight_is_computed_once() {
 }
 
 #[test]
+fn who_waits_counts_with_what_it_will_compute() {
+    let mut bench = Bench::new(r#"{"prefill_us_per_token": 10}"#);
+    let long = prompt(1, 320);
+    bench.run(request(1, &long, 1));
+    // One of 340 tokens is nearly cached, one is new, and a third shares what the second will compute once it runs.
+    bench.scheduler.submit(request(2, &[&long[..], &prompt(2, 20)].concat(), 1), bench.now_us);
+    bench.scheduler.submit(request(3, &prompt(3, 320), 1), bench.now_us);
+    assert_eq!(bench.scheduler.stats().waiting_prefill_tokens, 20 + 320);
+    assert_eq!(bench.scheduler.backlog_ms(bench.now_us), 100, "at least");
+    bench.step();
+    bench.scheduler.submit(request(4, &[&prompt(3, 320)[..], &[7; 9]].concat(), 1), bench.now_us);
+    let stats = bench.scheduler.stats();
+    assert_eq!((stats.running, stats.waiting), (2, 1));
+    assert_eq!(stats.waiting_prefill_tokens, 20 + 320 + 9);
+}
+
+#[test]
 fn the_cache_evicts_by_priority_and_never_what_is_pinned() {
     let mut bench = Bench::new(r#"{"blocks": 24}"#);
     let run = |bench: &mut Bench, id, seed, priority| {

@@ -96,6 +96,34 @@ fn who_arrives_in_a_stretch_waits_for_the_step_under_way_only() {
 }
 
 #[test]
+fn a_device_that_throttles_is_slower_from_its_next_step_on() {
+    let profile = profile(100_000);
+    let blocks = chain(0, 0, 4);
+    let took = |throttled_us: Option<u64>| {
+        let mut engine = Engine::new(profile.clone(), BLOCK);
+        engine.submit(request(1, &blocks, 64, 101), 0);
+        let mut notes = Vec::new();
+        engine.advance(0, &mut notes);
+        let first_us = engine.next_us().unwrap();
+        engine.advance(first_us, &mut notes);
+        if let Some(after_us) = throttled_us {
+            engine.set_speed(0.5, first_us + after_us);
+        }
+        let mut now_us = first_us;
+        while let Some(next_us) = engine.next_us() {
+            now_us = next_us;
+            engine.advance(now_us, &mut notes);
+        }
+        assert_eq!(notes.last(), Some(&Note::Ended { id: 1 }));
+        (now_us - first_us) as f64
+    };
+    let (healthy, half) = (took(None), took(None) / 2.0);
+    // Half of the tokens at half the speed; a step more or less is at the border.
+    let throttled = took(Some(half as u64));
+    assert!((throttled - 1.5 * healthy).abs() < healthy / 50.0, "{throttled} {healthy}");
+}
+
+#[test]
 fn the_least_recently_used_makes_room() {
     let mut engine = Engine::new(profile(4_000), BLOCK);
     let (a, b, c) = (chain(1, 0, 100), chain(2, 0, 100), chain(3, 0, 100));

@@ -1,0 +1,208 @@
+//! What a running gateway says about its traffic: its metrics, and the sessions that it knows.
+//!
+//! It is a look at one moment of one gateway. What needs every request (growth, repeated blocks, how long caches must
+//! keep) is named as absent: record a trace for it. Sessions are the caller's tenant's, at most a thousand.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use mainstay_replay::Dist;
+use serde_json::{Value, json};
+
+use crate::http::Target;
+use crate::output::{Format, print, print_json, table};
+
+/// Lines of metrics that are looked at, at most.
+const LINES_MAX: usize = 100_000;
+const ABSENT: [&str; 5] = [
+    "growth of prompts, repeated blocks and how long caches must keep: record a trace",
+    "the hit rate that was available",
+    "tokens a second of requests",
+    "pauses that are over: only those under way are seen",
+    "evictions and their causes: they are in the metrics of workers",
+];
+
+pub(super) async fn run(target: &Target) -> Result<()> {
+    let metrics = target.get("/metrics").await?;
+    let sessions = target.get("/v1/sessions?all=true&limit=1000").await?;
+    let figures = figures(metrics.as_str().unwrap_or_default(), &sessions);
+    match target.output {
+        Format::Json => print_json(&figures),
+        Format::Table => print_tables(&figures),
+    }
+    Ok(())
+}
+
+/// Values of a metric by one of its labels; those that lack it are under the empty name.
+fn by_label(metrics: &str, name: &str, label: &str, with: &str) -> BTreeMap<String, f64> {
+    let mut found = BTreeMap::new();
+    for line in metrics.lines().take(LINES_MAX) {
+        let Some(rest) = line.strip_prefix(name) else { continue };
+        let (labels, value) = match rest.strip_prefix('{') {
+            Some(rest) => rest.rsplit_once('}').unwrap_or_default(),
+            None if rest.starts_with(' ') => ("", rest),
+            None => continue,
+        };
+        let Ok(value) = value.trim().parse::<f64>() else { continue };
+        if !labels.contains(with) {
+            continue;
+        }
+        let marked = format!("{label}=\"");
+        let named = labels.split_once(&marked).and_then(|(_, rest)| rest.split_once('"'));
+        *found.entry(named.map_or("", |(name, _)| name).to_owned()).or_default() += value;
+    }
+    found
+}
+
+fn sum(metrics: &str, name: &str) -> f64 {
+    by_label(metrics, name, "", "").values().sum()
+}
+
+fn endpoints(metrics: &str) -> Vec<Value> {
+    let name = "mainstay_gateway_ttft_seconds";
+    let of =
+        |suffix: &str, with: &str| by_label(metrics, &format!("{name}{suffix}"), "endpoint", with);
+    let (counts, sums) = (of("_count", ""), of("_sum", ""));
+    let quantile = |text: &str| of("", &format!("quantile=\"{text}\""));
+    let quantiles = [("p50", quantile("0.5")), ("p90", quantile("0.9")), ("p99", quantile("0.99"))];
+    let seen = counts.iter().filter(|(_, count)| **count > 0.0);
+    let figures = seen.map(|(endpoint, count)| {
+        let ms = |seconds: f64| (seconds * 1e6).round() / 1e3;
+        let mut figures = json!({"endpoint": endpoint, "requests": count});
+        for (name, values) in &quantiles {
+            figures[format!("ttft_{name}_ms")] = json!(values.get(endpoint).copied().map(ms));
+        }
+        let mean = sums.get(endpoint).map(|sum| ms(sum / count));
+        figures["ttft_mean_ms"] = json!(mean);
+        figures
+    });
+    figures.collect()
+}
+
+fn figures(metrics: &str, sessions: &Value) -> Value {
+    let empty = Vec::new();
+    let all = sessions["data"].as_array().unwrap_or(&empty);
+    let number = |session: &Value, member: &str| session[member].as_f64().unwrap_or(0.0);
+    let total = |member: &str| all.iter().map(|s| number(s, member)).sum::<f64>();
+    let dist = |sessions: &mut dyn Iterator<Item = &Value>, member: &str| {
+        let mut values: Vec<f64> = sessions.map(|s| number(s, member)).collect();
+        Dist::of(&mut values)
+    };
+    let share = |part: f64, of: f64| (of > 0.0).then(|| (part / of * 1e6).round() / 1e6);
+    let subagents = || all.iter().filter(|s| !s["parent"].is_null());
+    let waiting = |s: &&Value| s["state"] == "waiting";
+    let first = |s: &&Value| number(s, "turns") == 1.0;
+    let cold = |member: &str| subagents().filter(first).map(|s| number(s, member)).sum::<f64>();
+    let (prompt, cached) = (
+        sum(metrics, "mainstay_gateway_prompt_tokens_total"),
+        sum(metrics, "mainstay_gateway_cached_tokens_total"),
+    );
+    json!({
+        "endpoints": endpoints(metrics),
+        "prompt_tokens": prompt,
+        "cached_tokens": cached,
+        "output_tokens": sum(metrics, "mainstay_gateway_completion_tokens_total"),
+        "hit_rate_achieved": share(cached, prompt),
+        "sessions": {
+            "count": all.len(),
+            "more": sessions["has_more"],
+            "turns": dist(&mut all.iter(), "turns"),
+            "context_tokens": dist(&mut all.iter(), "context_tokens"),
+            "hit_rate": share(total("cached_tokens"), total("prompt_tokens")),
+            "compactions": total("compactions"),
+            "side_requests": total("side_requests"),
+            "subagents": subagents().count(),
+            "subagents_first_prompt_cold_share":
+                share(cold("prompt_tokens") - cold("cached_tokens"), cold("prompt_tokens")),
+            "waiting": all.iter().filter(waiting).count(),
+            "waiting_for_ms": dist(&mut all.iter().filter(waiting), "last_seen_ms_ago"),
+        },
+        "absent": ABSENT,
+    })
+}
+
+fn print_tables(figures: &Value) {
+    let text = |value: &Value| match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let keys =
+        ["endpoint", "requests", "ttft_p50_ms", "ttft_p90_ms", "ttft_p99_ms", "ttft_mean_ms"];
+    let empty = Vec::new();
+    let endpoints = figures["endpoints"].as_array().unwrap_or(&empty);
+    let rows: Vec<Vec<String>> =
+        endpoints.iter().map(|e| keys.iter().map(|key| text(&e[*key])).collect()).collect();
+    let headers = ["ENDPOINT", "REQUESTS", "TTFT P50 MS", "P90", "P99", "MEAN"];
+    print(&format!("{}\n", table(&headers, &rows)));
+    let mut rows = Vec::new();
+    for (prefix, values) in [("", figures), ("sessions: ", &figures["sessions"])] {
+        for (name, value) in values.as_object().into_iter().flatten() {
+            match value {
+                Value::Array(_) => {}
+                Value::Object(dist) if dist.contains_key("p50") => {
+                    let part = |key: &str| dist.get(key).map(text).unwrap_or_default();
+                    let spread =
+                        format!("p50 {}, p90 {}, p99 {}", part("p50"), part("p90"), part("p99"));
+                    rows.push(vec![format!("{prefix}{name}"), spread]);
+                }
+                Value::Object(_) => {}
+                plain => rows.push(vec![format!("{prefix}{name}"), text(plain)]),
+            }
+        }
+    }
+    print(&format!("{}\n", table(&["MEASURE", "VALUE"], &rows)));
+    let absent: Vec<String> = ABSENT.iter().map(|what| format!("- {what}")).collect();
+    print(&format!("Not to be seen here\n{}", absent.join("\n")));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const METRICS: &str = r#"# TYPE mainstay_gateway_ttft_seconds summary
+mainstay_gateway_ttft_seconds{endpoint="chat",quantile="0.5"} 0.125
+mainstay_gateway_ttft_seconds{endpoint="chat",quantile="0.99"} 2
+mainstay_gateway_ttft_seconds_sum{endpoint="chat"} 3
+mainstay_gateway_ttft_seconds_count{endpoint="chat"} 4
+mainstay_gateway_ttft_seconds_count{endpoint="messages"} 0
+mainstay_gateway_prompt_tokens_total 200
+mainstay_gateway_cached_tokens_total 150
+mainstay_gateway_cached_tokens_totality 9
+mainstay_gateway_completion_tokens_total nonsense
+"#;
+
+    #[test]
+    fn metrics_and_sessions_become_figures() {
+        let sessions = json!({"has_more": false, "data": [
+            {"parent": null, "state": "waiting", "turns": 9, "context_tokens": 100, "prompt_tokens": 500,
+             "cached_tokens": 400, "compactions": 2, "last_seen_ms_ago": 1500},
+            {"parent": "p", "state": "running", "turns": 1, "context_tokens": 50, "prompt_tokens": 50, "cached_tokens": 20},
+        ]});
+        let figures = figures(METRICS, &sessions);
+        let chat = &figures["endpoints"][0];
+        assert_eq!(figures["endpoints"].as_array().map(Vec::len), Some(1));
+        assert_eq!((&chat["ttft_p50_ms"], &chat["ttft_mean_ms"]), (&json!(125.0), &json!(750.0)));
+        assert_eq!((&chat["ttft_p90_ms"], &chat["ttft_p99_ms"]), (&Value::Null, &json!(2000.0)));
+        assert_eq!(figures["hit_rate_achieved"], 0.75);
+        assert_eq!(figures["output_tokens"], 0.0);
+        let sessions = &figures["sessions"];
+        assert_eq!((&sessions["count"], &sessions["subagents"]), (&json!(2), &json!(1)));
+        assert_eq!(sessions["subagents_first_prompt_cold_share"], 0.6);
+        assert_eq!(
+            (&sessions["waiting"], &sessions["waiting_for_ms"]["p50"]),
+            (&json!(1), &json!(1500.0))
+        );
+        assert_eq!(sessions["compactions"], 2.0);
+    }
+
+    #[test]
+    fn nothing_is_made_of_nothing() {
+        let figures = figures("}{ x\nmainstay_gateway_ttft_seconds_count{", &Value::Null);
+        assert_eq!(
+            (&figures["hit_rate_achieved"], &figures["sessions"]["turns"]),
+            (&Value::Null, &Value::Null)
+        );
+        assert_eq!(figures["endpoints"], json!([]));
+    }
+}

@@ -1,0 +1,146 @@
+//! Policies beside each other on one page.
+//!
+//! The same figures as in the table of the command, and plots of distribution and course where the reports have them.
+
+use super::Report;
+use crate::page::Page;
+use crate::plot::{Axis, Line, Plot, Unit, time};
+use crate::series::{Point, Series};
+
+/// One page about several runs of one trace. `lead` says what was played, `settings` all that decides the result.
+#[must_use]
+pub fn comparison_page(lead: &str, settings: &[(String, String)], reports: &[Report]) -> String {
+    let mut page = Page::new("Routing policies on the same requests", lead);
+    page.section(
+        "Figures",
+        "Milliseconds are those of modelled engines: compare policies, not machines.",
+    );
+    page.table(
+        &[
+            "policy",
+            "TTFT p50",
+            "p90",
+            "p99",
+            "mean",
+            "tok/s p50",
+            "fleet tok/s",
+            "hit rate",
+            "available",
+            "share",
+            "prefill",
+            "busy",
+            "preempted",
+            "evicted",
+        ],
+        &reports.iter().map(row).collect::<Vec<_>>(),
+    );
+    if reports.iter().any(|report| !report.by_priority.is_empty()) {
+        page.section("By priority", "");
+        let headers = ["policy", "priority", "requests", "TTFT p50", "p90", "p99", "tok/s p50"];
+        page.table(&headers, &reports.iter().flat_map(classes).collect::<Vec<_>>());
+    }
+    page.section("Plots", "Courses end when there are no more sessions to start.");
+    page.plots(&plots(reports));
+    page.section("Settings", "The same trace, seed and settings give the same page.");
+    let rows: Vec<Vec<String>> =
+        settings.iter().map(|(name, value)| vec![name.clone(), value.clone()]).collect();
+    page.table(&["setting", "value"], &rows);
+    page.end()
+}
+
+fn row(report: &Report) -> Vec<String> {
+    let percent = |value: f64| format!("{:.2}%", value * 100.0);
+    vec![
+        report.policy.clone(),
+        time(report.ttft_ms.p50),
+        time(report.ttft_ms.p90),
+        time(report.ttft_ms.p99),
+        time(report.ttft_ms.mean),
+        format!("{:.1}", report.request_tok_s.p50),
+        format!("{:.0}", report.fleet_tok_s),
+        percent(report.hit_rate),
+        percent(report.hit_rate_available),
+        percent(report.hit_share),
+        format!("{:.2}x", report.prefill_amplification),
+        percent(report.busy),
+        report.preemptions.to_string(),
+        (report.evictions.capacity + report.evictions.expiry).to_string(),
+    ]
+}
+
+fn classes(report: &Report) -> Vec<Vec<String>> {
+    let row = |class: &super::Class| {
+        vec![
+            report.policy.clone(),
+            class.priority.to_owned(),
+            class.requests.to_string(),
+            time(class.ttft_ms.p50),
+            time(class.ttft_ms.p90),
+            time(class.ttft_ms.p99),
+            format!("{:.1}", class.request_tok_s.p50),
+        ]
+    };
+    report.by_priority.iter().map(row).collect()
+}
+
+fn plots(reports: &[Report]) -> Vec<Plot> {
+    let lines = |points: &dyn Fn(&Series) -> Vec<(f64, f64)>| -> Vec<Line> {
+        let line = |report: &Report| {
+            let points = report.series.as_ref().map(points).unwrap_or_default();
+            Line { name: report.policy.clone(), points }
+        };
+        reports.iter().map(line).collect()
+    };
+    let course = |figure: fn(&Point) -> Option<f64>| {
+        lines(&|series: &Series| {
+            // What comes later are a few long sessions, which say little of the fleet.
+            let points = series.points.iter().filter(|point| point.at_s <= series.full_s);
+            points.filter_map(|point| Some((point.at_s, figure(point)?))).collect()
+        })
+    };
+    let plot = |title: &str, note: &str, x: Axis, y: Axis, lines: Vec<Line>| Plot {
+        title: title.to_owned(),
+        note: note.to_owned(),
+        x,
+        y,
+        lines,
+    };
+    let at = Axis::linear("virtual time", Unit::Seconds);
+    vec![
+        plot(
+            "Time to first token",
+            "Further to the left is better.",
+            Axis::log("time to first token", Unit::Ms),
+            Axis::percent("of requests, at most that"),
+            lines(&|series| series.ttft_cdf.iter().map(|(share, ms)| (*ms, *share)).collect()),
+        ),
+        plot(
+            "Mean time to first token over time",
+            "",
+            at,
+            Axis::log("time to first token", Unit::Ms),
+            course(|point| point.ttft_ms),
+        ),
+        plot(
+            "Hit rate over time",
+            "Prompt tokens that were cached, of requests with their first token then.",
+            at,
+            Axis::percent("prompt tokens cached"),
+            course(|point| point.hit_rate.map(|rate| rate * 100.0)),
+        ),
+        plot(
+            "Tokens a second of the fleet over time",
+            "Counted when a request ends.",
+            at,
+            Axis::linear("tokens a second", Unit::Number),
+            course(|point| Some(point.tok_s)),
+        ),
+        plot(
+            "Requests in flight over time",
+            "The same sessions wait longer where they are served more slowly.",
+            at,
+            Axis::linear("requests", Unit::Number),
+            course(|point| Some(point.in_flight)),
+        ),
+    ]
+}
