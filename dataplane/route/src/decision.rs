@@ -2,9 +2,10 @@
 
 use core::fmt;
 
-use mainstay_types::{Epoch, ErrorCode, WorkerId};
+use mainstay_types::{Epoch, ErrorCode, NamespaceId, WorkerId};
 use thiserror::Error;
 
+use crate::contexts::Known;
 use crate::cost::Terms;
 use crate::inputs::Policy;
 
@@ -49,6 +50,13 @@ pub struct Decision {
     pub candidates: Vec<CandidateCost>,
     /// Why.
     pub note: Note,
+    /// How likely this worker was to be chosen, for evaluating other policies on the same log.
+    pub propensity: f64,
+    /// Whom the formula alone would have chosen: somebody else only where something was learned.
+    pub plain: WorkerId,
+    pub(crate) namespace: NamespaceId,
+    /// The conversation that the prompt goes on with.
+    pub(crate) known: Option<Known>,
 }
 
 /// Why a worker was chosen.

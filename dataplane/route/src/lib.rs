@@ -13,11 +13,15 @@
 #![deny(missing_docs)]
 
 mod bookings;
+mod choice;
 mod contexts;
 mod cost;
 mod decision;
+mod fleet;
 mod id_map;
 mod inputs;
+mod learned;
+mod lifetimes;
 mod predictions;
 mod router;
 
@@ -25,6 +29,7 @@ pub use bookings::{BOOKINGS_MAX, BookingId};
 pub use contexts::CONTEXTS_MAX;
 pub use cost::{DECODE_US_PER_STEP_DEFAULT, PREFILL_US_PER_TOKEN_DEFAULT, Terms, Weights};
 pub use decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
-pub use inputs::{Inputs, Policy, WorkerLoad, WorkerView};
+pub use inputs::{Hints, Inputs, Policy, WorkerLoad, WorkerView};
+pub use learned::{Draw, Features, LEARNED_WORKERS_MAX, Learner, Lesson};
 pub use predictions::{PREDICTED_BLOCKS_MAX, PREDICTIONS_MAX};
 pub use router::Router;

@@ -8,7 +8,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::bookings::BOOKINGS_MAX;
-use crate::inputs::WorkerLoad;
+use crate::choice::TIE_MS;
+use crate::cost::{Standing, Terms, There};
+use crate::decision::Note;
+use crate::inputs::{WorkerLoad, WorkerView};
 use crate::predictions::{PREDICTED_BLOCKS_MAX, PREDICTIONS_MAX};
 
 const BLOCK_TOKENS: u32 = 16;
@@ -290,17 +293,19 @@ fn a_booking_counts_until_the_load_includes_it_or_its_time_is_over() {
     let mut workers = [worker(1)];
     let first = router.choose(&ask(&workers, &blocks, &[])).expect("a worker");
     router.book(1_000, &first, &[]);
-    let mut queue_ms = |heard_ms, now_ms| {
+    let mut queue_ms = |router: &mut Router, heard_ms, now_ms| {
         workers[0].load.heard_ms = heard_ms;
         let inputs = Inputs { now_ms, ..ask(&workers, &blocks, &[]) };
         router.choose(&inputs).expect("a worker").terms.queue_ms
     };
-    assert!((queue_ms(900, 1_000) - 160.5).abs() < 1e-9);
-    assert!((queue_ms(1_050, 1_060) - 160.5).abs() < 1e-9, "too early to include it");
-    assert_eq!(queue_ms(1_101, 1_110), 0.0);
-    assert!(queue_ms(900, 2_999) > 0.0);
-    assert_eq!(queue_ms(900, 3_000), 0.0);
-    assert_eq!(router.booking_count(), 0);
+    assert!((queue_ms(&mut router, 900, 1_000) - 160.5).abs() < 1e-9);
+    assert!((queue_ms(&mut router, 1_050, 1_060) - 160.5).abs() < 1e-9, "too early to include it");
+    let mut silent = router.clone();
+    assert_eq!(queue_ms(&mut router, 1_101, 1_110), 0.0);
+    assert_eq!(queue_ms(&mut router, 900, 2_999), 0.0, "it was included once");
+    assert!(queue_ms(&mut silent, 900, 2_999) > 0.0);
+    assert_eq!(queue_ms(&mut silent, 900, 3_000), 0.0);
+    assert_eq!(silent.booking_count(), 0);
 }
 
 #[test]
@@ -411,12 +416,25 @@ fn turn(
 fn conversations_begin_where_the_fewest_are_kept_warm() {
     let workers = [roomy(1, 1_000), roomy(2, 1_000), roomy(3, 1_000)];
     let mut router = Router::default();
+    // What nobody has come back to does not count; once many have, those who begin are expected to.
+    let mut name = 100;
+    let mut begin = |router: &mut Router, seen: &mut HashMap<WorkerId, u32>| {
+        name += 1;
+        let first = turn(router, &workers, &chain(name, 150), &[]);
+        let held = [overlap(first.0, 150)];
+        let second = turn(router, &workers, &chain(name, 200), &held);
+        assert_eq!(second, first, "it stays");
+        *seen.entry(first).or_default() += 1;
+    };
     let mut seen: HashMap<WorkerId, u32> = HashMap::new();
-    for name in 0..12 {
-        *seen.entry(turn(&mut router, &workers, &chain(name + 1, 200), &[])).or_default() += 1;
-    }
+    (0..12).for_each(|_| begin(&mut router, &mut seen));
     assert!(seen.values().all(|count| *count == 4), "{seen:?}");
     assert_eq!(router.conversation_count(), 12);
+    // A cache that was cleared is the emptiest.
+    router.clear_worker(WorkerId(2));
+    seen.clear();
+    (0..3).for_each(|_| begin(&mut router, &mut seen));
+    assert_eq!(seen, HashMap::from([(WorkerId(2), 3)]));
     // Without knowing how large caches are, there is nothing to go by.
     let unknown = [worker(1), worker(2)];
     let terms = Router::default().choose(&ask(&unknown, &chain(1, 200), &[])).expect("one").terms;
@@ -428,8 +446,8 @@ fn a_conversation_goes_on_where_it_is_though_it_is_full_there() {
     let workers = [roomy(1, 1_000), roomy(2, 1_000)];
     let mut router = Router::default();
     let excluded = [WorkerId(2)];
-    for name in 0..6 {
-        let blocks = chain(name + 1, 190);
+    for (name, length) in (0..6).flat_map(|name| [(name, 150), (name, 190)]) {
+        let blocks = chain(name + 1, length);
         let inputs = Inputs { excluded: &excluded, ..ask(&workers, &blocks, &[]) };
         let decision = router.choose(&inputs).expect("the first");
         let booking = router.book(1_000, &decision, &blocks);
@@ -493,7 +511,7 @@ proptest! {
         overlaps in proptest::collection::vec((0_u32..12, any::<u32>()), 0..8),
         tokens in any::<u32>(),
         block_tokens in any::<u32>(),
-        questions in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<i32>(), 0_usize..4, proptest::option::of(any::<f64>())), 1..6),
+        questions in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<i32>(), 0_usize..5, proptest::option::of(any::<f64>())), 1..6),
     ) {
         let blocks = chain(1, 20);
         let overlaps: Vec<_> = overlaps.into_iter().map(|(id, n)| overlap(id, n)).collect();
@@ -523,6 +541,7 @@ proptest! {
                     if region_penalty_ms.is_none() && near {
                         prop_assert!(!decision.candidates[0].abroad);
                     }
+                    prop_assert!(decision.propensity > 0.0 && decision.propensity <= 1.0);
                     if inputs.policy == Policy::Kv {
                         let aside = |c: &&CandidateCost| {
                             region_penalty_ms.is_some() || c.abroad == decision.candidates[0].abroad
@@ -548,12 +567,22 @@ proptest! {
         blocks in prop_oneof![any::<u64>(), 0_u64..1_000],
         expected_blocks in prop_oneof![any::<u64>(), 0_u64..1_000],
     ) {
-        let typical = Rates::typical(&[]);
-        let prompt = Prompt { tokens, block_tokens, urgent: false };
-        let cost = |known_blocks| {
-            let cached = Cached { known_blocks, predicted_blocks: 0 };
-            let (booked, warm) = (Booked::default(), Warm { blocks, expected_blocks });
-            terms(prompt, cached, &load, booked, warm, typical, Weights::default()).total_ms()
+        let workers = [WorkerView { load, ..worker(1) }];
+        let inputs = Inputs { prompt_tokens: tokens, block_tokens, ..ask(&workers, &[], &[]) };
+        let question =
+            Question::new(&inputs, &Hints::default(), Some(expected_blocks), Weights::default());
+        let mut fleet = Fleet::default();
+        fleet.take(&workers);
+        let standing: Standing = fleet.row(0).0;
+        let cost = |known_blocks: u32| {
+            let there = There {
+                known_blocks: f64::from(known_blocks),
+                predicted_blocks: 0.0,
+                booked_tokens: 0.0,
+                booked_requests: 0.0,
+                warm_blocks: blocks as f64,
+            };
+            question.terms(standing, there).total_ms()
         };
         prop_assert!(cost(overlap_blocks + more) <= cost(overlap_blocks));
     }
@@ -571,4 +600,111 @@ proptest! {
         }
         prop_assert!(sent.iter().all(|n| (19..=21).contains(n)), "{:?}", sent);
     }
+}
+
+/// What a thousand random questions cost, by the columns and by the formula for one worker alone.
+#[test]
+fn columns_say_what_one_worker_alone_says() {
+    let mut router = Router::default();
+    let workers: Vec<_> = (0..97)
+        .map(|id| WorkerView {
+            draining: id % 11 == 3,
+            load: WorkerLoad {
+                running: id % 7,
+                waiting_prefill_tokens: u64::from(id * 37 % 901),
+                blocks_total: (id % 3 > 0).then_some(400),
+                blocks_free: (id % 5 > 0).then_some(u64::from(id) * 3),
+                ..worker(id).load
+            },
+            ..worker(id)
+        })
+        .collect();
+    for root in 0..40_u32 {
+        let blocks = chain(u128::from(root % 10), 60 + root as usize);
+        let held: Vec<_> = (0..97).map(|id| overlap(id, (id * 13 + root) % 80)).collect();
+        let inputs = Inputs { random: root.into(), ..ask(&workers, &blocks, &held) };
+        let among = router.choose(&inputs).expect("a worker");
+        let at = among.worker.0 as usize;
+        let alone = Inputs { workers: &workers[at..=at], ..inputs };
+        let alone = router.choose(&alone).expect("the same worker");
+        assert_eq!((among.cost_ms, among.terms), (alone.cost_ms, alone.terms));
+        assert_eq!(among.considered, 88);
+        let costs: Vec<_> = among.candidates[1..].iter().map(|c| c.cost_ms).collect();
+        assert!(costs.is_sorted() && costs.len() == CANDIDATES_MAX - 1);
+        assert!(among.cost_ms <= costs[0] + TIE_MS);
+        router.book(1_000, &among, &blocks);
+    }
+}
+
+#[test]
+fn a_cancelled_request_leaves_its_conversation_where_it_was() {
+    let workers = [roomy(1, 1_000), roomy(2, 1_000)];
+    let mut router = Router::default();
+    for length in [50, 60] {
+        turn(&mut router, &workers, &chain(1, length), &[overlap(1, length as u32 - 10)]);
+    }
+    let blocks = chain(1, 70);
+    let excluded = [WorkerId(1)];
+    let inputs = Inputs { excluded: &excluded, ..ask(&workers, &blocks, &[]) };
+    let decision = router.choose(&inputs).expect("the other");
+    let before = router.contexts.find(&blocks, 60);
+    let booking = router.book(1_000, &decision, &blocks);
+    assert_ne!(router.contexts.find(&blocks, 60), before);
+    router.cancel(booking);
+    assert_eq!(router.contexts.find(&blocks, 60), before);
+    assert_eq!((router.prediction_count(), router.booking_count()), (2, 0), "those of the turns");
+}
+
+#[test]
+fn hints_change_decisions() {
+    let blocks = chain(1, 100);
+    // The first holds the prompt but many run there; the second is idle.
+    let workers = [busy(1, 14, 0), worker(2)];
+    let held = [overlap(1, 100)];
+    let chosen = |output_tokens| {
+        let hints = Hints { output_tokens, ..Hints::default() };
+        let inputs = ask(&workers, &blocks, &held);
+        Router::default().choose_with(&inputs, &hints).expect("a worker").worker.0
+    };
+    assert_eq!((chosen(0), chosen(16), chosen(4_000)), (1, 1, 2));
+    // The idle one must take blocks from others, the busy one has room.
+    let mut full = worker(1);
+    full.load.blocks_free = Some(10);
+    let workers = [full, busy(2, 0, 1_500)];
+    let chosen = |latency_sensitivity| {
+        let hints = Hints { latency_sensitivity, ..Hints::default() };
+        let inputs = ask(&workers, &blocks, &[]);
+        Router::default().choose_with(&inputs, &hints).expect("a worker").worker.0
+    };
+    assert_eq!((chosen(0.0), chosen(1.0)), (2, 1));
+    assert_eq!(chosen(f32::NAN), chosen(0.5));
+}
+
+#[test]
+fn what_was_learned_chooses_only_where_it_may() {
+    let workers = [worker(1), worker(2)];
+    let mut router = Router::default();
+    let blocks = chain(1, 100);
+    for step in 0..200_u64 {
+        let now_ms = 1_000 + step * 10;
+        let inputs = Inputs { now_ms, random: step, ..ask(&workers, &blocks, &[]) };
+        let decision = router.choose(&inputs).expect("a worker");
+        let booking = router.book(now_ms, &decision, &[]);
+        let slow = if decision.worker == WorkerId(1) { 6.0 } else { 1.0 };
+        router.first_token(now_ms + (decision.cost_ms * slow) as u64, booking);
+        router.first_token(now_ms + 900_000, booking);
+        router.cancel(booking);
+    }
+    let share = |router: &mut Router, policy| {
+        let ask = |random| Inputs { now_ms: 3_000, random, policy, ..ask(&workers, &blocks, &[]) };
+        let chosen = (0..200).map(|random| router.choose(&ask(random)).expect("a worker"));
+        chosen.filter(|decision| decision.worker == WorkerId(1)).count()
+    };
+    assert_eq!(share(&mut router, Policy::Kv), 100, "off is off");
+    let left = share(&mut router, Policy::KvLearned);
+    assert!(left < 20, "{left}");
+    // The other one looks quick beside what both had in common.
+    workers.iter().for_each(|view| router.forget_worker(view.id));
+    let again = share(&mut router, Policy::KvLearned);
+    assert!((70..130).contains(&again), "{again}");
 }
