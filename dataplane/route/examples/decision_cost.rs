@@ -129,7 +129,7 @@ fn main() {
     let mut bench = Bench::new(workers);
     for number in 0..BEFORE {
         let short = prompt(1_000 + number, COMMON_BLOCKS.min(blocks) + 40);
-        let held = (number as u32 % 16 == 0).then(|| overlaps(number, workers, short.len() as u32));
+        let held = number.is_multiple_of(16).then(|| overlaps(number, workers, short.len() as u32));
         bench.ask(number, &short, &held.unwrap_or_default());
     }
     let prompts: Vec<_> = (0..PROMPTS).map(|name| prompt(name, blocks)).collect();
