@@ -234,6 +234,11 @@ impl Fleet {
         self.requests[at] + self.booked_requests[at]
     }
 
+    /// Whether a worker takes requests, and no more prompt tokens than this wait there or are on their way.
+    pub(crate) fn has_room(&self, at: usize, tokens: f64) -> bool {
+        self.closed[at] == 0.0 && self.waiting_tokens[at] + self.booked_tokens[at] <= tokens
+    }
+
     pub(crate) fn open(&self, at: usize) -> bool {
         self.costs_ms[at] < f64::INFINITY
     }

@@ -97,6 +97,18 @@ impl Router {
         })
     }
 
+    /// Whether one of the workers that could be chosen has at most so many prompt tokens waiting, those just sent to it
+    /// included. While none has, requests had better wait in a [`crate::RequestQueue`].
+    pub fn has_room(&mut self, inputs: &Inputs<'_>, room_tokens: f64) -> bool {
+        self.bookings.expire(inputs.now_ms);
+        let Self { fleet, bookings, booked, .. } = self;
+        fleet.take(inputs.workers);
+        take_booked(fleet, bookings, booked);
+        let fits =
+            |at: usize| fleet.has_room(at, room_tokens) && !inputs.excluded.contains(&fleet.id(at));
+        (0..fleet.len()).any(fits)
+    }
+
     /// Costs all workers; answers the conversation that the prompt goes on with, and the most that anybody holds.
     fn cost(&mut self, inputs: &Inputs<'_>, hints: &Hints) -> (Option<Known>, u32) {
         let Self { fleet, bookings, predictions, contexts, booked, .. } = self;
@@ -114,14 +126,7 @@ impl Router {
                 most = most.max(*blocks);
             }
         });
-        booked.clear();
-        bookings.each(
-            |worker| fleet.heard(worker),
-            |worker, requests, tokens| booked.push((worker, requests, tokens)),
-        );
-        for (worker, requests, tokens) in booked.drain(..) {
-            fleet.booked(worker, requests, tokens);
-        }
+        take_booked(fleet, bookings, booked);
         let most = most.max(0) as u32;
         let known = contexts.find(inputs.prompt_blocks, most);
         contexts.each_warm(known.as_ref(), |worker, epoch, blocks| {
@@ -294,6 +299,18 @@ impl Router {
     #[must_use]
     pub fn prediction_count(&self) -> usize {
         self.predictions.len()
+    }
+}
+
+/// Adds to each worker what is on its way there.
+fn take_booked(fleet: &mut Fleet, bookings: &mut Bookings, booked: &mut Vec<(WorkerId, u32, u64)>) {
+    booked.clear();
+    bookings.each(
+        |worker| fleet.heard(worker),
+        |worker, requests, tokens| booked.push((worker, requests, tokens)),
+    );
+    for (worker, requests, tokens) in booked.drain(..) {
+        fleet.booked(worker, requests, tokens);
     }
 }
 
