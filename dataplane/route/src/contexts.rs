@@ -4,7 +4,8 @@
 //! knows: it sent every prompt. A conversation is found again by the last block of the prompt before, which lies
 //! somewhere in its next prompt, and counts where it went last until nobody came back for a while. What its prompt
 //! shared with others when it began is not counted: the worker has it once. Whether somebody will come back at all
-//! is not known of a first prompt: it counts by how often others of its namespace did, so nothing where nobody did.
+//! is not known of a first prompt: it counts by how often others of its namespace did, so nothing where nobody did,
+//! and all of it where a quarter did, since those who come back grow to many times their first prompt.
 //! A gateway sees only its own conversations, so with several of them all workers look emptier by the same factor.
 
 use std::collections::BTreeMap;
@@ -23,6 +24,8 @@ const WARM_MS: u64 = 300_000;
 const SEARCH_BLOCKS: usize = 256;
 /// Of so many that began, what they did counts half once as many more have begun.
 const BEGUN_MAX: u32 = 1_024;
+/// First prompts count whole where one of so many comes back.
+const GROWTH: f64 = 4.0;
 /// Conversations that are taken to have begun and never gone on, so that the first to come back proves little.
 const DOUBT: u32 = 4;
 
@@ -188,7 +191,7 @@ impl Contexts {
                 false
             }
         };
-        let share = if returned { 1.0 } else { crowd.returns() };
+        let share = if returned { 1.0 } else { (crowd.returns() * GROWTH).min(1.0) };
         self.count += 1;
         let blocks = u32::try_from(prompt_blocks.len()).unwrap_or(u32::MAX);
         let shared_blocks = before.map_or(overlap_blocks, |(_, context)| context.shared_blocks);

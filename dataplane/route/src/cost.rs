@@ -8,6 +8,7 @@
 //! memory  = tokens in blocks that must be taken from running requests * prefill rate
 //!         + tokens that will come into the cache                      * prefill rate * share that pushes others out
 //! region  = what was set for workers of other regions
+//! away    = what was set for leaving the worker that the request belongs to
 //! ```
 //! Tokens that the request will share are those of its own prefix that are being computed there right now for an
 //! earlier request. It waits for them about as long as it would take to compute them elsewhere, but elsewhere they
@@ -33,6 +34,8 @@ pub const DECODE_US_PER_STEP_DEFAULT: f64 = 20_000.0;
 const RATE_US_MAX: f64 = 60_000_000.0;
 /// The highest penalty of a region.
 const REGION_MS_MAX: f64 = 3_600_000.0;
+/// The most that leaving a worker costs.
+const AWAY_MS_MAX: f64 = 10_000.0;
 /// A request above ordinary priority overtakes; it is taken to wait for half of the queue.
 const QUEUE_SHARE_OF_URGENT: f64 = 0.5;
 
@@ -75,13 +78,16 @@ pub struct Terms {
     pub memory_ms: f64,
     /// The way to another region.
     pub region_ms: f64,
+    /// Leaving the worker that the request belongs to.
+    pub away_ms: f64,
 }
 
 impl Terms {
     /// The cost.
     #[must_use]
     pub fn total_ms(&self) -> f64 {
-        self.prefill_ms + self.queue_ms + self.decode_ms + self.memory_ms + self.region_ms
+        let own = self.prefill_ms + self.queue_ms + self.decode_ms;
+        own + self.memory_ms + self.region_ms + self.away_ms
     }
 }
 
@@ -111,6 +117,11 @@ pub(crate) fn measured(rate_us: f32) -> Option<f64> {
 /// A region's penalty as it counts: what is negative or no number is 0, and an hour is for ever.
 fn region_ms(penalty_ms: Option<f64>) -> f64 {
     penalty_ms.unwrap_or(0.0).clamp(0.0, REGION_MS_MAX).max(0.0)
+}
+
+/// What leaving a worker costs: bounded, so that it never outweighs any load.
+pub(crate) fn away_ms(worth_ms: f64) -> f64 {
+    worth_ms.clamp(0.0, AWAY_MS_MAX).max(0.0)
 }
 
 /// What the formula takes of a worker. All are finite and at least 0, but for sizes that are not known: endless.
@@ -230,6 +241,7 @@ impl Question {
             decode_ms: requests * worker.decode_ms * self.decode,
             memory_ms: pushed_tokens * worker.prefill_ms * self.memory,
             region_ms: worker.abroad * self.region_ms,
+            away_ms: 0.0,
         }
     }
 }

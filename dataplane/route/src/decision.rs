@@ -84,6 +84,10 @@ pub enum Note {
     NoneInRegion,
     /// The policy does not look at costs.
     Policy(Policy),
+    /// A rule of somebody's own preferred it to the cheapest.
+    Rule,
+    /// It belongs there and nowhere else.
+    Bound,
 }
 
 impl fmt::Display for Note {
@@ -104,6 +108,8 @@ impl fmt::Display for Note {
                 f.write_str("no worker of this region can take it: the cheapest of another region")
             }
             Self::Policy(policy) => write!(f, "by the policy {}", policy.name()),
+            Self::Rule => f.write_str("preferred by a rule"),
+            Self::Bound => f.write_str("it belongs to this worker"),
         }
     }
 }
@@ -119,6 +125,14 @@ pub enum RouteError {
     AllDraining {
         /// How many there are.
         workers: usize,
+    },
+    /// The one that it belongs to cannot be chosen.
+    #[error(
+        "worker {worker}, which this request belongs to, cannot take it; try again, or let it go elsewhere"
+    )]
+    Unbound {
+        /// Who.
+        worker: WorkerId,
     },
     /// All that could serve it were tried.
     #[error("none of the {workers} workers of this model is left to try; try again")]

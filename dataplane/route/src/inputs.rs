@@ -5,6 +5,9 @@
 use mainstay_index::Overlap;
 use mainstay_types::{Epoch, NamespaceId, SequenceHash, WorkerId};
 
+use crate::decision::CandidateCost;
+use crate::learned::Draw;
+
 /// How a worker is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Policy {
@@ -121,10 +124,49 @@ pub struct Hints {
     /// From 0, where time does not matter, to 1, where only this request does. Who can wait spares the caches of
     /// others more.
     pub latency_sensitivity: f32,
+    /// Whether it belongs to a worker already.
+    pub affinity: Affinity,
 }
 
 impl Default for Hints {
     fn default() -> Self {
-        Self { namespace: NamespaceId(0), output_tokens: 0, latency_sensitivity: 0.5 }
+        Self {
+            namespace: NamespaceId(0),
+            output_tokens: 0,
+            latency_sensitivity: 0.5,
+            affinity: Affinity::None,
+        }
     }
+}
+
+/// How much a request belongs to a worker, beside what its cache is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Affinity {
+    /// Not at all.
+    #[default]
+    None,
+    /// Any other costs so many milliseconds more, ten seconds at most: load decides against it.
+    Soft {
+        /// Where it belongs.
+        worker: WorkerId,
+        /// What leaving costs.
+        worth_ms: f64,
+    },
+    /// Nowhere else: an error if that worker cannot be chosen.
+    Hard {
+        /// Where it belongs.
+        worker: WorkerId,
+    },
+}
+
+/// A rule of somebody's own, which chooses among the cheapest instead of a [`Policy`].
+pub trait Rule {
+    /// Chooses one of `candidates`, the cheapest of those that may be chosen, cheapest first and never none; says how
+    /// likely that was. `None`, or a place that is not there, leaves it to the cost.
+    fn pick(
+        &mut self,
+        inputs: &Inputs<'_>,
+        hints: &Hints,
+        candidates: &[CandidateCost],
+    ) -> Option<Draw>;
 }

@@ -3,16 +3,16 @@
 //! Everything that a question needs is kept from the last one, so a decision allocates only its own answer. A
 //! router that is not told how requests went on still forgets them in time.
 
-use mainstay_types::{SequenceHash, WorkerId};
+use mainstay_types::{Epoch, SequenceHash, WorkerId};
 
 use crate::bookings::{Booking, BookingId, Bookings};
 use crate::choice::{Pick, Ranks, cheapest, note, pick};
 use crate::contexts::{Contexts, Known};
-use crate::cost::{Question, Weights, uncached_tokens};
-use crate::decision::{CANDIDATES_MAX, CandidateCost, Decision, RouteError};
+use crate::cost::{Question, Weights, away_ms, uncached_tokens};
+use crate::decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
 use crate::fleet::Fleet;
-use crate::inputs::{Hints, Inputs, Policy};
-use crate::learned::{Features, Learner};
+use crate::inputs::{Affinity, Hints, Inputs, Policy, Rule};
+use crate::learned::{Draw, Features, Learner};
 use crate::predictions::Predictions;
 
 /// The least and the most that a booking and a prediction last, unless they are ended before. In between they
@@ -64,17 +64,45 @@ impl Router {
         inputs: &Inputs<'_>,
         hints: &Hints,
     ) -> Result<Decision, RouteError> {
+        self.decide(inputs, hints, None)
+    }
+
+    /// The same by a rule of the caller's own, which chooses among the cheapest by cost.
+    ///
+    /// # Errors
+    /// If no worker is left to choose.
+    pub fn choose_by(
+        &mut self,
+        inputs: &Inputs<'_>,
+        hints: &Hints,
+        rule: &mut dyn Rule,
+    ) -> Result<Decision, RouteError> {
+        self.decide(&Inputs { policy: Policy::Kv, ..*inputs }, hints, Some(rule))
+    }
+
+    fn decide(
+        &mut self,
+        inputs: &Inputs<'_>,
+        hints: &Hints,
+        rule: Option<&mut dyn Rule>,
+    ) -> Result<Decision, RouteError> {
         self.bookings.expire(inputs.now_ms);
         self.predictions.expire(inputs.now_ms);
         self.contexts.expire(inputs.now_ms);
         let (known, most) = self.cost(inputs, hints);
+        self.bind(hints.affinity);
         self.leave_out(inputs);
         self.ranks.take(&self.fleet.costs_ms);
         let considered = self.ranks.considered;
         let plain = pick(&self.fleet, &self.ranks, inputs.policy, inputs.random, self.last_turn);
-        let plain = plain.ok_or_else(|| nobody(inputs))?;
+        let plain = plain.ok_or_else(|| nobody(inputs, hints))?;
         let mut candidates = self.named(inputs, hints, known.as_ref(), plain.at);
-        let propensity = self.draw(inputs, considered, plain, &mut candidates);
+        let rule_chose = rule.is_some();
+        let open = &mut candidates[..considered.min(CANDIDATES_MAX)];
+        let propensity = match rule {
+            Some(rule) => prefer(rule.pick(inputs, hints, open), plain, open),
+            None => prefer(self.draw(inputs, open), plain, open),
+        };
         let chosen = candidates[0];
         if inputs.policy == Policy::RoundRobin {
             self.last_turn = Some(chosen.worker);
@@ -88,7 +116,11 @@ impl Router {
             overlap_blocks: chosen.overlap_blocks,
             uncached_tokens: uncached_tokens(inputs, chosen.overlap_blocks),
             considered,
-            note: note(&self.fleet, inputs.policy, considered, most, &chosen),
+            note: match hints.affinity {
+                Affinity::Hard { .. } => Note::Bound,
+                _ if rule_chose && chosen.worker != self.fleet.id(plain.at) => Note::Rule,
+                _ => note(&self.fleet, inputs.policy, considered, most, &chosen),
+            },
             candidates,
             propensity,
             plain: self.fleet.id(plain.at),
@@ -136,6 +168,20 @@ impl Router {
         (known, most)
     }
 
+    /// Makes all but the worker that the request belongs to dearer, or closes them.
+    fn bind(&mut self, affinity: Affinity) {
+        let (worker, more_ms) = match affinity {
+            Affinity::None => return,
+            Affinity::Soft { worker, worth_ms } => (worker, away_ms(worth_ms)),
+            Affinity::Hard { worker } => (worker, f64::INFINITY),
+        };
+        for at in 0..self.fleet.len() {
+            if self.fleet.id(at) != worker {
+                self.fleet.costs_ms[at] += more_ms;
+            }
+        }
+    }
+
     /// Closes those that were tried already, and those of other regions while there is another choice, unless a cost
     /// decides.
     fn leave_out(&mut self, inputs: &Inputs<'_>) {
@@ -175,7 +221,12 @@ impl Router {
         let places = core::iter::once(chosen).chain(places).take(CANDIDATES_MAX);
         let cost = |at: usize| {
             let (standing, there) = self.fleet.row(at);
-            let terms = question.terms(standing, there);
+            let mut terms = question.terms(standing, there);
+            if let Affinity::Soft { worker, worth_ms } = hints.affinity
+                && self.fleet.id(at) != worker
+            {
+                terms.away_ms = away_ms(worth_ms);
+            }
             CandidateCost {
                 worker: self.fleet.id(at),
                 cost_ms: terms.total_ms(),
@@ -188,26 +239,13 @@ impl Router {
         places.map(cost).collect()
     }
 
-    /// Lets what was learned choose among the candidates, where it may; answers how likely the first one is now.
-    fn draw(
-        &self,
-        inputs: &Inputs<'_>,
-        considered: usize,
-        plain: Pick,
-        candidates: &mut [CandidateCost],
-    ) -> f64 {
-        let by_chance = 1.0 / plain.of as f64;
+    /// What was learned chooses among the candidates, where it may.
+    fn draw(&self, inputs: &Inputs<'_>, candidates: &[CandidateCost]) -> Option<Draw> {
         if inputs.policy != Policy::KvLearned {
-            return by_chance;
+            return None;
         }
-        let fleet = &self.fleet;
-        let epoch_of = |worker| fleet.heard(worker).map_or(Default::default(), |heard| heard.0);
-        let open = &candidates[..considered.min(candidates.len())];
-        let Some(draw) = self.learner.draw(inputs.now_ms, open, epoch_of, inputs.random) else {
-            return by_chance;
-        };
-        candidates[..=draw.at].rotate_right(1);
-        draw.propensity
+        let epoch_of = |worker| self.fleet.heard(worker).map_or(Epoch(0), |heard| heard.0);
+        self.learner.draw(inputs.now_ms, candidates, epoch_of, inputs.random)
     }
 
     /// Notes that a request is on its way where `decision` says. `prompt_blocks` are expected to be there soon;
@@ -325,10 +363,23 @@ fn question(
     Question::new(inputs, hints, expected, weights)
 }
 
-fn nobody(inputs: &Inputs<'_>) -> RouteError {
+/// Puts the preferred candidate first; answers how likely it was.
+fn prefer(preferred: Option<Draw>, plain: Pick, candidates: &mut [CandidateCost]) -> f64 {
+    match preferred.filter(|draw| draw.at < candidates.len()) {
+        Some(draw) => {
+            candidates[..=draw.at].rotate_right(1);
+            draw.propensity
+        }
+        None => 1.0 / plain.of as f64,
+    }
+}
+
+fn nobody(inputs: &Inputs<'_>, hints: &Hints) -> RouteError {
     let workers = inputs.workers.len();
     if workers == 0 {
         RouteError::NoWorkers
+    } else if let Affinity::Hard { worker } = hints.affinity {
+        RouteError::Unbound { worker }
     } else if inputs.workers.iter().all(|view| view.draining) {
         RouteError::AllDraining { workers }
     } else {

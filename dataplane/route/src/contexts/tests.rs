@@ -64,7 +64,7 @@ fn first_prompts_count_by_how_many_come_back() {
     let mut contexts = Contexts::default();
     for name in 1..=96 {
         send(&mut contexts, 0, A, &prompt(name, 0, 100), 0);
-        if name % 2 == 0 {
+        if name % 8 == 0 {
             send(&mut contexts, 1, A, &prompt(name, 0, 110), 100);
         }
     }

@@ -3,14 +3,12 @@
 use std::collections::HashMap;
 
 use mainstay_index::Overlap;
-use mainstay_types::Epoch;
 use proptest::prelude::*;
 
 use super::*;
 use crate::bookings::BOOKINGS_MAX;
 use crate::choice::TIE_MS;
 use crate::cost::{Standing, Terms, There};
-use crate::decision::Note;
 use crate::inputs::{WorkerLoad, WorkerView};
 use crate::predictions::{PREDICTED_BLOCKS_MAX, PREDICTIONS_MAX};
 
@@ -107,6 +105,7 @@ fn each_term_counts_what_it_says() {
         decode_ms: 50.0,
         memory_ms: 11.2,
         region_ms: 0.0,
+        away_ms: 0.0,
     };
     for (got, want) in [
         (decision.terms.prefill_ms, expected.prefill_ms),
@@ -707,4 +706,70 @@ fn what_was_learned_chooses_only_where_it_may() {
     workers.iter().for_each(|view| router.forget_worker(view.id));
     let again = share(&mut router, Policy::KvLearned);
     assert!((70..130).contains(&again), "{again}");
+}
+
+#[test]
+fn a_request_that_belongs_somewhere_stays_softly_or_for_sure() {
+    let blocks = chain(1, 100);
+    // 300 ms of queue at the first.
+    let workers = [busy(1, 0, 3_000), worker(2)];
+    let inputs = ask(&workers, &blocks, &[]);
+    let chosen = |affinity| {
+        let hints = Hints { affinity, ..Hints::default() };
+        Router::default().choose_with(&inputs, &hints)
+    };
+    for (worth_ms, worker) in [(200.0, 2), (400.0, 1), (f64::NAN, 2), (f64::INFINITY, 1)] {
+        let decision = chosen(Affinity::Soft { worker: WorkerId(1), worth_ms }).expect("a worker");
+        assert_eq!(decision.worker, WorkerId(worker), "{worth_ms}");
+        let away: Vec<_> = decision.candidates.iter().map(|c| c.terms.away_ms > 0.0).collect();
+        assert_eq!(away.iter().filter(|away| **away).count(), usize::from(!worth_ms.is_nan()));
+        assert!((decision.cost_ms - decision.terms.total_ms()).abs() < 1e-9);
+    }
+    let bound = chosen(Affinity::Hard { worker: WorkerId(1) }).expect("a worker");
+    assert_eq!((bound.worker, bound.considered, bound.note), (WorkerId(1), 1, Note::Bound));
+    let gone = chosen(Affinity::Hard { worker: WorkerId(7) });
+    assert_eq!(gone, Err(RouteError::Unbound { worker: WorkerId(7) }));
+}
+
+#[test]
+fn a_rule_of_ones_own_chooses_among_the_cheapest() {
+    struct Nth(usize);
+    impl Rule for Nth {
+        fn pick(
+            &mut self,
+            _: &Inputs<'_>,
+            _: &Hints,
+            candidates: &[CandidateCost],
+        ) -> Option<Draw> {
+            assert!(candidates.iter().map(|c| c.cost_ms).is_sorted());
+            Some(Draw { at: self.0, propensity: 0.25 })
+        }
+    }
+    let workers: Vec<_> = (0..40).map(|id| busy(id, id, 0)).collect();
+    let blocks = chain(1, 10);
+    let chosen = |nth| {
+        let inputs = ask(&workers, &blocks, &[]);
+        let by = Router::default().choose_by(&inputs, &Hints::default(), &mut Nth(nth));
+        by.expect("a worker")
+    };
+    let third = chosen(2);
+    assert_eq!((third.worker, third.plain, third.note), (WorkerId(2), WorkerId(0), Note::Rule));
+    assert_eq!((third.propensity, third.candidates[0].worker), (0.25, WorkerId(2)));
+    let odd = chosen(99);
+    assert_eq!((odd.worker, odd.propensity), (WorkerId(0), 1.0));
+}
+
+#[test]
+fn a_worker_has_room_until_enough_waits_there_or_is_on_its_way() {
+    let blocks = chain(1, 100);
+    let mut workers = [busy(1, 9, 5_000), busy(2, 9, 3_000), worker(3)];
+    workers[2].draining = true;
+    let mut router = Router::default();
+    let inputs = ask(&workers, &blocks, &[]);
+    let excluded = [WorkerId(2)];
+    assert!(router.has_room(&inputs, 3_000.0) && !router.has_room(&inputs, 2_999.0));
+    assert!(!router.has_room(&Inputs { excluded: &excluded, ..inputs }, 4_999.0));
+    let decision = router.choose(&inputs).expect("the second");
+    router.book(1_000, &decision, &blocks);
+    assert!(!router.has_room(&inputs, 4_604.0) && router.has_room(&inputs, 4_605.0));
 }
