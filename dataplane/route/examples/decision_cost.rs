@@ -2,7 +2,8 @@
 //!
 //! A thousand workers all hold a common beginning of 512 blocks, some hold more, and conversations of up to 8,192
 //! blocks come by turns, a thousand requests a second of virtual time, so that bookings, predictions and warm
-//! conversations are as many as they get. Arguments: workers, blocks of a prompt, requests that are measured.
+//! conversations are as many as they get. Arguments: workers, blocks of a prompt, requests that are measured, and
+//! `learned` for the policy that learns.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -45,10 +46,11 @@ struct Bench {
     choose_ns: Vec<u64>,
     book_ns: Vec<u64>,
     now_ms: u64,
+    policy: Policy,
 }
 
 impl Bench {
-    fn new(count: u32) -> Self {
+    fn new(count: u32, policy: Policy) -> Self {
         let view = |id: u32| WorkerView {
             id: WorkerId(id + 1),
             epoch: Epoch(1),
@@ -67,7 +69,8 @@ impl Bench {
         };
         let workers = (0..count).map(view).collect();
         let (running, choose_ns, book_ns) = (VecDeque::new(), Vec::new(), Vec::new());
-        Self { router: Router::default(), workers, running, choose_ns, book_ns, now_ms: 1_000 }
+        let (router, now_ms) = (Router::default(), 1_000);
+        Self { router, workers, running, choose_ns, book_ns, now_ms, policy }
     }
 
     /// One request: each worker's load is heard every 50 ms, each at another time.
@@ -85,7 +88,7 @@ impl Bench {
             excluded: &[],
             priority: 0,
             random: mixed(number),
-            policy: Policy::Kv,
+            policy: self.policy,
             region_penalty_ms: None,
         };
         let start = Instant::now();
@@ -94,6 +97,10 @@ impl Bench {
         let start = Instant::now();
         let booking = self.router.book(self.now_ms, &decision, blocks);
         self.book_ns.push(start.elapsed().as_nanos() as u64);
+        // Each worker is as quick as its load says, a few are not.
+        let slow = if decision.worker.0 % 50 == 7 { 3.0 } else { 1.0 };
+        let took_ms = (decision.cost_ms * slow) as u64;
+        self.router.first_token(self.now_ms + took_ms, booking);
         self.running.push_back(booking);
         if self.running.len() > RUNNING {
             let ended = self.running.pop_front().expect("it is not empty");
@@ -123,10 +130,12 @@ fn report(what: &str, ns: &mut [u64]) {
 }
 
 fn main() {
-    let mut numbers = std::env::args().skip(1).map(|text| text.parse().expect("a number"));
+    let learned = std::env::args().any(|word| word == "learned");
+    let policy = if learned { Policy::KvLearned } else { Policy::Kv };
+    let mut numbers = std::env::args().skip(1).filter_map(|word| word.parse().ok());
     let mut next = |usual: u64| numbers.next().unwrap_or(usual);
     let (workers, blocks, count) = (next(1_000) as u32, next(8_192) as usize, next(20_000));
-    let mut bench = Bench::new(workers);
+    let mut bench = Bench::new(workers, policy);
     for number in 0..BEFORE {
         let short = prompt(1_000 + number, COMMON_BLOCKS.min(blocks) + 40);
         let held = number.is_multiple_of(16).then(|| overlaps(number, workers, short.len() as u32));
@@ -144,7 +153,7 @@ fn main() {
     }
     let (bookings, predictions) = (bench.router.booking_count(), bench.router.prediction_count());
     let conversations = bench.router.conversation_count();
-    println!("{workers} workers, {blocks} blocks, {count} requests");
+    println!("{workers} workers, {blocks} blocks, {count} requests, {}", policy.name());
     println!("{bookings} bookings, {predictions} predictions, {conversations} conversations");
     report("choose", &mut bench.choose_ns);
     report("book", &mut bench.book_ns);

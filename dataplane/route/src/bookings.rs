@@ -47,6 +47,15 @@ struct Pending {
     prefill_tokens: u64,
 }
 
+impl Pending {
+    /// One counts no more. A life that was left and came back may have lost its count.
+    fn ends(&mut self, booking: &Booking) {
+        self.requests = self.requests.saturating_sub(1);
+        let tokens = u64::from(booking.prefill_tokens);
+        self.prefill_tokens = self.prefill_tokens.saturating_sub(tokens);
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Bookings {
     by_id: IdMap<BookingId, (Booking, bool)>,
@@ -97,8 +106,7 @@ impl Bookings {
             && let Some(pending) = self.by_worker.get_mut(&booking.worker)
             && pending.epoch == booking.epoch
         {
-            pending.requests -= 1;
-            pending.prefill_tokens -= u64::from(booking.prefill_tokens);
+            pending.ends(&booking);
             if pending.requests == 0 {
                 self.by_worker.remove(&booking.worker);
             }
@@ -147,8 +155,7 @@ impl Bookings {
                     && *counts
                 {
                     *counts = false;
-                    pending.requests -= 1;
-                    pending.prefill_tokens -= u64::from(booking.prefill_tokens);
+                    pending.ends(booking);
                 }
             }
             if pending.requests > 0 {

@@ -22,11 +22,11 @@ const CROWDS_MAX: usize = 1_024;
 const WARM_MS: u64 = 300_000;
 /// Blocks in which the last prompt's end is looked for, below what is cached and below the prompt's end.
 const SEARCH_BLOCKS: usize = 256;
-/// Of so many that began, what they did counts half once as many more have begun.
-const BEGUN_MAX: u32 = 1_024;
+/// What so many did counts half once as many more have gone on or have not.
+const SEEN_MAX: u32 = 1_024;
 /// First prompts count whole where one of so many comes back.
 const GROWTH: f64 = 4.0;
-/// Conversations that are taken to have begun and never gone on, so that the first to come back proves little.
+/// Conversations that are taken to have never gone on, so that the first to come back proves little.
 const DOUBT: u32 = 4;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,27 +58,27 @@ struct Crowd {
     /// Of those that have gone on.
     returned: u32,
     returned_blocks: u64,
-    /// How many began lately, and how many of them went on.
-    begun_lately: u32,
+    /// How many went on lately, and how many were given up: until then nothing is known of them.
     returned_lately: u32,
+    lapsed_lately: u32,
 }
 
 impl Crowd {
     /// How likely somebody who begins comes back.
     fn returns(&self) -> f64 {
-        f64::from(self.returned_lately) / f64::from(self.begun_lately + DOUBT)
+        let seen = self.returned_lately + self.lapsed_lately + DOUBT;
+        f64::from(self.returned_lately) / f64::from(seen)
     }
 
-    fn begins(&mut self) {
-        if self.begun_lately >= BEGUN_MAX {
-            self.begun_lately /= 2;
+    fn seen(&mut self, returned: bool) {
+        if self.returned_lately + self.lapsed_lately >= SEEN_MAX {
             self.returned_lately /= 2;
+            self.lapsed_lately /= 2;
         }
-        self.begun_lately += 1;
-    }
-
-    fn goes_on(&mut self) {
-        self.returned_lately = (self.returned_lately + 1).min(self.begun_lately);
+        match returned {
+            true => self.returned_lately += 1,
+            false => self.lapsed_lately += 1,
+        }
     }
 }
 
@@ -123,7 +123,10 @@ impl Contexts {
             if warm && self.by_tail.len() <= CONTEXTS_MAX {
                 return;
             }
-            self.remove(tail);
+            let gone = self.remove(tail).filter(|context| !context.returned);
+            if let Some(crowd) = gone.and_then(|gone| self.crowds.get_mut(&gone.namespace)) {
+                crowd.seen(false);
+            }
         }
     }
 
@@ -179,18 +182,10 @@ impl Contexts {
         self.remove(tail);
         let namespace = before.map_or_else(|| self.crowd_of(namespace), |(_, was)| was.namespace);
         let crowd = self.crowds.entry(namespace).or_default();
-        let returned = match &before {
-            Some((_, context)) => {
-                if !context.returned {
-                    crowd.goes_on();
-                }
-                true
-            }
-            None => {
-                crowd.begins();
-                false
-            }
-        };
+        let returned = before.is_some();
+        if before.is_some_and(|(_, context)| !context.returned) {
+            crowd.seen(true);
+        }
         let share = if returned { 1.0 } else { (crowd.returns() * GROWTH).min(1.0) };
         self.count += 1;
         let blocks = u32::try_from(prompt_blocks.len()).unwrap_or(u32::MAX);
@@ -217,16 +212,10 @@ impl Contexts {
         if self.by_tail.get(&moved.tail).is_none_or(|context| context.used != moved.used) {
             return;
         }
-        let gone = self.remove(moved.tail);
-        if let Some(crowd) = gone.and_then(|gone| self.crowds.get_mut(&gone.namespace)) {
-            match moved.before {
-                None => crowd.begun_lately = crowd.begun_lately.saturating_sub(1),
-                Some((_, was)) if !was.returned => {
-                    crowd.returned_lately = crowd.returned_lately.saturating_sub(1);
-                }
-                Some(_) => {}
-            }
-            crowd.returned_lately = crowd.returned_lately.min(crowd.begun_lately);
+        self.remove(moved.tail);
+        let first = moved.before.filter(|(_, was)| !was.returned);
+        if let Some(crowd) = first.and_then(|(_, was)| self.crowds.get_mut(&was.namespace)) {
+            crowd.returned_lately = crowd.returned_lately.saturating_sub(1);
         }
         if let Some((tail, context)) = moved.before
             && !self.by_tail.contains_key(&tail)

@@ -43,6 +43,9 @@ const RESIDUAL_MAX: f64 = 3.0;
 const TIME_FLOOR_MS: f64 = 5.0;
 /// Draws for one choice.
 const DRAWS: u32 = 16;
+/// The form of a lesson's bytes; its worker's part is an id and four numbers.
+const LESSON_FORM: u8 = 1;
+const WORKER_BYTES: usize = 4 + 4 * 8;
 /// Scores that are this close are equal.
 const TIE_MS: f64 = 0.05;
 
@@ -161,7 +164,8 @@ impl Own {
     }
 }
 
-/// What one router has seen since it last said so, for others to [`Learner::merge`].
+/// What one router has seen since it last said so, for others to [`Learner::merge`]. Times are by that router's clock:
+/// a lesson travels as bytes, which say how long ago things were.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Lesson {
     common: Common,
@@ -173,6 +177,52 @@ impl Lesson {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.workers.is_empty()
+    }
+
+    /// As bytes for other routers: all numbers with their lowest byte first.
+    #[must_use]
+    pub fn encode(&self, now_ms: u64) -> Vec<u8> {
+        let mut bytes = vec![LESSON_FORM];
+        let common = &self.common;
+        let sums = common.products.iter().flatten().chain(&common.targets);
+        for sum in [&common.weight].into_iter().chain(sums) {
+            bytes.extend_from_slice(&sum.to_le_bytes());
+        }
+        for (worker, own) in &self.workers {
+            bytes.extend_from_slice(&worker.0.to_le_bytes());
+            bytes.extend_from_slice(&own.epoch.0.to_le_bytes());
+            bytes.extend_from_slice(&own.weight.to_le_bytes());
+            bytes.extend_from_slice(&own.sum.to_le_bytes());
+            bytes.extend_from_slice(&now_ms.saturating_sub(own.heard_ms).to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The reverse, on the clock of whoever hears it. `None` if the bytes are of another form or length.
+    #[must_use]
+    pub fn decode(now_ms: u64, bytes: &[u8]) -> Option<Self> {
+        let (&form, rest) = bytes.split_first()?;
+        let (sums, workers) = rest.split_at_checked(8 * (1 + KINDS + KINDS * KINDS))?;
+        let (workers, odd) = workers.as_chunks::<WORKER_BYTES>();
+        if form != LESSON_FORM || !odd.is_empty() || workers.len() > LEARNED_WORKERS_MAX {
+            return None;
+        }
+        let mut sums = sums.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
+        let mut common = Common { weight: sums.next()?, ..Common::default() };
+        let cells = common.products.iter_mut().flatten().chain(&mut common.targets);
+        cells.zip(sums).for_each(|(cell, sum)| *cell = sum);
+        let workers = workers.iter().map(|bytes| {
+            let (id, rest) = bytes.split_first_chunk::<4>()?;
+            let [epoch, weight, sum, age_ms] = *rest.as_chunks::<8>().0 else { return None };
+            let own = Own {
+                epoch: Epoch(u64::from_le_bytes(epoch)),
+                weight: f64::from_le_bytes(weight),
+                sum: f64::from_le_bytes(sum),
+                heard_ms: now_ms.saturating_sub(u64::from_le_bytes(age_ms)),
+            };
+            Some((WorkerId(u32::from_le_bytes(*id)), own))
+        });
+        Some(Self { common, workers: workers.collect::<Option<_>>()? })
     }
 }
 
@@ -248,10 +298,13 @@ impl Learner {
     /// logarithm.
     #[must_use]
     pub fn belief(&self, now_ms: u64, worker: WorkerId, epoch: Epoch) -> (f64, f64) {
-        let own = self.workers.get(&worker).filter(|own| own.epoch == epoch);
-        let (mean, deviation) =
-            own.map_or((0.0, NOISE / WORKER_DOUBT.sqrt()), |own| own.at(now_ms).belief());
+        let (mean, deviation) = self.effect(now_ms, worker, epoch);
         (mean.exp(), deviation)
+    }
+
+    fn effect(&self, now_ms: u64, worker: WorkerId, epoch: Epoch) -> (f64, f64) {
+        let own = self.workers.get(&worker).filter(|own| own.epoch == epoch);
+        own.map_or((0.0, NOISE / WORKER_DOUBT.sqrt()), |own| own.at(now_ms).belief())
     }
 
     /// Chooses one of the first [`CANDIDATES_MAX`] candidates. `None` if there are none.
@@ -266,10 +319,10 @@ impl Learner {
         let candidates = &candidates[..candidates.len().min(CANDIDATES_MAX)];
         let mut arms = [Arm::default(); CANDIDATES_MAX];
         for (arm, cost) in arms.iter_mut().zip(candidates) {
-            let (factor, deviation) = self.belief(now_ms, cost.worker, epoch_of(cost.worker));
+            let (mean, deviation) = self.effect(now_ms, cost.worker, epoch_of(cost.worker));
             let own_ms = Features::of(cost).expected_ms;
-            let rest_ms = cost.terms.memory_ms;
-            *arm = Arm { own_ms, rest_ms, mean: factor.ln(), width: deviation * DRAW_WIDTH };
+            let rest_ms = cost.terms.memory_ms + cost.terms.away_ms;
+            *arm = Arm { own_ms, rest_ms, mean, width: deviation * DRAW_WIDTH };
         }
         let arms = &arms[..candidates.len()];
         let mut dice = Dice(random);

@@ -231,8 +231,9 @@ impl RequestQueue {
     /// # Errors
     /// If too many wait.
     pub fn offer(&mut self, now_ms: u64, waiting: Waiting) -> Result<(), Refusal> {
-        self.remove(waiting.id);
-        self.admit(now_ms, &waiting)?;
+        if self.remove(waiting.id).is_none() {
+            self.admit(now_ms, &waiting)?;
+        }
         self.last_turn += 1;
         let turn = self.last_turn;
         let place = (u8::MAX - waiting.tier, self.key(now_ms, &waiting), turn);

@@ -46,8 +46,8 @@ fn a_conversation_counts_once_it_goes_on_and_where_it_went_last() {
     assert_eq!((known.worker, known.counted_blocks), (A, 0));
     send(&mut contexts, 2, A, &next, 55);
     assert_eq!((contexts.len(), warm(&contexts, A, LIFE, None)), (2, 60));
-    // One of two came back, and four are taken to have not: a sixth of its sixty blocks.
-    assert_eq!(contexts.expected_blocks(HERE), 10);
+    // One came back, and four are taken to have not: a fifth of its sixty blocks.
+    assert_eq!(contexts.expected_blocks(HERE), 12);
     assert_eq!(contexts.expected_blocks(NamespaceId(8)), 0, "others may do otherwise");
     send(&mut contexts, 3, B, &prompt(1, 10, 75), 10);
     let both = (warm(&contexts, A, LIFE, None), warm(&contexts, B, LIFE, None));
@@ -68,16 +68,18 @@ fn first_prompts_count_by_how_many_come_back() {
             send(&mut contexts, 1, A, &prompt(name, 0, 110), 100);
         }
     }
-    contexts.forget_worker(A);
-    send(&mut contexts, 2, B, &prompt(200, 0, 100), 0);
+    // Nothing is known of the others yet; then they are given up.
+    assert!(contexts.crowds[&HERE].returns() > 0.7);
+    contexts.expire(WARM_MS + 10);
+    send(&mut contexts, WARM_MS + 10, B, &prompt(200, 0, 100), 0);
     let counted = warm(&contexts, B, LIFE, None);
     assert!((40..50).contains(&counted), "{counted} of 100");
     // Thousands who ask once make it nothing again.
     for name in 1_000..12_000 {
-        send(&mut contexts, 3, A, &prompt(name, 0, 2), 0);
+        send(&mut contexts, WARM_MS + 20, A, &prompt(name, 0, 2), 0);
     }
-    contexts.forget_worker(B);
-    send(&mut contexts, 4, B, &prompt(300, 0, 100), 0);
+    contexts.expire(2 * WARM_MS + 20);
+    send(&mut contexts, 2 * WARM_MS + 20, B, &prompt(300, 0, 100), 0);
     assert!(warm(&contexts, B, LIFE, None) < 3);
 }
 

@@ -99,8 +99,18 @@ fn others_learn_from_what_one_has_seen() {
     }
     let lesson = world.learner.lesson();
     assert!(world.learner.lesson().is_empty(), "it is said once");
+    // Another router's clock began at another time.
     let mut other = Learner::default();
-    other.merge(world.now_ms, &lesson);
+    let bytes = lesson.encode(world.now_ms + 40);
+    let heard = Lesson::decode(90_040, &bytes).unwrap();
+    assert_eq!(heard.workers[0].1.heard_ms + world.now_ms, lesson.workers[0].1.heard_ms + 90_000);
+    assert_eq!(heard.common, lesson.common);
+    assert_eq!(Lesson::decode(0, &bytes[..bytes.len() - 1]), None);
+    assert_eq!(Lesson::decode(0, &[&[9], &bytes[1..]].concat()), None);
+    assert_eq!((Lesson::decode(0, &[]), Lesson::decode(0, &[1; 40])), (None, None));
+    let same = Lesson::decode(world.now_ms + 40, &bytes).unwrap();
+    assert_eq!(same, lesson);
+    other.merge(world.now_ms, &same);
     let at = |learner: &Learner, id| learner.belief(world.now_ms, WorkerId(id), LIFE).0;
     for id in 0..4 {
         let (own, told) = (at(&world.learner, id), at(&other, id));
