@@ -174,3 +174,57 @@ fn a_worker_has_room_until_enough_waits_there_or_is_on_its_way() {
     router.book(1_000, &decision, &blocks);
     assert!(!router.has_room(&inputs, 4_604.0) && router.has_room(&inputs, 4_605.0));
 }
+
+#[test]
+fn models_that_ask_by_turns_do_not_see_each_others_workers() {
+    let small: Vec<_> = (1..=3).map(worker).collect();
+    // Ids that no table of places holds, in another order, and one that both models have.
+    let large = [worker(u32::MAX), worker(70_000), worker(2), worker(65_536)];
+    let mut router = Router::default();
+    let blocks = chain(1, 100);
+    for round in 0..6 {
+        let held = [overlap(65_536, 90), overlap(u32::MAX, 40), overlap(3, 70), overlap(9, 99)];
+        let of_small = router.choose(&ask(&small, &blocks, &held)).expect("a worker");
+        assert_eq!((of_small.worker, of_small.overlap_blocks), (WorkerId(3), 70), "{round}");
+        let of_large = router.choose(&ask(&large, &blocks, &held)).expect("a worker");
+        assert_eq!((of_large.worker, of_large.overlap_blocks), (WorkerId(65_536), 90));
+        let shown: Vec<_> = of_large.candidates.iter().map(|c| c.overlap_blocks).collect();
+        assert_eq!(shown, [90, 40, 0, 0]);
+    }
+    // What is on its way to one of them counts there and nowhere else.
+    let excluded = [WorkerId(u32::MAX), WorkerId(2), WorkerId(65_536)];
+    let inputs = Inputs { excluded: &excluded, ..ask(&large, &blocks, &[]) };
+    let decision = router.choose(&inputs).expect("the only one");
+    router.book(1_000, &decision, &[]);
+    for _ in 0..2 {
+        let queues = |router: &mut Router, workers: &[WorkerView]| -> Vec<WorkerId> {
+            let decision = router.choose(&ask(workers, &blocks, &[])).expect("a worker");
+            let waits = decision.candidates.iter().filter(|c| c.terms.queue_ms > 0.0);
+            waits.map(|c| c.worker).collect()
+        };
+        assert_eq!(queues(&mut router, &small), []);
+        assert_eq!(queues(&mut router, &large), [WorkerId(70_000)]);
+    }
+}
+
+#[test]
+fn a_life_that_comes_back_late_is_borne() {
+    let mut router = Router::default();
+    let blocks = chain(1, 100);
+    let at = |epoch| [WorkerView { epoch: Epoch(epoch), ..worker(1) }];
+    let mut booked = Vec::new();
+    for epoch in [1, 2, 1, 2, 1] {
+        let workers = at(epoch);
+        let decision = router.choose(&ask(&workers, &blocks, &[])).expect("it");
+        booked.push(router.book(1_000, &decision, &blocks));
+        if epoch == 2 {
+            router.release(*booked.last().expect("it was just booked"));
+        }
+    }
+    for id in booked {
+        router.cancel(id);
+    }
+    let workers = at(1);
+    let decision = router.choose(&ask(&workers, &blocks, &[])).expect("it");
+    assert_eq!((router.booking_count(), decision.terms.queue_ms), (0, 0.0));
+}
