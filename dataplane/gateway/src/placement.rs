@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use mainstay_route::{BookingId, Decision, Inputs, Policy, Router, WorkerLoad, WorkerView};
+use mainstay_route::{BookingId, Decision, Hints, Inputs, Policy, Router, WorkerLoad, WorkerView};
 use mainstay_types::{Region, TenantId, WorkerId};
 use parking_lot::Mutex;
 
@@ -104,8 +104,10 @@ impl Placement {
             policy: self.inner.policy,
             region_penalty_ms: self.inner.region_penalty_ms,
         };
+        let (namespace, output_tokens) = (job.namespace, job.expected_output_tokens);
+        let hints = Hints { namespace, output_tokens, ..Hints::default() };
         let mut router = self.inner.router.lock();
-        let decision = router.choose(&inputs).ok()?;
+        let decision = router.choose_with(&inputs, &hints).ok()?;
         let booking = router.book(now_ms, &decision, &job.blocks);
         drop(router);
         // From here on the booking is released by its guard, also when the worker has gone meanwhile.
@@ -151,9 +153,7 @@ impl Placement {
                 waiting_prefill_tokens: load.waiting_prefill_tokens,
                 prefill_us_per_token: load.prefill_us_per_token,
                 decode_us_per_step: load.decode_us_per_step,
-                // How full caches are with conversations is counted over all models and tenants alike, and as if every
-                // prompt came back: right for the laboratory's agents, not yet for all who share a gateway.
-                blocks_total: None,
+                blocks_total: Some(load.blocks_total),
                 // Cached blocks may be evicted; those in use and those that pins protect may not.
                 blocks_free: Some(
                     load.blocks_total.saturating_sub(load.blocks_used.max(load.blocks_pinned)),

@@ -1,85 +1,167 @@
 //! Requests that were sent but may not be in their worker's load yet.
 //!
 //! A booking counts until a load arrives that must include it, until it is released, or until its time is over,
-//! whichever comes first; so a lost release or a silent worker cannot make a worker look busy for ever.
+//! whichever comes first; so a lost release or a silent worker cannot make a worker look busy for ever. What counts
+//! is summed for each worker as it changes: a decision looks at the workers with something booked, not at bookings.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use mainstay_types::{Epoch, WorkerId};
 
-use crate::cost::Booked;
-use crate::inputs::WorkerView;
+use crate::contexts::Moved;
+use crate::id_map::IdMap;
+use crate::learned::Features;
+use crate::lifetimes::Lifetimes;
 
 /// Bookings that are kept at most; beyond it the oldest is forgotten.
 pub const BOOKINGS_MAX: usize = 16_384;
 /// A load heard this long after a booking includes it: workers report changes at least every 50 ms.
 const SETTLE_MS: u64 = 100;
+/// Names of ended bookings that may lie among live ones before they are swept out.
+const ENDED_MAX: usize = 64;
 
 /// Names a booking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BookingId(pub(crate) u64);
 
 #[derive(Debug, Clone)]
-struct Booking {
-    worker: WorkerId,
+pub(crate) struct Booking {
+    pub(crate) worker: WorkerId,
+    pub(crate) epoch: Epoch,
+    pub(crate) prefill_tokens: u32,
+    pub(crate) made_ms: u64,
+    pub(crate) until_ms: u64,
+    /// What it did to the warm conversations, to be undone if it never got there.
+    pub(crate) moved: Option<Moved>,
+    /// What the decision went by, for what is learned from how long it took.
+    pub(crate) features: Option<Features>,
+}
+
+/// What a worker has booked that its load does not include.
+#[derive(Debug, Clone)]
+struct Pending {
     epoch: Epoch,
-    prefill_tokens: u32,
-    made_ms: u64,
-    until_ms: u64,
+    /// In the order they were made; some have ended.
+    queue: VecDeque<(BookingId, u64)>,
+    requests: u32,
+    prefill_tokens: u64,
+}
+
+impl Pending {
+    /// One counts no more. A life that was left and came back may have lost its count.
+    fn ends(&mut self, booking: &Booking) {
+        self.requests = self.requests.saturating_sub(1);
+        let tokens = u64::from(booking.prefill_tokens);
+        self.prefill_tokens = self.prefill_tokens.saturating_sub(tokens);
+    }
 }
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Bookings {
-    by_id: BTreeMap<BookingId, Booking>,
+    by_id: IdMap<BookingId, (Booking, bool)>,
+    by_worker: IdMap<WorkerId, Pending>,
+    times: Lifetimes,
 }
 
 impl Bookings {
-    pub(crate) fn add(
-        &mut self,
-        id: BookingId,
-        worker: WorkerId,
-        epoch: Epoch,
-        prefill_tokens: u32,
-        made_ms: u64,
-        until_ms: u64,
-    ) {
+    pub(crate) fn add(&mut self, id: BookingId, booking: Booking) {
         while self.by_id.len() >= BOOKINGS_MAX {
-            self.by_id.pop_first();
+            let Some(oldest) = self.times.oldest() else { break };
+            self.release(oldest);
         }
-        self.by_id.insert(id, Booking { worker, epoch, prefill_tokens, made_ms, until_ms });
+        let by_id = &self.by_id;
+        self.times.add(id, booking.until_ms, BOOKINGS_MAX, |id| by_id.contains_key(id));
+        let counts = self.count(id, &booking);
+        self.by_id.insert(id, (booking, counts));
     }
 
-    pub(crate) fn release(&mut self, id: BookingId) {
-        self.by_id.remove(&id);
+    /// Adds it to its worker's sums, unless the worker has begun another life since.
+    fn count(&mut self, id: BookingId, booking: &Booking) -> bool {
+        let fresh = || Pending {
+            epoch: booking.epoch,
+            queue: VecDeque::new(),
+            requests: 0,
+            prefill_tokens: 0,
+        };
+        let pending = self.by_worker.entry(booking.worker).or_insert_with(fresh);
+        if pending.epoch > booking.epoch {
+            return false;
+        }
+        if pending.epoch < booking.epoch {
+            *pending = fresh();
+        }
+        if pending.queue.len() >= 2 * pending.requests as usize + ENDED_MAX {
+            let by_id = &self.by_id;
+            pending.queue.retain(|(id, _)| by_id.get(id).is_some_and(|(_, counts)| *counts));
+        }
+        pending.queue.push_back((id, booking.made_ms));
+        pending.requests += 1;
+        pending.prefill_tokens += u64::from(booking.prefill_tokens);
+        true
+    }
+
+    pub(crate) fn release(&mut self, id: BookingId) -> Option<Booking> {
+        let (booking, counts) = self.by_id.remove(&id)?;
+        if counts
+            && let Some(pending) = self.by_worker.get_mut(&booking.worker)
+            && pending.epoch == booking.epoch
+        {
+            pending.ends(&booking);
+            if pending.requests == 0 {
+                self.by_worker.remove(&booking.worker);
+            }
+        }
+        Some(booking)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: BookingId) -> Option<&mut Booking> {
+        self.by_id.get_mut(&id).map(|(booking, _)| booking)
     }
 
     pub(crate) fn forget_worker(&mut self, worker: WorkerId) {
-        self.by_id.retain(|_, booking| booking.worker != worker);
+        self.by_id.retain(|_, (booking, _)| booking.worker != worker);
+        self.by_worker.remove(&worker);
     }
 
     pub(crate) fn expire(&mut self, now_ms: u64) {
-        self.by_id.retain(|_, booking| booking.until_ms > now_ms);
+        while let Some(id) = self.times.due(now_ms) {
+            self.release(id);
+        }
     }
 
     pub(crate) fn len(&self) -> usize {
         self.by_id.len()
     }
 
-    /// Adds what each worker has booked to `booked`, which stands in the order of `workers`.
-    pub(crate) fn sum(
-        &self,
-        workers: &[WorkerView],
-        slot: impl Fn(WorkerId) -> Option<usize>,
-        booked: &mut [Booked],
+    /// Tells for each worker how many requests and prompt tokens are on their way to it. `heard` says of which life
+    /// and when a worker's load was heard, and what that includes is counted no more.
+    pub(crate) fn each(
+        &mut self,
+        heard: impl Fn(WorkerId) -> Option<(Epoch, u64)>,
+        mut tell: impl FnMut(WorkerId, u32, u64),
     ) {
-        for booking in self.by_id.values() {
-            let Some(at) = slot(booking.worker) else { continue };
-            let view = &workers[at];
-            let included = view.load.heard_ms > booking.made_ms.saturating_add(SETTLE_MS);
-            if view.epoch == booking.epoch && !included {
-                booked[at].requests += 1;
-                booked[at].prefill_tokens += u64::from(booking.prefill_tokens);
+        let by_id = &mut self.by_id;
+        self.by_worker.retain(|worker, pending| {
+            let Some((epoch, heard_ms)) = heard(*worker) else { return true };
+            if epoch != pending.epoch {
+                return true;
             }
-        }
+            while let Some(&(id, made_ms)) = pending.queue.front() {
+                if heard_ms <= made_ms.saturating_add(SETTLE_MS) {
+                    break;
+                }
+                pending.queue.pop_front();
+                if let Some((booking, counts)) = by_id.get_mut(&id)
+                    && *counts
+                {
+                    *counts = false;
+                    pending.ends(booking);
+                }
+            }
+            if pending.requests > 0 {
+                tell(*worker, pending.requests, pending.prefill_tokens);
+            }
+            pending.requests > 0
+        });
     }
 }

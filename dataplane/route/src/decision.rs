@@ -2,9 +2,10 @@
 
 use core::fmt;
 
-use mainstay_types::{Epoch, ErrorCode, WorkerId};
+use mainstay_types::{Epoch, ErrorCode, NamespaceId, WorkerId};
 use thiserror::Error;
 
+use crate::contexts::Known;
 use crate::cost::Terms;
 use crate::inputs::Policy;
 
@@ -49,6 +50,13 @@ pub struct Decision {
     pub candidates: Vec<CandidateCost>,
     /// Why.
     pub note: Note,
+    /// How likely this worker was to be chosen, for evaluating other policies on the same log.
+    pub propensity: f64,
+    /// Whom the formula alone would have chosen: somebody else only where something was learned.
+    pub plain: WorkerId,
+    pub(crate) namespace: NamespaceId,
+    /// The conversation that the prompt goes on with.
+    pub(crate) known: Option<Known>,
 }
 
 /// Why a worker was chosen.
@@ -76,6 +84,10 @@ pub enum Note {
     NoneInRegion,
     /// The policy does not look at costs.
     Policy(Policy),
+    /// A rule of somebody's own preferred it to the cheapest.
+    Rule,
+    /// It belongs there and nowhere else.
+    Bound,
 }
 
 impl fmt::Display for Note {
@@ -96,6 +108,8 @@ impl fmt::Display for Note {
                 f.write_str("no worker of this region can take it: the cheapest of another region")
             }
             Self::Policy(policy) => write!(f, "by the policy {}", policy.name()),
+            Self::Rule => f.write_str("preferred by a rule"),
+            Self::Bound => f.write_str("it belongs to this worker"),
         }
     }
 }
@@ -111,6 +125,14 @@ pub enum RouteError {
     AllDraining {
         /// How many there are.
         workers: usize,
+    },
+    /// The one that it belongs to cannot be chosen.
+    #[error(
+        "worker {worker}, which this request belongs to, cannot take it; try again, or let it go elsewhere"
+    )]
+    Unbound {
+        /// Who.
+        worker: WorkerId,
     },
     /// All that could serve it were tried.
     #[error("none of the {workers} workers of this model is left to try; try again")]

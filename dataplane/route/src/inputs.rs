@@ -1,7 +1,12 @@
 //! What the router is told: the request, what the index knows of its prefix, and how busy each worker is.
+//!
+//! Nothing here is trusted: any number may be the largest there is, any rate no number at all.
 
 use mainstay_index::Overlap;
-use mainstay_types::{Epoch, SequenceHash, WorkerId};
+use mainstay_types::{Epoch, NamespaceId, SequenceHash, WorkerId};
+
+use crate::decision::CandidateCost;
+use crate::learned::Draw;
 
 /// How a worker is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -9,6 +14,8 @@ pub enum Policy {
     /// The least cost, where cached blocks, queue and running requests all count.
     #[default]
     Kv,
+    /// The same, corrected by how long requests really took there; see [`crate::Learner`].
+    KvLearned,
     /// In turn, by worker id.
     RoundRobin,
     /// The fewest requests running, waiting or just sent.
@@ -19,13 +26,15 @@ pub enum Policy {
 
 impl Policy {
     /// All policies.
-    pub const ALL: [Self; 4] = [Self::Kv, Self::RoundRobin, Self::LeastLoaded, Self::Random];
+    pub const ALL: [Self; 5] =
+        [Self::Kv, Self::KvLearned, Self::RoundRobin, Self::LeastLoaded, Self::Random];
 
     /// The name in settings and tables.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kv => "kv",
+            Self::KvLearned => "kv-learned",
             Self::RoundRobin => "round-robin",
             Self::LeastLoaded => "least-loaded",
             Self::Random => "random",
@@ -103,4 +112,61 @@ pub struct Inputs<'a> {
     /// What a worker abroad costs more, in milliseconds. `None` keeps to the workers of the own region while one of
     /// them can be chosen.
     pub region_penalty_ms: Option<f64>,
+}
+
+/// What is known of a request beside its prompt. All of it is optional.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Hints {
+    /// Whose blocks it may share: how conversations go is learned for each of these apart.
+    pub namespace: NamespaceId,
+    /// Tokens that the answer is expected to have; 0 if nobody said. A long answer shares more steps with what runs.
+    pub output_tokens: u32,
+    /// From 0, where time does not matter, to 1, where only this request does. Who can wait spares the caches of
+    /// others more.
+    pub latency_sensitivity: f32,
+    /// Whether it belongs to a worker already.
+    pub affinity: Affinity,
+}
+
+impl Default for Hints {
+    fn default() -> Self {
+        Self {
+            namespace: NamespaceId(0),
+            output_tokens: 0,
+            latency_sensitivity: 0.5,
+            affinity: Affinity::None,
+        }
+    }
+}
+
+/// How much a request belongs to a worker, beside what its cache is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Affinity {
+    /// Not at all.
+    #[default]
+    None,
+    /// Any other costs so many milliseconds more, ten seconds at most: load decides against it.
+    Soft {
+        /// Where it belongs.
+        worker: WorkerId,
+        /// What leaving costs.
+        worth_ms: f64,
+    },
+    /// Nowhere else: an error if that worker cannot be chosen.
+    Hard {
+        /// Where it belongs.
+        worker: WorkerId,
+    },
+}
+
+/// A rule of somebody's own, which chooses among the cheapest instead of a [`Policy`].
+pub trait Rule {
+    /// Chooses one of `candidates`, the cheapest of those that may be chosen, cheapest first and never none; says how
+    /// likely that was. `None`, or a place that is not there, leaves it to the cost.
+    fn pick(
+        &mut self,
+        inputs: &Inputs<'_>,
+        hints: &Hints,
+        candidates: &[CandidateCost],
+    ) -> Option<Draw>;
 }

@@ -7,24 +7,33 @@
 //! Whatever the inputs hold (no workers, rates that are not numbers, loads of 2^64), the answer is a decision or
 //! a [`RouteError`].
 //!
-//! Layout: [`Router`] decides and keeps bookings and predictions, `inputs` is what it is told, `cost` is the
-//! formula, `decision` is what it answers.
+//! Layout: [`Router`] decides and keeps bookings, predictions and warm conversations (`contexts`), `inputs` is what it
+//! is told, `cost` is the formula, `fleet` works it out for all workers, `choice` picks, `decision` is what it
+//! answers. [`Learner`] corrects the formula by how long requests took; [`RequestQueue`] is where they wait while every
+//! worker has enough to do.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 mod bookings;
+mod choice;
 mod contexts;
 mod cost;
 mod decision;
+mod fleet;
 mod id_map;
 mod inputs;
+mod learned;
+mod lifetimes;
 mod predictions;
+mod queue;
 mod router;
 
 pub use bookings::{BOOKINGS_MAX, BookingId};
 pub use contexts::CONTEXTS_MAX;
 pub use cost::{DECODE_US_PER_STEP_DEFAULT, PREFILL_US_PER_TOKEN_DEFAULT, Terms, Weights};
 pub use decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
-pub use inputs::{Inputs, Policy, WorkerLoad, WorkerView};
+pub use inputs::{Affinity, Hints, Inputs, Policy, Rule, WorkerLoad, WorkerView};
+pub use learned::{Draw, Features, LEARNED_WORKERS_MAX, Learner, Lesson};
 pub use predictions::{PREDICTED_BLOCKS_MAX, PREDICTIONS_MAX};
+pub use queue::{QueueOrder, QueueSettings, Refusal, RequestQueue, WAITING_MAX, Waiting};
 pub use router::Router;

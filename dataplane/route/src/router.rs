@@ -1,17 +1,20 @@
 //! The choice itself, and the memory of what was sent where.
+//!
+//! Everything that a question needs is kept from the last one, so a decision allocates only its own answer. A
+//! router that is not told how requests went on still forgets them in time.
 
-use mainstay_types::{SequenceHash, WorkerId};
+use mainstay_types::{Epoch, SequenceHash, WorkerId};
 
-use crate::bookings::{BookingId, Bookings};
-use crate::contexts::Contexts;
-use crate::cost::{Booked, Cached, Prompt, Rates, Terms, Warm, Weights, region_ms, terms};
+use crate::bookings::{Booking, BookingId, Bookings};
+use crate::choice::{Pick, Ranks, cheapest, note, pick};
+use crate::contexts::{Contexts, Known};
+use crate::cost::{Question, Weights, away_ms, uncached_tokens};
 use crate::decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
-use crate::id_map::IdMap;
-use crate::inputs::{Inputs, Policy, WorkerView};
+use crate::fleet::Fleet;
+use crate::inputs::{Affinity, Hints, Inputs, Policy, Rule};
+use crate::learned::{Draw, Features, Learner};
 use crate::predictions::Predictions;
 
-/// Costs that are this close are equal.
-const TIE_MS: f64 = 0.05;
 /// The least and the most that a booking and a prediction last, unless they are ended before. In between they
 /// last twice as long as the request is expected to take to its first token.
 const MEMORY_MS_MIN: u64 = 2_000;
@@ -24,37 +27,17 @@ pub struct Router {
     bookings: Bookings,
     predictions: Predictions,
     contexts: Contexts,
+    learner: Learner,
     last_booking: u64,
     /// Whose turn it was last, for [`Policy::RoundRobin`].
     last_turn: Option<WorkerId>,
-}
-
-/// A worker that may be chosen.
-struct Candidate<'a> {
-    view: &'a WorkerView,
-    booked: Booked,
-    overlap_blocks: u32,
-    predicted: bool,
-    terms: Terms,
-    cost_ms: f64,
-}
-
-impl Candidate<'_> {
-    fn requests(&self) -> u64 {
-        let load = &self.view.load;
-        (u64::from(load.running) + u64::from(load.waiting)).saturating_add(self.booked.requests)
-    }
-
-    fn cost(&self) -> CandidateCost {
-        CandidateCost {
-            worker: self.view.id,
-            cost_ms: self.cost_ms,
-            terms: self.terms,
-            overlap_blocks: self.overlap_blocks,
-            predicted: self.predicted,
-            abroad: self.view.abroad,
-        }
-    }
+    fleet: Fleet,
+    ranks: Ranks,
+    /// What was booked where.
+    booked: Vec<(WorkerId, u32, u64)>,
+    others: Vec<(f64, WorkerId, usize)>,
+    /// Workers of other regions that are not considered, with their costs.
+    aside: Vec<(f64, WorkerId, usize)>,
 }
 
 impl Router {
@@ -69,125 +52,200 @@ impl Router {
     /// # Errors
     /// If no worker is left to choose.
     pub fn choose(&mut self, inputs: &Inputs<'_>) -> Result<Decision, RouteError> {
+        self.choose_with(inputs, &Hints::default())
+    }
+
+    /// The same for a request of which more is known than its prompt.
+    ///
+    /// # Errors
+    /// If no worker is left to choose.
+    pub fn choose_with(
+        &mut self,
+        inputs: &Inputs<'_>,
+        hints: &Hints,
+    ) -> Result<Decision, RouteError> {
+        self.decide(inputs, hints, None)
+    }
+
+    /// The same by a rule of the caller's own, which chooses among the cheapest by cost.
+    ///
+    /// # Errors
+    /// If no worker is left to choose.
+    pub fn choose_by(
+        &mut self,
+        inputs: &Inputs<'_>,
+        hints: &Hints,
+        rule: &mut dyn Rule,
+    ) -> Result<Decision, RouteError> {
+        self.decide(&Inputs { policy: Policy::Kv, ..*inputs }, hints, Some(rule))
+    }
+
+    fn decide(
+        &mut self,
+        inputs: &Inputs<'_>,
+        hints: &Hints,
+        rule: Option<&mut dyn Rule>,
+    ) -> Result<Decision, RouteError> {
         self.bookings.expire(inputs.now_ms);
         self.predictions.expire(inputs.now_ms);
         self.contexts.expire(inputs.now_ms);
-        let (mut candidates, others) = region_first(inputs, self.candidates(inputs)?);
-        let chosen = self.pick(inputs, &candidates);
-        let note = note(inputs, &candidates, chosen);
-        let chosen = candidates.swap_remove(chosen);
-        if inputs.policy == Policy::RoundRobin {
-            self.last_turn = Some(chosen.view.id);
-        }
-        let considered = candidates.len() + 1;
-        candidates.extend(others);
-        // Those that were set aside come last.
-        let aside = |c: &Candidate<'_>| inputs.region_penalty_ms.is_none() && c.view.abroad;
-        let order = |a: &Candidate<'_>, b: &Candidate<'_>| {
-            let costs = a.cost_ms.total_cmp(&b.cost_ms);
-            aside(a).cmp(&aside(b)).then(costs).then(a.view.id.cmp(&b.view.id))
+        let (known, most) = self.cost(inputs, hints);
+        self.bind(hints.affinity);
+        self.leave_out(inputs);
+        self.ranks.take(&self.fleet.costs_ms);
+        let considered = self.ranks.considered;
+        let plain = pick(&self.fleet, &self.ranks, inputs.policy, inputs.random, self.last_turn);
+        let plain = plain.ok_or_else(|| nobody(inputs, hints))?;
+        let mut candidates = self.named(inputs, hints, known.as_ref(), plain.at);
+        let rule_chose = rule.is_some();
+        let open = &mut candidates[..considered.min(CANDIDATES_MAX)];
+        let propensity = match rule {
+            Some(rule) => prefer(rule.pick(inputs, hints, open), plain, open),
+            None => prefer(self.draw(inputs, open), plain, open),
         };
-        // Only those that are named have to be in order: there may be a thousand.
-        if candidates.len() >= CANDIDATES_MAX {
-            candidates.select_nth_unstable_by(CANDIDATES_MAX - 1, order);
-            candidates.truncate(CANDIDATES_MAX - 1);
+        let chosen = candidates[0];
+        if inputs.policy == Policy::RoundRobin {
+            self.last_turn = Some(chosen.worker);
         }
-        candidates.sort_unstable_by(order);
-        let others = candidates.iter().map(Candidate::cost);
+        let place = self.fleet.place(chosen.worker).unwrap_or(plain.at);
         Ok(Decision {
-            worker: chosen.view.id,
-            epoch: chosen.view.epoch,
+            worker: chosen.worker,
+            epoch: self.fleet.epochs[place],
             cost_ms: chosen.cost_ms,
             terms: chosen.terms,
             overlap_blocks: chosen.overlap_blocks,
-            uncached_tokens: prompt(inputs).uncached_tokens(chosen.overlap_blocks),
+            uncached_tokens: uncached_tokens(inputs, chosen.overlap_blocks),
             considered,
-            candidates: core::iter::once(chosen.cost()).chain(others).collect(),
-            note,
+            note: match hints.affinity {
+                Affinity::Hard { .. } => Note::Bound,
+                _ if rule_chose && chosen.worker != self.fleet.id(plain.at) => Note::Rule,
+                _ => note(&self.fleet, inputs.policy, considered, most, &chosen),
+            },
+            candidates,
+            propensity,
+            plain: self.fleet.id(plain.at),
+            namespace: hints.namespace,
+            known,
         })
     }
 
-    /// All workers that may be chosen, with their costs; never empty.
-    fn candidates<'a>(&self, inputs: &Inputs<'a>) -> Result<Vec<Candidate<'a>>, RouteError> {
-        let workers = inputs.workers;
-        let slots: IdMap<WorkerId, usize> =
-            workers.iter().enumerate().map(|(at, view)| (view.id, at)).collect();
-        let slot = |worker: WorkerId| slots.get(&worker).copied();
-        let mut booked = vec![Booked::default(); workers.len()];
-        self.bookings.sum(workers, slot, &mut booked);
-        let cached = self.cached(inputs, slot);
-        let typical = Rates::typical(workers);
-        let most = cached.iter().map(|cached| cached.blocks()).max().unwrap_or(0);
-        let known = self.contexts.find(inputs.prompt_blocks, most);
-        let expected_blocks = if known.is_some() { 0 } else { self.contexts.mean_blocks() };
-        let mut candidates = Vec::with_capacity(workers.len());
-        for (at, view) in workers.iter().enumerate() {
-            if view.draining || inputs.excluded.contains(&view.id) {
-                continue;
-            }
-            let blocks = self.contexts.warm_blocks(view.id, known.as_ref());
-            let warm = Warm { blocks, expected_blocks };
-            let (prompt, load, weights) = (prompt(inputs), &view.load, self.weights);
-            let mut terms = terms(prompt, cached[at], load, booked[at], warm, typical, weights);
-            if view.abroad {
-                terms.region_ms = region_ms(inputs.region_penalty_ms);
-            }
-            candidates.push(Candidate {
-                view,
-                booked: booked[at],
-                overlap_blocks: cached[at].blocks(),
-                predicted: cached[at].is_predicted(),
-                terms,
-                cost_ms: terms.total_ms(),
-            });
-        }
-        if candidates.is_empty() {
-            return Err(nobody(inputs));
-        }
-        Ok(candidates)
+    /// Whether one of the workers that could be chosen has at most so many prompt tokens waiting, those just sent to it
+    /// included. While none has, requests had better wait in a [`crate::RequestQueue`].
+    pub fn has_room(&mut self, inputs: &Inputs<'_>, room_tokens: f64) -> bool {
+        self.bookings.expire(inputs.now_ms);
+        let Self { fleet, bookings, booked, .. } = self;
+        fleet.take(inputs.workers);
+        take_booked(fleet, bookings, booked);
+        let fits =
+            |at: usize| fleet.has_room(at, room_tokens) && !inputs.excluded.contains(&fleet.id(at));
+        (0..fleet.len()).any(fits)
     }
 
-    /// For each worker what it holds of the prompt, by the index and by what was just sent to it.
-    fn cached(&self, inputs: &Inputs<'_>, slot: impl Fn(WorkerId) -> Option<usize>) -> Vec<Cached> {
-        let mut cached = vec![Cached::default(); inputs.workers.len()];
-        let most = u32::try_from(inputs.prompt_blocks.len()).unwrap_or(u32::MAX);
+    /// Costs all workers; answers the conversation that the prompt goes on with, and the most that anybody holds.
+    fn cost(&mut self, inputs: &Inputs<'_>, hints: &Hints) -> (Option<Known>, u32) {
+        let Self { fleet, bookings, predictions, contexts, booked, .. } = self;
+        fleet.take(inputs.workers);
+        let length = i32::try_from(inputs.prompt_blocks.len()).unwrap_or(i32::MAX);
+        let mut most = 0;
         for overlap in inputs.overlaps {
-            if let Some(at) = slot(overlap.worker) {
-                cached[at].known_blocks = cached[at].known_blocks.max(overlap.blocks.min(most));
-            }
+            let blocks = i32::try_from(overlap.blocks).unwrap_or(i32::MAX).min(length);
+            fleet.knows(overlap.worker, blocks);
+            most = most.max(blocks);
         }
-        for ((worker, epoch), blocks) in self.predictions.find(inputs.prompt_blocks) {
-            if let Some(at) = slot(worker)
-                && inputs.workers[at].epoch == epoch
-            {
-                cached[at].predicted_blocks = blocks;
+        predictions.find(inputs.prompt_blocks, |worker, epoch, shared| {
+            if let Some(blocks) = fleet.predicted(worker, epoch) {
+                *blocks = (*blocks).max(shared(*blocks));
+                most = most.max(*blocks);
             }
-        }
-        cached
+        });
+        take_booked(fleet, bookings, booked);
+        let most = most.max(0) as u32;
+        let known = contexts.find(inputs.prompt_blocks, most);
+        contexts.each_warm(known.as_ref(), |worker, epoch, blocks| {
+            fleet.warm(worker, epoch, blocks);
+        });
+        fleet.cost(&question(contexts, inputs, hints, known.as_ref(), self.weights));
+        (known, most)
     }
 
-    /// The place of the chosen one in `candidates`, which is not empty.
-    fn pick(&self, inputs: &Inputs<'_>, candidates: &[Candidate<'_>]) -> usize {
-        match inputs.policy {
-            Policy::Kv => {
-                let costs = candidates.iter().map(|c| c.cost_ms);
-                let least = costs.fold(f64::INFINITY, f64::min);
-                any_of(candidates, inputs.random, |c| c.cost_ms <= least + TIE_MS)
-            }
-            Policy::LeastLoaded => {
-                let least = candidates.iter().map(Candidate::requests).min();
-                any_of(candidates, inputs.random, |c| Some(c.requests()) == least)
-            }
-            Policy::Random => any_of(candidates, inputs.random, |_| true),
-            Policy::RoundRobin => {
-                let by_turn = |at: &usize| {
-                    let id = candidates[*at].view.id;
-                    // False sorts first: those after the last one, then from the beginning again.
-                    (self.last_turn.is_some_and(|last| id <= last), id)
-                };
-                (0..candidates.len()).min_by_key(by_turn).unwrap_or(0)
+    /// Makes all but the worker that the request belongs to dearer, or closes them.
+    fn bind(&mut self, affinity: Affinity) {
+        let (worker, more_ms) = match affinity {
+            Affinity::None => return,
+            Affinity::Soft { worker, worth_ms } => (worker, away_ms(worth_ms)),
+            Affinity::Hard { worker } => (worker, f64::INFINITY),
+        };
+        for at in 0..self.fleet.len() {
+            if self.fleet.id(at) != worker {
+                self.fleet.costs_ms[at] += more_ms;
             }
         }
+    }
+
+    /// Closes those that were tried already, and those of other regions while there is another choice, unless a cost
+    /// decides.
+    fn leave_out(&mut self, inputs: &Inputs<'_>) {
+        let fleet = &mut self.fleet;
+        self.aside.clear();
+        if !inputs.excluded.is_empty() {
+            for at in 0..fleet.len() {
+                if inputs.excluded.contains(&fleet.id(at)) {
+                    fleet.costs_ms[at] = f64::INFINITY;
+                }
+            }
+        }
+        if inputs.region_penalty_ms.is_some() || !fleet.any_abroad {
+            return;
+        }
+        let near = (0..fleet.len()).any(|at| fleet.open(at) && fleet.abroad[at] == 0.0);
+        for at in (0..fleet.len()).filter(|_| near) {
+            if fleet.abroad[at] > 0.0 && fleet.open(at) {
+                self.aside.push((fleet.costs_ms[at], fleet.id(at), at));
+                fleet.costs_ms[at] = f64::INFINITY;
+            }
+        }
+        self.aside.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    }
+
+    /// The chosen one, the cheapest others, then those that were set aside.
+    fn named(
+        &mut self,
+        inputs: &Inputs<'_>,
+        hints: &Hints,
+        known: Option<&Known>,
+        chosen: usize,
+    ) -> Vec<CandidateCost> {
+        cheapest(&self.fleet, &mut self.ranks, chosen, &mut self.others);
+        let question = question(&self.contexts, inputs, hints, known, self.weights);
+        let places = self.others.iter().chain(&self.aside).map(|(_, _, at)| *at);
+        let places = core::iter::once(chosen).chain(places).take(CANDIDATES_MAX);
+        let cost = |at: usize| {
+            let (standing, there) = self.fleet.row(at);
+            let mut terms = question.terms(standing, there);
+            if let Affinity::Soft { worker, worth_ms } = hints.affinity
+                && self.fleet.id(at) != worker
+            {
+                terms.away_ms = away_ms(worth_ms);
+            }
+            CandidateCost {
+                worker: self.fleet.id(at),
+                cost_ms: terms.total_ms(),
+                terms,
+                overlap_blocks: self.fleet.overlap_blocks(at),
+                predicted: self.fleet.predicted_blocks[at] > self.fleet.known_blocks[at],
+                abroad: self.fleet.abroad[at] > 0.0,
+            }
+        };
+        places.map(cost).collect()
+    }
+
+    /// What was learned chooses among the candidates, where it may.
+    fn draw(&self, inputs: &Inputs<'_>, candidates: &[CandidateCost]) -> Option<Draw> {
+        if inputs.policy != Policy::KvLearned {
+            return None;
+        }
+        let epoch_of = |worker| self.fleet.heard(worker).map_or(Epoch(0), |heard| heard.0);
+        self.learner.draw(inputs.now_ms, candidates, epoch_of, inputs.random)
     }
 
     /// Notes that a request is on its way where `decision` says. `prompt_blocks` are expected to be there soon;
@@ -203,11 +261,31 @@ impl Router {
         // A cast from a float stops at the ends of the number's range.
         let lasts_ms = (decision.cost_ms * 2.0) as u64;
         let until_ms = now_ms.saturating_add(lasts_ms.clamp(MEMORY_MS_MIN, MEMORY_MS_MAX));
-        let (worker, epoch) = (decision.worker, decision.epoch);
-        self.bookings.add(id, worker, epoch, decision.uncached_tokens, now_ms, until_ms);
-        self.predictions.add(id, worker, epoch, until_ms, prompt_blocks);
-        self.contexts.sent(now_ms, worker, prompt_blocks, decision.overlap_blocks);
+        let (worker, epoch, overlap) = (decision.worker, decision.epoch, decision.overlap_blocks);
+        self.predictions.add(id, (worker, epoch), until_ms, prompt_blocks, overlap);
+        let whose = (worker, epoch, decision.namespace);
+        let known = decision.known.as_ref();
+        let booking = Booking {
+            worker,
+            epoch,
+            prefill_tokens: decision.uncached_tokens,
+            made_ms: now_ms,
+            until_ms,
+            moved: self.contexts.sent(now_ms, whose, prompt_blocks, overlap, known),
+            features: decision.candidates.first().map(Features::of),
+        };
+        self.bookings.add(id, booking);
         id
+    }
+
+    /// The request's first token has come: what is learned of its worker goes by this. A booking whose time is over
+    /// teaches nothing.
+    pub fn first_token(&mut self, now_ms: u64, id: BookingId) {
+        let Some(booking) = self.bookings.get_mut(id) else { return };
+        let Some(features) = booking.features.take() else { return };
+        let took_ms = now_ms.saturating_sub(booking.made_ms) as f64;
+        let whose = (booking.worker, booking.epoch);
+        self.learner.observe(now_ms, whose, &features, took_ms);
     }
 
     /// The request is done: its load counts no more, its blocks may well be there.
@@ -215,17 +293,32 @@ impl Router {
         self.bookings.release(id);
     }
 
-    /// The request never got there, or was not computed: neither load nor blocks are to be expected.
+    /// The request never got there, or was not computed: neither load nor blocks are to be expected, and its
+    /// conversation is where it was before.
     pub fn cancel(&mut self, id: BookingId) {
-        self.bookings.release(id);
         self.predictions.cancel(id);
+        let moved = self.bookings.release(id).and_then(|booking| booking.moved);
+        if let Some(moved) = moved {
+            self.contexts.undo(&moved);
+        }
     }
 
     /// The worker is gone: forgets all that was sent to it.
     pub fn forget_worker(&mut self, worker: WorkerId) {
         self.bookings.forget_worker(worker);
+        self.learner.forget_worker(worker);
+        self.clear_worker(worker);
+    }
+
+    /// The worker lives, but its cache was cleared: forgets what was expected to be there.
+    pub fn clear_worker(&mut self, worker: WorkerId) {
         self.predictions.forget_worker(worker);
         self.contexts.forget_worker(worker);
+    }
+
+    /// What was learned of workers, to be shared between routers.
+    pub fn learner(&mut self) -> &mut Learner {
+        &mut self.learner
     }
 
     /// How many bookings are kept, for metrics.
@@ -247,66 +340,50 @@ impl Router {
     }
 }
 
-fn prompt(inputs: &Inputs<'_>) -> Prompt {
-    Prompt {
-        tokens: inputs.prompt_tokens,
-        block_tokens: inputs.block_tokens,
-        urgent: inputs.priority > 0,
+/// Adds to each worker what is on its way there.
+fn take_booked(fleet: &mut Fleet, bookings: &mut Bookings, booked: &mut Vec<(WorkerId, u32, u64)>) {
+    booked.clear();
+    bookings.each(
+        |worker| fleet.heard(worker),
+        |worker, requests, tokens| booked.push((worker, requests, tokens)),
+    );
+    for (worker, requests, tokens) in booked.drain(..) {
+        fleet.booked(worker, requests, tokens);
     }
 }
 
-/// One of those that `good` accepts, all equally likely; at least one does.
-fn any_of(
-    candidates: &[Candidate<'_>],
-    random: u64,
-    good: impl Fn(&Candidate<'_>) -> bool,
-) -> usize {
-    let ties: Vec<usize> = (0..candidates.len()).filter(|at| good(&candidates[*at])).collect();
-    let turn = random.checked_rem(ties.len() as u64).unwrap_or(0);
-    ties.get(turn as usize).copied().unwrap_or(0)
-}
-
-/// Splits off the workers of other regions while there is another choice, unless a cost decides.
-fn region_first<'a>(
+fn question(
+    contexts: &Contexts,
     inputs: &Inputs<'_>,
-    candidates: Vec<Candidate<'a>>,
-) -> (Vec<Candidate<'a>>, Vec<Candidate<'a>>) {
-    let near = candidates.iter().any(|c| !c.view.abroad);
-    if inputs.region_penalty_ms.is_some() || !near {
-        return (candidates, Vec::new());
-    }
-    candidates.into_iter().partition(|c| !c.view.abroad)
+    hints: &Hints,
+    known: Option<&Known>,
+    weights: Weights,
+) -> Question {
+    let expected = known.is_none().then(|| contexts.expected_blocks(hints.namespace));
+    Question::new(inputs, hints, expected, weights)
 }
 
-fn nobody(inputs: &Inputs<'_>) -> RouteError {
+/// Puts the preferred candidate first; answers how likely it was.
+fn prefer(preferred: Option<Draw>, plain: Pick, candidates: &mut [CandidateCost]) -> f64 {
+    match preferred.filter(|draw| draw.at < candidates.len()) {
+        Some(draw) => {
+            candidates[..=draw.at].rotate_right(1);
+            draw.propensity
+        }
+        None => 1.0 / plain.of as f64,
+    }
+}
+
+fn nobody(inputs: &Inputs<'_>, hints: &Hints) -> RouteError {
     let workers = inputs.workers.len();
     if workers == 0 {
         RouteError::NoWorkers
+    } else if let Affinity::Hard { worker } = hints.affinity {
+        RouteError::Unbound { worker }
     } else if inputs.workers.iter().all(|view| view.draining) {
         RouteError::AllDraining { workers }
     } else {
         RouteError::AllExcluded { workers }
-    }
-}
-
-fn note(inputs: &Inputs<'_>, candidates: &[Candidate<'_>], chosen: usize) -> Note {
-    let (policy, chosen) = (inputs.policy, &candidates[chosen]);
-    if chosen.view.abroad && candidates.iter().all(|c| c.view.abroad) {
-        return Note::NoneInRegion;
-    }
-    let most = candidates.iter().max_by(|a, b| {
-        a.overlap_blocks.cmp(&b.overlap_blocks).then(b.cost_ms.total_cmp(&a.cost_ms))
-    });
-    match most {
-        _ if candidates.len() == 1 => Note::OnlyCandidate,
-        _ if policy != Policy::Kv => Note::Policy(policy),
-        Some(most) if most.overlap_blocks > chosen.overlap_blocks => Note::CheaperThanOverlap {
-            worker: most.view.id,
-            blocks: most.overlap_blocks,
-            cost_ms: most.cost_ms,
-        },
-        _ if chosen.overlap_blocks == 0 => Note::NoOverlap,
-        _ => Note::BestOverlap { blocks: chosen.overlap_blocks },
     }
 }
 

@@ -1,15 +1,18 @@
-//! Decisions by hand for each rule, and by chance for what must hold of all of them.
+//! Decisions by hand for each rule of the cost; `hints` has those of everything else, `chance` what holds of any.
 
 use std::collections::HashMap;
 
 use mainstay_index::Overlap;
-use mainstay_types::Epoch;
-use proptest::prelude::*;
 
 use super::*;
 use crate::bookings::BOOKINGS_MAX;
-use crate::inputs::WorkerLoad;
+use crate::choice::TIE_MS;
+use crate::cost::Terms;
+use crate::inputs::{WorkerLoad, WorkerView};
 use crate::predictions::{PREDICTED_BLOCKS_MAX, PREDICTIONS_MAX};
+
+mod chance;
+mod hints;
 
 const BLOCK_TOKENS: u32 = 16;
 
@@ -104,6 +107,7 @@ fn each_term_counts_what_it_says() {
         decode_ms: 50.0,
         memory_ms: 11.2,
         region_ms: 0.0,
+        away_ms: 0.0,
     };
     for (got, want) in [
         (decision.terms.prefill_ms, expected.prefill_ms),
@@ -290,17 +294,19 @@ fn a_booking_counts_until_the_load_includes_it_or_its_time_is_over() {
     let mut workers = [worker(1)];
     let first = router.choose(&ask(&workers, &blocks, &[])).expect("a worker");
     router.book(1_000, &first, &[]);
-    let mut queue_ms = |heard_ms, now_ms| {
+    let mut queue_ms = |router: &mut Router, heard_ms, now_ms| {
         workers[0].load.heard_ms = heard_ms;
         let inputs = Inputs { now_ms, ..ask(&workers, &blocks, &[]) };
         router.choose(&inputs).expect("a worker").terms.queue_ms
     };
-    assert!((queue_ms(900, 1_000) - 160.5).abs() < 1e-9);
-    assert!((queue_ms(1_050, 1_060) - 160.5).abs() < 1e-9, "too early to include it");
-    assert_eq!(queue_ms(1_101, 1_110), 0.0);
-    assert!(queue_ms(900, 2_999) > 0.0);
-    assert_eq!(queue_ms(900, 3_000), 0.0);
-    assert_eq!(router.booking_count(), 0);
+    assert!((queue_ms(&mut router, 900, 1_000) - 160.5).abs() < 1e-9);
+    assert!((queue_ms(&mut router, 1_050, 1_060) - 160.5).abs() < 1e-9, "too early to include it");
+    let mut silent = router.clone();
+    assert_eq!(queue_ms(&mut router, 1_101, 1_110), 0.0);
+    assert_eq!(queue_ms(&mut router, 900, 2_999), 0.0, "it was included once");
+    assert!(queue_ms(&mut silent, 900, 2_999) > 0.0);
+    assert_eq!(queue_ms(&mut silent, 900, 3_000), 0.0);
+    assert_eq!(silent.booking_count(), 0);
 }
 
 #[test]
@@ -411,12 +417,25 @@ fn turn(
 fn conversations_begin_where_the_fewest_are_kept_warm() {
     let workers = [roomy(1, 1_000), roomy(2, 1_000), roomy(3, 1_000)];
     let mut router = Router::default();
+    // What nobody has come back to does not count; once many have, those who begin are expected to.
+    let mut name = 100;
+    let mut begin = |router: &mut Router, seen: &mut HashMap<WorkerId, u32>| {
+        name += 1;
+        let first = turn(router, &workers, &chain(name, 150), &[]);
+        let held = [overlap(first.0, 150)];
+        let second = turn(router, &workers, &chain(name, 200), &held);
+        assert_eq!(second, first, "it stays");
+        *seen.entry(first).or_default() += 1;
+    };
     let mut seen: HashMap<WorkerId, u32> = HashMap::new();
-    for name in 0..12 {
-        *seen.entry(turn(&mut router, &workers, &chain(name + 1, 200), &[])).or_default() += 1;
-    }
+    (0..12).for_each(|_| begin(&mut router, &mut seen));
     assert!(seen.values().all(|count| *count == 4), "{seen:?}");
     assert_eq!(router.conversation_count(), 12);
+    // A cache that was cleared is the emptiest.
+    router.clear_worker(WorkerId(2));
+    seen.clear();
+    (0..3).for_each(|_| begin(&mut router, &mut seen));
+    assert_eq!(seen, HashMap::from([(WorkerId(2), 3)]));
     // Without knowing how large caches are, there is nothing to go by.
     let unknown = [worker(1), worker(2)];
     let terms = Router::default().choose(&ask(&unknown, &chain(1, 200), &[])).expect("one").terms;
@@ -428,8 +447,8 @@ fn a_conversation_goes_on_where_it_is_though_it_is_full_there() {
     let workers = [roomy(1, 1_000), roomy(2, 1_000)];
     let mut router = Router::default();
     let excluded = [WorkerId(2)];
-    for name in 0..6 {
-        let blocks = chain(name + 1, 190);
+    for (name, length) in (0..6).flat_map(|name| [(name, 150), (name, 190)]) {
+        let blocks = chain(name + 1, length);
         let inputs = Inputs { excluded: &excluded, ..ask(&workers, &blocks, &[]) };
         let decision = router.choose(&inputs).expect("the first");
         let booking = router.book(1_000, &decision, &blocks);
@@ -445,130 +464,4 @@ fn policies_have_names() {
         assert_eq!(Policy::from_name(policy.name()), Some(policy));
     }
     assert_eq!(Policy::from_name("psychic"), None);
-}
-
-fn load() -> impl Strategy<Value = WorkerLoad> {
-    let counts = (any::<u32>(), any::<u32>(), any::<u64>(), proptest::option::of(any::<u64>()));
-    let small = (0_u32..50, 0_u32..50, 0_u64..100_000, proptest::option::of(0_u64..500));
-    let rates = (proptest::num::f32::ANY, proptest::num::f32::ANY, any::<u64>());
-    let total = proptest::option::of(prop_oneof![any::<u64>(), 0_u64..500]);
-    (prop_oneof![1 => counts, 3 => small], rates, total).prop_map(
-        |(counts, (prefill, decode, heard_ms), blocks_total)| {
-            let (running, waiting, waiting_prefill_tokens, blocks_free) = counts;
-            WorkerLoad {
-                blocks_total,
-                heard_ms,
-                running,
-                waiting,
-                waiting_prefill_tokens,
-                prefill_us_per_token: prefill,
-                decode_us_per_step: decode,
-                blocks_free,
-            }
-        },
-    )
-}
-
-fn views() -> impl Strategy<Value = Vec<WorkerView>> {
-    let chance = proptest::bool::weighted;
-    let view = (0_u32..12, 0_u64..3, chance(0.2), load(), chance(0.4));
-    let view = view.prop_map(|(id, epoch, draining, load, abroad)| WorkerView {
-        id: WorkerId(id),
-        epoch: Epoch(epoch),
-        draining,
-        load,
-        abroad,
-    });
-    proptest::collection::vec(view, 0..10)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    /// Any inputs lead to somebody who may be chosen, at a finite cost, or to an error if there is nobody.
-    #[test]
-    fn only_those_who_may_be_chosen_are(
-        workers in views(),
-        excluded in proptest::collection::vec((0_u32..12).prop_map(WorkerId), 0..4),
-        overlaps in proptest::collection::vec((0_u32..12, any::<u32>()), 0..8),
-        tokens in any::<u32>(),
-        block_tokens in any::<u32>(),
-        questions in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<i32>(), 0_usize..4, proptest::option::of(any::<f64>())), 1..6),
-    ) {
-        let blocks = chain(1, 20);
-        let overlaps: Vec<_> = overlaps.into_iter().map(|(id, n)| overlap(id, n)).collect();
-        let mut router = Router::default();
-        for (random, now_ms, priority, policy, region_penalty_ms) in questions {
-            let inputs = Inputs {
-                now_ms,
-                prompt_tokens: tokens,
-                block_tokens,
-                excluded: &excluded,
-                priority,
-                random,
-                policy: Policy::ALL[policy],
-                region_penalty_ms,
-                ..ask(&workers, &blocks, &overlaps)
-            };
-            let good = |view: &WorkerView| !view.draining && !excluded.contains(&view.id);
-            match router.choose(&inputs) {
-                Ok(decision) => {
-                    prop_assert!(workers.iter().any(|view| good(view) && view.id == decision.worker));
-                    prop_assert!(decision.overlap_blocks <= 20);
-                    prop_assert!(decision.candidates.len() <= CANDIDATES_MAX);
-                    for candidate in &decision.candidates {
-                        prop_assert!(candidate.cost_ms.is_finite() && candidate.cost_ms >= 0.0);
-                    }
-                    let near = workers.iter().any(|view| good(view) && !view.abroad);
-                    if region_penalty_ms.is_none() && near {
-                        prop_assert!(!decision.candidates[0].abroad);
-                    }
-                    if inputs.policy == Policy::Kv {
-                        let aside = |c: &&CandidateCost| {
-                            region_penalty_ms.is_some() || c.abroad == decision.candidates[0].abroad
-                        };
-                        let least = decision.candidates.iter().filter(aside).map(|c| c.cost_ms);
-                        let least = least.fold(f64::INFINITY, f64::min);
-                        prop_assert!(decision.cost_ms <= least + TIE_MS);
-                    }
-                    router.book(now_ms, &decision, &blocks);
-                }
-                Err(_) => prop_assert!(!workers.iter().any(good)),
-            }
-        }
-    }
-
-    #[test]
-    fn more_overlap_never_costs_more(
-        load in load(),
-        tokens in 0_u32..200_000,
-        block_tokens in 0_u32..300,
-        overlap_blocks in 0_u32..2_000,
-        more in 0_u32..2_000,
-        blocks in prop_oneof![any::<u64>(), 0_u64..1_000],
-        expected_blocks in prop_oneof![any::<u64>(), 0_u64..1_000],
-    ) {
-        let typical = Rates::typical(&[]);
-        let prompt = Prompt { tokens, block_tokens, urgent: false };
-        let cost = |known_blocks| {
-            let cached = Cached { known_blocks, predicted_blocks: 0 };
-            let (booked, warm) = (Booked::default(), Warm { blocks, expected_blocks });
-            terms(prompt, cached, &load, booked, warm, typical, Weights::default()).total_ms()
-        };
-        prop_assert!(cost(overlap_blocks + more) <= cost(overlap_blocks));
-    }
-
-    #[test]
-    fn equal_workers_share_equally(count in 2_u32..10, seed in any::<u64>()) {
-        let workers: Vec<_> = (0..count).map(worker).collect();
-        let blocks = chain(1, 10);
-        let mut sent = vec![0_u32; count as usize];
-        let mut router = Router::default();
-        for step in 0..u64::from(count) * 20 {
-            let random = seed.wrapping_add(step);
-            let inputs = Inputs { random, ..ask(&workers, &blocks, &[]) };
-            sent[router.choose(&inputs).expect("a worker").worker.0 as usize] += 1;
-        }
-        prop_assert!(sent.iter().all(|n| (19..=21).contains(n)), "{:?}", sent);
-    }
 }

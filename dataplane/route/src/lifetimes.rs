@@ -1,0 +1,72 @@
+//! When things with a booking's name end: which is due, and which is the oldest.
+//!
+//! What ends before its time is not looked for here but swept out once there is as much of it as of the rest, so
+//! both questions cost little however many there are. Names that are gone may be answered: whoever asks ignores them.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+
+use crate::bookings::BookingId;
+
+/// The order of beginnings and of ends.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Lifetimes {
+    begun: VecDeque<BookingId>,
+    ends: BinaryHeap<Reverse<(u64, BookingId)>>,
+}
+
+impl Lifetimes {
+    /// One more begins, where `max` may be alive at a time; `alive` tells who is.
+    pub(crate) fn add(
+        &mut self,
+        id: BookingId,
+        until_ms: u64,
+        max: usize,
+        alive: impl Fn(&BookingId) -> bool,
+    ) {
+        if self.begun.len() >= 2 * max {
+            self.begun.retain(|id| alive(id));
+        }
+        if self.ends.len() >= 2 * max {
+            let mut ends = std::mem::take(&mut self.ends).into_vec();
+            ends.retain(|Reverse((_, id))| alive(id));
+            self.ends = ends.into();
+        }
+        self.begun.push_back(id);
+        self.ends.push(Reverse((until_ms, id)));
+    }
+
+    /// One whose time is over.
+    pub(crate) fn due(&mut self, now_ms: u64) -> Option<BookingId> {
+        let Reverse((until_ms, _)) = self.ends.peek()?;
+        if *until_ms > now_ms {
+            return None;
+        }
+        self.ends.pop().map(|Reverse((_, id))| id)
+    }
+
+    /// The oldest, which is not answered again.
+    pub(crate) fn oldest(&mut self) -> Option<BookingId> {
+        self.begun.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_gone_is_swept_out_and_the_rest_keeps_its_order() {
+        let mut times = Lifetimes::default();
+        for number in 0..100 {
+            // Only every tenth is still alive when it is looked at.
+            times.add(BookingId(number), 1_000 - number, 10, |id| id.0 % 10 == 0);
+            assert!(times.begun.len() <= 20 && times.ends.len() <= 20);
+        }
+        assert_eq!(times.oldest(), Some(BookingId(0)));
+        assert_eq!(times.oldest(), Some(BookingId(10)));
+        assert_eq!(times.due(900), None);
+        assert_eq!(times.due(901), Some(BookingId(99)));
+        assert_eq!(times.due(u64::MAX), Some(BookingId(98)));
+    }
+}
