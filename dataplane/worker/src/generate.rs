@@ -32,6 +32,8 @@ const LOGPROBS_MAX: u32 = 21;
 const RETRY_AFTER_MS: u32 = 100;
 /// How often a stream says that its worker lives.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
+/// How long an acceptance waits for the first event, to go with it in one packet. Nobody can do anything with it before.
+const FIRST_EVENT_WAIT: Duration = Duration::from_millis(100);
 /// The metadata key that says when to come again, in milliseconds.
 pub(crate) const RETRY_METADATA: &str = "mainstay-retry-after-ms";
 
@@ -70,13 +72,17 @@ pub(crate) async fn generate(
     // A task of its own, because a client that leaves now drops this future but not the request.
     let submitted = tokio::spawn(submit(Arc::clone(shared), life, flight, request));
     submitted.await.map_err(|error| Status::internal(error.to_string()))??;
-    Ok(futures::stream::unfold(guard, |guard| async move {
+    let first = tokio::time::timeout(FIRST_EVENT_WAIT, guard.flight.next()).await;
+    Ok(futures::stream::unfold((guard, first.ok().flatten()), |(guard, first)| async move {
+        if first.is_some() {
+            return first.map(|event| (Ok(event), (guard, None)));
+        }
         // A long wait or prefill is not a dead worker: an empty event a second says so.
         let event = match tokio::time::timeout(ALIVE_EVERY, guard.flight.next()).await {
             Ok(event) => event?,
             Err(_) => v1::GenerateEvent::default(),
         };
-        Some((Ok(event), guard))
+        Some((Ok(event), (guard, None)))
     }))
 }
 
