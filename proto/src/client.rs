@@ -5,16 +5,23 @@
 //! was lost may be sent again.
 
 mod pin_writes;
+mod whole;
 
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use crate::gather::Gathered;
 use crate::v1::control_client::ControlClient;
+
+pub use whole::Whole;
 
 /// The metadata key under which a follower names the leader.
 pub const LEADER_METADATA: &str = "mainstay-leader";
@@ -23,6 +30,7 @@ pub const MEMBERS_MAX: usize = 32;
 /// The largest control message, in bytes: an image of the whole state is one message.
 pub const MESSAGE_BYTES_MAX: usize = 256 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+const PORT_USUAL: u16 = 80;
 /// How long one member may take to answer.
 const ATTEMPT_MAX: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -47,7 +55,15 @@ struct Inner {
 
 /// Opens a lazy channel to `host:port` in plain text.
 pub fn channel(address: &str) -> Result<Channel, Status> {
-    Ok(endpoint(address)?.connect_lazy())
+    let dial = |uri: Uri| async move { dial(&uri).await.map(TokioIo::new) };
+    Ok(endpoint(address)?.connect_with_connector_lazy(tower::service_fn(dial)))
+}
+
+async fn dial(uri: &Uri) -> std::io::Result<Gathered<TcpStream>> {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(PORT_USUAL))).await?;
+    stream.set_nodelay(true)?;
+    Ok(Gathered::new(stream))
 }
 
 /// A [`Connector`] from whatever makes a channel of an endpoint that has this module's times and keepalives.
@@ -59,7 +75,6 @@ fn endpoint(address: &str) -> Result<Endpoint, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|e| Status::invalid_argument(format!("address {address:?}: {e}")))?
         .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(2))
         .keep_alive_timeout(Duration::from_secs(2))
         .keep_alive_while_idle(true);

@@ -2,11 +2,13 @@
 //! [`mainstay_types`].
 //!
 //! Layout: [`v1`] is generated from `mainstay/v1/*.proto`; [`convert`] turns messages into words and back,
-//! refusing what is malformed; [`tokens`] packs prompts; [`client`] is the control client that follows the leader.
+//! refusing what is malformed; [`tokens`] packs prompts; [`client`] is the control client that follows the leader; [`gather`] makes few packets of
+//! a call.
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod convert;
+pub mod gather;
 pub mod tokens;
 
 /// Generated messages and services.

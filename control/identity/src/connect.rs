@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use mainstay_proto::gather::Gathered;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -36,7 +37,11 @@ impl Identity {
         let identity = self.clone();
         endpoint.connect_with_connector_lazy(tower::service_fn(move |uri: Uri| {
             let identity = identity.clone();
-            async move { identity.dial(&uri, expected).await.map(TokioIo::new) }
+            async move {
+                let opened = identity.dial(&uri, expected).await?;
+                // Above the encryption, so that records are few as well.
+                Ok::<_, IdentityError>(TokioIo::new(Gathered::new(opened)))
+            }
         }))
     }
 

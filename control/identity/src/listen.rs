@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::Stream;
+use mainstay_proto::gather::Gathered;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -175,17 +176,17 @@ impl Incoming {
 }
 
 impl Stream for Incoming {
-    type Item = io::Result<Connection>;
+    type Item = io::Result<Gathered<Connection>>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
             if let Poll::Ready(connection) = self.poll_accept(cx) {
-                return Poll::Ready(Some(Ok(connection)));
+                return Poll::Ready(Some(Ok(Gathered::new(connection))));
             }
             // One that ended makes room for another, so the listener is asked again.
             match self.handshakes.poll_join_next(cx) {
                 Poll::Ready(Some(Ok(Some(connection)))) => {
-                    return Poll::Ready(Some(Ok(connection)));
+                    return Poll::Ready(Some(Ok(Gathered::new(connection))));
                 }
                 Poll::Ready(Some(_)) => {}
                 Poll::Ready(None) | Poll::Pending => return Poll::Pending,

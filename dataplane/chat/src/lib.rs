@@ -60,8 +60,8 @@ pub use lifecycle::{
 };
 pub use output::{OutputEvent, OutputOptions, OutputParser, TokenLogprob};
 pub use parse::{
-    BodyMemory, KnownBodies, KnownTools, Media, ParseOptions, ToolMemory, parse, parse_chat,
-    parse_count_tokens, parse_messages, parse_responses,
+    BodyMemory, KnownBodies, KnownTools, Media, ParseOptions, ToolMemory, known_bytes, parse,
+    parse_chat, parse_count_tokens, parse_messages, parse_responses,
 };
 pub use request::{
     Endpoint, OutputFormat, Request, ResponsesEcho, Sampling, Thinking, ThinkingDisplay, Told,

@@ -312,7 +312,7 @@ impl Runner {
 }
 
 async fn accept_on(
-    mut client: v1::worker_client::WorkerClient<tonic::transport::Channel>,
+    mut client: v1::worker_client::WorkerClient<mainstay_proto::client::Whole>,
     request: v1::GenerateRequest,
 ) -> Result<Stream, tonic::Status> {
     match tokio::time::timeout(ACCEPT_TIMEOUT, client.generate(request)).await {

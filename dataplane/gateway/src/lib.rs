@@ -2,7 +2,7 @@
 //!
 //! Layout: [`config`] what it is told; `replica` the cluster's state; `members` whom it has that from; `workers` who serves; `model` tokenizer
 //! and template; `placement` where a request goes; `generate` one generation with its moves; `answer` from
-//! body to answer; `aliases` other names of models; `pins`; `tenant` and `quota`; `stored` responses; `sessions` and their lives; `seal` on thinking; `http` the routes.
+//! body to answer; `aliases` other names of models; `pins`; `tenant` and `quota`; `random` numbers; `stored` responses; `sessions` and their lives; `seal` on thinking; `http` the routes.
 //! It keeps no state that another gateway lacks, but for its view of sessions' lives, on which no answer rests: any of
 //! them can serve a session's next turn.
 #![forbid(unsafe_code)]
@@ -20,6 +20,7 @@ mod pins;
 mod placement;
 mod prompt;
 mod quota;
+mod random;
 mod replica;
 mod seal;
 mod sessions;

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use crate::config::GatewayConfig;
 use crate::generate::Job;
+use crate::random;
 use crate::replica::Replica;
 use crate::workers::{WorkerEntry, Workers};
 
@@ -100,7 +101,7 @@ impl Placement {
             workers: &views,
             excluded: &[],
             priority: job.priority,
-            random: random(),
+            random: random::number(),
             policy: self.inner.policy,
             region_penalty_ms: self.inner.region_penalty_ms,
         };
@@ -161,9 +162,4 @@ impl Placement {
             },
         }
     }
-}
-
-/// A random number for ties. Without an entropy source ties fall on the first, which is still correct.
-fn random() -> u64 {
-    getrandom::u64().unwrap_or_default()
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use mainstay_chat::template::RenderOptions;
 use mainstay_chat::{ApiError, Request};
+use mainstay_proto::tokens::unpack;
 use mainstay_proto::v1;
 use mainstay_types::{
     BlockHashKey, HashKey, KeptTokens, NamespaceId, PinScope, Region, SequenceHash, SessionId,
@@ -12,13 +13,15 @@ use mainstay_types::{
 };
 
 use crate::config::Recompute;
-use crate::model::{ModelCard, ModelError};
+use crate::model::{ModelCard, ModelError, Naming, Prepared};
 use crate::pins::{Wish, scope_of};
+use crate::random;
 
 /// A prompt, named block by block.
 pub(crate) struct Prompt {
-    pub(crate) tokens: Vec<u32>,
-    /// The same as a worker is told them.
+    /// How many tokens it has.
+    pub(crate) tokens: usize,
+    /// The tokens as a worker is told them.
     pub(crate) packed: Bytes,
     pub(crate) blocks: Arc<[SequenceHash]>,
     pub(crate) namespace: NamespaceId,
@@ -58,15 +61,15 @@ pub(crate) fn prepare(
         rendered.breakpoints.iter().map(|b| (b.end_bytes, b.ttl_ms)).collect();
     marks.sort_unstable();
     let offsets: Vec<usize> = marks.iter().map(|m| m.0).collect();
-    let encoded = card.tokenizer.encode_pieces(tenant.as_str(), &rendered.text, &offsets)?;
     let salt = request.hints.cache_salt.as_deref().unwrap_or_default();
     let model = format!("{}@{}", card.name, card.revision);
     let key = BlockHashKey::new(key);
     let namespace = key.namespace(tenant.as_str(), &model, salt, card.block_tokens);
-    let blocks = key.hash_prompt(namespace, card.block_tokens, &encoded.tokens);
+    let naming = Naming { key: &key, namespace, block_tokens: card.block_tokens };
+    let prepared = card.tokenizer.prepare(tenant.as_str(), rendered.text, &offsets, &naming)?;
+    let Prepared { tokens, packed, blocks, tokens_before } = prepared;
     let block_tokens = card.block_tokens as usize;
-    let mut kept: Vec<(usize, u64)> = encoded
-        .tokens_before
+    let mut kept: Vec<(usize, u64)> = tokens_before
         .iter()
         .zip(&marks)
         .map(|(tokens, (_, ttl_ms))| (tokens / block_tokens, *ttl_ms))
@@ -75,9 +78,9 @@ pub(crate) fn prepare(
         kept.push((blocks.len(), cache.ttl_ms));
     }
     Ok(Prompt {
-        tokens: encoded.tokens,
-        packed: encoded.packed.into(),
-        blocks: blocks.into(),
+        tokens,
+        packed,
+        blocks,
         namespace,
         thinking_open: rendered.thinking_open,
         kept: deepest(kept),
@@ -131,8 +134,10 @@ impl Prompt {
 
     /// The tokens of the first `blocks`, to be kept with a pin.
     pub(crate) fn kept_tokens(&self, blocks: usize, card: &ModelCard) -> KeptTokens {
-        let count = (blocks * card.block_tokens as usize).min(self.tokens.len());
-        KeptTokens::new(&card.name, &card.revision, &self.tokens[..count])
+        // They were packed here.
+        let mut tokens = unpack(&self.packed).unwrap_or_default();
+        tokens.truncate(blocks * card.block_tokens as usize);
+        KeptTokens::new(&card.name, &card.revision, &tokens)
     }
 }
 
@@ -153,7 +158,7 @@ pub(crate) fn sampling(request: &Request, card: &ModelCard, prompt_tokens: usize
         tokens_min: 0,
         // Each request samples from a seed, chosen here if not by the client: a request that moves to another
         // worker must go on with the same one.
-        seed: Some(s.seed.map_or_else(|| getrandom::u64().unwrap_or(0), i64::cast_unsigned)),
+        seed: Some(s.seed.map_or_else(random::number, i64::cast_unsigned)),
         ignore_eos: s.ignore_eos,
         stop_tokens: if s.ignore_eos { Vec::new() } else { card.end_tokens.clone() },
         logprobs: s.logprobs.map_or(0, |n| n + 1),

@@ -7,13 +7,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mainstay_proto::client::Connector;
+use mainstay_proto::client::{Connector, Whole};
 use mainstay_proto::v1;
 use mainstay_proto::v1::worker_client::WorkerClient;
 use mainstay_types::{Epoch, Region, WorkerId};
 use parking_lot::RwLock;
 use tokio::task::JoinHandle;
-use tonic::transport::Channel;
 
 use crate::model::ModelCard;
 use crate::replica::Replica;
@@ -34,7 +33,7 @@ pub(crate) struct WorkerEntry {
     pub(crate) model: String,
     pub(crate) revision: String,
     pub(crate) region: Region,
-    pub(crate) client: WorkerClient<Channel>,
+    pub(crate) client: WorkerClient<Whole>,
     /// The last load, and when it came; `None` while its stream is down.
     load: RwLock<(v1::Load, Option<Instant>)>,
     suspect_until: RwLock<Option<Instant>>,
@@ -173,7 +172,7 @@ impl Workers {
                 m.worker(id).map(|w| (w.model.clone(), w.region.clone()))
             };
             let Some((spec, region)) = self.inner.replica.read(known) else { continue };
-            let client = WorkerClient::new(channel)
+            let client = WorkerClient::new(Whole::new(channel))
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
             let entry = Arc::new(WorkerEntry {

@@ -36,6 +36,8 @@ const BLOCK_HOLD_MS: u32 = 60_000;
 const RETRY_AFTER_MS: u32 = 100;
 /// How often a stream says that its worker lives.
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
+/// How long an acceptance waits for the first event, to go with it in one packet. Nobody can do anything with it before.
+const FIRST_EVENT_WAIT: Duration = Duration::from_millis(100);
 /// The metadata key that says when to come again, in milliseconds.
 pub(crate) const RETRY_METADATA: &str = "mainstay-retry-after-ms";
 
@@ -83,13 +85,17 @@ pub(crate) async fn generate(
     };
     let submitted = tokio::spawn(task);
     submitted.await.map_err(|error| Status::internal(error.to_string()))??;
-    Ok(futures::stream::unfold(guard, |guard| async move {
+    let first = tokio::time::timeout(FIRST_EVENT_WAIT, guard.flight.next()).await;
+    Ok(futures::stream::unfold((guard, first.ok().flatten()), |(guard, first)| async move {
+        if first.is_some() {
+            return first.map(|event| (Ok(event), (guard, None)));
+        }
         // A long wait or prefill is not a dead worker: an empty event a second says so.
         let event = match tokio::time::timeout(ALIVE_EVERY, guard.flight.next()).await {
             Ok(event) => event?,
             Err(_) => v1::GenerateEvent::default(),
         };
-        Some((Ok(event), guard))
+        Some((Ok(event), (guard, None)))
     }))
 }
 

@@ -347,6 +347,12 @@ pub(super) fn read(
     build(&mut split, endpoint, options, &mut Notes::default())
 }
 
+/// How many bytes a body shares from its start with one that was read before: they cost little to read again.
+pub fn known_bytes(endpoint: Endpoint, bytes: &[u8], options: &ParseOptions) -> usize {
+    let memory = options.bodies.as_ref().filter(|memory| memory.is_for(bytes));
+    memory.map_or(0, |memory| New::find(memory, bytes, endpoint, options).shared)
+}
+
 impl BodyMemory {
     fn is_for(&self, bytes: &[u8]) -> bool {
         (self.known.body_bytes_min..=self.known.bytes_max / SHARE).contains(&bytes.len())

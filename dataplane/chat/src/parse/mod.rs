@@ -22,7 +22,7 @@ use crate::error::ApiError;
 use crate::request::{Endpoint, Request};
 use crate::seal::Sealer;
 pub(crate) use json::Node;
-pub use known_bodies::{BodyMemory, KnownBodies};
+pub use known_bodies::{BodyMemory, KnownBodies, known_bytes};
 pub use known_tools::{KnownTools, ToolMemory};
 pub(crate) use responses::add_items;
 

@@ -21,6 +21,11 @@ impl Text {
         &self.pieces
     }
 
+    /// The pieces, to be held.
+    pub fn into_pieces(self) -> Vec<Arc<str>> {
+        self.pieces
+    }
+
     /// Its length in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes

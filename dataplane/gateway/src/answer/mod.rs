@@ -134,8 +134,8 @@ impl App {
         let Admitted { tenant, permit, spending } = admitted;
         let Incoming { endpoint, headers, body, request_id, last } = incoming;
         let names = read::names(headers);
-        let bytes = body.len();
         let parsing = parsing_of(&tenant, &self.replica, &self.parsing);
+        let new_bytes = read::new_bytes(endpoint, &body, &parsing);
         let asked = Asked {
             app: self.clone(),
             request_id: request_id.to_owned(),
@@ -153,7 +153,7 @@ impl App {
                 Some(_) => Ok(Read::Continues(Box::new((request, asked)), permit)),
             }
         };
-        let (request, asked, permit) = match compute(bytes, work).await? {
+        let (request, asked, permit) = match compute(new_bytes, work).await? {
             Read::Turn(turn, permit) => return Ok((*turn, permit)),
             Read::Continues(read, permit) => (read.0, read.1, permit),
         };
@@ -205,7 +205,7 @@ impl App {
         let (turn, permit) = self.turn(admitted, incoming, streams).await?;
         let (told, stream) = (turn.request.hints_header(), turn.request.stream);
         if endpoint == Endpoint::CountTokens {
-            let tokens = turn.prompt.tokens.len() as u64;
+            let tokens = turn.prompt.tokens as u64;
             let original = edits::original_tokens(&turn.request, tokens);
             let form = AnswerForm::Json(encode::count_tokens_body(tokens, original));
             return Ok(Answer { form, told });
@@ -246,7 +246,7 @@ impl App {
         turn: Turn,
         shape: impl FnOnce(&mut Job),
     ) -> Result<(Writer, Generations), ApiError> {
-        let tokens = turn.prompt.tokens.len();
+        let tokens = turn.prompt.tokens;
         let tokens_max = turn.card.context_tokens_max as usize;
         if tokens >= tokens_max {
             return Err(ApiError::context_length(tokens as u64, tokens_max as u64 - 1));
@@ -356,7 +356,7 @@ fn check_results(conversation: &Conversation) -> Result<(), ApiError> {
 impl Turn {
     /// What one of the answers needs, counted from 0.
     fn job(&self, choice: u32) -> Job {
-        let mut sampling = prompt::sampling(&self.request, &self.card, self.prompt.tokens.len());
+        let mut sampling = prompt::sampling(&self.request, &self.card, self.prompt.tokens);
         let mut request_id = self.request_id.clone();
         if choice > 0 {
             // The same seed would give the same answer.
@@ -370,7 +370,7 @@ impl Turn {
             revision: self.card.revision.clone(),
             namespace: self.prompt.namespace,
             block_tokens: self.card.block_tokens,
-            prompt_tokens: u32::try_from(self.prompt.tokens.len()).unwrap_or(u32::MAX),
+            prompt_tokens: u32::try_from(self.prompt.tokens).unwrap_or(u32::MAX),
             prompt: self.prompt.packed.clone(),
             blocks: Arc::clone(&self.prompt.blocks),
             priority: self.request.hints.priority.unwrap_or(0),

@@ -58,7 +58,7 @@ impl Writer {
         life: Life,
     ) -> Self {
         let usage = Usage {
-            prompt_tokens: turn.prompt.tokens.len() as u64,
+            prompt_tokens: turn.prompt.tokens as u64,
             cached_tokens: u64::from(generations.cached_tokens),
             ..Usage::default()
         };

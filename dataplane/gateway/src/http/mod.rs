@@ -40,6 +40,7 @@ use crate::config::{GatewayConfig, Recompute};
 use crate::meters::Meters;
 use crate::pins::Pins;
 use crate::placement::{Explained, Placement};
+use crate::random;
 use crate::replica::Replica;
 use crate::sessions::Sessions;
 use crate::stored::Stored;
@@ -212,8 +213,7 @@ pub(crate) async fn serve(listener: TcpListener, app: App) {
 
 /// `req_` and 24 random hexadecimal digits.
 pub(crate) fn new_request_id() -> String {
-    let high = getrandom::u64().unwrap_or_default();
-    let low = getrandom::u32().unwrap_or_default();
+    let (high, low) = (random::number(), random::number() >> 32);
     format!("req_{high:016x}{low:08x}")
 }
 

@@ -24,7 +24,7 @@ pub(super) struct TokenBytes {
 
 /// The byte that each character of a vocabulary stands for: printable ones for themselves, the others for characters
 /// from U+0100 on, in order.
-static BYTE_OF: LazyLock<HashMap<char, u8>> = LazyLock::new(|| {
+pub(super) static BYTE_OF: LazyLock<HashMap<char, u8>> = LazyLock::new(|| {
     let mut stand_in = 0x100_u32..;
     let character = |byte: u8| match byte {
         b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => Some(char::from(byte)),

@@ -3,8 +3,10 @@
 
 mod detokenizer;
 mod pieces;
+mod prompts;
 mod segments;
 mod tokenizer;
+mod words;
 
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ use mainstay_chat::{Family, Spelling};
 use mainstay_proto::v1;
 
 pub(crate) use detokenizer::Detokenizer;
+pub(crate) use prompts::{Naming, Prepared};
 pub(crate) use tokenizer::Tokenizer;
 
 /// Why a model cannot be served.

@@ -12,14 +12,15 @@ use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use bytes::Bytes;
-use mainstay_chat::template::Text;
 use mainstay_proto::tokens::pack;
 use tokenizers::Tokenizer as HfTokenizer;
 
 use super::ModelError;
 use super::detokenizer::TokenBytes;
 use super::pieces::{Piece, Pieces};
+use super::prompts::Prompts;
 use super::segments::{Segment, Segments};
+use super::words::Words;
 
 /// Shorter segments stand between messages, a few different ones in all of a prompt.
 const SHORT_BYTES_MAX: usize = 32;
@@ -54,6 +55,35 @@ impl Encoded {
     }
 }
 
+/// Where so many of a prompt's pieces end, counted from its start.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ends {
+    pub(super) pieces: u32,
+    pub(super) bytes: u32,
+    pub(super) tokens: u32,
+    /// Bytes of the tokens on the wire.
+    pub(super) packed: u32,
+}
+
+impl Ends {
+    /// Prompts are far shorter than what does not fit here; of a longer one no more is known than fits.
+    fn of([pieces, bytes, tokens, packed]: [usize; 4]) -> Option<Self> {
+        let fits = |count: usize| u32::try_from(count).ok();
+        let (pieces, bytes) = (fits(pieces)?, fits(bytes)?);
+        Some(Self { pieces, bytes, tokens: fits(tokens)?, packed: fits(packed)? })
+    }
+
+    /// Where pieces end that follow these.
+    pub(super) fn and(self, more: Self) -> Self {
+        Self {
+            pieces: self.pieces.saturating_add(more.pieces),
+            bytes: self.bytes.saturating_add(more.bytes),
+            tokens: self.tokens.saturating_add(more.tokens),
+            packed: self.packed.saturating_add(more.packed),
+        }
+    }
+}
+
 /// A tokenizer ready for prompts and for output.
 pub(crate) struct Tokenizer {
     inner: HfTokenizer,
@@ -65,6 +95,9 @@ pub(crate) struct Tokenizer {
     added: HashMap<String, u32>,
     segments: Segments,
     pieces: Pieces,
+    /// What makes tokens of most texts.
+    words: Option<Words>,
+    pub(super) prompts: Prompts,
     /// Whether a special token always begins where a piece that starts with one does, whatever precedes it.
     apart: bool,
     /// How long the longest special token is, in bytes.
@@ -115,6 +148,7 @@ impl Tokenizer {
         let added = inner.get_added_tokens_decoder().into_iter().map(|(id, t)| (t.content, id));
         let added = added.collect();
         let bytes = TokenBytes::of(&inner).map(Arc::new);
+        let words = Words::of(&inner);
         Ok(Self {
             inner,
             finder,
@@ -122,6 +156,8 @@ impl Tokenizer {
             added,
             segments: Segments::default(),
             pieces: Pieces::default(),
+            words,
+            prompts: Prompts::default(),
             apart,
             longest,
             bytes,
@@ -144,17 +180,20 @@ impl Tokenizer {
         Ok(out)
     }
 
-    /// The same for a prompt in pieces, of which those that are known cost no look at their text.
-    pub(crate) fn encode_pieces(
+    /// Whether a piece that begins with a special token is tokenised apart from those before it.
+    pub(super) fn cuts_pieces_apart(&self) -> bool {
+        self.apart
+    }
+
+    /// The same for a prompt in pieces, of which those that are known cost no look at their text. `ends` gets the places
+    /// at which what follows does not change the tokens of what precedes it.
+    pub(super) fn encode_groups(
         &self,
         tenant: &str,
-        text: &Text,
+        pieces: &[Arc<str>],
         offsets: &[usize],
+        ends: &mut Vec<Ends>,
     ) -> Result<Encoded, ModelError> {
-        let pieces = text.pieces();
-        if pieces.is_empty() || !self.apart {
-            return self.encode(tenant, text, offsets);
-        }
         let known = self.pieces.find(pieces);
         let starts = |(known, text): (&Option<Arc<Piece>>, &Arc<str>)| {
             known.as_ref().map_or_else(|| self.starts(text), |known| known.starts)
@@ -191,13 +230,14 @@ impl Tokenizer {
                 out.append(self.encode(tenant, &pieces[group.clone()].concat(), &inner)?);
             }
             (first, start) = (group.end, end);
+            ends.extend(Ends::of([first, start, out.tokens.len(), out.packed.len()]));
         }
         out.tokens_before.extend(pending.map(|_| out.tokens.len()));
         Ok(out)
     }
 
     /// Whether a special token is the first of a text.
-    fn starts(&self, text: &str) -> bool {
+    pub(super) fn starts(&self, text: &str) -> bool {
         // No special token is longer, and the rest need not be looked through.
         let mut end = text.len().min(self.longest);
         while !text.is_char_boundary(end) {
@@ -278,6 +318,11 @@ impl Tokenizer {
     }
 
     fn tokenise(&self, text: &str) -> Result<Segment, ModelError> {
+        if let Some(words) = &self.words
+            && let Some(tokens) = words.tokens(&self.inner, text)?
+        {
+            return Ok(Segment::new(tokens));
+        }
         let encoding = self.inner.encode_fast(text, false);
         let encoding = encoding.map_err(|e| ModelError::Tokenizer(e.to_string()))?;
         Ok(Segment::new(encoding.get_ids().to_vec()))
@@ -412,13 +457,16 @@ pub(super) mod tests {
             let (first, second) = (first.min(second), first.max(second));
             let cuts = [&PROMPT[..first], &PROMPT[first..second], &PROMPT[second..]];
             let pieces: Vec<Arc<str>> = cuts.map(Arc::from).into();
-            let text = Text::from(pieces.clone());
+            let others = pieces.clone();
             // Somebody else holds the pieces, so the second time they are known.
             for _ in 0..2 {
-                let encoded = tokenizer.encode_pieces("t", &text, &offsets).expect("encodes");
+                let mut ends = Vec::new();
+                let encoded = tokenizer.encode_groups("t", &pieces, &offsets, &mut ends);
+                let encoded = encoded.expect("encodes");
                 assert_eq!(encoded, whole, "cut at {first} and {second}");
+                assert!(ends.iter().all(|end| end.pieces > 0));
             }
-            drop(pieces);
+            drop(others);
         }
     }
 
@@ -427,9 +475,13 @@ pub(super) mod tests {
         let tokenizer = demo();
         let cuts = ["<|user|>a word ", "and another ", "one<|end|>", "<|user|>alone<|end|>"];
         let pieces: Vec<Arc<str>> = cuts.map(Arc::from).into();
-        let text = Text::from(pieces.clone());
+        let _others = pieces.clone();
         let whole = tokenizer.encode("t", &cuts.concat(), &[]).expect("encodes");
-        assert_eq!(tokenizer.encode_pieces("t", &text, &[]).expect("encodes"), whole);
+        let mut ends = Vec::new();
+        let encoded = tokenizer.encode_groups("t", &pieces, &[], &mut ends).expect("encodes");
+        assert_eq!(encoded, whole);
+        let last = Ends::of([4, cuts.concat().len(), whole.tokens.len(), whole.packed.len()]);
+        assert_eq!((ends.len(), ends[0].pieces, ends.last().copied()), (2, 3, last));
         let kept: Vec<bool> = tokenizer.pieces.find(&pieces).iter().map(Option::is_some).collect();
         assert_eq!(kept, [false, false, false, true]);
         assert!(tokenizer.starts(&pieces[0]) && !tokenizer.starts(&pieces[2]));

@@ -456,6 +456,21 @@ fn turns_of_a_conversation_hold_the_same_messages() {
 }
 
 #[test]
+fn what_is_known_of_a_body_is_what_its_tenant_sent_before() {
+    let known = room();
+    let options = memory(&known, "a");
+    let items = talk(Endpoint::Chat, 20);
+    let (short, long) = (body_of(Endpoint::Chat, &items[..19]), body_of(Endpoint::Chat, &items));
+    let bytes = |options: &ParseOptions| known_bytes(Endpoint::Chat, long.as_bytes(), options);
+    assert_eq!(bytes(&options), 0, "nothing was read yet");
+    parse(Endpoint::Chat, short.as_bytes(), options.clone()).unwrap();
+    let shared = short.bytes().zip(long.bytes()).take_while(|(a, b)| a == b).count();
+    assert_eq!(bytes(&options), shared);
+    assert!(shared > short.len() / 2);
+    assert_eq!((bytes(&memory(&known, "b")), bytes(&ParseOptions::default())), (0, 0));
+}
+
+#[test]
 fn items_that_join_a_message_are_taken_off_it_again() {
     let options = memory(&room(), "a");
     let calls: Vec<String> = (0..9)

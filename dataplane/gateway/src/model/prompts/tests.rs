@@ -1,0 +1,162 @@
+//! Prompts of conversations that go on, fork and change, with the memory and without it.
+
+use mainstay_types::HashKey;
+
+use super::super::tokenizer::tests::demo;
+use super::*;
+
+const BLOCK_TOKENS: u32 = 16;
+
+fn key() -> BlockHashKey {
+    BlockHashKey::new(HashKey([7; 16]))
+}
+
+fn naming(key: &BlockHashKey, namespace: u128) -> Naming<'_> {
+    Naming { key, namespace: NamespaceId(namespace), block_tokens: BLOCK_TOKENS }
+}
+
+/// What comes out where nothing is remembered of pieces.
+fn expected(
+    tokenizer: &Tokenizer,
+    whole: &str,
+    offsets: &[usize],
+    naming: &Naming<'_>,
+) -> Prepared {
+    let Encoded { tokens, packed, tokens_before } =
+        tokenizer.encode("whole", whole, offsets).unwrap();
+    let blocks = naming.key.hash_prompt(naming.namespace, BLOCK_TOKENS, &tokens).into();
+    Prepared { tokens: tokens.len(), packed: packed.into(), blocks, tokens_before }
+}
+
+/// Numbers by a fixed rule.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: usize) -> usize {
+        let state = self.0.wrapping_mul(6_364_136_223_846_793_005);
+        self.0 = state.wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % end
+    }
+
+    fn piece(&mut self) -> Arc<str> {
+        let starts = ["<|user|>", "<|assistant|>", "<|end|>", "", " ", "goes on "];
+        let start = starts[self.below(starts.len())];
+        let words = self.below(30);
+        let ends = ["<|end|>", "\n", ""];
+        let end = ends[self.below(ends.len())];
+        let words: String = (0..words).map(|n| format!("word{} ", n * words)).collect();
+        format!("{start}{words}{end}").into()
+    }
+}
+
+#[test]
+fn prompts_come_out_the_same_whatever_was_prepared_before() {
+    let (tokenizer, key) = (demo(), key());
+    let naming = naming(&key, 3);
+    let mut numbers = Numbers(1);
+    let (mut found, mut shared) = (0, 0);
+    for _ in 0..12 {
+        let system: Arc<str> = "<|system|>You are a helpful agent.<|end|>".into();
+        let last: Arc<str> = "<|assistant|>".into();
+        let mut history = vec![system];
+        for _ in 0..25 {
+            // It goes on, and now and then its end was another.
+            let lost = if numbers.below(4) == 0 { numbers.below(history.len()) } else { 0 };
+            history.truncate((history.len() - lost).max(1));
+            history.extend((0..=numbers.below(3)).map(|_| numbers.piece()));
+            let mut pieces = history.clone();
+            pieces.push(Arc::clone(&last));
+            let whole = pieces.concat();
+            let mut offsets: Vec<usize> =
+                (0..numbers.below(4)).map(|_| numbers.below(whole.len() + 2)).collect();
+            offsets.sort_unstable();
+            if let Some((known, agreeing)) = tokenizer.prompts.find(naming.namespace, &pieces) {
+                found += 1;
+                shared += usize::from(tokenizer.common(&known, agreeing, &pieces).is_some());
+            }
+            let prepared = tokenizer.prepare("t", Text::from(pieces), &offsets, &naming).unwrap();
+            assert_eq!(prepared, expected(&tokenizer, &whole, &offsets, &naming), "{whole:?}");
+        }
+    }
+    assert!(found > 150 && shared > 150, "{found} {shared}");
+}
+
+#[test]
+fn a_conversation_takes_one_place_and_nobody_elses_is_found() {
+    let (tokenizer, key) = (demo(), key());
+    let (ours, others) = (naming(&key, 1), naming(&key, 2));
+    let mut pieces: Vec<Arc<str>> = vec!["<|system|>Be brief.<|end|>".into()];
+    for n in 0..200 {
+        pieces.push(format!("<|user|>question {n}<|end|>").into());
+        let prepare = |naming: &Naming<'_>| {
+            tokenizer.prepare("t", Text::from(pieces.clone()), &[], naming).unwrap()
+        };
+        let prepared = prepare(&ours);
+        assert_eq!(prepared, expected(&tokenizer, &pieces.concat(), &[], &ours));
+        let (known, agreeing) = tokenizer
+            .prompts
+            .find(ours.namespace, &pieces)
+            .or_else(|| {
+                assert!(n == 0, "its last piece is no anchor");
+                None
+            })
+            .unzip();
+        assert!(n < 2 || agreeing == Some(pieces.len()));
+        drop(known);
+        assert!(tokenizer.prompts.find(others.namespace, &pieces).is_none());
+        let equal: Vec<Arc<str>> = pieces.iter().map(|piece| Arc::from(&**piece)).collect();
+        assert!(tokenizer.prompts.find(ours.namespace, &equal).is_none(), "other allocations");
+        let generations = tokenizer.prompts.0.lock();
+        assert!(generations.young.len() <= ANCHORS && generations.old.is_empty());
+        let held = generations.young.values().next().map_or(0, |known| known.bytes());
+        assert!(n == 0 || generations.young_bytes < 2 * held, "{}", generations.young_bytes);
+    }
+}
+
+#[test]
+fn what_is_held_is_bounded() {
+    let prompts = Prompts::default();
+    let known = |n: u128| Known {
+        namespace: NamespaceId(n),
+        block_tokens: BLOCK_TOKENS,
+        pieces: (0..4).map(|piece| format!("{n} {piece}").into()).collect(),
+        ends: Vec::new(),
+        packed: Bytes::new(),
+        blocks: Arc::new([]),
+        text_bytes: GENERATION_BYTES_MAX / 10,
+    };
+    for n in 0..50 {
+        let known = known(n);
+        let pieces = known.pieces.clone();
+        prompts.keep(known, None);
+        assert!(prompts.find(NamespaceId(n), &pieces).is_some());
+        let generations = prompts.0.lock();
+        assert!(generations.young_bytes <= GENERATION_BYTES_MAX);
+        assert!(generations.young.len() + generations.old.len() <= 2 * 10 * ANCHORS);
+    }
+    let large = Known { text_bytes: GENERATION_BYTES_MAX, ..known(99) };
+    let pieces = large.pieces.clone();
+    prompts.keep(large, None);
+    assert!(prompts.find(NamespaceId(99), &pieces).is_none(), "one pushes out nobody");
+}
+
+#[test]
+fn other_sizes_of_blocks_and_texts_without_pieces_are_prepared_alike() {
+    let (tokenizer, key) = (demo(), key());
+    let pieces: Vec<Arc<str>> =
+        ["<|system|>Be brief.<|end|>", "<|user|>one<|end|>", "<|user|>two<|end|>", "<|assistant|>"]
+            .map(Arc::from)
+            .into();
+    let whole = pieces.concat();
+    for block_tokens in [1, 3, 16, 0] {
+        let naming = Naming { block_tokens, ..naming(&key, 5) };
+        for text in [Text::from(pieces.clone()), Text::from(whole.clone())] {
+            let prepared = tokenizer.prepare("t", text, &[9], &naming).unwrap();
+            let encoded = tokenizer.encode("t", &whole, &[9]).unwrap();
+            let blocks = key.hash_prompt(naming.namespace, block_tokens, &encoded.tokens);
+            assert_eq!(*prepared.blocks, *blocks);
+            assert_eq!(prepared.packed, encoded.packed);
+            assert_eq!(prepared.tokens_before, encoded.tokens_before);
+        }
+    }
+}
