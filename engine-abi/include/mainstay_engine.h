@@ -232,15 +232,15 @@ typedef struct mse_pin {
   uint64_t op_id;
   mse_u128 pin_id;
   const mse_u128 *blocks; uint64_t blocks_len;
-  uint64_t ttl_ms;                   /* from now, by the engine's monotonic clock */
-  uint32_t priority, _reserved;
+  uint64_t ttl_ms;                   /* from now, by the engine's monotonic clock; not 0 */
+  uint32_t priority, _reserved;      /* 0..100 */
 } mse_pin;
 
 /* Copies blocks out, first to last; done = how many, up to the first that is not held. */
 typedef struct mse_export {
   mse_hdr h;
   uint64_t op_id;
-  const mse_u128 *blocks; uint64_t blocks_len;
+  const mse_u128 *blocks; uint64_t blocks_len; /* one at least */
   uint8_t *bytes; uint64_t bytes_len;  /* blocks_len * info.block_bytes; R4 */
 } mse_export;
 
@@ -253,7 +253,9 @@ typedef struct mse_import {
   mse_u128 parent;                     /* of the first block: a block that is held, or the namespace id */
   uint64_t kv_layout;                  /* of the engine that made the bytes; another one's is refused
                                           (MSE_E_PRECONDITION) */
-  const mse_u128 *blocks; uint64_t blocks_len; /* a chain: each is the parent of the next */
+  const mse_u128 *blocks; uint64_t blocks_len; /* one at least; each is the parent of the next. One that
+                                          is held behind another parent, or in another namespace, ends the op with
+                                          MSE_E_PRECONDITION, and nothing is taken in */
   const uint8_t *bytes; uint64_t bytes_len;    /* blocks_len * info.block_bytes; R4 */
   uint32_t priority, duration_ms;      /* retention, as of mse_range */
 } mse_import;

@@ -17,7 +17,6 @@ use mainstay_proto::v1;
 use mainstay_types::{ErrorCode, NamespaceId, SequenceHash, TenantId, WorkerId};
 
 use crate::placement::{Placed, Placement};
-use crate::workers::WorkerEntry;
 
 /// Moves of one request at most; a request that kills every worker must not visit them all for ever.
 const ATTEMPTS_MAX: usize = 6;
@@ -266,7 +265,7 @@ impl Runner {
             };
             self.attempts += 1;
             let call = placed.worker.client.clone();
-            match accept_on(call, self.request(&placed.worker)).await {
+            match accept_on(call, self.request(&placed)).await {
                 Ok(stream) => return Ok((stream, placed)),
                 Err(status) => {
                     if let Some(error) = refusal(&status) {
@@ -280,7 +279,7 @@ impl Runner {
         Err(ApiError::new(ErrorKind::Overloaded, last).with_retry_after_s(1))
     }
 
-    fn request(&self, worker: &WorkerEntry) -> v1::GenerateRequest {
+    fn request(&self, placed: &Placed) -> v1::GenerateRequest {
         let mut sampling = self.job.sampling.clone();
         let sent = u32::try_from(self.sent.len()).unwrap_or(u32::MAX);
         sampling.tokens_max = sampling.tokens_max.saturating_sub(sent).max(1);
@@ -294,8 +293,9 @@ impl Runner {
             sampling: Some(sampling),
             ranges: self.job.ranges.clone(),
             expected_output_tokens: self.job.expected_output_tokens,
-            epoch: worker.epoch.0,
+            epoch: placed.worker.epoch.0,
             guided: self.job.guided.clone(),
+            sources: placed.sources.clone(),
         }
     }
 

@@ -4,6 +4,8 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
+use mainstay_index::Overlap;
+use mainstay_proto::v1;
 use mainstay_route::{BookingId, Decision, Hints, Inputs, Policy, Router, WorkerLoad, WorkerView};
 use mainstay_types::{Region, TenantId, WorkerId};
 use parking_lot::Mutex;
@@ -16,6 +18,8 @@ use crate::workers::{WorkerEntry, Workers};
 
 /// Decisions kept for `request explain`.
 const DECISIONS_MAX: usize = 256;
+/// Workers named to the chosen one as holding more of the prompt; more would only be asked if these all failed.
+const SOURCES_MAX: usize = 3;
 
 /// Chooses workers for the whole gateway.
 #[derive(Clone)]
@@ -29,6 +33,7 @@ struct Inner {
     policy: Policy,
     region: Region,
     region_penalty_ms: Option<f64>,
+    transfer: bool,
     router: Mutex<Router>,
     started: Instant,
     decisions: Mutex<VecDeque<Explained>>,
@@ -46,6 +51,8 @@ pub(crate) struct Explained {
 /// A worker with the booking for a request on it; the booking ends with this.
 pub(crate) struct Placed {
     pub(crate) worker: Arc<WorkerEntry>,
+    /// Who holds more of the prompt.
+    pub(crate) sources: Vec<v1::BlockSource>,
     booking: BookingId,
     inner: Arc<Inner>,
 }
@@ -71,6 +78,7 @@ impl Placement {
             policy: config.policy,
             region: config.region.clone(),
             region_penalty_ms: config.region_penalty_ms,
+            transfer: config.transfer,
             router: Mutex::new(Router::default()),
             started: Instant::now(),
             decisions: Mutex::default(),
@@ -112,8 +120,11 @@ impl Placement {
         let booking = router.book(now_ms, &decision, &job.blocks);
         drop(router);
         // From here on the booking is released by its guard, also when the worker has gone meanwhile.
-        let worker = entries.into_iter().find(|w| w.id == decision.worker)?;
-        let placed = Placed { worker, booking, inner: Arc::clone(&self.inner) };
+        let worker = Arc::clone(entries.iter().find(|w| w.id == decision.worker)?);
+        let inner = Arc::clone(&self.inner);
+        let sources =
+            if inner.transfer { sources(&overlaps, &worker, &entries) } else { Vec::new() };
+        let placed = Placed { worker, sources, booking, inner };
         self.remember(job, decision);
         Some(placed)
     }
@@ -162,4 +173,21 @@ impl Placement {
             },
         }
     }
+}
+
+/// Who of `entries` holds more of the prompt than the chosen worker, the most first. Those of its own region only: far
+/// ones are slower than computing as often as not.
+fn sources(
+    overlaps: &[Overlap],
+    chosen: &WorkerEntry,
+    entries: &[Arc<WorkerEntry>],
+) -> Vec<v1::BlockSource> {
+    let own = overlaps.iter().find(|o| o.worker == chosen.id).map_or(0, |o| o.blocks);
+    let mut more: Vec<Overlap> = overlaps.iter().filter(|o| o.blocks > own).copied().collect();
+    more.sort_unstable_by_key(|o| (std::cmp::Reverse(o.blocks), o.worker));
+    let near = more.iter().filter_map(|o| {
+        let entry = entries.iter().find(|w| w.id == o.worker && w.region == chosen.region)?;
+        Some(v1::BlockSource { address: entry.address.clone(), blocks: o.blocks })
+    });
+    near.take(SOURCES_MAX).collect()
 }

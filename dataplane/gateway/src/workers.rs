@@ -30,6 +30,8 @@ pub(crate) struct WorkerEntry {
     pub(crate) id: WorkerId,
     pub(crate) epoch: Epoch,
     pub(crate) name: String,
+    /// Where others reach it.
+    pub(crate) address: String,
     pub(crate) model: String,
     pub(crate) revision: String,
     pub(crate) region: Region,
@@ -179,6 +181,7 @@ impl Workers {
                 id,
                 epoch,
                 name,
+                address,
                 model: spec.name,
                 revision: spec.revision,
                 region,

@@ -24,8 +24,8 @@ use crate::shared::{Life, Shared};
 const LIFE_HEALTHY: Duration = Duration::from_secs(60);
 /// How long to wait for what an engine said before its end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// Set in the ids of operations that are not of pins.
-const SNAPSHOT_OPS: u64 = 1 << 63;
+/// Set in the ids of operations that are not of pins. The bit above is the host's own.
+const SNAPSHOT_OPS: u64 = 1 << 62;
 /// How soon after a refusal, or after the last, a snapshot is asked for again.
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(1);
 

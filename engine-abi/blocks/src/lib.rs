@@ -165,6 +165,12 @@ impl BlockPool {
         self.blocks.get(id as usize).map(|block| block.parent).filter(|parent| *parent != NONE)
     }
 
+    /// The namespace that a registered block lies in.
+    #[must_use]
+    pub fn namespace(&self, id: BlockId) -> Option<u128> {
+        self.blocks.get(id as usize).map(|block| block.namespace)
+    }
+
     /// A registered block with its ancestors, the root first.
     #[must_use]
     pub fn path_to(&self, id: BlockId) -> Vec<BlockId> {

@@ -87,6 +87,9 @@ impl CacheModel {
     }
 
     fn remove(&mut self, blocks: &[u128], tier: u32) -> Result<(), String> {
+        if tier > TIER_REMOTE {
+            return Err(format!("a REMOVED from tier {tier}"));
+        }
         for block in blocks {
             let Some(held) = self.held.get_mut(block).filter(|h| h.tiers & (1 << tier) != 0) else {
                 return Err(format!("REMOVED {block:032x} from tier {tier}, where it was not"));

@@ -66,7 +66,7 @@ pub fn cases() -> &'static [Case] {
         "flow.wait", "R6", "Waiting ends by itself when nothing comes, and at once when something does.", flow::wait;
         "flow.threads", "R6", "Calls from many threads at once keep every promise.", flow::threads;
         "flow.short-calls", "R6", "Calls that may come from any thread do not block.", flow::short_calls;
-        "flow.stats", "-", "Its counters only grow, and agree with what was asked.", flow::stats;
+        "flow.stats", "-", "Its counters only grow, and are possible.", flow::stats;
         "cache.events", "KV_EVENTS", "Events tell a cache that is possible, and no larger than it is.", cache::events;
         "cache.hit", "KV_EVENTS", "A prompt that was just computed is hit by its whole blocks, and by no more.", cache::hit;
         "cache.truth", "KV_EVENTS", "What is hit is what the events say is held.", cache::truth;

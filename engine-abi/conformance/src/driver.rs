@@ -142,6 +142,10 @@ impl Driver {
 
     pub(crate) fn create_from(vtable: MseVtable, config: &[u8]) -> Result<Self, Stop> {
         let (rc, engine, err) = create_raw(&vtable, config);
+        if rc == Code::Exhausted.rc() {
+            let error = read::read_error(rc, &err);
+            return Err(Stop::NotOffered(format!("no room for one more engine: {error}")));
+        }
         checked("create", rc, &err)?;
         let engine = NonNull::new(engine)
             .filter(|engine| engine.as_ptr() != untouched())

@@ -6,6 +6,7 @@
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,8 +38,10 @@ pub struct Options {
 }
 
 const LOOK_MS: u64 = 5;
-/// Of what a child says, on each of its two streams.
-const SAID_BYTES_MAX: u64 = 1 << 20;
+/// How long the last words of a child that has ended may take.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Of what a child says, on each of its two streams: the end of it.
+const SAID_BYTES_MAX: usize = 1 << 20;
 
 /// Runs the cases one after the other; `said` hears of each as it ends.
 pub fn run(child: &Child, options: &Options, mut said: impl FnMut(&CaseReport)) -> Report {
@@ -69,8 +72,8 @@ fn run_one(child: &Child, options: &Options, case: &Case) -> CaseReport {
         Err(error) => return bad(Outcome::Crashed, format!("it can't be started: {error}")),
     };
     // Threads read, so that a child that says much does not stand still at a full pipe.
-    let out = process.stdout.take().map(|stream| thread::spawn(move || read(stream)));
-    let err = process.stderr.take().map(|stream| thread::spawn(move || read(stream)));
+    let out = process.stdout.take().map(reader);
+    let err = process.stderr.take().map(reader);
     let status = loop {
         match process.try_wait() {
             Ok(Some(status)) => break Some(status),
@@ -84,8 +87,9 @@ fn run_one(child: &Child, options: &Options, case: &Case) -> CaseReport {
             }
         }
     };
-    let text = |reader: Option<thread::JoinHandle<String>>| {
-        reader.and_then(|reader| reader.join().ok()).unwrap_or_default()
+    // Not for ever: a process that the child left behind may hold the pipe.
+    let text = |said: Option<mpsc::Receiver<String>>| {
+        said.and_then(|said| said.recv_timeout(LAST_WORDS).ok()).unwrap_or_default()
     };
     let (out, err) = (text(out), text(err));
     let Some(status) = status else {
@@ -107,11 +111,19 @@ fn died(status: ExitStatus, err: &str) -> String {
     if last.is_empty() { status } else { format!("{status}; its last line: {last}") }
 }
 
-fn read(stream: impl Read) -> String {
-    let mut bytes = Vec::new();
-    let mut stream = stream.take(SAID_BYTES_MAX);
-    let _ = stream.read_to_end(&mut bytes);
-    // The rest is let through, or the child would stand still.
-    let _ = std::io::copy(&mut stream.into_inner(), &mut std::io::sink());
-    String::from_utf8_lossy(&bytes).into_owned()
+/// Reads a stream to its end on a thread of its own, and keeps the end of it.
+fn reader(mut stream: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || {
+        let (mut said, mut room) = (Vec::new(), [0; 1 << 14]);
+        while let Ok(count @ 1..) = stream.read(&mut room) {
+            said.extend_from_slice(&room[..count]);
+            if said.len() > 2 * SAID_BYTES_MAX {
+                said.drain(..said.len() - SAID_BYTES_MAX);
+            }
+        }
+        // Whoever asked may have given up.
+        let _ = tell.send(String::from_utf8_lossy(&said).into_owned());
+    });
+    told
 }

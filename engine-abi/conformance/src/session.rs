@@ -165,16 +165,18 @@ impl Session {
         }
     }
 
-    /// Reads until `done`, or says what was waited for.
+    /// Reads until `done`; says what was waited for when nothing at all comes for too long.
     pub(crate) fn read_until(
         &mut self,
         what: &str,
         mut done: impl FnMut(&Self) -> bool,
     ) -> Result<(), Stop> {
-        let begun = Instant::now();
+        let mut last = Instant::now();
         while !done(self) {
-            self.pump(Duration::from_millis(5))?;
-            if begun.elapsed() > self.patience {
+            if self.pump(Duration::from_millis(5))? {
+                last = Instant::now();
+            }
+            if last.elapsed() > self.patience {
                 let open = self.ledger.open();
                 let seconds = self.patience.as_secs();
                 return Err(format!(

@@ -18,7 +18,7 @@ use crate::instance::Instance;
 use crate::magic::EngineIdentity;
 use crate::remote::Remote;
 use crate::shared::Shared;
-use crate::transfer::{KvImport, Whole};
+use crate::transfer::{self, KvImport, Whole, users_own};
 use crate::wire::{Answer, Call};
 
 /// What comes out of an engine.
@@ -133,6 +133,7 @@ impl EngineHandle {
     /// `Unsupported` without the capability, else as [`EngineHandle::submit`].
     pub async fn pin(&self, pin: Pin) -> Result<(), HostError> {
         self.demand(caps::PIN, "PIN")?;
+        users_own(pin.op_id)?;
         let outcome = match &self.inner.link {
             Link::Local(_) => self.local(|instance| instance.pin(&pin)),
             Link::Remote(remote) => remote.call(Call::Pin(pin), &self.inner.shared).await,
@@ -146,6 +147,7 @@ impl EngineHandle {
     /// As [`EngineHandle::pin`].
     pub async fn unpin(&self, op_id: u64, pin_id: u128) -> Result<(), HostError> {
         self.demand(caps::PIN, "PIN")?;
+        users_own(op_id)?;
         let outcome = match &self.inner.link {
             Link::Local(_) => self.local(|instance| instance.unpin(op_id, pin_id)),
             Link::Remote(remote) => {
@@ -161,6 +163,7 @@ impl EngineHandle {
     /// As [`EngineHandle::pin`].
     pub async fn kv_snapshot(&self, op_id: u64) -> Result<(), HostError> {
         self.demand(caps::KV_SNAPSHOT, "KV_SNAPSHOT")?;
+        users_own(op_id)?;
         let outcome = match &self.inner.link {
             Link::Local(_) => self.local(|instance| instance.kv_snapshot(op_id)),
             Link::Remote(remote) => {
@@ -177,11 +180,18 @@ impl EngineHandle {
     /// `Unsupported` without the capability, else as [`EngineHandle::submit`].
     pub async fn kv_export(&self, blocks: Vec<u128>) -> Result<Vec<u8>, HostError> {
         self.demand(caps::TRANSFER, "TRANSFER")?;
+        let asked = blocks.len();
+        transfer::check_export(asked, &self.inner.info)?;
         let outcome = match &self.inner.link {
             Link::Local(_) => self.transfer(|i, told| i.kv_export(blocks, told)).await,
             Link::Remote(remote) => remote.call(Call::Export { blocks }, &self.inner.shared).await,
         };
-        Ok(self.whole(outcome)?.bytes)
+        let of = usize::try_from(self.inner.info.block_bytes).unwrap_or(usize::MAX);
+        let whole = self.whole(outcome, asked)?;
+        if whole.bytes.len() != (whole.done as usize).saturating_mul(of) {
+            return Err(self.other_kind());
+        }
+        Ok(whole.bytes)
     }
 
     /// Has the engine take blocks in as if it had computed them; answers with how many of them it holds now, from
@@ -191,11 +201,13 @@ impl EngineHandle {
     /// As [`EngineHandle::kv_export`]; `Precondition` for a parent that is not held, or bytes of another layout.
     pub async fn kv_import(&self, import: KvImport) -> Result<u32, HostError> {
         self.demand(caps::TRANSFER, "TRANSFER")?;
+        transfer::check_import(&import, &self.inner.info)?;
+        let asked = import.blocks.len();
         let outcome = match &self.inner.link {
             Link::Local(_) => self.transfer(|i, told| i.kv_import(import, told)).await,
             Link::Remote(remote) => remote.call(Call::Import(import), &self.inner.shared).await,
         };
-        Ok(self.whole(outcome)?.done)
+        Ok(self.whole(outcome, asked)?.done)
     }
 
     async fn transfer(
@@ -212,9 +224,10 @@ impl EngineHandle {
         }
     }
 
-    /// A transfer's end; a code that is not 0 is an error.
-    fn whole(&self, outcome: Outcome) -> Result<Whole, HostError> {
+    /// A transfer's end; a code that is not 0 is an error. A child that says more than it was asked is broken.
+    fn whole(&self, outcome: Outcome, asked: usize) -> Result<Whole, HostError> {
         match self.settle(outcome)? {
+            Answer::Whole(whole) if whole.done as usize > asked => Err(self.other_kind()),
             Answer::Whole(whole) if whole.rc == 0 => Ok(whole),
             Answer::Whole(whole) => {
                 let message = format!("the transfer ended after {} blocks", whole.done);

@@ -239,8 +239,8 @@ impl Instance {
         let bytes = blocks.len().saturating_mul(self.info.block_bytes as usize);
         let export = Lent::of_export(blocks, bytes)?;
         let mut err = MseErr::empty();
-        self.transfers.lend(export, Box::new(done), |op_id, lent| {
-            let raw = lent.export(op_id);
+        let lend = |op_id, lent: &mut Lent| lent.export(op_id);
+        self.transfers.lend(export, Box::new(done), lend, |raw| {
             // SAFETY: a live engine; the bytes stay in `transfers` until the op ends or the engine is destroyed.
             let rc = unsafe { call(self.engine.as_ptr(), &raw const raw, &raw mut err) };
             check(rc, &err)
@@ -255,8 +255,8 @@ impl Instance {
     ) -> Result<(), EngineError> {
         let call = slot(self.vtable.kv_import, "kv_import")?;
         let mut err = MseErr::empty();
-        self.transfers.lend(Lent::of_import(import), Box::new(done), |op_id, lent| {
-            let raw = lent.import(op_id);
+        let lend = |op_id, lent: &mut Lent| lent.import(op_id);
+        self.transfers.lend(Lent::of_import(import), Box::new(done), lend, |raw| {
             // SAFETY: as above.
             let rc = unsafe { call(self.engine.as_ptr(), &raw const raw, &raw mut err) };
             check(rc, &err)

@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use mainstay_engine_abi::limits::{TRANSFER_BLOCKS_MAX, TRANSFER_BYTES_MAX};
 use mainstay_engine_abi::raw::{MseExport, MseHdr, MseImport, MseU128};
-use mainstay_engine_abi::sdk::{Code, EngineError, OpDone};
+use mainstay_engine_abi::sdk::{Code, EngineError, Info, OpDone};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+
+use crate::error::HostError;
 
 /// The operations that the host starts for itself have this bit; those of its users have not.
 pub const HOST_OP: u64 = 1 << 63;
@@ -47,6 +49,51 @@ pub struct Whole {
     pub done: u32,
     /// What was copied out; of an import nothing.
     pub bytes: Vec<u8>,
+}
+
+/// Whether an operation's id is a user's to choose.
+pub(crate) fn users_own(op_id: u64) -> Result<(), HostError> {
+    if op_id & HOST_OP == 0 {
+        return Ok(());
+    }
+    let message = format!("the operation's id {op_id:#x} has the bit that is the host's own");
+    Err(HostError::Refused(EngineError::invalid(message)))
+}
+
+fn refused(error: EngineError) -> HostError {
+    HostError::Refused(error)
+}
+
+/// What no engine should be asked, whatever it checks itself.
+pub(crate) fn check_export(blocks: usize, info: &Info) -> Result<(), HostError> {
+    let bytes = info.block_bytes.checked_mul(blocks as u64);
+    if blocks == 0
+        || blocks as u64 > TRANSFER_BLOCKS_MAX
+        || bytes.is_none_or(|bytes| bytes > TRANSFER_BYTES_MAX)
+    {
+        let of = info.block_bytes;
+        let message = format!("a transfer of {blocks} blocks of {of} bytes");
+        return Err(refused(EngineError::invalid(message)));
+    }
+    Ok(())
+}
+
+/// The same of blocks that come in: an engine reads as many bytes as it was told.
+pub(crate) fn check_import(import: &KvImport, info: &Info) -> Result<(), HostError> {
+    check_export(import.blocks.len(), info)?;
+    if import.bytes.len() as u64 != info.block_bytes * import.blocks.len() as u64 {
+        let (bytes, blocks) = (import.bytes.len(), import.blocks.len());
+        return Err(refused(EngineError::invalid(format!("{bytes} bytes for {blocks} blocks"))));
+    }
+    if import.layout != info.kv_layout {
+        let message = "the blocks are of a layout that this engine can't read";
+        return Err(refused(EngineError::new(Code::Precondition, message)));
+    }
+    if import.priority > 100 {
+        let message = format!("import priority {} exceeds 100", import.priority);
+        return Err(refused(EngineError::invalid(message)));
+    }
+    Ok(())
 }
 
 /// Memory that an engine works on.
@@ -133,16 +180,16 @@ struct Table {
 }
 
 impl Transfers {
-    /// Starts a transfer and keeps what it lends; `told` hears its end, unless `start` refuses.
-    pub(crate) fn lend(
+    /// Keeps what is lent and starts the transfer with what `lend` makes of it; `told` hears its end, unless `start`
+    /// refuses.
+    pub(crate) fn lend<T>(
         &self,
         mut lent: Lent,
         told: Told,
-        start: impl FnOnce(u64, &mut Lent) -> Result<(), EngineError>,
+        lend: impl FnOnce(u64, &mut Lent) -> T,
+        start: impl FnOnce(T) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         let op_id = HOST_OP | self.next.fetch_add(1, Ordering::Relaxed);
-        // Held over the call, which queues and returns: the op may end before it does, on another thread, which
-        // then waits here for the entry.
         let mut table = self.table.lock();
         if table.closed {
             return Err(EngineError::unavailable("the engine has ended"));
@@ -151,10 +198,22 @@ impl Transfers {
             let message = format!("{TRANSFERS_MAX} transfers are under way");
             return Err(EngineError::exhausted(message, RETRY_AFTER_MS));
         }
-        start(op_id, &mut lent)?;
-        // Moving the struct moves no byte that was lent: they are on the heap.
+        let raw = lend(op_id, &mut lent);
+        // It is there before the engine knows, since the op may end before the call does. Moving the struct moves no
+        // byte that was lent: they are on the heap.
         table.open.insert(op_id, (lent, Some(told)));
-        Ok(())
+        drop(table);
+        let begun = start(raw);
+        if let Err(error) = &begun {
+            let mut table = self.table.lock();
+            if !error.fatal {
+                table.open.remove(&op_id);
+            } else if let Some((_, told)) = table.open.get_mut(&op_id) {
+                // An engine that failed in the middle may have kept what it was lent.
+                *told = None;
+            }
+        }
+        begun
     }
 
     /// Ends the host's own among the ended operations; gives back the others.
@@ -204,12 +263,16 @@ mod tests {
         let lent = Lent::of_export(vec![1, 2, 3], 12).unwrap();
         let told_end = Box::new(move |whole| tell.send(whole).unwrap());
         transfers
-            .lend(lent, told_end, |op_id, lent| {
-                assert_eq!(op_id & HOST_OP, HOST_OP);
-                let raw = lent.export(op_id);
-                assert_eq!((raw.blocks_len, raw.bytes_len), (3, 12));
-                Ok(())
-            })
+            .lend(
+                lent,
+                told_end,
+                |op_id, lent| lent.export(op_id),
+                |raw| {
+                    assert_eq!(raw.op_id & HOST_OP, HOST_OP);
+                    assert_eq!((raw.blocks_len, raw.bytes_len), (3, 12));
+                    Ok(())
+                },
+            )
             .unwrap();
         assert_eq!(transfers.end(vec![done(5, 1), done(HOST_OP, 2)]), [done(5, 1)]);
         assert_eq!(told.recv().unwrap(), Whole { rc: 0, done: 2, bytes: vec![0; 8] });
@@ -221,11 +284,13 @@ mod tests {
         let transfers = Transfers::default();
         let lend = |start: Result<(), EngineError>| {
             let lent = Lent::of_export(vec![1], 4).unwrap();
-            transfers.lend(lent, Box::new(|_| {}), |_, _| start)
+            transfers.lend(lent, Box::new(|_| {}), |_, _| (), |()| start)
         };
         assert!(lend(Err(EngineError::invalid("no"))).is_err());
         assert!(transfers.table.lock().open.is_empty());
-        for _ in 0..TRANSFERS_MAX {
+        assert!(lend(Err(EngineError::internal("panicked").fatal())).is_err());
+        assert_eq!(transfers.table.lock().open.len(), 1, "it may have been kept");
+        for _ in 1..TRANSFERS_MAX {
             lend(Ok(())).unwrap();
         }
         assert!(lend(Ok(())).is_err());

@@ -62,8 +62,12 @@ enum EngineCommand {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         EngineCommand::Case { engine, config, case, seed, patience_ms } => {
-            let context =
-                Context { subject: subject(engine)?, config_json: config.clone(), seed: *seed };
+            let context = Context {
+                subject: subject(engine)?,
+                config_json: config.clone(),
+                seed: *seed,
+                patience: Duration::from_millis(*patience_ms),
+            };
             let report = run_case(case, &context).map_err(anyhow::Error::msg)?;
             print(&format!("\n{}", serde_json::to_string(&report)?));
             Ok(())
@@ -115,6 +119,9 @@ fn check(
     match output {
         Format::Json => print_json(&serde_json::to_value(&report)?),
         Format::Table => print(report.table().trim_end()),
+    }
+    if report.totals.passed == 0 {
+        bail!("{engine} was not put to the test: no case could begin");
     }
     if report.totals.bad > 0 {
         let message = format!(

@@ -4,9 +4,9 @@ use mainstay_engine_abi::sdk::caps;
 use mainstay_engine_abi::sdk::types_of_mainstay::{BlockHasher, HashKey};
 
 use crate::session::{NAMESPACE_OF_ALL, Session};
-use crate::{Context, Ended};
+use crate::{Context, Ended, Stop};
 
-fn with_events(context: &Context) -> Result<Session, crate::Stop> {
+fn with_events(context: &Context) -> Result<Session, Stop> {
     let session = Session::new(context)?;
     session.driver.needs(caps::KV_EVENTS, "KV_EVENTS")?;
     Ok(session)
@@ -14,14 +14,15 @@ fn with_events(context: &Context) -> Result<Session, crate::Stop> {
 
 pub(super) fn events(context: &Context) -> Ended {
     let mut session = with_events(context)?;
-    let shared = session.prompt_of_blocks(2);
+    let shared = session.prompt_of_blocks(1);
     let block = session.info().block_tokens as usize;
     for _ in 0..60 {
-        let own = session.rng.below(3 * block as u64) as usize + 1;
+        let most = (session.blocks_of_a_prompt().min(3) * block) as u64;
+        let own = session.rng.below(most) as usize + 1;
         let tail = session.prompt(own);
         let kept = session.rng.below(shared.len() as u64) as usize;
         let prompt = [&shared[..kept], &tail].concat();
-        let tokens_max = 1 + session.rng.below(2 * block as u64) as u32;
+        let tokens_max = 1 + session.rng.below(most.min(2 * block as u64)) as u32;
         let request = session.request(prompt, tokens_max);
         session.submit(&request)?;
     }
@@ -49,6 +50,9 @@ pub(super) fn hit(context: &Context) -> Ended {
     let block = session.info().block_tokens as usize;
     let prompt = session.prompt_of_blocks(4);
     let whole = (prompt.len() - 1) / block * block;
+    if prompt.len() <= block + block / 2 {
+        return Err(Stop::NotOffered("a context of two blocks, or a cache of eight".into()));
+    }
     let first = session.tell(&prompt, 1)?;
     if first.cached_tokens != 0 {
         let cached = first.cached_tokens;

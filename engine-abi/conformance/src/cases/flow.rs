@@ -9,7 +9,10 @@ use crate::session::Session;
 use crate::{Context, Ended, Stop};
 
 fn long(session: &Session, most: u32) -> u32 {
-    (session.info().context_tokens_max / 2).clamp(1, most)
+    let info = session.info();
+    let room = info.blocks_total.saturating_mul(u64::from(info.block_tokens)) / 4;
+    let room = u32::try_from(room).unwrap_or(u32::MAX).max(1);
+    (info.context_tokens_max / 2).clamp(1, most).min(room)
 }
 
 pub(super) fn cancel(context: &Context) -> Ended {
@@ -202,13 +205,17 @@ pub(super) fn short_calls(context: &Context) -> Ended {
         let begun = Instant::now();
         let result = session.driver.submit_raw(&request, |_| {});
         session.driver.stats()?;
-        took.push(begun.elapsed() / 2);
-        if result.is_err() {
-            session.ledger.refuse(request.id)?;
+        let each = begun.elapsed() / 2;
+        match result {
+            Ok(()) => took.push(each),
+            Err(_) => session.ledger.refuse(request.id)?,
         }
         session.pump(Duration::ZERO)?;
     }
     session.finish_all()?;
+    if took.is_empty() {
+        return Err("200 short requests were offered, and none was taken".to_owned().into());
+    }
     took.sort_unstable();
     let (median, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
     if median > MEDIAN_MAX {

@@ -22,6 +22,12 @@ impl Cargo {
         Self { names, bytes: vec![0; blocks.len() * session.info().block_bytes as usize] }
     }
 
+    /// Stays where it is until the process ends: an engine that did not end an operation may still use it.
+    fn leave(self, stop: Stop) -> Stop {
+        std::mem::forget(self);
+        stop
+    }
+
     fn export(&mut self, op_id: u64) -> MseExport {
         MseExport {
             h: MseHdr::of::<MseExport>(),
@@ -62,9 +68,12 @@ fn able(context: &Context) -> Result<Session, Stop> {
 
 fn export(session: &mut Session, blocks: &[u128]) -> Result<(OpDone, Vec<u8>), Stop> {
     let mut cargo = Cargo::of(session, blocks);
-    let op = session
-        .operate("an export's end", |driver, op_id| driver.kv_export(&cargo.export(op_id)))?;
-    Ok((op, cargo.bytes))
+    let ended =
+        session.operate("an export's end", |driver, op_id| driver.kv_export(&cargo.export(op_id)));
+    match ended {
+        Ok(op) => Ok((op, cargo.bytes)),
+        Err(stop) => Err(cargo.leave(stop)),
+    }
 }
 
 fn import(
@@ -75,9 +84,10 @@ fn import(
     let mut cargo = Cargo::of(session, blocks);
     cargo.bytes.copy_from_slice(bytes);
     let layout = session.info().kv_layout;
-    let op = session.operate("an import's end", |driver, op_id| {
+    let ended = session.operate("an import's end", |driver, op_id| {
         driver.kv_import(&cargo.import(op_id, parent, layout))
-    })?;
+    });
+    let op = ended.map_err(|stop| cargo.leave(stop))?;
     session.settle()?;
     Ok(op)
 }
@@ -177,7 +187,9 @@ pub(super) fn bad(context: &Context) -> Ended {
     let mut session = able(context)?;
     let (_, chain, bytes) = made(&mut session)?;
     let layout = session.info().kv_layout;
-    let mut cargo = Cargo { names: chain.iter().map(|b| MseU128::from(*b)).collect(), bytes };
+    // Never freed: an engine that takes what it should refuse may use it for as long as it lives.
+    let names = chain.iter().map(|b| MseU128::from(*b)).collect();
+    let cargo = Box::leak(Box::new(Cargo { names, bytes }));
     let driver = &session.driver;
     let with = |change: &dyn Fn(&mut MseImport)| -> Result<(), EngineError> {
         let mut raw = cargo.import(1, ROOT, layout);
@@ -195,7 +207,7 @@ pub(super) fn bad(context: &Context) -> Ended {
     raw.bytes = std::ptr::null_mut();
     refused(driver.kv_export(&raw), "an export to nowhere", &[Code::Invalid])?;
     let names: Vec<u128> = cargo.names.iter().map(|name| u128::from(*name)).collect();
-    let bytes = std::mem::take(&mut cargo.bytes);
+    let bytes = cargo.bytes.clone();
     let orphans: Vec<u128> = names.iter().map(|name| name ^ 1).collect();
     let op = import(&mut session, (5, &orphans), &bytes)?;
     if op.rc != Code::Precondition.rc() || op.done != 0 {

@@ -77,6 +77,8 @@ fn each_fault_is_caught_by_its_case() {
             caught.outcome,
             caught.reason.as_deref().unwrap_or("")
         );
+        // An engine that can't be created was not caught by anything.
+        assert!(!caught.reason.as_deref().unwrap_or_default().contains("create failed"), "{fault}");
         if !caught.outcome.is_bad() {
             missed.push(*fault);
         }

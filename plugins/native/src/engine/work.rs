@@ -16,8 +16,11 @@ const HELD_WAIT: Duration = Duration::from_millis(1);
 pub(super) fn run(mut scheduler: Scheduler, shared: &Shared, lanes: &Lanes, started: Instant) {
     let clock = || started.elapsed().as_micros() as u64;
     let mut step = Step::Idle;
+    // One a step: they copy megabytes, and those that decode would wait for all of them.
+    let mut transfers = VecDeque::new();
     loop {
         let wait = match step {
+            _ if !transfers.is_empty() => Some(Duration::ZERO),
             Step::Worked => Some(Duration::ZERO),
             Step::Held => Some(HELD_WAIT),
             Step::Idle => scheduler
@@ -26,12 +29,20 @@ pub(super) fn run(mut scheduler: Scheduler, shared: &Shared, lanes: &Lanes, star
         };
         let Some(commands) = take(shared, wait) else { break };
         for command in commands {
-            obey(command, &mut scheduler, lanes, clock());
+            if matches!(command, Command::Export(_) | Command::Import(_)) {
+                transfers.push_back(command);
+            } else {
+                obey(command, &mut scheduler, lanes, clock());
+            }
+        }
+        if let Some(transfer) = transfers.pop_front() {
+            obey(transfer, &mut scheduler, lanes, clock());
         }
         step = scheduler.step(&clock, lanes.output_has_room());
         report(&mut scheduler, shared, lanes);
     }
-    for command in std::mem::take(&mut shared.lock().commands) {
+    let left = std::mem::take(&mut shared.lock().commands);
+    for command in transfers.into_iter().chain(left) {
         refuse(command, lanes);
     }
     scheduler.end_all(&Finish::Cancelled, clock());

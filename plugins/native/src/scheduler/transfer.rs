@@ -4,6 +4,8 @@
 //! The bytes are trusted as the tier or the worker that sent them has checked them; the engine sees no tokens, so it
 //! can't tell whether they are those of the name they come under.
 
+use std::collections::HashSet;
+
 use mainstay_engine_abi::sdk::{Code, Import};
 use mainstay_engine_blocks::{BlockId, Claim};
 use mainstay_kernels::KvType;
@@ -49,38 +51,31 @@ impl Scheduler {
         copied
     }
 
-    /// Registers blocks with these bytes, first to last, as far as there is room, and says how many are held.
+    /// Registers blocks with these bytes, first to last, as far as there is room, and says how many are held. Either
+    /// the chain fits what is held already, or nothing is done.
     pub fn import(&mut self, import: &Import, now_us: u64) -> Result<u32, Code> {
         let mut table = self.path(import)?;
+        let above = table.len();
+        table.extend(self.known(import, table.last().copied())?);
         for id in &table {
             self.blocks.acquire(*id);
         }
-        let above = table.len();
+        let known = table.len() - above;
         let of = self.kv.bytes_per_block();
-        for (hash, bytes) in import.blocks.iter().zip(import.bytes().chunks_exact(of)) {
-            let id = match self.blocks.lookup(*hash) {
-                Some(id) if self.blocks.parent(id) == table.last().copied() => {
-                    self.blocks.acquire(id);
-                    id
-                }
-                // It is known behind another block: one of the two sides is wrong, and nothing is done.
-                Some(_) => {
-                    self.blocks.unacquire(&table);
-                    return Err(Code::Precondition);
-                }
-                None => {
-                    let Some(id) = self.blocks.allocate() else { break };
-                    self.kv.block_bytes_mut(id).copy_from_slice(bytes);
-                    self.blocks.register(id, *hash, table.last().copied(), import.namespace)
-                }
-            };
-            table.push(id);
+        let pairs = import.blocks.iter().zip(import.bytes().chunks_exact(of));
+        for (hash, bytes) in pairs.skip(known) {
+            let Some(id) = self.blocks.allocate() else { break };
+            self.kv.block_bytes_mut(id).copy_from_slice(bytes);
+            let last = table.last().copied();
+            table.push(self.blocks.register(id, *hash, last, import.namespace));
         }
-        let held = table.len() - above;
+        let (path, brought) = table.split_at(above);
         let duration_ms = (import.duration_ms > 0).then(|| u64::from(import.duration_ms));
         let claim = Claim { priority: import.priority, duration_ms };
-        self.blocks.release(&table, now_us / 1000, |index| Some(claim).filter(|_| index >= above));
-        Ok(held as u32)
+        self.blocks.release(brought, now_us / 1000, |_| Some(claim));
+        // Those above were only held, which is no claim on them.
+        self.blocks.unacquire(path);
+        Ok(brought.len() as u32)
     }
 
     /// The blocks above the first one that comes in.
@@ -89,6 +84,33 @@ impl Scheduler {
             return Ok(Vec::new());
         }
         let parent = self.blocks.lookup(import.parent).ok_or(Code::Precondition)?;
+        if self.blocks.namespace(parent) != Some(import.namespace) {
+            return Err(Code::Precondition);
+        }
         Ok(self.blocks.path_to(parent))
+    }
+
+    /// Which leading blocks are held; an error where one is held elsewhere than behind the one before it, or twice in
+    /// the chain.
+    fn known(&self, import: &Import, mut last: Option<BlockId>) -> Result<Vec<BlockId>, Code> {
+        let mut known = Vec::new();
+        let mut new = HashSet::new();
+        for hash in &import.blocks {
+            let Some(id) = self.blocks.lookup(*hash) else {
+                if !new.insert(*hash) {
+                    return Err(Code::Precondition);
+                }
+                continue;
+            };
+            let fits = new.is_empty()
+                && self.blocks.parent(id) == last
+                && self.blocks.namespace(id) == Some(import.namespace);
+            if !fits {
+                return Err(Code::Precondition);
+            }
+            known.push(id);
+            last = Some(id);
+        }
+        Ok(known)
     }
 }

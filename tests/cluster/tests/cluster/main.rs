@@ -12,6 +12,7 @@ mod readme;
 mod responses;
 mod rolling;
 mod serve;
+mod transfer;
 
 use serde_json::{Value, json};
 
