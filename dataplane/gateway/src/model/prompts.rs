@@ -11,13 +11,13 @@ use std::mem;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mainstay_chat::template::Text;
 use mainstay_proto::tokens::unpack;
 use mainstay_types::{BlockHashKey, NamespaceId, SequenceHash};
 use parking_lot::Mutex;
 
 use super::tokenizer::{Encoded, Ends};
 use super::{ModelError, Tokenizer};
-use mainstay_chat::template::Text;
 
 /// What each of the two generations may hold.
 const GENERATION_BYTES_MAX: usize = 64 << 20;
