@@ -63,16 +63,20 @@ fn endpoints(metrics: &str) -> Vec<Value> {
     let of =
         |suffix: &str, with: &str| by_label(metrics, &format!("{name}{suffix}"), "endpoint", with);
     let (counts, sums) = (of("_count", ""), of("_sum", ""));
+    let requests = by_label(metrics, "mainstay_gateway_requests_total", "endpoint", "");
     let quantile = |text: &str| of("", &format!("quantile=\"{text}\""));
     let quantiles = [("p50", quantile("0.5")), ("p90", quantile("0.9")), ("p99", quantile("0.99"))];
-    let seen = counts.iter().filter(|(_, count)| **count > 0.0);
-    let figures = seen.map(|(endpoint, count)| {
+    let seen = requests.iter().filter(|(_, requests)| **requests > 0.0);
+    let figures = seen.map(|(endpoint, requests)| {
         let ms = |seconds: f64| (seconds * 1e6).round() / 1e3;
-        let mut figures = json!({"endpoint": endpoint, "requests": count});
+        // Only answers that are streamed have a first token of their own.
+        let count = counts.get(endpoint).copied().filter(|count| *count > 0.0);
+        let mut figures = json!({"endpoint": endpoint, "requests": requests, "streamed": count});
         for (name, values) in &quantiles {
-            figures[format!("ttft_{name}_ms")] = json!(values.get(endpoint).copied().map(ms));
+            figures[format!("ttft_{name}_ms")] =
+                json!(count.and(values.get(endpoint).copied()).map(ms));
         }
-        let mean = sums.get(endpoint).map(|sum| ms(sum / count));
+        let mean = sums.get(endpoint).zip(count).map(|(sum, count)| ms(sum / count));
         figures["ttft_mean_ms"] = json!(mean);
         figures
     });
@@ -127,13 +131,20 @@ fn print_tables(figures: &Value) {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
-    let keys =
-        ["endpoint", "requests", "ttft_p50_ms", "ttft_p90_ms", "ttft_p99_ms", "ttft_mean_ms"];
+    let keys = [
+        "endpoint",
+        "requests",
+        "streamed",
+        "ttft_p50_ms",
+        "ttft_p90_ms",
+        "ttft_p99_ms",
+        "ttft_mean_ms",
+    ];
     let empty = Vec::new();
     let endpoints = figures["endpoints"].as_array().unwrap_or(&empty);
     let rows: Vec<Vec<String>> =
         endpoints.iter().map(|e| keys.iter().map(|key| text(&e[*key])).collect()).collect();
-    let headers = ["ENDPOINT", "REQUESTS", "TTFT P50 MS", "P90", "P99", "MEAN"];
+    let headers = ["ENDPOINT", "REQUESTS", "STREAMED", "TTFT P50 MS", "P90", "P99", "MEAN"];
     print(&format!("{}\n", table(&headers, &rows)));
     let mut rows = Vec::new();
     for (prefix, values) in [("", figures), ("sessions: ", &figures["sessions"])] {
@@ -160,7 +171,10 @@ fn print_tables(figures: &Value) {
 mod tests {
     use super::*;
 
-    const METRICS: &str = r#"# TYPE mainstay_gateway_ttft_seconds summary
+    const METRICS: &str = r#"mainstay_gateway_requests_total{endpoint="chat"} 5
+mainstay_gateway_requests_total{endpoint="responses"} 1
+mainstay_gateway_requests_total{endpoint="messages"} 0
+# TYPE mainstay_gateway_ttft_seconds summary
 mainstay_gateway_ttft_seconds{endpoint="chat",quantile="0.5"} 0.125
 mainstay_gateway_ttft_seconds{endpoint="chat",quantile="0.99"} 2
 mainstay_gateway_ttft_seconds_sum{endpoint="chat"} 3
@@ -181,7 +195,9 @@ mainstay_gateway_completion_tokens_total nonsense
         ]});
         let figures = figures(METRICS, &sessions);
         let chat = &figures["endpoints"][0];
-        assert_eq!(figures["endpoints"].as_array().map(Vec::len), Some(1));
+        assert_eq!(figures["endpoints"].as_array().map(Vec::len), Some(2));
+        assert_eq!((&chat["requests"], &chat["streamed"]), (&json!(5.0), &json!(4.0)));
+        assert_eq!(figures["endpoints"][1]["ttft_mean_ms"], Value::Null);
         assert_eq!((&chat["ttft_p50_ms"], &chat["ttft_mean_ms"]), (&json!(125.0), &json!(750.0)));
         assert_eq!((&chat["ttft_p90_ms"], &chat["ttft_p99_ms"]), (&Value::Null, &json!(2000.0)));
         assert_eq!(figures["hit_rate_achieved"], 0.75);
