@@ -130,6 +130,16 @@ struct Running {
     first: Option<v1::GenerateEvent>,
 }
 
+impl Runner {
+    /// Takes an event in; the router hears of the first token.
+    fn hear(&mut self, event: v1::GenerateEvent, placed: &Placed) -> Flow {
+        if event.first {
+            placed.first_token();
+        }
+        self.take(event)
+    }
+}
+
 impl Running {
     /// The next event for the client, or `None` after the last.
     async fn next(&mut self) -> Option<Event> {
@@ -140,7 +150,7 @@ impl Running {
                 None => next_event(stream).await,
             };
             let lost = match step {
-                Ok(Some(event)) => match self.runner.take(event) {
+                Ok(Some(event)) => match self.runner.hear(event, placed) {
                     Flow::Say(event) => return Some(event),
                     Flow::Skip => continue,
                     Flow::Last(event) => return Some(self.end(event)),

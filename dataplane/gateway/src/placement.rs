@@ -58,6 +58,12 @@ pub(crate) struct Placed {
 }
 
 impl Placed {
+    /// Its first token has come: the router learns from how long that took.
+    pub(crate) fn first_token(&self) {
+        let now_ms = self.inner.ms_of(Instant::now());
+        self.inner.router.lock().first_token(now_ms, self.booking);
+    }
+
     /// The attempt failed: nobody should expect the prompt's blocks there.
     pub(crate) fn cancel(&self) {
         self.inner.router.lock().cancel(self.booking);
@@ -67,6 +73,14 @@ impl Placed {
 impl Drop for Placed {
     fn drop(&mut self) {
         self.inner.router.lock().release(self.booking);
+    }
+}
+
+impl Inner {
+    /// The router's clock.
+    fn ms_of(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.started);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 }
 
@@ -99,7 +113,7 @@ impl Placement {
         let reader = self.inner.replica.index_reader();
         let mut overlaps = Vec::new();
         reader.lookup_into(&job.blocks, &mut overlaps);
-        let now_ms = self.ms_of(Instant::now());
+        let now_ms = self.inner.ms_of(Instant::now());
         let inputs = Inputs {
             now_ms,
             prompt_blocks: &job.blocks,
@@ -146,11 +160,6 @@ impl Placement {
         decisions.iter().rev().filter(|e| e.tenant == *tenant).find(asked).cloned()
     }
 
-    fn ms_of(&self, at: Instant) -> u64 {
-        let since = at.saturating_duration_since(self.inner.started);
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    }
-
     fn view(&self, entry: &WorkerEntry) -> WorkerView {
         let (load, heard) = entry.load();
         WorkerView {
@@ -159,7 +168,7 @@ impl Placement {
             draining: load.draining,
             abroad: entry.region != self.inner.region,
             load: WorkerLoad {
-                heard_ms: heard.map_or(0, |at| self.ms_of(at)),
+                heard_ms: heard.map_or(0, |at| self.inner.ms_of(at)),
                 running: load.running,
                 waiting: load.waiting,
                 waiting_prefill_tokens: load.waiting_prefill_tokens,

@@ -443,7 +443,7 @@ impl Lab<'_> {
                     course.first(now_us, ttft_us, asked.prompt_tokens, cached_tokens);
                 }
                 let ticket = asked.ticket;
-                self.chooser.first_token(ticket);
+                self.chooser.first_token(now_us / 1000, ticket);
             }
             Note::Ended { id } => {
                 let Some(asked) = self.asked.take(id as u32) else { return };

@@ -58,7 +58,12 @@ impl PolicyName {
 
     /// Whether it looks at what workers hold.
     pub(crate) fn reads_index(self) -> bool {
-        matches!(self, Self::Router(Policy::Kv) | Self::Weighted { .. } | Self::Dynamo { .. })
+        matches!(
+            self,
+            Self::Router(Policy::Kv | Policy::KvLearned)
+                | Self::Weighted { .. }
+                | Self::Dynamo { .. }
+        )
     }
 }
 
@@ -131,9 +136,11 @@ impl Chooser {
     }
 
     /// A request's prompt is computed.
-    pub(crate) fn first_token(&mut self, ticket: Ticket) {
-        if let (Self::Dynamo(cost), Ticket::Dynamo { worker, id }) = (self, ticket) {
-            cost.prefilled(worker, id);
+    pub(crate) fn first_token(&mut self, now_ms: u64, ticket: Ticket) {
+        match (self, ticket) {
+            (Self::Router { router, .. }, Ticket::Booking(id)) => router.first_token(now_ms, id),
+            (Self::Dynamo(cost), Ticket::Dynamo { worker, id }) => cost.prefilled(worker, id),
+            _ => {}
         }
     }
 
