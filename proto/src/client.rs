@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -31,6 +31,8 @@ pub const MEMBERS_MAX: usize = 32;
 pub const MESSAGE_BYTES_MAX: usize = 256 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const PORT_USUAL: u16 = 80;
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 4;
 /// How long one member may take to answer.
 const ATTEMPT_MAX: Duration = Duration::from_secs(1);
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -61,9 +63,22 @@ pub fn channel(address: &str) -> Result<Channel, Status> {
 
 async fn dial(uri: &Uri) -> std::io::Result<Gathered<TcpStream>> {
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(PORT_USUAL))).await?;
-    stream.set_nodelay(true)?;
-    Ok(Gathered::new(stream))
+    let found = lookup_host((host, uri.port_u16().unwrap_or(PORT_USUAL))).await?;
+    let addresses: Vec<_> = found.take(ADDRESSES_MAX).collect();
+    // A name may have an address where nobody answers; the others get their share of the time.
+    let share = CONNECT_TIMEOUT / u32::try_from(addresses.len().max(1)).unwrap_or(1);
+    let mut last = std::io::Error::from(std::io::ErrorKind::NotFound);
+    for address in addresses {
+        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true)?;
+                return Ok(Gathered::new(stream));
+            }
+            Ok(Err(error)) => last = error,
+            Err(_) => last = std::io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(last)
 }
 
 /// A [`Connector`] from whatever makes a channel of an endpoint that has this module's times and keepalives.

@@ -9,10 +9,11 @@ use mainstay_chat::{ApiError, Endpoint, ErrorKind, ParseOptions, Request};
 
 /// Bodies of which more than this is new are parsed and tokenised away from the threads that serve streams.
 const INLINE_BYTES_MAX: usize = 64 << 10;
-/// Larger ones are in any case: what is known of them takes time, too.
-const INLINE_KNOWN_BYTES_MAX: usize = 512 << 10;
+/// Larger ones are in any case. That a body was read before does not prove that it was tokenised, or that its tokens are
+/// still known, so this bounds what serving threads may have to do all the same: three times what they always may.
+const INLINE_KNOWN_BYTES_MAX: usize = 192 << 10;
 
-/// How much of a body has to be read, rendered and tokenised anew.
+/// How much of a body has to be read anew, and most likely rendered and tokenised.
 pub(super) fn new_bytes(endpoint: Endpoint, body: &[u8], parsing: &ParseOptions) -> usize {
     if (INLINE_BYTES_MAX..=INLINE_KNOWN_BYTES_MAX).contains(&body.len()) {
         body.len() - mainstay_chat::known_bytes(endpoint, body, parsing)

@@ -103,27 +103,36 @@ type Found = (Arc<Known>, usize);
 
 impl Prompts {
     fn find(&self, namespace: NamespaceId, pieces: &[Arc<str>]) -> Option<Found> {
-        let generations = self.0.lock();
         let agrees = |known: &Arc<Known>| {
             let both = known.pieces.iter().zip(pieces);
             both.take_while(|(a, b)| Arc::ptr_eq(a, b)).count()
         };
+        // Long prompts take a while to compare, for which nobody else has to wait.
+        let fits = |(at, known): &(usize, Arc<Known>)| agrees(known) > *at;
+        let (_, known) = self.candidates(namespace, pieces).into_iter().find(fits)?;
+        let agreeing = agrees(&known);
+        Some((known, agreeing))
+    }
+
+    /// Prompts that have one of the last pieces where they are found by it, the last piece first.
+    fn candidates(&self, namespace: NamespaceId, pieces: &[Arc<str>]) -> Vec<(usize, Arc<Known>)> {
+        let generations = self.0.lock();
+        let mut found = Vec::new();
         for at in (0..pieces.len()).rev().take(LOOKED_AT_MAX) {
             let address = address(&pieces[at]);
             let known = [&generations.young, &generations.old].into_iter();
-            let mut known = known.filter_map(|generation| generation.get(&address));
-            let ours = |known: &&Arc<Known>| known.namespace == namespace;
-            if let Some(known) = known.find(|known| ours(known) && agrees(known) > at) {
-                return Some((Arc::clone(known), agrees(known)));
-            }
+            let known = known.filter_map(|generation| generation.get(&address));
+            let ours = known.filter(|known| known.namespace == namespace);
+            found.extend(ours.map(|known| (at, Arc::clone(known))));
         }
-        None
+        found
     }
 
     /// Remembers a prompt, in the place of the one that it goes on from.
     fn keep(&self, known: Known, before: Option<&Arc<Known>>) {
         let bytes = known.bytes();
-        if bytes > GENERATION_BYTES_MAX / 8 {
+        // One of a single piece could not be found.
+        if bytes > GENERATION_BYTES_MAX / 8 || known.anchors().next().is_none() {
             return;
         }
         let known = Arc::new(known);

@@ -165,7 +165,7 @@ impl Tokenizer {
     }
 
     /// Tokenises a rendered prompt. `offsets` are byte offsets, in rising order, to be told in tokens. What is
-    /// remembered for one tenant is never found for another, not even by how long it takes.
+    /// remembered for one tenant is never found for another, beyond single words.
     pub(crate) fn encode<'t>(
         &self,
         tenant: &'t str,

@@ -4,8 +4,9 @@
 //! costs most of the time and is needed by few. Here words are cut by the same expressions, and only those that are not
 //! known are the library's to merge. Whatever is unusual is left to it: other kinds of tokenizers, text with added
 //! tokens, text that a normaliser might change, and a tokenizer of which a probe comes out differently. Words are shared
-//! by all tenants, as they are in the library: they are short and say nothing of whose they are. Bounded in number and
-//! length; when there is no more room all are forgotten, as common ones are soon known again.
+//! by all tenants, as they are in the library (each of its threads has them for itself): they are short and say nothing
+//! of whose they are, but how long a word takes may tell that somebody used it. Bounded in number and length; when there
+//! is no more room all are forgotten, as common ones are soon known again.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -25,6 +26,8 @@ use super::detokenizer::BYTE_OF;
 const WORDS_MAX: usize = 1 << 16;
 /// Longer ones are rare and never the same.
 const WORD_BYTES_MAX: usize = 48;
+/// So many are looked up, or remembered, under the lock that all share before others have their turn.
+const AT_ONCE: usize = 256;
 /// What is tokenised both ways before anything is trusted to this.
 const PROBES: [&str; 5] = [
     "The quick brown fox, isn't it?  It's 12345.67 at 3:04pm!\n\n\tfn main() { let x = a[0] += 1; }\r\n   ",
@@ -68,19 +71,21 @@ impl Known {
         self.tokens.get(start as usize..end as usize)
     }
 
-    fn insert(&mut self, word: &str, tokens: &[u32]) {
-        if word.len() > WORD_BYTES_MAX || tokens.len() > WORD_BYTES_MAX {
-            return;
+    /// Remembers a word. What had to be forgotten for it comes back, to be dropped where nobody waits.
+    fn insert(&mut self, word: &str, tokens: &[u32]) -> Option<Self> {
+        // Two may have made the same word at once.
+        let is_long = word.len() > WORD_BYTES_MAX || tokens.len() > WORD_BYTES_MAX;
+        if is_long || self.places.contains_key(word) {
+            return None;
         }
-        if self.places.len() >= self.words_max {
-            self.places.clear();
-            self.tokens.clear();
-        }
+        let fresh = Self::of(self.words_max);
+        let forgotten =
+            (self.places.len() >= self.words_max).then(|| std::mem::replace(self, fresh));
         let place = |at: usize| u32::try_from(at).expect("there are few words, and they are short");
         let start = place(self.tokens.len());
         self.tokens.extend_from_slice(tokens);
-        // Two may have made the same word at once; either's tokens will do.
         self.places.insert(word.into(), (start, place(self.tokens.len())));
+        forgotten
     }
 }
 
@@ -136,22 +141,43 @@ impl Words {
         let words = self.cut(text);
         let mut out = Vec::with_capacity(words.len() + words.len() / 2);
         let mut rest = words.as_slice();
+        let mut new: Vec<(&str, Vec<u32>)> = Vec::new();
         while !rest.is_empty() {
-            let known = self.known.read();
-            while let Some((word, behind)) = rest.split_first()
-                && let Some(tokens) = known.find(word)
-            {
-                out.extend_from_slice(tokens);
-                rest = behind;
+            let stretch = rest.len().min(AT_ONCE);
+            let found = self.known_of(&rest[..stretch], &mut out);
+            rest = &rest[found..];
+            if found == stretch {
+                continue;
             }
-            drop(known);
             let Some((word, behind)) = rest.split_first() else { break };
             let tokens = merged(inner, word)?;
-            self.known.write().insert(word, &tokens);
             out.extend_from_slice(&tokens);
+            new.push((word, tokens));
             rest = behind;
+            if new.len() >= AT_ONCE {
+                self.remember(&mut new);
+            }
         }
+        self.remember(&mut new);
         Ok(Some(out))
+    }
+
+    /// Appends the tokens of the leading words that are known, and says how many.
+    fn known_of(&self, words: &[&str], out: &mut Vec<u32>) -> usize {
+        let known = self.known.read();
+        let found = words.iter().map_while(|word| known.find(word));
+        found.map(|tokens| out.extend_from_slice(tokens)).count()
+    }
+
+    fn remember(&self, new: &mut Vec<(&str, Vec<u32>)>) {
+        if new.is_empty() {
+            return;
+        }
+        let mut known = self.known.write();
+        let forgotten: Vec<Option<Known>> =
+            new.drain(..).map(|(word, tokens)| known.insert(word, &tokens)).collect();
+        drop(known);
+        drop(forgotten);
     }
 
     /// The words of a text: what an expression finds, and what lies between that, is cut by the next one.
