@@ -88,6 +88,12 @@ impl Bookings {
             return false;
         }
         if pending.epoch < booking.epoch {
+            // What was sent to the former life counts no more, or it would be taken off a later sum.
+            for (id, _) in &pending.queue {
+                if let Some((_, counts)) = self.by_id.get_mut(id) {
+                    *counts = false;
+                }
+            }
             *pending = fresh();
         }
         if pending.queue.len() >= 2 * pending.requests as usize + ENDED_MAX {
@@ -123,9 +129,22 @@ impl Bookings {
         self.by_worker.remove(&worker);
     }
 
-    pub(crate) fn expire(&mut self, now_ms: u64) {
+    /// Ends one whose time is over; `None` once there is no more.
+    pub(crate) fn expire(&mut self, now_ms: u64) -> Option<Booking> {
         while let Some(id) = self.times.due(now_ms) {
-            self.release(id);
+            if let Some(booking) = self.release(id) {
+                return Some(booking);
+            }
+        }
+        None
+    }
+
+    /// The worker's cache was cleared: no conversation is to be put back there.
+    pub(crate) fn clear_worker(&mut self, worker: WorkerId) {
+        for (booking, _) in self.by_id.values_mut() {
+            if let Some(moved) = &mut booking.moved {
+                moved.forget_worker(worker);
+            }
         }
     }
 
@@ -163,5 +182,44 @@ impl Bookings {
             }
             pending.requests > 0
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn booking(epoch: u64, until_ms: u64) -> Booking {
+        Booking {
+            worker: WorkerId(1),
+            epoch: Epoch(epoch),
+            prefill_tokens: 100,
+            made_ms: 0,
+            until_ms,
+            moved: None,
+            features: None,
+        }
+    }
+
+    #[test]
+    fn what_was_sent_to_a_former_life_is_taken_off_no_later_sum() {
+        let mut bookings = Bookings::default();
+        bookings.add(BookingId(1), booking(1, 50));
+        bookings.add(BookingId(2), booking(2, 50));
+        assert!(bookings.release(BookingId(2)).is_some());
+        // Somebody with an old view still sends to the first life.
+        bookings.add(BookingId(3), booking(1, 90));
+        assert!(bookings.release(BookingId(1)).is_some());
+        let told = |bookings: &mut Bookings| {
+            let mut told = Vec::new();
+            bookings.each(
+                |_| Some((Epoch(1), 0)),
+                |worker, requests, tokens| told.push((worker, requests, tokens)),
+            );
+            told
+        };
+        assert_eq!(told(&mut bookings), [(WorkerId(1), 1, 100)]);
+        assert!(bookings.expire(89).is_none() && bookings.expire(90).is_some());
+        assert_eq!((told(&mut bookings), bookings.len()), (vec![], 0));
     }
 }

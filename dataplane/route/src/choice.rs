@@ -1,10 +1,13 @@
 //! Who is chosen of the workers whose costs are known, and who else is named in the answer.
 
+use core::cmp::Ordering;
+
 use mainstay_types::WorkerId;
 
 use crate::decision::{CANDIDATES_MAX, CandidateCost, Note};
 use crate::fleet::Fleet;
 use crate::inputs::Policy;
+use crate::learned::Dice;
 
 /// Costs that are this close are equal.
 pub(crate) const TIE_MS: f64 = 0.05;
@@ -115,26 +118,92 @@ pub(crate) fn pick(
     }
 }
 
-/// The cheapest but for `chosen`, cheapest first.
+/// How the candidates beside the chosen one were found, where there were more equals than places.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Named {
+    /// Candidates that were named for sure.
+    sure: usize,
+    /// How likely each of the others was.
+    others: f64,
+}
+
+impl Named {
+    /// How likely the candidate at a place in the list was to be named, where the first is one of equals.
+    pub(crate) fn chance(self, plain: Pick, at: usize) -> f64 {
+        if plain.of > CANDIDATES_MAX as u64 {
+            // All candidates are of these equals, and each as likely as the others.
+            CANDIDATES_MAX as f64 / plain.of as f64
+        } else if at <= self.sure {
+            1.0
+        } else {
+            self.others
+        }
+    }
+}
+
+/// The cheapest but for the chosen one, cheapest first; of equals for the last places any.
 pub(crate) fn cheapest(
     fleet: &Fleet,
     ranks: &mut Ranks,
-    chosen: usize,
+    chosen: Pick,
+    random: u64,
     found: &mut Vec<(f64, WorkerId, usize)>,
-) {
-    let limit = ranks.limit(CANDIDATES_MAX);
-    let cheap = ranks.within(&fleet.costs_ms, limit).filter(|at| *at != chosen);
+) -> Named {
+    let even_ms = ranks.least() + TIE_MS;
+    // The limit must not cut through those that are equal to the least.
+    let limit = ranks.limit(CANDIDATES_MAX).max(even_ms);
+    let cheap = ranks.within(&fleet.costs_ms, limit).filter(|at| *at != chosen.at);
     found.clear();
     found.extend(cheap.map(|at| (fleet.costs_ms[at], fleet.id(at), at)));
     let order = |a: &(f64, WorkerId, usize), b: &(f64, WorkerId, usize)| {
         a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))
     };
     // With many equal ones there may be a thousand.
-    if found.len() >= CANDIDATES_MAX {
-        found.select_nth_unstable_by(CANDIDATES_MAX - 1, order);
-        found.truncate(CANDIDATES_MAX - 1);
-    }
+    let named = if found.len() >= CANDIDATES_MAX {
+        // Not the number that broke the tie of the chosen one, or they would go together.
+        thin(found, CANDIDATES_MAX - 1, even_ms, &mut Dice(!random))
+    } else {
+        Named { sure: found.len(), others: 1.0 }
+    };
     found.sort_unstable_by(order);
+    named
+}
+
+/// Leaves the cheapest `places`, and chance to decide among those that are equal at the edge. All costs up to
+/// `even_ms` are equal.
+fn thin(
+    found: &mut Vec<(f64, WorkerId, usize)>,
+    places: usize,
+    even_ms: f64,
+    dice: &mut Dice,
+) -> Named {
+    let level = |one: &(f64, WorkerId, usize)| one.0.max(even_ms);
+    let (_, edge, _) =
+        found.select_nth_unstable_by(places - 1, |a, b| level(a).total_cmp(&level(b)));
+    let edge = level(edge);
+    let (mut below, mut equal) = (0, 0);
+    for at in 0..found.len() {
+        match level(&found[at]).total_cmp(&edge) {
+            Ordering::Less => {
+                found.swap(below + equal, at);
+                // The first of the equal ones moves to their end.
+                found.swap(below, below + equal);
+                below += 1;
+            }
+            Ordering::Equal => {
+                found.swap(below + equal, at);
+                equal += 1;
+            }
+            Ordering::Greater => {}
+        }
+    }
+    let left = places - below;
+    for slot in 0..left {
+        let taken = slot + (dice.next() % (equal - slot) as u64) as usize;
+        found.swap(below + slot, below + taken);
+    }
+    found.truncate(places);
+    Named { sure: below, others: left as f64 / equal as f64 }
 }
 
 /// The open worker that holds the most of the prompt, the cheapest of several.

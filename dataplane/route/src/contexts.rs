@@ -61,6 +61,8 @@ struct Crowd {
     /// How many went on lately, and how many were given up: until then nothing is known of them.
     returned_lately: u32,
     lapsed_lately: u32,
+    /// Its place in `empty`, if it has no conversation.
+    emptied: u64,
 }
 
 impl Crowd {
@@ -97,6 +99,16 @@ pub(crate) struct Moved {
     tail: SequenceHash,
     used: (u64, u64),
     before: Option<(SequenceHash, Context)>,
+    /// Another conversation that ended with the same block, whose place it took.
+    displaced: Option<Context>,
+}
+
+impl Moved {
+    /// The worker's cache was cleared: nothing is put back there.
+    pub(crate) fn forget_worker(&mut self, worker: WorkerId) {
+        self.before = self.before.filter(|(_, was)| was.worker != worker);
+        self.displaced = self.displaced.filter(|was| was.worker != worker);
+    }
 }
 
 /// All warm conversations.
@@ -109,6 +121,9 @@ pub(crate) struct Contexts {
     /// What each worker keeps in its present life.
     by_worker: IdMap<WorkerId, (Epoch, u64)>,
     crowds: IdMap<NamespaceId, Crowd>,
+    /// Crowds without conversations, the one that was left the longest ago first: what was learned of a namespace
+    /// outlives its conversations while nobody else needs the room.
+    empty: BTreeMap<u64, NamespaceId>,
     count: u64,
 }
 
@@ -179,8 +194,9 @@ impl Contexts {
         let &tail = prompt_blocks.last()?;
         let known = known.map_or(tail, |known| known.tail);
         let before = self.remove(known).map(|context| (known, context));
-        self.remove(tail);
-        let namespace = before.map_or_else(|| self.crowd_of(namespace), |(_, was)| was.namespace);
+        let displaced = self.remove(tail);
+        let namespace = before.map_or(namespace, |(_, was)| was.namespace);
+        let namespace = self.make_room(namespace);
         let crowd = self.crowds.entry(namespace).or_default();
         let returned = before.is_some();
         if before.is_some_and(|(_, context)| !context.returned) {
@@ -204,7 +220,7 @@ impl Contexts {
         let counted_blocks = (f64::from(own.own_blocks()) * share) as u32;
         self.insert(tail, Context { counted_blocks, ..own });
         self.expire(now_ms);
-        Some(Moved { tail, used, before })
+        Some(Moved { tail, used, before, displaced })
     }
 
     /// The prompt never got there: its conversation is where it was before.
@@ -217,10 +233,12 @@ impl Contexts {
         if let Some(crowd) = first.and_then(|(_, was)| self.crowds.get_mut(&was.namespace)) {
             crowd.returned_lately = crowd.returned_lately.saturating_sub(1);
         }
-        if let Some((tail, context)) = moved.before
-            && !self.by_tail.contains_key(&tail)
-        {
-            self.insert(tail, context);
+        let displaced = moved.displaced.map(|context| (moved.tail, context));
+        for (tail, context) in moved.before.into_iter().chain(displaced) {
+            if !self.by_tail.contains_key(&tail) {
+                let namespace = self.make_room(context.namespace);
+                self.insert(tail, Context { namespace, ..context });
+            }
         }
     }
 
@@ -235,8 +253,21 @@ impl Contexts {
 
     /// Under which name a namespace is kept.
     fn crowd_of(&self, namespace: NamespaceId) -> NamespaceId {
-        let known = self.crowds.contains_key(&namespace) || self.crowds.len() < CROWDS_MAX;
+        let room = self.crowds.len() < CROWDS_MAX || !self.empty.is_empty();
+        let known = room || self.crowds.contains_key(&namespace);
         if known { namespace } else { NamespaceId(u128::MAX) }
+    }
+
+    /// The same, where a crowd without conversations makes room for one that is not kept yet.
+    fn make_room(&mut self, namespace: NamespaceId) -> NamespaceId {
+        let name = self.crowd_of(namespace);
+        if !self.crowds.contains_key(&name)
+            && self.crowds.len() >= CROWDS_MAX
+            && let Some((_, left)) = self.empty.pop_first()
+        {
+            self.crowds.remove(&left);
+        }
+        name
     }
 
     fn insert(&mut self, tail: SequenceHash, context: Context) {
@@ -248,6 +279,9 @@ impl Contexts {
             kept.1 += u64::from(context.counted_blocks);
         }
         let crowd = self.crowds.entry(context.namespace).or_default();
+        if crowd.contexts == 0 {
+            self.empty.remove(&crowd.emptied);
+        }
         crowd.contexts += 1;
         if context.returned {
             crowd.returned += 1;
@@ -277,9 +311,10 @@ impl Contexts {
                 let own = u64::from(context.own_blocks());
                 crowd.returned_blocks = crowd.returned_blocks.saturating_sub(own);
             }
-            // What was learned of a namespace outlives its conversations while there is room for it.
-            if crowd.contexts == 0 && self.crowds.len() >= CROWDS_MAX {
-                self.crowds.remove(&context.namespace);
+            if crowd.contexts == 0 {
+                self.count += 1;
+                crowd.emptied = self.count;
+                self.empty.insert(self.count, context.namespace);
             }
         }
         Some(context)

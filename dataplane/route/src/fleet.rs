@@ -234,9 +234,14 @@ impl Fleet {
         self.requests[at] + self.booked_requests[at]
     }
 
-    /// Whether a worker takes requests, and no more prompt tokens than this wait there or are on their way.
+    /// Whether a worker takes requests at all.
+    pub(crate) fn takes(&self, at: usize) -> bool {
+        self.closed[at] == 0.0
+    }
+
+    /// Whether no more prompt tokens than this wait at a worker or are on their way.
     pub(crate) fn has_room(&self, at: usize, tokens: f64) -> bool {
-        self.closed[at] == 0.0 && self.waiting_tokens[at] + self.booked_tokens[at] <= tokens
+        self.waiting_tokens[at] + self.booked_tokens[at] <= tokens
     }
 
     pub(crate) fn open(&self, at: usize) -> bool {

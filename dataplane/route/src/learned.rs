@@ -17,17 +17,19 @@ use mainstay_types::{Epoch, WorkerId};
 use crate::decision::{CANDIDATES_MAX, CandidateCost};
 use crate::id_map::IdMap;
 
+mod common;
+
+use common::Common;
+
 /// Workers of which something is kept at most; beyond it the one heard of the longest ago is forgotten.
 pub const LEARNED_WORKERS_MAX: usize = 4_096;
 /// Kinds that a request is described by.
 const KINDS: usize = 4;
-/// Requests that the regression remembers, and those of one worker.
-const COMMON_WEIGHT_MAX: f64 = 1_000.0;
+/// Requests of one worker that are remembered.
 const WORKER_WEIGHT_MAX: f64 = 20.0;
 /// What is believed of a worker counts half after so long without news.
 const HALF_LIFE_MS: f64 = 30_000.0;
 /// The belief before any request: as strong as so many that took what the formula said.
-const COMMON_DOUBT: f64 = 10.0;
 const WORKER_DOUBT: f64 = 6.0;
 /// How far one request is off by chance, in logarithms.
 const NOISE: f64 = 0.5;
@@ -41,8 +43,12 @@ const EFFECT_MAX: f64 = 1.4;
 const RESIDUAL_MAX: f64 = 3.0;
 /// Keeps short times from looking like large factors.
 const TIME_FLOOR_MS: f64 = 5.0;
-/// Draws for one choice.
-const DRAWS: u32 = 16;
+/// Draws for one choice. Who wins a share `p` of all possible draws is chosen that often, but weighed by the inverse of
+/// its propensity it counts `1 - (1 - p)^DRAWS` of what it should: 96 % at a share of one in twenty, half at one in
+/// ninety.
+const DRAWS: u32 = 64;
+/// No draw is further from what is believed than so many of its widths.
+const NORMAL_MAX: f64 = 3.4642;
 /// The form of a lesson's bytes; its worker's part is an id and four numbers.
 const LESSON_FORM: u8 = 1;
 const WORKER_BYTES: usize = 4 + 4 * 8;
@@ -64,7 +70,8 @@ impl Features {
         let expected_ms = terms.prefill_ms + terms.queue_ms + terms.decode_ms + terms.region_ms;
         let whole = expected_ms.max(TIME_FLOOR_MS);
         let size = (whole / 100.0).ln().clamp(-4.0, 4.0) / 4.0;
-        let kinds = [1.0, terms.queue_ms / whole, terms.decode_ms / whole, size];
+        let share = |part_ms: f64| (part_ms / whole).clamp(0.0, 1.0);
+        let kinds = [1.0, share(terms.queue_ms), share(terms.decode_ms), size];
         Self { expected_ms, kinds }
     }
 
@@ -72,59 +79,6 @@ impl Features {
     fn residual(&self, took_ms: f64) -> Option<f64> {
         let ratio = (took_ms + TIME_FLOOR_MS) / (self.expected_ms + TIME_FLOOR_MS);
         (ratio.is_finite() && ratio > 0.0).then(|| ratio.ln().clamp(-RESIDUAL_MAX, RESIDUAL_MAX))
-    }
-}
-
-/// Sums of a linear regression.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-struct Common {
-    weight: f64,
-    products: [[f64; KINDS]; KINDS],
-    targets: [f64; KINDS],
-}
-
-impl Common {
-    fn scale(&mut self, factor: f64) {
-        self.weight *= factor;
-        self.products.iter_mut().flatten().for_each(|sum| *sum *= factor);
-        self.targets.iter_mut().for_each(|sum| *sum *= factor);
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.weight += other.weight;
-        let sums = self.products.iter_mut().flatten();
-        sums.zip(other.products.iter().flatten()).for_each(|(sum, more)| *sum += more);
-        self.targets.iter_mut().zip(other.targets).for_each(|(sum, more)| *sum += more);
-        if self.weight > COMMON_WEIGHT_MAX {
-            self.scale(COMMON_WEIGHT_MAX / self.weight);
-        }
-    }
-
-    fn of_one(kinds: [f64; KINDS], residual: f64) -> Self {
-        let products = kinds.map(|a| kinds.map(|b| a * b));
-        Self { weight: 1.0, products, targets: kinds.map(|kind| kind * residual) }
-    }
-
-    /// The means of the coefficients, by elimination: with the prior on its diagonal the matrix is positive, so no
-    /// pivot is 0.
-    fn solve(&self) -> [f64; KINDS] {
-        let (mut a, mut b) = (self.products, self.targets);
-        for (at, row) in a.iter_mut().enumerate() {
-            row[at] += COMMON_DOUBT;
-        }
-        for pivot in 0..KINDS {
-            let (above, target) = (a[pivot], b[pivot]);
-            for row in pivot + 1..KINDS {
-                let factor = a[row][pivot] / above[pivot];
-                a[row].iter_mut().zip(above).for_each(|(cell, other)| *cell -= factor * other);
-                b[row] -= factor * target;
-            }
-        }
-        for row in (0..KINDS).rev() {
-            let known: f64 = (row + 1..KINDS).map(|column| a[row][column] * b[column]).sum();
-            b[row] = (b[row] - known) / a[row][row];
-        }
-        b
     }
 }
 
@@ -176,7 +130,7 @@ impl Lesson {
     /// Nothing was seen.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.workers.is_empty()
+        self.workers.is_empty() && self.common.weight <= 0.0
     }
 
     /// As bytes for other routers: all numbers with their lowest byte first.
@@ -255,14 +209,37 @@ impl Learner {
         took_ms: f64,
     ) {
         let Some(residual) = features.residual(took_ms) else { return };
-        let common = self.coefficients.iter().zip(features.kinds).map(|(c, kind)| c * kind);
-        let own = residual - common.sum::<f64>();
+        let own = residual - self.usual(features);
         let own = own.clamp(-RESIDUAL_MAX, RESIDUAL_MAX);
         let seen = Common::of_one(features.kinds, residual);
         self.common.add(&seen);
         self.coefficients = self.common.solve();
         self.add_own(now_ms, worker, epoch, (1.0, own));
         self.unsaid.common.add(&seen);
+        self.note_unsaid(now_ms, worker, epoch, own);
+    }
+
+    /// A request took at least so long, and nobody knows how long: it teaches that much, and nothing where as much is
+    /// believed already.
+    pub(crate) fn observe_at_least(
+        &mut self,
+        now_ms: u64,
+        (worker, epoch): (WorkerId, Epoch),
+        features: &Features,
+        took_ms: f64,
+    ) {
+        let believed = self.usual(features) + self.effect(now_ms, worker, epoch).0;
+        if features.residual(took_ms).is_some_and(|residual| residual > believed) {
+            self.observe(now_ms, (worker, epoch), features, took_ms);
+        }
+    }
+
+    /// What all workers have in common for a kind of request.
+    fn usual(&self, features: &Features) -> f64 {
+        self.coefficients.iter().zip(features.kinds).map(|(c, kind)| c * kind).sum()
+    }
+
+    fn note_unsaid(&mut self, now_ms: u64, worker: WorkerId, epoch: Epoch, own: f64) {
         let workers = &mut self.unsaid.workers;
         let at = *self.unsaid_at.entry(worker).or_insert(workers.len());
         let fresh = Own { epoch, weight: 0.0, sum: 0.0, heard_ms: now_ms };
@@ -274,6 +251,9 @@ impl Learner {
             workers.push((worker, fresh));
         }
         let unsaid = &mut workers[at].1;
+        if unsaid.epoch > epoch {
+            return;
+        }
         *unsaid = if unsaid.epoch == epoch { unsaid.at(now_ms) } else { fresh };
         unsaid.add(1.0, own);
     }
@@ -322,9 +302,10 @@ impl Learner {
             let (mean, deviation) = self.effect(now_ms, cost.worker, epoch_of(cost.worker));
             let own_ms = Features::of(cost).expected_ms;
             let rest_ms = cost.terms.memory_ms + cost.terms.away_ms;
-            *arm = Arm { own_ms, rest_ms, mean, width: deviation * DRAW_WIDTH };
+            *arm = Arm { own_ms, rest_ms, mean, width: deviation * DRAW_WIDTH, hopeless: false };
         }
-        let arms = &arms[..candidates.len()];
+        let arms = &mut arms[..candidates.len()];
+        leave_hopeless(arms);
         let mut dice = Dice(random);
         let mut wins = [0_u32; CANDIDATES_MAX];
         let taken = dice.next() % u64::from(DRAWS);
@@ -347,16 +328,14 @@ impl Learner {
         std::mem::take(&mut self.unsaid)
     }
 
-    /// Adds what another router has seen, on the same clock. What is no number is left out.
+    /// Adds what another router has seen, on the same clock. What no requests could have taught is left out.
     pub fn merge(&mut self, now_ms: u64, lesson: &Lesson) {
-        let common = &lesson.common;
-        let sums = common.products.iter().flatten().chain(&common.targets);
-        if sums.chain([&common.weight]).all(|sum| sum.is_finite()) && common.weight >= 0.0 {
-            self.common.add(common);
+        if lesson.common.is_sane() {
+            self.common.add(&lesson.common);
             self.coefficients = self.common.solve();
         }
         for (worker, own) in lesson.workers.iter().take(LEARNED_WORKERS_MAX) {
-            let sane = own.weight.is_finite() && own.weight >= 0.0;
+            let sane = (0.0..=WORKER_WEIGHT_MAX * 1.001).contains(&own.weight);
             if sane && own.sum.abs() <= own.weight * RESIDUAL_MAX {
                 let own = own.at(now_ms);
                 self.add_own(now_ms, *worker, own.epoch, (own.weight, own.sum));
@@ -367,6 +346,12 @@ impl Learner {
     /// Nothing that was learned of a worker counts any more.
     pub fn forget_worker(&mut self, worker: WorkerId) {
         self.workers.remove(&worker);
+        if let Some(at) = self.unsaid_at.remove(&worker) {
+            self.unsaid.workers.swap_remove(at);
+            if let Some((moved, _)) = self.unsaid.workers.get(at) {
+                self.unsaid_at.insert(*moved, at);
+            }
+        }
     }
 
     /// How many workers something is known of, for metrics.
@@ -383,16 +368,36 @@ struct Arm {
     rest_ms: f64,
     mean: f64,
     width: f64,
+    /// It wins no draw.
+    hopeless: bool,
+}
+
+impl Arm {
+    /// What it costs if the worker takes so much longer, as a logarithm.
+    fn score(&self, effect: f64) -> f64 {
+        let effect = effect.clamp(-EFFECT_MAX, EFFECT_MAX);
+        let beyond = (effect.abs() - EFFECT_MIN).max(0.0).copysign(effect);
+        let factor = if beyond == 0.0 { 1.0 } else { beyond.exp() };
+        self.own_ms * factor + self.rest_ms
+    }
+}
+
+/// Marks those who lose to another one even if they draw the best and it the worst: most do where some hold a prefix,
+/// and need not be drawn.
+fn leave_hopeless(arms: &mut [Arm]) {
+    let worst = arms.iter().map(|arm| arm.score(arm.mean + arm.width * NORMAL_MAX));
+    let least = worst.fold(f64::INFINITY, f64::min);
+    for arm in arms {
+        // Equals stay: a tie may be won.
+        arm.hopeless = arm.score(arm.mean - arm.width * NORMAL_MAX) > least + 2.0 * TIE_MS;
+    }
 }
 
 /// The cheapest under one draw of all effects; equals are equally likely.
 fn winner_of(arms: &[Arm], dice: &mut Dice) -> Option<usize> {
     let (mut best, mut least, mut ties) = (None, f64::INFINITY, 0);
-    for (at, arm) in arms.iter().enumerate() {
-        let drawn = (arm.mean + arm.width * dice.normal()).clamp(-EFFECT_MAX, EFFECT_MAX);
-        let beyond = (drawn.abs() - EFFECT_MIN).max(0.0).copysign(drawn);
-        let factor = if beyond == 0.0 { 1.0 } else { beyond.exp() };
-        let score = arm.own_ms * factor + arm.rest_ms;
+    for (at, arm) in arms.iter().enumerate().filter(|(_, arm)| !arm.hopeless) {
+        let score = arm.score(arm.mean + arm.width * dice.normal());
         if score < least - TIE_MS || best.is_none() {
             (best, least, ties) = (Some(at), score, 1);
         } else if score <= least + TIE_MS {
@@ -406,10 +411,10 @@ fn winner_of(arms: &[Arm], dice: &mut Dice) -> Option<usize> {
 }
 
 /// Numbers from one seed, so that a choice is a function of its inputs.
-struct Dice(u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut x = self.0;
         x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

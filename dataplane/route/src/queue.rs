@@ -1,11 +1,13 @@
 //! Requests that wait until a worker has room: in which order they go, who shares, and who is turned away.
 //!
 //! A worker's own queue serves whoever was sent first, and what was sent cannot be taken back; so while every worker
-//! has enough to do, requests wait here, one queue for the workers of one model. Whoever has waited for the longest
-//! that anybody may goes next, whatever else holds: that is the bound on starvation. Otherwise the highest tier goes
-//! first; of it the tenant who got the least service while others waited; of that tenant's requests the first by the
-//! order that is set. A tenant who comes back is taken to have got what the least served of those who wait has: nobody
-//! saves up. Limits turn away what would wait in vain, and say when to come again by how quickly the queue moves.
+//! has enough to do, requests wait here, one queue for the workers of one model. The highest tier goes first; of it the
+//! tenant who got the least service while others waited; of that tenant's requests the first by the order that is set.
+//! While somebody has waited for as long as anybody may, tiers count no more: the tenant who got the least goes, and of
+//! his requests the one that is overdue. That is the bound on starvation, and no way around the shares: who is overdue
+//! because he asks for much does not hold up who asks for little. A tenant who comes back is taken to have got what the
+//! least served of those who wait has: nobody saves up. Limits turn away what would wait in vain, and say when to come
+//! again by how quickly the queue moves. What others do there is told to nobody.
 //!
 //! Pure: the caller asks [`RequestQueue::next`] while [`crate::Router::has_room`] says yes. Time that goes back counts
 //! as no time; all sums stop at the largest number.
@@ -75,13 +77,13 @@ pub struct QueueSettings {
     pub step_tokens: u32,
     /// The order within a tenant and tier.
     pub order: QueueOrder,
-    /// Who has waited for so long goes next.
+    /// Who has waited for so long goes next, by the tenants' shares.
     pub starvation_ms: u64,
     /// Requests that wait at most, of all and of one tenant.
     pub requests_max: usize,
     /// Of one tenant.
     pub tenant_requests_max: usize,
-    /// Tokens to compute that wait at most.
+    /// Tokens to compute that wait at most. A tenant's share of them is his share of the requests.
     pub tokens_max: u64,
 }
 
@@ -104,6 +106,16 @@ impl QueueSettings {
     #[must_use]
     pub fn room_tokens(&self) -> Option<f64> {
         self.threshold.map(|share| share.max(0.0) * f64::from(self.step_tokens))
+    }
+
+    /// Tokens of one tenant that wait at most.
+    #[must_use]
+    pub fn tenant_tokens_max(&self) -> u64 {
+        let of = self.requests_max.clamp(1, WAITING_MAX);
+        let own = self.tenant_requests_max.min(of);
+        let tokens = u128::from(self.tokens_max) * own as u128 / of as u128;
+        // A share is no more than the whole.
+        u64::try_from(tokens).unwrap_or(self.tokens_max)
     }
 }
 
@@ -130,7 +142,11 @@ pub struct Waiting {
 
 impl Waiting {
     fn cost(&self) -> u64 {
-        let output = u64::from(self.output_tokens) * OUTPUT_TOKEN_COST;
+        self.cost_with(self.output_tokens)
+    }
+
+    fn cost_with(&self, output_tokens: u32) -> u64 {
+        let output = u64::from(output_tokens) * OUTPUT_TOKEN_COST;
         u64::from(self.uncached_tokens).saturating_add(output).max(1)
     }
 
@@ -144,15 +160,13 @@ impl Waiting {
 /// Why a request may not wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Refusal {
-    /// Too many wait.
-    #[error("{waiting} requests wait already; try again in {retry_after_ms} ms")]
+    /// Too many wait, or too long ones; how many others have there is not for everybody to know.
+    #[error("too many requests wait already; try again in {retry_after_ms} ms")]
     Full {
-        /// How many.
-        waiting: usize,
         /// When there may be room.
         retry_after_ms: u64,
     },
-    /// Too many of this tenant wait.
+    /// Too many of this tenant wait, or too long ones.
     #[error("{waiting} requests of this tenant wait already; try again in {retry_after_ms} ms")]
     TenantFull {
         /// How many.
@@ -173,7 +187,7 @@ impl Refusal {
     #[must_use]
     pub const fn retry_after_ms(self) -> u64 {
         match self {
-            Self::Full { retry_after_ms, .. } | Self::TenantFull { retry_after_ms, .. } => {
+            Self::Full { retry_after_ms } | Self::TenantFull { retry_after_ms, .. } => {
                 retry_after_ms
             }
         }
@@ -193,9 +207,20 @@ struct Entry {
 #[derive(Debug, Clone, Default)]
 struct Tenant {
     places: BTreeSet<Place>,
+    by_arrival: BTreeSet<(u64, u64)>,
     /// What it got since it last had nothing waiting, by its weight.
     served: f64,
+    /// What it was taken to have got when it last came back: nothing that is given back counts below it.
+    served_floor: f64,
     tokens: u64,
+    pace: Pace,
+}
+
+impl Tenant {
+    /// When the first of its requests came.
+    fn since(&self) -> (u64, u64) {
+        self.by_arrival.first().copied().unwrap_or((u64::MAX, u64::MAX))
+    }
 }
 
 /// Requests that wait, for the workers of one model.
@@ -226,13 +251,23 @@ impl RequestQueue {
         &self.settings
     }
 
-    /// Lets a request wait. One whose name waits already takes its place.
+    /// Lets a request wait. One whose name waits already goes, unless the new one is turned away.
     ///
     /// # Errors
     /// If too many wait.
     pub fn offer(&mut self, now_ms: u64, waiting: Waiting) -> Result<(), Refusal> {
-        if self.remove(waiting.id).is_none() {
-            self.admit(now_ms, &waiting)?;
+        let same = self.turns.get(&waiting.id).copied();
+        let same = same.and_then(|turn| self.take(turn));
+        let again = same.is_some();
+        if let Err(refusal) = self.admit(now_ms, &waiting) {
+            if let Some(entry) = same {
+                self.put(entry);
+            }
+            return Err(refusal);
+        }
+        self.tidy();
+        if self.is_empty() && !again {
+            self.pace.resume(now_ms);
         }
         self.last_turn += 1;
         let turn = self.last_turn;
@@ -241,16 +276,28 @@ impl RequestQueue {
         let floor = self.tenants.values().filter(|tenant| !tenant.places.is_empty());
         let floor = floor.map(|tenant| tenant.served).fold(f64::INFINITY, f64::min);
         let tenant = self.tenants.entry(waiting.tenant.clone()).or_default();
-        if tenant.places.is_empty() && floor < f64::INFINITY {
-            tenant.served = tenant.served.max(floor);
+        if tenant.places.is_empty() {
+            tenant.pace.resume(now_ms);
+            if floor < f64::INFINITY {
+                tenant.served = tenant.served.max(floor);
+                tenant.served_floor = tenant.served_floor.max(floor);
+            }
         }
+        self.put(Entry { waiting, arrived_ms: now_ms, place });
+        Ok(())
+    }
+
+    fn put(&mut self, entry: Entry) {
+        let Entry { ref waiting, arrived_ms, place } = entry;
+        let turn = place.2;
+        let tenant = self.tenants.entry(waiting.tenant.clone()).or_default();
         tenant.places.insert(place);
+        tenant.by_arrival.insert((arrived_ms, turn));
         tenant.tokens += u64::from(waiting.uncached_tokens);
         self.tokens += u64::from(waiting.uncached_tokens);
-        self.by_arrival.insert((now_ms, turn));
+        self.by_arrival.insert((arrived_ms, turn));
         self.turns.insert(waiting.id, turn);
-        self.entries.insert(turn, Entry { waiting, arrived_ms: now_ms, place });
-        Ok(())
+        self.entries.insert(turn, entry);
     }
 
     fn admit(&self, now_ms: u64, waiting: &Waiting) -> Result<(), Refusal> {
@@ -260,15 +307,15 @@ impl RequestQueue {
         let too_long = more > self.settings.tokens_max && all > 0;
         if all >= self.settings.requests_max.min(WAITING_MAX) || too_long {
             let retry_after_ms = self.pace.until_ms(now_ms, self.tokens);
-            return Err(Refusal::Full { waiting: all, retry_after_ms });
+            return Err(Refusal::Full { retry_after_ms });
         }
         let Some(tenant) = self.tenants.get(&waiting.tenant) else { return Ok(()) };
         let own = tenant.places.len();
-        if own >= self.settings.tenant_requests_max {
-            // Those who wait share what the queue does.
-            let sharing = self.tenants.values().filter(|tenant| !tenant.places.is_empty());
-            let tokens = tenant.tokens.saturating_mul(sharing.count() as u64).min(self.tokens);
-            let retry_after_ms = self.pace.until_ms(now_ms, tokens);
+        let more = tenant.tokens.saturating_add(u64::from(waiting.uncached_tokens));
+        let too_long = more > self.settings.tenant_tokens_max() && own > 0;
+        if own >= self.settings.tenant_requests_max || too_long {
+            // By how quickly its own go, which tells nothing of others.
+            let retry_after_ms = tenant.pace.until_ms(now_ms, tenant.tokens);
             return Err(Refusal::TenantFull { waiting: own, retry_after_ms });
         }
         Ok(())
@@ -288,7 +335,7 @@ impl RequestQueue {
                 (f64::from(waiting.uncached_tokens) / weight).to_bits()
             }
             QueueOrder::LeastAttained => {
-                self.programs.attained(now_ms, &waiting.tenant, waiting.program).to_bits()
+                self.programs.order(&waiting.tenant, waiting.program).to_bits()
             }
         }
     }
@@ -298,24 +345,45 @@ impl RequestQueue {
         let turn = self.overdue(now_ms).or_else(|| self.fair())?;
         let entry = self.take(turn)?;
         let waiting = entry.waiting;
-        let cost = waiting.cost();
+        let (cost, tokens) = (waiting.cost() as f64, u64::from(waiting.uncached_tokens));
         if let Some(tenant) = self.tenants.get_mut(&waiting.tenant) {
-            tenant.served += cost as f64 / waiting.weight();
+            tenant.served += cost / waiting.weight();
+            tenant.pace.went(now_ms, tokens);
         }
-        self.programs.add(now_ms, &waiting.tenant, waiting.program, cost);
-        self.pace.went(now_ms, u64::from(waiting.uncached_tokens));
+        self.attain(now_ms, &waiting, cost);
+        self.pace.went(now_ms, tokens);
         self.tidy();
         Some(waiting)
     }
 
     /// A request that went was answered at more, or less, length than was expected.
     pub fn answered(&mut self, now_ms: u64, waiting: &Waiting, output_tokens: u32) {
-        let more = u64::from(output_tokens.saturating_sub(waiting.output_tokens));
-        let cost = more.saturating_mul(OUTPUT_TOKEN_COST);
+        let cost = waiting.cost_with(output_tokens) as f64 - waiting.cost() as f64;
         if let Some(tenant) = self.tenants.get_mut(&waiting.tenant) {
-            tenant.served += cost as f64 / waiting.weight();
+            let served = tenant.served + cost / waiting.weight();
+            tenant.served = served.max(tenant.served_floor);
         }
+        self.attain(now_ms, waiting, cost);
+    }
+
+    /// A run got more, or some of it back: those of its requests that wait go by that.
+    fn attain(&mut self, now_ms: u64, waiting: &Waiting, cost: f64) {
         self.programs.add(now_ms, &waiting.tenant, waiting.program, cost);
+        if self.settings.order != QueueOrder::LeastAttained || waiting.program == 0 {
+            return;
+        }
+        let key = self.programs.order(&waiting.tenant, waiting.program).to_bits();
+        let Some(tenant) = self.tenants.get_mut(&waiting.tenant) else { return };
+        let Tenant { places, by_arrival, .. } = tenant;
+        for (_, turn) in by_arrival.iter() {
+            if let Some(entry) = self.entries.get_mut(turn)
+                && entry.waiting.program == waiting.program
+            {
+                places.remove(&entry.place);
+                entry.place.1 = key;
+                places.insert(entry.place);
+            }
+        }
     }
 
     /// The request's client is gone.
@@ -351,10 +419,18 @@ impl RequestQueue {
         Some(arrived_ms.saturating_add(self.settings.starvation_ms))
     }
 
-    /// The one that came first, if it has waited for as long as anybody may.
+    /// While somebody has waited for as long as anybody may: the one of the least served tenant that came first, or
+    /// that tenant's next if none of its own is overdue. Of tenants that got the same the one who waits the longest.
     fn overdue(&self, now_ms: u64) -> Option<u64> {
-        let (_, turn) = *self.by_arrival.first()?;
-        (self.overdue_at_ms()? <= now_ms).then_some(turn)
+        if self.overdue_at_ms()? > now_ms {
+            return None;
+        }
+        let waiting = self.tenants.values().filter(|tenant| !tenant.places.is_empty());
+        let least = waiting
+            .min_by(|a, b| a.served.total_cmp(&b.served).then_with(|| a.since().cmp(&b.since())))?;
+        let (arrived_ms, turn) = least.since();
+        let overdue = arrived_ms.saturating_add(self.settings.starvation_ms) <= now_ms;
+        if overdue { Some(turn) } else { least.places.first().map(|head| head.2) }
     }
 
     /// The first of the tenant that got the least, among those with a request of the highest tier.
@@ -376,6 +452,7 @@ impl RequestQueue {
         self.tokens -= tokens;
         if let Some(tenant) = self.tenants.get_mut(&entry.waiting.tenant) {
             tenant.places.remove(&entry.place);
+            tenant.by_arrival.remove(&(entry.arrived_ms, turn));
             tenant.tokens -= tokens;
         }
         Some(entry)

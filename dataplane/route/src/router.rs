@@ -6,7 +6,7 @@
 use mainstay_types::{Epoch, SequenceHash, WorkerId};
 
 use crate::bookings::{Booking, BookingId, Bookings};
-use crate::choice::{Pick, Ranks, cheapest, note, pick};
+use crate::choice::{Named, Pick, Ranks, cheapest, note, pick};
 use crate::contexts::{Contexts, Known};
 use crate::cost::{Question, Weights, away_ms, uncached_tokens};
 use crate::decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
@@ -38,6 +38,8 @@ pub struct Router {
     others: Vec<(f64, WorkerId, usize)>,
     /// Workers of other regions that are not considered, with their costs.
     aside: Vec<(f64, WorkerId, usize)>,
+    /// Whoever calls says when first tokens come: only then does their absence teach anything.
+    hears_first_tokens: bool,
 }
 
 impl Router {
@@ -86,7 +88,7 @@ impl Router {
         hints: &Hints,
         rule: Option<&mut dyn Rule>,
     ) -> Result<Decision, RouteError> {
-        self.bookings.expire(inputs.now_ms);
+        self.expire_bookings(inputs.now_ms);
         self.predictions.expire(inputs.now_ms);
         self.contexts.expire(inputs.now_ms);
         let (known, most) = self.cost(inputs, hints);
@@ -96,12 +98,13 @@ impl Router {
         let considered = self.ranks.considered;
         let plain = pick(&self.fleet, &self.ranks, inputs.policy, inputs.random, self.last_turn);
         let plain = plain.ok_or_else(|| nobody(inputs, hints))?;
+        let named = cheapest(&self.fleet, &mut self.ranks, plain, inputs.random, &mut self.others);
         let mut candidates = self.named(inputs, hints, known.as_ref(), plain.at);
         let rule_chose = rule.is_some();
         let open = &mut candidates[..considered.min(CANDIDATES_MAX)];
         let propensity = match rule {
-            Some(rule) => prefer(rule.pick(inputs, hints, open), plain, open),
-            None => prefer(self.draw(inputs, open), plain, open),
+            Some(rule) => prefer(rule.pick(inputs, hints, open), plain, named, open),
+            None => prefer(self.draw(inputs, open), plain, named, open),
         };
         let chosen = candidates[0];
         if inputs.policy == Policy::RoundRobin {
@@ -130,15 +133,41 @@ impl Router {
     }
 
     /// Whether one of the workers that could be chosen has at most so many prompt tokens waiting, those just sent to it
-    /// included. While none has, requests had better wait in a [`crate::RequestQueue`].
+    /// included. While none has, requests had better wait in a [`crate::RequestQueue`]; where none could be chosen at
+    /// all, [`Router::choose`] says why.
     pub fn has_room(&mut self, inputs: &Inputs<'_>, room_tokens: f64) -> bool {
-        self.bookings.expire(inputs.now_ms);
+        self.has_room_with(inputs, &Hints::default(), room_tokens)
+    }
+
+    /// The same for a request of which more is known: one that belongs to a worker for sure needs room there.
+    pub fn has_room_with(&mut self, inputs: &Inputs<'_>, hints: &Hints, room_tokens: f64) -> bool {
+        self.expire_bookings(inputs.now_ms);
         let Self { fleet, bookings, booked, .. } = self;
         fleet.take(inputs.workers);
         take_booked(fleet, bookings, booked);
-        let fits =
-            |at: usize| fleet.has_room(at, room_tokens) && !inputs.excluded.contains(&fleet.id(at));
-        (0..fleet.len()).any(fits)
+        let open = |at: &usize| {
+            let id = fleet.id(*at);
+            let bound = matches!(hints.affinity, Affinity::Hard { worker } if worker != id);
+            fleet.takes(*at) && !bound && !inputs.excluded.contains(&id)
+        };
+        let home = |at: &usize| fleet.abroad[*at] == 0.0;
+        let mut opens = (0..fleet.len()).filter(open);
+        // Room abroad is none while a decision would keep to the own region.
+        let anywhere = inputs.region_penalty_ms.is_some() || !opens.clone().any(|at| home(&at));
+        opens.any(|at| (anywhere || home(&at)) && fleet.has_room(at, room_tokens))
+    }
+
+    /// Ends bookings whose time is over. One whose first token has not come by then teaches that it takes at least as
+    /// long, or those who hang would never teach anything.
+    fn expire_bookings(&mut self, now_ms: u64) {
+        while let Some(booking) = self.bookings.expire(now_ms) {
+            let Some(features) = booking.features.filter(|_| self.hears_first_tokens) else {
+                continue;
+            };
+            let took_ms = booking.until_ms.saturating_sub(booking.made_ms) as f64;
+            let whose = (booking.worker, booking.epoch);
+            self.learner.observe_at_least(now_ms, whose, &features, took_ms);
+        }
     }
 
     /// Costs all workers; answers the conversation that the prompt goes on with, and the most that anybody holds.
@@ -215,7 +244,6 @@ impl Router {
         known: Option<&Known>,
         chosen: usize,
     ) -> Vec<CandidateCost> {
-        cheapest(&self.fleet, &mut self.ranks, chosen, &mut self.others);
         let question = question(&self.contexts, inputs, hints, known, self.weights);
         let places = self.others.iter().chain(&self.aside).map(|(_, _, at)| *at);
         let places = core::iter::once(chosen).chain(places).take(CANDIDATES_MAX);
@@ -279,8 +307,9 @@ impl Router {
     }
 
     /// The request's first token has come: what is learned of its worker goes by this. A booking whose time is over
-    /// teaches nothing.
+    /// has taught already that it takes long.
     pub fn first_token(&mut self, now_ms: u64, id: BookingId) {
+        self.hears_first_tokens = true;
         let Some(booking) = self.bookings.get_mut(id) else { return };
         let Some(features) = booking.features.take() else { return };
         let took_ms = now_ms.saturating_sub(booking.made_ms) as f64;
@@ -314,6 +343,7 @@ impl Router {
     pub fn clear_worker(&mut self, worker: WorkerId) {
         self.predictions.forget_worker(worker);
         self.contexts.forget_worker(worker);
+        self.bookings.clear_worker(worker);
     }
 
     /// What was learned of workers, to be shared between routers.
@@ -363,12 +393,18 @@ fn question(
     Question::new(inputs, hints, expected, weights)
 }
 
-/// Puts the preferred candidate first; answers how likely it was.
-fn prefer(preferred: Option<Draw>, plain: Pick, candidates: &mut [CandidateCost]) -> f64 {
+/// Puts the preferred candidate first; answers how likely it was: to be named at all, and then to be preferred.
+fn prefer(
+    preferred: Option<Draw>,
+    plain: Pick,
+    named: Named,
+    candidates: &mut [CandidateCost],
+) -> f64 {
     match preferred.filter(|draw| draw.at < candidates.len()) {
         Some(draw) => {
+            let chance = named.chance(plain, draw.at);
             candidates[..=draw.at].rotate_right(1);
-            draw.propensity
+            draw.propensity * chance
         }
         None => 1.0 / plain.of as f64,
     }

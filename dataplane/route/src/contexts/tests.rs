@@ -135,6 +135,61 @@ fn who_does_not_come_back_is_forgotten() {
 }
 
 #[test]
+fn what_it_displaced_comes_back_and_nothing_comes_back_to_a_cleared_cache() {
+    let mut contexts = Contexts::default();
+    // Two conversations, and a prompt that goes on with one and ends where the other one does.
+    send(&mut contexts, 0, A, &prompt(1, 0, 50), 0);
+    let known = contexts.find(&prompt(1, 0, 60), 50);
+    contexts.sent(1, (B, LIFE, HERE), &prompt(1, 0, 60), 0, None);
+    assert_eq!(contexts.len(), 2);
+    let sent = contexts.sent(2, (B, LIFE, HERE), &prompt(1, 0, 60), 0, known.as_ref()).unwrap();
+    assert_eq!(contexts.len(), 1);
+    let before = contexts.clone();
+    contexts.undo(&sent);
+    assert_eq!(contexts.len(), 2);
+    assert_eq!(contexts.find(&prompt(1, 0, 55), 50).map(|known| known.worker), Some(A));
+    assert_eq!(contexts.find(&prompt(1, 0, 65), 60).map(|known| known.worker), Some(B));
+    for (cleared, left) in [(A, B), (B, A)] {
+        let (mut contexts, mut sent) = (before.clone(), sent.clone());
+        sent.forget_worker(cleared);
+        contexts.undo(&sent);
+        let kept: Vec<_> = contexts.by_tail.values().map(|context| context.worker).collect();
+        assert_eq!(kept, [left]);
+    }
+}
+
+#[test]
+fn namespaces_that_nobody_asks_for_any_more_make_room_for_others() {
+    let mut contexts = Contexts::default();
+    let space = |name: u128| NamespaceId(1_000 + name);
+    for name in 0..CROWDS_MAX as u128 {
+        contexts.sent(0, (A, LIFE, space(name)), &prompt(name, 0, 2), 0, None);
+    }
+    let late = (A, LIFE, space(5_000));
+    contexts.sent(1, late, &prompt(5_000, 0, 2), 0, None);
+    assert!(contexts.crowds.contains_key(&NamespaceId(u128::MAX)), "no room yet");
+    // The only conversation of one goes on and on, beside a table that is full.
+    for blocks in 3..20 {
+        let next = prompt(7, 0, blocks);
+        let known = contexts.find(&next, 1);
+        contexts.sent(1, (A, LIFE, space(7)), &next, 0, known.as_ref());
+    }
+    assert_eq!(contexts.crowds[&space(7)].returned_lately, 1);
+    contexts.expire(WARM_MS);
+    assert_eq!((contexts.len(), contexts.crowds.len()), (2, CROWDS_MAX + 1));
+    // The others are gone: their crowds go one by one as new ones come, those that were left first before.
+    let now_ms = WARM_MS + 1;
+    for name in 6_000..6_000 + CROWDS_MAX as u128 - 1 {
+        contexts.sent(WARM_MS, (A, LIFE, space(name)), &prompt(name, 0, 2), 0, None);
+        assert!(contexts.crowds.contains_key(&space(name)), "{name}");
+    }
+    assert!(contexts.crowds.len() <= CROWDS_MAX + 1 && contexts.crowds.contains_key(&space(7)));
+    assert_eq!((contexts.empty.len(), contexts.crowds.len()), (0, CROWDS_MAX + 1));
+    contexts.expire(now_ms + WARM_MS);
+    assert_eq!(contexts.empty.len(), contexts.crowds.len());
+}
+
+#[test]
 fn the_numbers_of_conversations_and_of_namespaces_are_bounded() {
     let mut contexts = Contexts::default();
     for name in 0..CONTEXTS_MAX as u128 + 10 {

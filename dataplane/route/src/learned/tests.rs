@@ -170,3 +170,81 @@ fn any_numbers_are_borne_and_memory_is_bounded() {
     let many: Vec<_> = (0..100).map(|id| candidate(id, f64::from(id) + 50.0, 0.0)).collect();
     assert!(learner.draw(0, &many, |_| LIFE, 1).is_some_and(|draw| draw.at < CANDIDATES_MAX));
 }
+
+#[test]
+fn leaving_where_it_belongs_costs_in_every_draw() {
+    let learner = Learner::default();
+    let mut away = candidate(2, 90.0, 0.0);
+    away.terms.away_ms = 5_000.0;
+    away.cost_ms = away.terms.total_ms();
+    let draws = (0..200)
+        .map(|seed| learner.draw(0, &[candidate(1, 100.0, 0.0), away], |_| LIFE, seed).unwrap());
+    let mut draws = draws;
+    assert!(draws.all(|draw| (draw.at, draw.propensity) == (0, 1.0)));
+}
+
+#[test]
+fn sums_that_no_requests_have_are_refused() {
+    let mut world = World::new(5);
+    for _ in 0..300 {
+        world.ask(4, |_| 2.0);
+    }
+    let lesson = world.learner.lesson();
+    assert!(lesson.common.is_sane() && Common::default().is_sane());
+    let refused = |change: &dyn Fn(&mut Common)| {
+        let mut odd = lesson.clone();
+        odd.workers.clear();
+        change(&mut odd.common);
+        let mut learner = Learner::default();
+        learner.merge(0, &odd);
+        learner.common.weight == 0.0 && learner.coefficients == [0.0; KINDS]
+    };
+    assert!(!refused(&|_| {}));
+    // Each number is small and even, and yet no square has them: a pivot would be 0 with the prior.
+    assert!(refused(&|common| {
+        common.products[1][1] = 0.0;
+        common.products[0][1] = 100.0;
+        common.products[1][0] = 100.0;
+    }));
+    assert!(refused(&|common| common.products[2][2] = -COMMON_PRIOR));
+    assert!(refused(&|common| common.products[0][3] += 1.0));
+    assert!(refused(&|common| common.weight = 1e300));
+    assert!(refused(&|common| common.weight = -1.0));
+    assert!(refused(&|common| common.targets[1] = f64::NAN));
+    assert!(refused(&|common| common.targets[1] = 1e6));
+    assert!(refused(&|common| common.products[0][0] = f64::INFINITY));
+}
+
+/// What the regression has on its diagonal before any request.
+const COMMON_PRIOR: f64 = 10.0;
+
+#[test]
+fn what_is_still_to_be_said_is_of_the_last_life_and_of_those_who_are_there() {
+    let mut learner = Learner::default();
+    let features = Features::of(&candidate(1, 100.0, 0.0));
+    for (id, epoch) in [(1, 2), (2, 1), (3, 1), (1, 1), (3, 1)] {
+        learner.observe(5, (WorkerId(id), Epoch(epoch)), &features, 300.0);
+    }
+    learner.forget_worker(WorkerId(2));
+    learner.observe(6, (WorkerId(3), Epoch(1)), &features, 300.0);
+    let lesson = learner.lesson();
+    let said: Vec<_> =
+        lesson.workers.iter().map(|(id, own)| (id.0, own.epoch.0, own.weight.round())).collect();
+    assert_eq!(said, [(1, 2, 1.0), (3, 1, 3.0)]);
+}
+
+#[test]
+fn a_bound_from_below_teaches_only_what_is_not_believed_yet() {
+    let mut learner = Learner::default();
+    let features = Features::of(&candidate(1, 100.0, 0.0));
+    let whose = (WorkerId(1), LIFE);
+    learner.observe_at_least(0, whose, &features, 100.0);
+    assert_eq!(learner.worker_count(), 0, "it may have taken no longer than expected");
+    for _ in 0..40 {
+        learner.observe_at_least(0, whose, &features, 2_000.0);
+    }
+    let (slow, _) = learner.belief(0, WorkerId(1), LIFE);
+    let usual = learner.usual(&features);
+    assert!(slow > 1.3, "{slow}");
+    assert!(usual + slow.ln() < 3.1, "{usual} and {slow}");
+}

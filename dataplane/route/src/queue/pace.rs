@@ -1,6 +1,7 @@
 //! How quickly a queue moves, so that whoever is turned away hears when to come again.
 //!
-//! What went counts half after ten seconds. A queue that has not moved yet promises nothing: the least wait.
+//! What went counts half after ten seconds in which anybody waited: time in which nobody did says nothing of how quickly
+//! it would have moved. A queue that has not moved yet promises nothing: the least wait.
 
 /// What went counts half after so long.
 const HALF_LIFE_MS: f64 = 10_000.0;
@@ -27,6 +28,15 @@ impl Pace {
         self.tokens = self.left(now_ms) + tokens as f64;
         self.at_ms = self.at_ms.max(now_ms);
         self.since_ms.get_or_insert(now_ms);
+    }
+
+    /// Somebody waits again, where nobody did since the last one went.
+    pub(super) fn resume(&mut self, now_ms: u64) {
+        if let Some(since_ms) = &mut self.since_ms {
+            let idle_ms = now_ms.saturating_sub(self.at_ms);
+            *since_ms = since_ms.saturating_add(idle_ms);
+            self.at_ms = self.at_ms.max(now_ms);
+        }
     }
 
     /// How long so many tokens will take.

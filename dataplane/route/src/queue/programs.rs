@@ -20,7 +20,7 @@ pub(super) struct Programs {
 }
 
 impl Programs {
-    pub(super) fn attained(&self, now_ms: u64, tenant: &TenantId, program: u64) -> f64 {
+    fn attained(&self, now_ms: u64, tenant: &TenantId, program: u64) -> f64 {
         let got = self.by_name.get(&(tenant.clone(), program));
         got.map_or(0.0, |(tokens, at_ms)| {
             let quiet_ms = now_ms.saturating_sub(*at_ms) as f64;
@@ -28,14 +28,26 @@ impl Programs {
         })
     }
 
-    pub(super) fn add(&mut self, now_ms: u64, tenant: &TenantId, program: u64, tokens: u64) {
+    /// Who got the least comes first, whenever one looks: all service fades alike, so the order of what is left of it
+    /// is that of its logarithm and the time that it is of. Never negative.
+    pub(super) fn order(&self, tenant: &TenantId, program: u64) -> f64 {
+        let got = self.by_name.get(&(tenant.clone(), program));
+        got.map_or(0.0, |(tokens, at_ms)| tokens.max(1.0).log2() + *at_ms as f64 / HALF_LIFE_MS)
+    }
+
+    /// Negative `tokens` are given back.
+    pub(super) fn add(&mut self, now_ms: u64, tenant: &TenantId, program: u64, tokens: f64) {
         if program == 0 {
             return;
         }
-        let got = self.attained(now_ms, tenant, program) + tokens as f64;
+        let got = (self.attained(now_ms, tenant, program) + tokens).max(0.0);
         let name = (tenant.clone(), program);
         if let Some((_, at_ms)) = self.by_name.remove(&name) {
             self.by_age.remove(&(at_ms, name.clone()));
+        }
+        if got < 1.0 {
+            // All was given back: it is as if it had never been.
+            return;
         }
         if self.by_name.len() >= PROGRAMS_MAX
             && let Some((_, oldest)) = self.by_age.pop_first()

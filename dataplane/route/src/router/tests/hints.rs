@@ -176,6 +176,118 @@ fn a_worker_has_room_until_enough_waits_there_or_is_on_its_way() {
 }
 
 #[test]
+fn room_is_where_the_request_may_go() {
+    let blocks = chain(1, 100);
+    let workers = [busy(1, 9, 5_000), WorkerView { abroad: true, ..worker(2) }, busy(3, 0, 900)];
+    let mut router = Router::default();
+    let two = ask(&workers[..2], &blocks, &[]);
+    assert!(!router.has_room(&two, 4_999.0) && router.has_room(&two, 5_000.0));
+    // A penalty lets it go abroad; so does a region where nobody takes anything.
+    assert!(router.has_room(&Inputs { region_penalty_ms: Some(50.0), ..two }, 0.0));
+    assert!(router.has_room(&Inputs { excluded: &[WorkerId(1)], ..two }, 0.0));
+    let all = ask(&workers, &blocks, &[]);
+    let mut bound = |id, room_tokens| {
+        let affinity = Affinity::Hard { worker: WorkerId(id) };
+        router.has_room_with(&all, &Hints { affinity, ..Hints::default() }, room_tokens)
+    };
+    assert!(!bound(1, 1_000.0) && bound(3, 1_000.0) && bound(2, 0.0) && !bound(7, 1e9));
+}
+
+#[test]
+fn who_hangs_teaches_though_no_first_token_comes() {
+    let workers = [worker(1), worker(2)];
+    let blocks = chain(1, 100);
+    let run = |hears: bool| {
+        let mut router = Router::default();
+        for step in 0..60_u64 {
+            let now_ms = 1_000 + step * 100;
+            let inputs = Inputs { now_ms, random: step, ..ask(&workers, &blocks, &[]) };
+            let decision = router.choose(&inputs).expect("a worker");
+            let booking = router.book(now_ms, &decision, &[]);
+            if decision.worker == WorkerId(2) && hears {
+                router.first_token(now_ms + decision.cost_ms as u64, booking);
+                router.release(booking);
+            }
+        }
+        let inputs = Inputs { now_ms: 12_000, ..ask(&workers, &blocks, &[]) };
+        router.choose(&inputs).expect("a worker");
+        router.learner().belief(12_000, WorkerId(1), Epoch(1)).0
+    };
+    assert!(run(true) > 1.5, "{}", run(true));
+    assert_eq!(
+        run(false),
+        1.0,
+        "whoever never says when they come is not taken to have slow workers"
+    );
+}
+
+#[test]
+fn a_conversation_is_not_put_back_into_a_cleared_cache() {
+    let workers = [roomy(1, 1_000), roomy(2, 1_000)];
+    let mut router = Router::default();
+    turn(&mut router, &workers, &chain(1, 50), &[overlap(1, 50)]);
+    let blocks = chain(1, 70);
+    let excluded = [WorkerId(1)];
+    let inputs = Inputs { excluded: &excluded, ..ask(&workers, &blocks, &[]) };
+    let decision = router.choose(&inputs).expect("the other");
+    let booking = router.book(1_000, &decision, &blocks);
+    router.clear_worker(WorkerId(1));
+    router.cancel(booking);
+    assert_eq!(router.conversation_count(), 0);
+}
+
+/// Chance names any of a hundred equals, and the propensity says how likely it was to be named and then chosen.
+#[test]
+fn of_many_equals_any_are_named_and_propensities_say_so() {
+    let equal: Vec<_> = (0..100).map(worker).collect();
+    let mut uneven = equal.clone();
+    // Four that are cheaper than the rest, and 96 equals for the last twelve places.
+    for view in uneven.iter_mut().skip(4) {
+        view.load.running = 1;
+    }
+    let blocks = chain(1, 30);
+    for (workers, policy) in [(&equal, Policy::KvLearned), (&uneven, Policy::Kv)] {
+        let (mut named, mut weight) = (vec![0_u32; 100], 0.0);
+        for step in 0..2_000_u64 {
+            let random = step.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let inputs = Inputs { policy, random, ..ask(workers, &blocks, &[]) };
+            let decision = Router::default().choose(&inputs).expect("a worker");
+            assert_eq!(decision.candidates.len(), CANDIDATES_MAX);
+            decision.candidates.iter().for_each(|c| named[c.worker.0 as usize] += 1);
+            weight += 1.0 / decision.propensity / 2_000.0;
+        }
+        let sure = if policy == Policy::Kv { 4 } else { 0 };
+        let share = 2_000.0 * (16 - sure) as f64 / (100 - sure) as f64;
+        assert!(named[..sure].iter().all(|count| *count == 2_000), "{named:?}");
+        let rest = named[sure..].iter().map(|count| f64::from(*count) / share);
+        assert!(rest.clone().all(|ratio| (0.7..1.3).contains(&ratio)), "{named:?}");
+        // As many as could have been chosen.
+        let chosen_of = if policy == Policy::Kv { 4.0 } else { 100.0 };
+        assert!((weight / chosen_of - 1.0_f64).abs() < 0.05, "{weight} of {chosen_of}");
+    }
+}
+
+#[test]
+fn a_rule_that_takes_one_of_many_equals_is_told_how_likely_it_was() {
+    struct Last;
+    impl Rule for Last {
+        fn pick(
+            &mut self,
+            _: &Inputs<'_>,
+            _: &Hints,
+            candidates: &[CandidateCost],
+        ) -> Option<Draw> {
+            Some(Draw { at: candidates.len() - 1, propensity: 0.5 })
+        }
+    }
+    let workers: Vec<_> = (0..100).map(|id| busy(id, u32::from(id >= 4), 0)).collect();
+    let blocks = chain(1, 10);
+    let by =
+        Router::default().choose_by(&ask(&workers, &blocks, &[]), &Hints::default(), &mut Last);
+    assert!((by.expect("a worker").propensity - 0.5 * 12.0 / 96.0).abs() < 1e-9);
+}
+
+#[test]
 fn models_that_ask_by_turns_do_not_see_each_others_workers() {
     let small: Vec<_> = (1..=3).map(worker).collect();
     // Ids that no table of places holds, in another order, and one that both models have.
