@@ -461,3 +461,21 @@ fn leases_on_what_has_gone_take_no_room() {
         assert!(pool.end_lease(TenantSlot(0), LeaseId(turn), End::Released), "{turn}");
     }
 }
+
+#[test]
+fn a_claim_that_found_no_room_takes_nothing_from_others() {
+    let mut pool = BlockManager::new(Limits { claim_kinds: 2, ..Limits::new(4) });
+    let table = running(&mut pool, 0, &[0], 0);
+    for (id, priority) in [(1, 50), (2, 50), (3, 40)] {
+        lease(&mut pool, &table, id, &[span(0..1, priority, 0, None)], 0);
+    }
+    let worth = |pool: &BlockManager| pool.worth(table[0]).unwrap().0;
+    let amendment = Amendment { class: Class::History, priority: 90, after: 0, duration_ms: None };
+    assert!(pool.amend_lease(TenantSlot(0), LeaseId(1), &[amendment], 0));
+    assert_eq!(worth(&pool), 50, "the block has two kinds of claims already");
+    // Another one claims what the first could not; the end of the first leaves it alone.
+    assert!(pool.end_lease(TenantSlot(0), LeaseId(3), End::Released));
+    lease(&mut pool, &table, 4, &[span(0..1, 90, 0, None)], 0);
+    assert!(pool.end_lease(TenantSlot(0), LeaseId(1), End::Released));
+    assert_eq!(worth(&pool), 90);
+}
