@@ -216,9 +216,11 @@ impl Retention {
             Event::Started | Event::Forked => Vec::new(),
             Event::Paused { tools, stakes } => {
                 let pause = self.policy.pause(tenant, tools, stakes, now_ms);
-                let next = Next::Tools { hold_ms: pause.hold_ms };
+                let next = pause.hold_ms.map(|hold_ms| Next::Tools { hold_ms });
                 self.wait(key, pause, now_ms);
-                vec![Order::Amend { lease, amendments: self.policy.amendments(next) }]
+                // What the lease claims already is more than what it would claim after a hold that nothing needs.
+                let amend = |next| Order::Amend { lease, amendments: self.policy.amendments(next) };
+                next.map(amend).into_iter().collect()
             }
             Event::Rested => {
                 self.end_pause(key, |policy, pause| policy.resume(pause, now_ms));

@@ -93,7 +93,7 @@ impl World {
             let stakes = Stakes { reload_ms: 3_000.0, price_per_ms: 0.05, kept_ms: 0 };
             let pause = self.policy.pause(TENANT, &[&tool], stakes, self.now_ms);
             let parts = [(Class::System, 0..SYSTEM), (Class::History, SYSTEM..blocks)];
-            let terms = self.policy.terms(&parts, Next::Tools { hold_ms: pause.hold_ms });
+            let terms = self.policy.terms(&parts, Next::Tools { hold_ms: pause.hold_ms.expect("nothing stays by itself") });
             self.lease(1_000 + u128::from(agent), &table, &terms.shared);
             self.lease(u128::from(agent), &table, &terms.own);
             self.policy.resume(&pause, self.now_ms + tool_ms);

@@ -103,6 +103,19 @@ fn a_pause_holds_and_a_loop_that_is_over_lets_its_thoughts_go() {
 }
 
 #[test]
+fn a_hold_that_nothing_needs_demotes_nobody() {
+    let mut world = World::new();
+    let table = world.turn(7, Turn::Conversation, &PARTS);
+    let free = Stakes { price_per_ms: 0.0, kept_ms: u64::MAX, ..STAKES };
+    let read = Event::Paused { tools: &["read"], stakes: free };
+    assert_eq!(world.told(read), []);
+    world.now_ms = 100_000;
+    assert_eq!(world.worth(&table), [90, 60, 60, 20, 60], "as much as one that rests");
+    assert_eq!(world.told(Event::Resumed), []);
+    assert_eq!(world.retention.policy().durations().tools(), 1, "what it took is learnt");
+}
+
+#[test]
 fn a_subagent_that_is_done_goes_first_and_leaves_what_others_begin_with() {
     let mut world = World::new();
     let table = world.turn(7, Turn::Conversation, &PARTS);
