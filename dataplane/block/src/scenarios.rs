@@ -344,6 +344,73 @@ fn a_pin_of_a_long_chain_looks_at_each_block_a_few_times() {
     assert_eq!(pool.pin(PinId(2), TenantSlot(0), &wanted, 9, 0), Ok(1));
 }
 
+/// Leaves under one long chain that nothing holds, and for which there is no room.
+fn leaves_under_a_chain(held_first: usize) -> u64 {
+    const CHAIN: usize = 2_000;
+    const LEAVES: u128 = 2_000;
+    let mut pool = BlockManager::new(Limits { pinned_blocks: 1_500, ..Limits::new(8_192) });
+    let table = namespaced_run(&mut pool, 0, CHAIN);
+    let leaf = |at: u128| SequenceHash(9 << 64 | at);
+    for at in 0..LEAVES {
+        let id = pool.allocate(TenantSlot(0), 0).unwrap();
+        pool.register(id, leaf(at), table.last().copied(), namespace(0)).unwrap();
+        let pin = PinId(100 + at);
+        assert_eq!(pool.pin(pin, TenantSlot(0), &[leaf(at)], 1_000, 0), Ok(0));
+    }
+    let name = |at: usize| SequenceHash(1 << 64 | at as u128);
+    // What ends wakes those that wait, and what is woken first takes a part of the chain.
+    let first: Vec<SequenceHash> = (0..held_first).map(name).collect();
+    assert_eq!(pool.pin(PinId(1), TenantSlot(0), &[name(0)], 100, 0), Ok(1));
+    assert_eq!(pool.pin(PinId(2), TenantSlot(0), &first, 1_000, 0).unwrap(), held_first as u32);
+    let before = pool.counts().pin_steps;
+    pool.expire(100);
+    pool.set_budget(TenantSlot(0), 8_192, 1_400).unwrap();
+    assert_eq!(pool.counts().pinned, held_first as u32);
+    pool.counts().pin_steps - before
+}
+
+#[test]
+fn leaves_that_wait_do_not_walk_their_chain_each() {
+    for held_first in [0, 1, 400] {
+        let steps = leaves_under_a_chain(held_first);
+        assert!(steps > 2_000, "{steps} steps: all are looked at");
+        assert!(steps <= 10_000, "{steps} steps");
+    }
+}
+
+/// A round in which some find room and others do not: those that come later see what the former have taken.
+#[test]
+fn leaves_find_the_room_that_is_left_when_others_have_taken_theirs() {
+    let mut pool = BlockManager::new(Limits { pinned_blocks: 60, ..Limits::new(256) });
+    let table = namespaced_run(&mut pool, 0, 50);
+    let leaf = |at: u128| SequenceHash(9 << 64 | at);
+    let wanted: Vec<SequenceHash> = (0..40).map(leaf).collect();
+    for hash in &wanted {
+        let id = pool.allocate(TenantSlot(0), 0).unwrap();
+        pool.register(id, *hash, table.last().copied(), namespace(0)).unwrap();
+    }
+    // The first needs the whole chain, the next nine only themselves.
+    assert_eq!(pool.pin(PinId(1), TenantSlot(0), &wanted, 10, 0), Ok(10));
+    assert_eq!(pool.counts().pinned, 60);
+}
+
+/// The same where a chain that is held in part is looked at again for each of thousands: a logarithm for each.
+#[test]
+fn leaves_under_a_chain_that_is_held_within_the_round_cost_little() {
+    let mut pool = BlockManager::new(Limits { pinned_blocks: 1_500, ..Limits::new(8_192) });
+    let table = namespaced_run(&mut pool, 0, 2_000);
+    let leaf = |at: u128| SequenceHash(9 << 64 | at);
+    let mut wanted = vec![SequenceHash(1 << 64)];
+    for at in 0..1_400 {
+        let id = pool.allocate(TenantSlot(0), 0).unwrap();
+        pool.register(id, leaf(at), table.last().copied(), namespace(0)).unwrap();
+        wanted.push(leaf(at));
+    }
+    assert_eq!(pool.pin(PinId(1), TenantSlot(0), &wanted, 10, 0), Ok(1), "the chain's first");
+    let steps = pool.counts().pin_steps;
+    assert!((1_400..40_000).contains(&steps), "{steps} steps");
+}
+
 #[test]
 fn who_released_a_block_has_no_part_in_its_next_use() {
     let mut pool = BlockManager::new(Limits::new(2));
