@@ -234,7 +234,8 @@ fn measure(blocks: usize) -> Vec<f64> {
         // The newest are in all three; the hits above have kept none of the older ones from going.
         rows[6].push(timed(part, |turn| {
             let id = LeaseId(u128::from(next - 1 - turn));
-            pools[1].manager.end_lease(TENANT, id, End::Released);
+            let now_ms = pools[1].now_ms;
+            pools[1].manager.end_lease(TENANT, id, End::Released, now_ms);
         }));
         for chain in next - part * 2..next {
             (0..CHAIN).for_each(|at| assert!(lru.touch(hash_of(chain, at))));

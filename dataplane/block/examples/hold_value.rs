@@ -26,7 +26,7 @@ fn learnt(pauses: &[(&str, u64)], price_per_ms: f64) -> f64 {
     let mut sum = 0.0;
     for (tool, took_ms) in pauses {
         let pause = policy.pause(TENANT, &[tool], stakes, 0);
-        sum += worth(pause.hold_ms, *took_ms, price_per_ms);
+        sum += worth(pause.hold_ms.unwrap_or(0), *took_ms, price_per_ms);
         policy.resume(&pause, *took_ms);
     }
     sum

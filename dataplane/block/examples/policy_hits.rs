@@ -221,7 +221,7 @@ impl Cache for Managed {
                     self.pool.amend_lease(TENANT, lease, &amendments, now_ms);
                 }
                 Order::End { lease, end } => {
-                    self.pool.end_lease(TENANT, lease, end);
+                    self.pool.end_lease(TENANT, lease, end, now_ms);
                 }
                 // There is nothing to fetch from in this model.
                 Order::Prefetch { .. } => {}

@@ -124,7 +124,7 @@ fn make(pool: &mut BlockManager, call: Call, now_ms: &mut u64) {
             pool.amend_lease(TenantSlot(tenant), LeaseId(id), &[amendment], *now_ms);
         }
         Call::End(tenant, id, end) => {
-            pool.end_lease(TenantSlot(tenant), LeaseId(id), end);
+            pool.end_lease(TenantSlot(tenant), LeaseId(id), end, *now_ms);
         }
         Call::Pin(id, tenant, hashes, ends_ms) => {
             let hashes: Vec<SequenceHash> = hashes.into_iter().map(hash_of).collect();
@@ -172,9 +172,10 @@ fn check(pool: &mut BlockManager) {
     // What a tenant is promised it gets, whoever goes on from its blocks.
     for tenant in 0..2 {
         let own = pool.blocks.iter().enumerate().filter(|(_, b)| u32::from(b.tenant) == tenant);
-        let idle = own.filter(|(id, b)| b.is_idle() && !pool.lent.contains_key(&(*id as u32)));
-        let counted = pool.tenants.get(tenant).map_or(0, |tenant| tenant.reclaimable);
-        assert_eq!(counted as usize, idle.count());
+        let idle: Vec<u32> = own.filter(|(_, b)| b.is_idle()).map(|(id, _)| id as u32).collect();
+        let lent = idle.iter().filter(|id| pool.lent.contains_key(id)).count();
+        let counted = pool.tenants.get(tenant).map_or((0, 0), |own| (own.reclaimable, own.lent));
+        assert_eq!((counted.0 as usize, counted.1 as usize), (idle.len(), lent));
     }
     let lent = |id: &u32| pool.blocks[*id as usize].children > 0;
     assert!(pool.lent.keys().all(lent), "{:?}", pool.lent);

@@ -113,6 +113,14 @@ impl Sketch {
         None
     }
 
+    /// The share of the samples that are known to have ended within that time.
+    #[must_use]
+    pub fn share_within(&self, time_ms: u64) -> f64 {
+        let within = self.occupied().filter(|(bucket, _)| bound_ms(*bucket) <= time_ms);
+        let within: u32 = within.map(|(_, count)| count).sum();
+        f64::from(within) / f64::from(self.samples.max(1))
+    }
+
     /// A duration that at most that share of those samples stayed below which ended after `after_ms`; `None` where none
     /// did. So what has to be done before an end is done in time for all others.
     #[must_use]
@@ -192,7 +200,8 @@ pub struct Durations {
     clock: u64,
 }
 
-fn cut(name: &str) -> &str {
+/// What of a name is told apart.
+pub(crate) fn cut(name: &str) -> &str {
     &name[..name.floor_char_boundary(TOOL_NAME_BYTES_MAX)]
 }
 

@@ -53,6 +53,17 @@ impl Ages {
         }
     }
 
+    /// These and others.
+    #[must_use]
+    pub(crate) fn and(&self, others: &Self) -> Self {
+        let mut buckets = self.buckets;
+        for (bucket, more) in buckets.iter_mut().zip(others.buckets) {
+            *bucket += more;
+        }
+        let sum_ms = self.sum_ms.saturating_add(others.sum_ms);
+        Self { buckets, count: self.count + others.count, sum_ms }
+    }
+
     /// How many.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -82,6 +93,17 @@ impl Ages {
             }
         }
         0
+    }
+
+    /// The age at which the power of two begins in which that share of them is reached: those older than half of them
+    /// are at least so old.
+    #[must_use]
+    pub(crate) fn quantile_floor_ms(&self, share: f64) -> u64 {
+        match self.quantile_ms(share) {
+            // Below the first bound is nothing but 0.
+            0 | 1 => 0,
+            bound_ms => bound_ms / 2,
+        }
     }
 }
 
@@ -133,6 +155,7 @@ mod tests {
         assert_eq!(ages.quantile_ms(0.5), 4);
         assert_eq!(ages.quantile_ms(0.8), 128);
         assert_eq!(ages.quantile_ms(1.0), 1 << (BUCKETS - 1));
+        assert_eq!([0.1, 0.3, 0.5, 0.8].map(|share| ages.quantile_floor_ms(share)), [0, 1, 2, 64]);
         assert_eq!(ages.sum_ms(), u64::MAX);
     }
 }

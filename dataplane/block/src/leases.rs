@@ -25,7 +25,7 @@ use super::levels::Kind;
 use super::manager::BlockManager;
 use super::tenants::is_within_share;
 use super::{
-    BlockError, BlockId, CLAIMS_LEAST_MAX, CLAIMS_PER_BLOCK_MAX, Class, End, NEVER_MS, NONE,
+    BLOCKS_MAX, BlockError, BlockId, CLAIMS_LEAST_MAX, CLAIMS_PER_BLOCK_MAX, Class, End, NEVER_MS,
     OVERLAP_MAX, SPANS_MAX, Stage, TenantSlot,
 };
 
@@ -108,10 +108,36 @@ pub struct SpanView {
     pub left_ms: Option<u64>,
 }
 
-/// A block with the generation that was claimed. A void claim has a block that there is none of.
-type Claim = (u32, u32);
+/// A block with the generation that was claimed.
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    /// Its number, and whether the claim is counted as a round one: a pool has many claims, so that each byte counts.
+    tagged: u32,
+    generation: u32,
+}
 
-const VOID: Claim = (NONE, 0);
+impl Claim {
+    const ROUND: u32 = 1 << 31;
+
+    fn new(block: u32, generation: u32, is_round: bool) -> Self {
+        Self { tagged: block | if is_round { Self::ROUND } else { 0 }, generation }
+    }
+
+    fn block(self) -> u32 {
+        self.tagged & !Self::ROUND
+    }
+
+    fn is_round(self) -> bool {
+        self.tagged & Self::ROUND != 0
+    }
+
+    /// What is claimed, however it is counted.
+    fn place(self) -> (u32, u32) {
+        (self.block(), self.generation)
+    }
+}
+
+const _: () = assert!(BLOCKS_MAX <= Claim::ROUND, "a block's number leaves the mark its bit");
 
 #[derive(Debug)]
 struct Span {
@@ -128,7 +154,7 @@ struct Lease {
     id: LeaseId,
     claims: Vec<Claim>,
     /// The claim that comes first in the table: the others' blocks go before its own does.
-    root: Claim,
+    root: Option<Claim>,
     spans: Vec<Span>,
     /// When the last of its spans ends.
     ends_ms: u64,
@@ -193,16 +219,15 @@ impl Leases {
 }
 
 impl BlockManager {
-    /// Takes or renews a lease on registered blocks of a table; its time runs from now. Answers with how many claims
-    /// found no room among the others on their blocks, which is no loss where a block that follows is claimed. On an
-    /// error nothing of it is in force and the lease of that name stays as it was, though leases whose time is over may
-    /// have been dissolved.
+    /// Takes or renews a lease on registered blocks of a table; its time runs from now. Where others claim very many
+    /// different things of a block, a claim is counted as a round one that is a little less. On an error nothing of it
+    /// is in force and the lease of that name stays as it was, though leases whose time is over may have been dissolved.
     pub fn lease(
         &mut self,
         terms: &LeaseTerms<'_>,
         table: &[BlockId],
         now_ms: u64,
-    ) -> Result<usize, BlockError> {
+    ) -> Result<(), BlockError> {
         self.expire(now_ms);
         self.check_terms(terms, table)?;
         let wanted: usize = terms.spans.iter().map(|span| span.blocks.len()).sum();
@@ -214,7 +239,7 @@ impl BlockManager {
             tenant,
             id: terms.id,
             claims: Vec::with_capacity(wanted),
-            root: VOID,
+            root: None,
             spans: Vec::with_capacity(terms.spans.len()),
             ends_ms: 0,
         };
@@ -225,11 +250,11 @@ impl BlockManager {
             for at in span.blocks.clone() {
                 let id = table[at];
                 let block = &mut self.blocks[id.at()];
-                if self.levels.add(&mut block.levels, kind) {
-                    lease.claims.push((id.index, block.generation));
-                    if at < first {
-                        (first, lease.root) = (at, (id.index, block.generation));
-                    }
+                let is_round = self.levels.add(&mut block.levels, kind);
+                let claim = Claim::new(id.index, block.generation, is_round);
+                lease.claims.push(claim);
+                if at < first {
+                    (first, lease.root) = (at, Some(claim));
                 }
             }
             let ends_ms = span.duration_ms.map_or(NEVER_MS, |ms| now_ms.saturating_add(ms));
@@ -237,7 +262,6 @@ impl BlockManager {
             let claims = from..lease.claims.len();
             lease.spans.push(Span { claims, kind, ends_ms, over: false });
         }
-        let unclaimed = wanted - lease.claims.len();
         // The old claims go after the new ones have come, so that no block stands without any in between.
         if let Some(old) = old.and_then(|serial| self.take_lease(serial)) {
             let dropped = dropped(&old.claims, &lease.claims);
@@ -247,11 +271,11 @@ impl BlockManager {
                 }
             });
         }
-        for (id, _) in &lease.claims {
-            self.relist(*id);
+        for claim in &lease.claims {
+            self.relist(claim.block());
         }
         self.put_lease(lease);
-        Ok(unclaimed)
+        Ok(())
     }
 
     /// Changes what a lease claims for its blocks, by class; whether there is one. Its time runs from now. What no
@@ -275,17 +299,12 @@ impl BlockManager {
             if let Some(new) = new {
                 let kind = Kind::new(new.priority, new.after, class);
                 for claim in &mut lease.claims[span.claims.clone()] {
-                    let id = claim.0;
                     let Some(block) = claimed(&mut self.blocks, *claim) else { continue };
-                    self.levels.remove(&mut block.levels, span.kind, span.over);
-                    if !self.levels.add(&mut block.levels, kind) {
-                        leave_at_most_default(block, span.kind.level(span.over));
-                        if lease.root == *claim {
-                            lease.root = VOID;
-                        }
-                        *claim = VOID;
-                    }
-                    self.relist(id);
+                    let was = span.kind.counted(claim.is_round());
+                    self.levels.remove(&mut block.levels, was, span.over);
+                    let is_round = self.levels.add(&mut block.levels, kind);
+                    *claim = Claim::new(claim.block(), claim.generation, is_round);
+                    self.relist(claim.block());
                 }
                 span.kind = kind;
                 span.over = false;
@@ -356,28 +375,35 @@ impl BlockManager {
             let (own_leases, own_claims) = self.leased_by(tenant);
             let others_and_own = leases.claims - replaced_claims;
             // What does not grow needs no room, however much others have got since.
-            let (what, limit) =
-                if is_new && !is_within_share(own_leases, 1, leases.len(), leases.leases_max) {
-                    ("leases", leases.leases_max)
-                } else if wanted > replaced_claims
-                    && !is_within_share(
-                        own_claims - replaced_claims,
-                        wanted,
-                        others_and_own,
-                        leases.claims_max,
-                    )
-                {
-                    ("blocks in leases", leases.claims_max)
-                } else {
-                    return Ok(());
-                };
+            let is_short_of_leases =
+                is_new && !is_within_share(own_leases, 1, leases.len(), leases.leases_max);
+            let (what, limit) = if is_short_of_leases {
+                ("leases", leases.leases_max)
+            } else if wanted > replaced_claims
+                && !is_within_share(
+                    own_claims - replaced_claims,
+                    wanted,
+                    others_and_own,
+                    leases.claims_max,
+                )
+            {
+                ("blocks in leases", leases.claims_max)
+            } else {
+                return Ok(());
+            };
             if !std::mem::replace(&mut was_swept, true) {
                 self.forget_void_leases(old);
                 continue;
             }
             let next = leases.oldest_over(tenant, old).or_else(|| {
                 let (_, other) = leases.most_over.last().copied()?;
-                let has_more = self.leased_by(other).0 > own_leases;
+                let (other_leases, other_claims) = self.leased_by(other);
+                // Of that which is short.
+                let has_more = if is_short_of_leases {
+                    other_leases > own_leases
+                } else {
+                    other_claims > own_claims
+                };
                 leases.oldest_over(other, old).filter(|_| has_more)
             });
             let Some(lease) = next.and_then(|serial| self.take_lease(serial)) else {
@@ -409,8 +435,9 @@ impl BlockManager {
         Ok(())
     }
 
-    /// Ends a lease before its time; whether there was one.
-    pub fn end_lease(&mut self, tenant: TenantSlot, id: LeaseId, end: End) -> bool {
+    /// Ends a lease before its time; whether there was one. What its claims leave is what they say now.
+    pub fn end_lease(&mut self, tenant: TenantSlot, id: LeaseId, end: End, now_ms: u64) -> bool {
+        self.expire(now_ms);
         let serial = self.leases.named(tenant, id);
         let Some(lease) = serial.and_then(|serial| self.take_lease(serial)) else { return false };
         self.drop_claims(&lease, |_, block, level| match end {
@@ -432,9 +459,9 @@ impl BlockManager {
         let view = |span: &Span| SpanView {
             blocks: lease.claims[span.claims.clone()]
                 .iter()
-                .filter_map(|(id, generation)| {
-                    let block = self.blocks.get(*id as usize)?;
-                    (block.generation == *generation).then_some(SequenceHash(block.hash))
+                .filter_map(|claim| {
+                    let block = self.blocks.get(claim.block() as usize)?;
+                    (block.generation == claim.generation).then_some(SequenceHash(block.hash))
                 })
                 .collect(),
             class: span.kind.live.class(),

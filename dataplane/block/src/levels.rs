@@ -5,7 +5,9 @@
 //! list of *kinds* of claims, each with the number of those that run and of those that are over, in
 //! one arena for the whole pool. A claim that runs out stays in its kind, so that a list grows only
 //! where somebody claims something, and there it has a limit: a client that claims a thousand
-//! different things makes none of its own blocks slow, nor those that it shares with others.
+//! different things makes none of its own blocks slow, nor those that it shares with others. Past
+//! that limit a claim is counted as the next *round* kind below it, of which there are few. So none
+//! is ever refused: were one, whoever comes first with many weak ones could demote what others need.
 
 use super::{Class, NONE};
 
@@ -31,6 +33,11 @@ impl Level {
     }
 }
 
+/// Round priorities are its multiples.
+const ROUND_PRIORITY: u8 = 5;
+/// Round priorities of claims that are over.
+const ROUND_AFTER: [u8; 4] = [60, super::PRIORITY_DEFAULT, 20, 0];
+
 /// What is claimed: a level while the claim runs, and one from its end on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kind {
@@ -49,6 +56,17 @@ impl Kind {
 
     pub(crate) fn level(self, over: bool) -> Level {
         if over { self.after } else { self.live }
+    }
+
+    /// As it is counted: as it is, or as the next round one below.
+    pub(crate) fn counted(self, is_round: bool) -> Self {
+        if !is_round {
+            return self;
+        }
+        let priority = self.live.priority() / ROUND_PRIORITY * ROUND_PRIORITY;
+        let after = self.after.priority().min(priority);
+        let after = ROUND_AFTER.into_iter().find(|round| *round <= after).unwrap_or(0);
+        Self::new(priority, after, Class::Plain)
     }
 }
 
@@ -94,20 +112,15 @@ impl Levels {
         Some(top)
     }
 
-    /// Adds a claim that runs to the list that begins at `head`; whether there was room for one of its kind.
+    /// Adds a claim that runs to the list that begins at `head`; whether it is counted as a round one, as which it has
+    /// to be taken out again.
     #[must_use]
     pub(crate) fn add(&mut self, head: &mut u32, kind: Kind) -> bool {
-        let (mut at, mut kinds) = (*head, 0);
-        while let Some(node) = self.nodes.get_mut(at as usize) {
-            if node.kind == kind {
-                node.live += 1;
-                return true;
-            }
-            at = node.next;
-            kinds += 1;
-        }
-        if kinds >= self.kinds_max {
-            return false;
+        let Some(kinds) = self.add_to_known(*head, kind) else { return false };
+        let is_round = kinds >= self.kinds_max;
+        let kind = kind.counted(is_round);
+        if is_round && self.add_to_known(*head, kind).is_none() {
+            return true;
         }
         let node = Node { kind, live: 1, over: 0, next: *head };
         *head = match self.free {
@@ -121,7 +134,21 @@ impl Levels {
                 free
             }
         };
-        true
+        is_round
+    }
+
+    /// Adds a claim to the others of its kind; where there is none, answers with how many kinds there are.
+    fn add_to_known(&mut self, head: u32, kind: Kind) -> Option<usize> {
+        let (mut at, mut kinds) = (head, 0);
+        while let Some(node) = self.nodes.get_mut(at as usize) {
+            if node.kind == kind {
+                node.live += 1;
+                return None;
+            }
+            at = node.next;
+            kinds += 1;
+        }
+        Some(kinds)
     }
 
     /// A claim of a list is over, if it is there.
@@ -201,10 +228,8 @@ mod tests {
                 match (what, at(false)) {
                     (0, _) => {
                         let fits = kinds.contains(&kind) || kinds.len() < KINDS_MAX;
-                        prop_assert_eq!(levels.add(&mut heads[block], kind), fits);
-                        if fits {
-                            claims.push((kind, false));
-                        }
+                        prop_assert_eq!(levels.add(&mut heads[block], kind), !fits);
+                        claims.push((kind.counted(!fits), false));
                     }
                     (1, Some(at)) => {
                         levels.run_out(heads[block], kind);
@@ -230,8 +255,30 @@ mod tests {
                     prop_assert_eq!(levels.top(*head), top);
                 }
             }
-            prop_assert!(levels.nodes.len() <= 3 * KINDS_MAX);
+            prop_assert!(levels.nodes.len() <= 3 * (KINDS_MAX + 15));
         }
+    }
+
+    /// Whatever is claimed, a list is no longer than the limit and all round kinds.
+    #[test]
+    fn there_are_few_round_kinds_and_none_above_what_was_claimed() {
+        let mut levels = Levels::new(KINDS_MAX);
+        let (mut head, mut claims) = (NONE, Vec::new());
+        for (priority, after) in (0..=100).flat_map(|p| (0..=p).map(move |after| (p, after))) {
+            for class in Class::ALL {
+                let kind = Kind::new(priority, after, class);
+                let counted = kind.counted(levels.add(&mut head, kind));
+                assert!(counted.live.priority() <= priority && counted.after.priority() <= after);
+                assert!(priority - counted.live.priority() < ROUND_PRIORITY);
+                claims.push(counted);
+            }
+        }
+        assert!(levels.nodes.len() <= KINDS_MAX + 61, "{}", levels.nodes.len());
+        assert_eq!(levels.top(head).map(Level::priority), Some(100));
+        for counted in claims {
+            levels.remove(&mut head, counted, false);
+        }
+        assert_eq!(head, NONE, "nothing is left of them");
     }
 
     #[test]

@@ -103,10 +103,11 @@ impl BlockManager {
     pub(crate) fn set_idle(&mut self, id: u32, is_idle: bool) {
         let by = if is_idle { 1 } else { -1 };
         self.reclaimable = self.reclaimable.saturating_add_signed(by);
+        let own = self.tenants.known(self.blocks[id as usize].tenant);
+        own.reclaimable = own.reclaimable.saturating_add_signed(by);
         // What another tenant goes on from can't go for its own tenant's sake.
-        if self.lent.is_empty() || !self.lent.contains_key(&id) {
-            let own = self.tenants.known(self.blocks[id as usize].tenant);
-            own.reclaimable = own.reclaimable.saturating_add_signed(by);
+        if !self.lent.is_empty() && self.lent.contains_key(&id) {
+            own.lent = own.lent.saturating_add_signed(by);
         }
     }
 
@@ -118,7 +119,7 @@ impl BlockManager {
             if *count > 1 {
                 return;
             }
-            let Some(next) = self.lent_changed(id, -1) else { return };
+            let Some(next) = self.lent_changed(id, 1) else { return };
             id = next;
         }
     }
@@ -132,7 +133,7 @@ impl BlockManager {
                 return;
             }
             self.lent.remove(&id);
-            let Some(next) = self.lent_changed(id, 1) else { return };
+            let Some(next) = self.lent_changed(id, -1) else { return };
             id = next;
         }
     }
@@ -143,7 +144,7 @@ impl BlockManager {
         let (parent, tenant) = (block.parent, block.tenant);
         if block.is_idle() {
             let own = self.tenants.known(tenant);
-            own.reclaimable = own.reclaimable.saturating_add_signed(by);
+            own.lent = own.lent.saturating_add_signed(by);
         }
         self.blocks.get(parent as usize).filter(|before| before.tenant == tenant).map(|_| parent)
     }
@@ -232,7 +233,7 @@ impl BlockManager {
     ) -> Result<(), BlockError> {
         loop {
             let known = self.tenants.known(tenant.0 as u16);
-            if known.blocks < known.blocks_max {
+            if known.blocks - known.lent < known.blocks_max {
                 return Ok(());
             }
             let limit = known.blocks_max;

@@ -376,7 +376,10 @@ impl BlockManager {
                 Ok(true) => {
                     let block = &mut self.blocks[id.at()];
                     if index < found {
-                        self.figures.age_at_hit.take_back(now_ms.saturating_sub(block.used_ms));
+                        // Where another has let it go since, nobody knows any more which age was counted.
+                        if let Some(age_ms) = now_ms.checked_sub(block.used_ms) {
+                            self.figures.age_at_hit.take_back(age_ms);
+                        }
                         // One that stands at the most has had more, nobody knows how many.
                         if block.hits < u8::MAX {
                             block.hits = block.hits.saturating_sub(1);

@@ -31,6 +31,24 @@ struct Cover {
     pins: u32,
 }
 
+/// Where a block stood among those that nothing held when a round of protecting began.
+#[derive(Debug, Clone, Copy)]
+struct Rise {
+    /// How many there were from this one up.
+    depth: u32,
+    /// One further up, as far as its depth allows, so that any of them is found in a logarithm of steps; itself at the
+    /// upper end.
+    jump: u32,
+}
+
+/// What is known of them all.
+#[derive(Debug, Default)]
+struct Rises {
+    of: HashMap<u32, Rise, RandomState>,
+    /// How many blocks were held then.
+    held: u32,
+}
+
 #[derive(Debug)]
 pub(crate) struct Pins {
     /// Most held blocks of all pins together.
@@ -229,53 +247,99 @@ impl BlockManager {
         let Some(covers) = self.pins.covers.get(&hash) else { return };
         let tenants: Vec<u16> = covers.iter().map(|cover| cover.tenant).collect();
         for tenant in tenants {
-            self.protect(tenant, hash, &mut HashSet::default());
+            self.protect(tenant, hash, &Rises::default());
         }
     }
 
     /// Protects those that are here, the ones that need the fewest ancestors first: so an ancestor comes before what
-    /// follows it, and where it found no room nothing after it is looked at.
+    /// follows it.
     fn protect_all(&mut self, mut wanted: Vec<(u16, u128)>) {
-        let mut depths: HashMap<u32, u32, RandomState> = HashMap::default();
+        let mut rises = Rises { held: self.pins.held, ..Rises::default() };
         wanted.retain(|(_, hash)| self.by_hash.contains_key(hash));
         let mut order: Vec<(u32, u16, u128)> = Vec::with_capacity(wanted.len());
         for (tenant, hash) in wanted {
-            let depth = self.unheld_above(hash, &mut depths);
+            let depth = self.unheld_above(hash, &mut rises);
             order.push((depth, tenant, hash));
         }
         order.sort_unstable();
-        let mut refused = HashSet::default();
         for (_, tenant, hash) in order {
-            self.protect(tenant, hash, &mut refused);
+            self.protect(tenant, hash, &rises);
         }
     }
 
     /// How many blocks nothing holds yet, from this one up; each is looked at once for all that ask.
-    fn unheld_above(&mut self, hash: u128, depths: &mut HashMap<u32, u32, RandomState>) -> u32 {
+    fn unheld_above(&mut self, hash: u128, rises: &mut Rises) -> u32 {
         let Some(mut at) = self.by_hash.get(&hash).copied() else { return 0 };
         let mut path = Vec::new();
-        let known = loop {
-            let Some(block) = self.blocks.get(at as usize).filter(|block| block.holds == 0) else {
-                break 0;
-            };
-            if let Some(depth) = depths.get(&at) {
-                break *depth;
+        let mut above = loop {
+            if !self.is_unheld(at) {
+                break None;
+            }
+            if let Some(rise) = rises.of.get(&at) {
+                break Some((at, *rise));
             }
             path.push(at);
-            at = block.parent;
+            at = self.blocks[at as usize].parent;
         };
         self.pins.steps += path.len() as u64;
-        let mut depth = known;
         for id in path.into_iter().rev() {
-            depth += 1;
-            depths.insert(id, depth);
+            let rise = match above {
+                None => Rise { depth: 1, jump: id },
+                Some((parent, rise)) => {
+                    // Two jumps of one length become one that is longer than both.
+                    let jump = rises.of.get(&rise.jump).copied().unwrap_or(rise);
+                    let is_even = rise.depth - jump.depth
+                        == jump.depth - rises.of.get(&jump.jump).unwrap_or(&jump).depth;
+                    let jump = if is_even { jump.jump } else { parent };
+                    Rise { depth: rise.depth + 1, jump }
+                }
+            };
+            rises.of.insert(id, rise);
+            above = Some((id, rise));
         }
-        depth
+        above.map_or(0, |(_, rise)| rise.depth)
+    }
+
+    fn is_unheld(&self, id: u32) -> bool {
+        self.blocks.get(id as usize).is_some_and(|block| block.holds == 0)
+    }
+
+    /// Whether from this one up no more than `room` blocks are held by nothing. `rises` are of when fewer were held; from
+    /// a block that is not in them its ancestors are walked.
+    fn has_room_above(&mut self, id: u32, room: u32, rises: &Rises) -> bool {
+        if !self.is_unheld(id) {
+            return true;
+        }
+        let Some(from) = rises.of.get(&id).copied() else {
+            let (mut unheld, mut at) = (0, id);
+            while unheld <= room && self.is_unheld(at) {
+                unheld += 1;
+                self.pins.steps += 1;
+                at = self.blocks[at as usize].parent;
+            }
+            return unheld <= room;
+        };
+        // It needs no more than it did, and no less where nothing was held since.
+        if room == 0 || from.depth <= room || self.pins.held == rises.held {
+            return room > 0 && from.depth <= room;
+        }
+        // The uppermost one that nothing holds: whatever holds one below it holds it too.
+        let (mut at, mut top) = (id, from);
+        loop {
+            self.pins.steps += 1;
+            let parent = self.blocks[at as usize].parent;
+            at = if top.jump != at && self.is_unheld(top.jump) { top.jump } else { parent };
+            match rises.of.get(&at).copied().filter(|_| self.is_unheld(at)) {
+                Some(rise) => top = rise,
+                None => break,
+            }
+        }
+        from.depth - top.depth < room
     }
 
     /// Protects a covered block that is here, where the budgets have room for it and for those of its ancestors that
-    /// nothing holds yet. What comes after one of `refused` has no room either, for room only shrinks meanwhile.
-    fn protect(&mut self, tenant: u16, hash: u128, refused: &mut HashSet<(u16, u32), RandomState>) {
+    /// nothing holds yet.
+    fn protect(&mut self, tenant: u16, hash: u128, rises: &Rises) {
         let Some(id) = self.by_hash.get(&hash).copied() else { return };
         match self.pins.pinned.get(&id) {
             Some(by) if *by == tenant => return,
@@ -290,25 +354,12 @@ impl BlockManager {
         let room = self.pins.held_max.saturating_sub(self.pins.held);
         let room = room.min(own.held_max.saturating_sub(own.held));
         // Where a budget was cut below what is held, there is no room for what costs nothing either.
-        let mut fits = self.pins.held <= self.pins.held_max && own.held <= own.held_max;
-        // No further than there is room for, since a chain that starves would be walked for each of its blocks.
-        let mut unheld: u32 = 0;
-        let mut at = id;
-        while let Some(block) = self.blocks.get(at as usize)
-            && block.holds == 0
-            && fits
-        {
-            unheld += 1;
-            self.pins.steps += 1;
-            fits = unheld <= room && !refused.contains(&(tenant, at));
-            at = block.parent;
-        }
-        if fits {
+        let is_within = self.pins.held <= self.pins.held_max && own.held <= own.held_max;
+        if is_within && self.has_room_above(id, room, rises) {
             self.pins.pinned.insert(id, tenant);
             self.add_hold(id, tenant);
             self.pins.starved.remove(&(tenant, hash));
         } else {
-            refused.insert((tenant, id));
             self.pins.starved.insert((tenant, hash));
         }
     }

@@ -5,15 +5,16 @@
 //! says nothing about the others. Its *own* one is on all that follows, and ends with the session's
 //! history: when a parent has taken a subagent's result, when a summary has replaced it, when the
 //! client says so. While tools run the own one holds for as long as their durations say that it
-//! pays: until keeping costs others more than what a return in time still gains. Thoughts are worth
-//! little once the loop that they served is over.
+//! pays: until keeping costs others more than what a return in time still gains. Where its blocks
+//! stay for that long anyway it is left as it is, since what comes after a hold is less than what
+//! was before it. Thoughts are worth little once the loop that they served is over.
 //!
 //! Nothing is decided from a client's word alone but that client's own blocks: whose lease it is
 //! comes from the credential.
 
 use std::ops::Range;
 
-use super::durations::Durations;
+use super::durations::{Durations, cut};
 use super::{Amendment, Cause, Class, Figures, SPANS_MAX, SpanTerms, TenantSlot};
 
 /// What follows an answer.
@@ -88,10 +89,14 @@ impl Pressure {
     #[must_use]
     pub fn between(earlier: &Figures, now: &Figures) -> Self {
         let hits = now.age_at_hit.since(&earlier.age_at_hit).count() as f64;
-        let cause = Cause::Capacity as usize;
-        let gone = now.age_at_eviction[cause].since(&earlier.age_at_eviction[cause]);
+        // What a hold had kept goes for want of room as well, once the hold is over.
+        let [gone, held] = [Cause::Capacity, Cause::Expiry].map(|cause| {
+            now.age_at_eviction[cause as usize].since(&earlier.age_at_eviction[cause as usize])
+        });
+        let gone = gone.and(&held);
         Self {
-            kept_ms: (gone.count() > 0).then(|| gone.quantile_ms(0.5)),
+            // At least so long: what is thought to stay and does not is lost.
+            kept_ms: (gone.count() > 0).then(|| gone.quantile_floor_ms(0.5)),
             used_share: hits / (hits + gone.count() as f64).max(1.0),
         }
     }
@@ -130,8 +135,8 @@ pub struct Pause {
     /// `None` for several at once: their end is that of the slowest.
     tool: Option<Box<str>>,
     since_ms: u64,
-    /// How long its blocks are held, from the start.
-    pub hold_ms: u64,
+    /// How long its blocks are held, from the start; `None` where they stay for long enough without.
+    pub hold_ms: Option<u64>,
     /// When to begin to bring back what was evicted after the hold, from the start; `None` where nobody is known to come
     /// back so late.
     pub prefetch_after_ms: Option<u64>,
@@ -172,20 +177,25 @@ impl Policy {
         let (gain, price) = (stakes.reload_ms, stakes.price_per_ms);
         let hold_ms = match known {
             // Where nothing has to go, nothing has to be held.
-            _ if stakes.kept_ms == super::NEVER_MS => 0,
-            Some(known) => known.wait_ms(gain, price, stakes.kept_ms),
+            _ if stakes.kept_ms == super::NEVER_MS => None,
+            Some(known) => match known.wait_ms(gain, price, stakes.kept_ms) {
+                // Most are back while their blocks stay anyway, and to wait for the others does not pay.
+                0 if known.share_within(stakes.kept_ms) >= 0.5 => None,
+                wait_ms => Some(wait_ms),
+            },
+            None if settings.hold_unknown_ms <= stakes.kept_ms => None,
             // No longer than until it has cost what it can gain.
-            None if price > 0.0 => settings.hold_unknown_ms.min((gain / price) as u64),
-            None => settings.hold_unknown_ms,
+            None if price > 0.0 => Some(settings.hold_unknown_ms.min((gain / price) as u64)),
+            None => Some(settings.hold_unknown_ms),
         };
         // A hold that does not pay ends at once, but not before a tool that fails at once is back.
-        let hold_ms = hold_ms.min(settings.hold_max_ms).max(settings.hold_min_ms);
-        let stays_ms = hold_ms.max(stakes.kept_ms);
+        let hold_ms = hold_ms.map(|ms| ms.min(settings.hold_max_ms).max(settings.hold_min_ms));
+        let stays_ms = hold_ms.unwrap_or(0).max(stakes.kept_ms);
         let missed_share = 1.0 - settings.prefetch_share.clamp(0.0, 1.0);
         let back_ms = known.and_then(|known| known.earliest_ms(stays_ms, missed_share));
         Pause {
             tenant,
-            tool: tool.map(Box::from),
+            tool: tool.map(|tool| Box::from(cut(tool))),
             since_ms: now_ms,
             hold_ms,
             // Early enough to be done in time, but not while all of it is here.
@@ -262,127 +272,4 @@ fn is_shared(class: Class) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TENANT: TenantSlot = TenantSlot(1);
-    const STAKES: Stakes = Stakes { reload_ms: 2_000.0, price_per_ms: 0.02, kept_ms: 0 };
-
-    fn parts() -> Vec<(Class, Range<usize>)> {
-        vec![
-            (Class::System, 0..4),
-            (Class::Tools, 4..4),
-            (Class::Tools, 4..6),
-            (Class::History, 6..9),
-            (Class::Reasoning, 9..10),
-            (Class::Output, 10..12),
-        ]
-    }
-
-    fn priority_of(terms: &[SpanTerms], class: Class) -> Option<(u8, u8)> {
-        terms.iter().find(|span| span.class == class).map(|span| (span.priority, span.after))
-    }
-
-    #[test]
-    fn tools_hold_the_own_part_and_thoughts_fall_after_the_loop() {
-        let policy = Policy::default();
-        let held = policy.terms(&parts(), Next::Tools { hold_ms: 7_000 });
-        assert_eq!(held.shared.len(), 2, "an empty stretch is none");
-        assert!(held.own.iter().all(|s| s.priority == 80 && s.duration_ms == Some(7_000)));
-        assert_eq!(priority_of(&held.shared, Class::System), Some((90, 60)));
-        let waits = policy.terms(&parts(), Next::User);
-        assert_eq!(priority_of(&waits.own, Class::Reasoning), Some((5, 5)));
-        assert_eq!(priority_of(&waits.own, Class::History), Some((60, 35)));
-    }
-
-    #[test]
-    fn a_side_request_is_worth_little_and_its_system_prompt_as_much_as_any() {
-        let terms = Policy::default().terms(&parts(), Next::Nothing);
-        assert!(terms.own.iter().all(|span| span.class == Class::Side && span.priority == 5));
-        assert_eq!(terms.shared, [], "no lease: its use alone makes them worth what any block is");
-    }
-
-    #[test]
-    fn a_hold_is_as_long_as_the_tool_takes() {
-        let mut policy = Policy::default();
-        assert_eq!(policy.pause(TENANT, &["read"], STAKES, 0).hold_ms, 60_000);
-        let dear = Stakes { price_per_ms: 0.2, ..STAKES };
-        assert_eq!(policy.pause(TENANT, &["read"], dear, 0).hold_ms, 10_000);
-        for turn in 0..20 {
-            let pause = policy.pause(TENANT, &["read"], STAKES, turn * 1_000_000);
-            policy.resume(&pause, turn * 1_000_000 + 5_000);
-            let pause = policy.pause(TENANT, &["build", "test"], STAKES, turn * 1_000_000);
-            policy.resume(&pause, turn * 1_000_000 + 600_000);
-        }
-        let read = policy.pause(TENANT, &["read"], STAKES, 0);
-        assert!((5_001..=6_500).contains(&read.hold_ms), "{read:?}");
-        assert_eq!(read.prefetch_after_ms, None, "nobody has come back later");
-        // Ten minutes of keeping cost more than computing again; not so where memory is cheap.
-        let built = policy.pause(TENANT, &["build", "test"], STAKES, 0);
-        assert_eq!(built.hold_ms, 2_000);
-        let cheap = Stakes { price_per_ms: 0.0, ..STAKES };
-        assert!(policy.pause(TENANT, &["a", "b"], cheap, 0).hold_ms > 600_000);
-        assert_eq!(policy.pause(TenantSlot(2), &["read"], STAKES, 0).hold_ms, 60_000);
-    }
-
-    #[test]
-    fn what_was_let_go_is_brought_back_before_anybody_returns() {
-        let mut policy = Policy::default();
-        for _ in 0..20 {
-            let pause = policy.pause(TENANT, &["build"], STAKES, 0);
-            policy.resume(&pause, 600_000);
-        }
-        let pause = policy.pause(TENANT, &["build"], STAKES, 0);
-        let prefetch_ms = pause.prefetch_after_ms.unwrap();
-        // Loading takes two seconds, and those who come back after ten minutes find it done.
-        assert!(prefetch_ms + 2_000 <= 600_000, "{prefetch_ms}");
-        assert!(prefetch_ms > 480_000, "{prefetch_ms}");
-        // What stays that long anyway is neither held nor fetched.
-        let roomy = Stakes { kept_ms: 900_000, ..STAKES };
-        let pause = policy.pause(TENANT, &["build"], roomy, 0);
-        assert_eq!((pause.hold_ms, pause.prefetch_after_ms), (2_000, None));
-    }
-
-    #[test]
-    fn a_price_comes_from_what_a_pool_does() {
-        let mut earlier = Figures::default();
-        earlier.age_at_hit.add(5);
-        earlier.evicted(Cause::Capacity, Class::Plain, 1, 0);
-        let mut now = earlier;
-        assert_eq!(
-            Pressure::between(&earlier, &now),
-            Pressure { kept_ms: None, used_share: 0.0 },
-            "what was before does not count"
-        );
-        let free = Stakes::of(100, 2.0, 50.0, Pressure::between(&earlier, &now));
-        assert_eq!(free, Stakes { reload_ms: 250.0, price_per_ms: 0.0, kept_ms: u64::MAX });
-        for _ in 0..30 {
-            now.age_at_hit.add(500);
-        }
-        for _ in 0..10 {
-            now.evicted(Cause::Capacity, Class::Plain, 9_000, 0);
-            now.evicted(Cause::Lifecycle, Class::Finished, 1, 0);
-        }
-        let pressure = Pressure::between(&earlier, &now);
-        assert_eq!(pressure, Pressure { kept_ms: Some(16_384), used_share: 0.75 });
-        let stakes = Stakes::of(100, 2.0, 0.0, pressure);
-        assert_eq!(stakes.reload_ms, 200.0);
-        assert!((stakes.price_per_ms - 150.0 / 16_384.0).abs() < 1e-12, "{stakes:?}");
-    }
-
-    #[test]
-    fn amendments_say_what_terms_say() {
-        let policy = Policy::default();
-        for next in [Next::User, Next::Tools { hold_ms: 7_000 }] {
-            let amendments = policy.amendments(next);
-            for span in policy.terms(&parts(), next).own {
-                let same = amendments.iter().find(|amended| amended.class == span.class).unwrap();
-                assert_eq!(
-                    (same.priority, same.after, same.duration_ms),
-                    (span.priority, span.after, span.duration_ms)
-                );
-            }
-            assert!(amendments.iter().all(|amended| !is_shared(amended.class)));
-        }
-    }
-}
+mod tests;

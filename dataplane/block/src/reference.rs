@@ -29,15 +29,19 @@ pub(super) struct Node {
 #[derive(Clone, Debug)]
 struct Span {
     blocks: Vec<(u128, u64)>,
+    /// What each of them is counted as: class, priority, and the one for after.
+    counted: Vec<Kind>,
     class: Class,
     priority: u8,
     after: u8,
     ends_ms: u64,
 }
 
+type Kind = (Class, u8, u8);
+
 impl Span {
-    fn kind(&self) -> (Class, u8, u8) {
-        (self.class, self.priority, self.after)
+    fn counted(&self) -> impl Iterator<Item = ((u128, u64), Kind)> + '_ {
+        self.blocks.iter().copied().zip(self.counted.iter().copied())
     }
 }
 
@@ -104,9 +108,10 @@ impl Reference {
     pub(super) fn standing(&self, node: &Node) -> (u8, Class, Cause) {
         let mut claims = Vec::new();
         for span in self.leases.iter().flat_map(|lease| &lease.spans) {
-            for _ in span.blocks.iter().filter(|b| **b == (node.hash, node.birth)) {
+            let on_it = span.counted().filter(|(block, _)| *block == (node.hash, node.birth));
+            for (_, (class, priority, after)) in on_it {
                 let live = span.ends_ms > self.now_ms;
-                claims.push((if live { span.priority } else { span.after }, live, span.class));
+                claims.push((if live { priority } else { after }, live, class));
             }
         }
         let top = claims.into_iter().max();
@@ -147,7 +152,11 @@ impl Reference {
 
     fn blocks_of(&self, tenant: u32) -> u32 {
         let filling = self.filling.iter().filter(|t| **t == tenant).count();
-        (self.nodes.iter().filter(|n| n.tenant == tenant).count() + filling) as u32
+        let held = self.held();
+        let is_kept = |n: &Node| n.references > 0 || held.contains(&n.hash);
+        // What nobody uses and another tenant goes on from counts as nobody's.
+        let own = self.nodes.iter().filter(|n| n.tenant == tenant);
+        (own.filter(|n| is_kept(n) || !self.is_lent(n)).count() + filling) as u32
     }
 
     /// Whether a block that another tenant has brought follows this one.
@@ -161,9 +170,7 @@ impl Reference {
     fn kept(&self, tenant: Option<u32>) -> u32 {
         let held = self.held();
         let own = |t: u32| tenant.is_none_or(|tenant| t == tenant);
-        let kept = self.nodes.iter().filter(|n| {
-            n.references > 0 || held.contains(&n.hash) || tenant.is_some() && self.is_lent(n)
-        });
+        let kept = self.nodes.iter().filter(|n| n.references > 0 || held.contains(&n.hash));
         let filling = self.filling.iter().filter(|t| own(**t)).count();
         (kept.filter(|n| own(n.tenant)).count() + filling) as u32
     }
@@ -275,14 +282,14 @@ impl Reference {
         oldest(tenant).or_else(|| most.and_then(oldest))
     }
 
-    /// Takes a lease; `None` where there is no room, else how many claims found none.
+    /// Takes a lease; `None` where there is no room.
     pub(super) fn lease(
         &mut self,
         tenant: u32,
         id: u128,
         spans: &[SpanTerms],
         table: &[u128],
-    ) -> Option<usize> {
+    ) -> Option<()> {
         let is_old = |lease: &Lease| (lease.tenant, lease.id) == (tenant, id);
         while !self.leases.iter().any(is_old) {
             let own = self.leases.iter().filter(|lease| lease.tenant == tenant).count();
@@ -298,19 +305,17 @@ impl Reference {
             }
             let spare = self.spare_lease(tenant)?.clone();
             self.leases.retain(|lease| lease.serial != spare.serial);
-            for span in &spare.spans {
-                for block in &span.blocks {
-                    self.leave(*block, span.after);
-                }
+            for (block, kind) in spare.spans.iter().flat_map(Span::counted) {
+                self.leave(block, kind.2);
             }
         }
         let serial = self.counter + 1;
         self.counter = serial;
         self.leases.push(Lease { tenant, id, serial, spans: Vec::new() });
-        let mut unclaimed = 0;
         for terms in spans {
             let mut span = Span {
                 blocks: Vec::new(),
+                counted: Vec::new(),
                 class: terms.class,
                 priority: terms.priority,
                 after: terms.after.min(terms.priority),
@@ -318,11 +323,9 @@ impl Reference {
             };
             for hash in &table[terms.blocks.clone()] {
                 let block = (*hash, self.find(*hash).unwrap().birth);
-                if self.has_room(block, span.kind()) {
-                    span.blocks.push(block);
-                } else {
-                    unclaimed += 1;
-                }
+                let kind = self.counted_as(block, (span.class, span.priority, span.after));
+                span.blocks.push(block);
+                span.counted.push(kind);
             }
             self.leases.last_mut().unwrap().spans.push(span);
         }
@@ -330,13 +333,15 @@ impl Reference {
         let old = self.leases.iter().position(|lease| is_old(lease) && lease.serial != serial);
         if let Some(old) = old {
             let old = self.leases.remove(old);
-            let claims = |block| new.spans.iter().any(|span| span.blocks.contains(block));
+            let claims =
+                |block: &(u128, u64)| new.spans.iter().any(|span| span.blocks.contains(block));
             for span in &old.spans {
-                let said = self.says(span).min(PRIORITY_DEFAULT);
-                span.blocks.iter().filter(|b| !claims(b)).for_each(|b| self.leave(*b, said));
+                for (block, kind) in span.counted().filter(|(block, _)| !claims(block)) {
+                    self.leave(block, self.says(span, kind).min(PRIORITY_DEFAULT));
+                }
             }
         }
-        Some(unclaimed)
+        Some(())
     }
 
     pub(super) fn amend(&mut self, tenant: u32, id: u128, amendments: &[Amendment]) -> bool {
@@ -347,25 +352,15 @@ impl Reference {
         for index in 0..self.leases[at].spans.len() {
             let span = self.leases[at].spans[index].clone();
             let Some(new) = amendments.iter().find(|a| a.class == span.class) else { continue };
-            let (said, after) = (self.says(&span), new.after.min(new.priority));
-            for (nth, block) in span.blocks.iter().enumerate() {
-                // One after the other: those that have not moved yet still stand as they did.
-                self.leases[at].spans[index].blocks = span.blocks[nth + 1..].to_vec();
-                let fits = self.has_room(*block, (span.class, new.priority, after));
-                let moved = self.leases[at].spans.len();
-                if fits {
-                    let ends_ms = new.duration_ms.map_or(NEVER_MS, |ms| self.now_ms + ms);
-                    let lone = Span {
-                        blocks: vec![*block],
-                        class: span.class,
-                        priority: new.priority,
-                        after,
-                        ends_ms,
-                    };
-                    self.leases[at].spans.insert(moved, lone);
-                } else {
-                    self.leave(*block, said.min(PRIORITY_DEFAULT));
-                }
+            let after = new.after.min(new.priority);
+            // One after the other: those that have not moved yet still stand as they did.
+            for nth in 0..span.blocks.len() {
+                let own = &mut self.leases[at].spans[index];
+                let (block, _) = (own.blocks.remove(nth), own.counted.remove(nth));
+                let kind = self.counted_as(block, (span.class, new.priority, after));
+                let own = &mut self.leases[at].spans[index];
+                own.blocks.insert(nth, block);
+                own.counted.insert(nth, kind);
             }
             // Its time counts even where it has no block.
             let ends_ms = new.duration_ms.map_or(NEVER_MS, |ms| self.now_ms + ms);
@@ -375,16 +370,27 @@ impl Reference {
         true
     }
 
-    /// Whether a block has room for a claim of that kind.
-    fn has_room(&self, block: (u128, u64), kind: (Class, u8, u8)) -> bool {
+    /// A claim of that kind on a block, or the round one below it where the block has too many kinds already.
+    fn counted_as(&self, block: (u128, u64), kind: Kind) -> Kind {
         let spans = self.leases.iter().flat_map(|lease| &lease.spans);
-        let on_it = spans.filter(|span| span.blocks.contains(&block));
-        let kinds: BTreeSet<(Class, u8, u8)> = on_it.map(Span::kind).collect();
-        kinds.contains(&kind) || kinds.len() < self.kinds_max
+        let on_it = spans.flat_map(Span::counted).filter(|claim| claim.0 == block);
+        let kinds: BTreeSet<Kind> = on_it.map(|claim| claim.1).collect();
+        if kinds.contains(&kind) || kinds.len() < self.kinds_max {
+            return kind;
+        }
+        let (_, priority, after) = kind;
+        let priority = priority - priority % 5;
+        let after = match after.min(priority) {
+            60.. => 60,
+            35.. => 35,
+            20.. => 20,
+            _ => 0,
+        };
+        (Class::Plain, priority, after)
     }
 
-    fn says(&self, span: &Span) -> u8 {
-        if span.ends_ms > self.now_ms { span.priority } else { span.after }
+    fn says(&self, span: &Span, (_, priority, after): Kind) -> u8 {
+        if span.ends_ms > self.now_ms { priority } else { after }
     }
 
     pub(super) fn raise_floor(&mut self, table: &[Option<u128>], priority: u8) {
@@ -403,11 +409,10 @@ impl Reference {
         let Some(at) = at else { return false };
         let lease = self.leases.remove(at);
         for span in &lease.spans {
-            let said = self.says(span).min(PRIORITY_DEFAULT);
-            for (hash, birth) in &span.blocks {
+            for ((hash, birth), kind) in span.counted() {
                 if end == End::Released {
-                    self.leave((*hash, *birth), said);
-                } else if let Some(node) = self.find(*hash).filter(|node| node.birth == *birth) {
+                    self.leave((hash, birth), self.says(span, kind).min(PRIORITY_DEFAULT));
+                } else if let Some(node) = self.find(hash).filter(|node| node.birth == birth) {
                     node.ended = Some(end);
                 }
             }

@@ -3,10 +3,12 @@
 //! Whoever follows sessions tells their changes one after the other, and gets orders for the pools
 //! that hold their blocks: hold them while tools run, bring them back before somebody returns, let
 //! them go when their history is dead. A session's requests take their leases from here too, so that
-//! an order and a lease mean the same blocks: a compaction begins a new *window*, whose lease has
-//! another name, and the end of the old one can't reach the new one's blocks however late it comes.
+//! an order and a lease mean the same blocks: after a compaction or an end there is a new *window*,
+//! whose lease has another name that no window had before, and the end of the old one can't reach
+//! the new one's blocks however late it comes.
 //!
-//! What is remembered of a session is a window and a pause. Where there is no room for that, or a
+//! What is remembered of a session is a window and a pause; the window also of one that has ended,
+//! since it may come back, until others of its tenant need the room. Where there is no room for that, or a
 //! gateway has died, leases run out by their time, and a pause is held for as long as any other but
 //! not learnt from: orders make memory better used, and no answer rests on them.
 
@@ -97,8 +99,8 @@ pub enum Order {
 
 #[derive(Debug, Default)]
 struct Session {
-    /// How often its history was replaced.
-    window: u32,
+    /// Which of its histories it is, by a number that no other one has; 0 for the first.
+    window: u64,
     pause: Option<Pause>,
     /// When its prefetch is due, as it stands in the list of those.
     due_ms: Option<u64>,
@@ -119,13 +121,15 @@ pub struct Retention {
     order: BTreeSet<(u32, u64, SessionId)>,
     clock: u64,
     due: BTreeSet<(u64, u32, SessionId)>,
+    /// Windows that were begun, of all sessions.
+    windows: u64,
 }
 
 /// Which of a session's leases.
 #[derive(Clone, Copy)]
 enum Part {
     Shared,
-    Own { window: u32 },
+    Own { window: u64 },
     Side,
 }
 
@@ -157,6 +161,7 @@ impl Retention {
             order: BTreeSet::new(),
             clock: 0,
             due: BTreeSet::new(),
+            windows: 0,
         }
     }
 
@@ -216,9 +221,11 @@ impl Retention {
             Event::Started | Event::Forked => Vec::new(),
             Event::Paused { tools, stakes } => {
                 let pause = self.policy.pause(tenant, tools, stakes, now_ms);
-                let next = Next::Tools { hold_ms: pause.hold_ms };
+                let next = pause.hold_ms.map(|hold_ms| Next::Tools { hold_ms });
                 self.wait(key, pause, now_ms);
-                vec![Order::Amend { lease, amendments: self.policy.amendments(next) }]
+                // What the lease claims already is more than what it would claim after a hold that nothing needs.
+                let amend = |next| Order::Amend { lease, amendments: self.policy.amendments(next) };
+                next.map(amend).into_iter().collect()
             }
             Event::Rested => {
                 self.end_pause(key, |policy, pause| policy.resume(pause, now_ms));
@@ -231,9 +238,7 @@ impl Retention {
             }
             Event::Compacted => {
                 self.end_pause(key, |policy, pause| policy.resume(pause, now_ms));
-                if let Some(session) = self.entry(key) {
-                    session.window = session.window.wrapping_add(1);
-                }
+                self.begin_window(key);
                 vec![Order::End { lease, end: End::Compacted }]
             }
             Event::Ended(ending) => {
@@ -241,12 +246,14 @@ impl Retention {
                     Ending::Finished | Ending::Idle => policy.abandon(pause),
                     Ending::Untracked => {}
                 });
-                self.forget(key);
-                match ending {
-                    Ending::Finished => vec![Order::End { lease, end: End::Finished }],
-                    Ending::Idle => vec![Order::End { lease, end: End::Released }],
-                    Ending::Untracked => Vec::new(),
-                }
+                let end = match ending {
+                    Ending::Finished => End::Finished,
+                    Ending::Idle => End::Released,
+                    // It goes on under the names that it has.
+                    Ending::Untracked => return Vec::new(),
+                };
+                self.begin_window(key);
+                vec![Order::End { lease, end }]
             }
         }
     }
@@ -294,6 +301,15 @@ impl Retention {
         session.seen = self.clock;
         self.order.insert((tenant, session.seen, key.1));
         Some(session)
+    }
+
+    /// What the session claims from here on has another name.
+    fn begin_window(&mut self, key: Key) {
+        self.windows += 1;
+        let window = self.windows;
+        if let Some(session) = self.entry(key) {
+            session.window = window;
+        }
     }
 
     fn forget(&mut self, key: Key) {

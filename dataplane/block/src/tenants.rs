@@ -3,7 +3,9 @@
 //! A tenant with a budget has an order of eviction of its own, so that it pays for its own growth
 //! and finds whom to evict without a look at others. Tenants without one cost a few counters. Of
 //! what the whole pool has only so many of, leases and pins above all, a tenant may have as many as
-//! are left for others: one alone gets half, and however many come, there is always some left.
+//! are left for others, so that one alone gets half of them and the next one half of the rest. Since
+//! halves are used up soon, a sixteenth is left for those who have nearly none yet: so sixty-four
+//! tenants get a thousandth each, whatever others have taken. Past those, who comes first is served.
 
 use super::queue::Queue;
 use super::{BlockError, TENANTS_MAX};
@@ -23,9 +25,11 @@ impl TenantSlot {
 pub(crate) struct Tenant {
     /// Being filled or registered.
     pub(crate) blocks: u32,
-    /// Registered, without user and hold, and without a block of another tenant that follows: it can let them go
-    /// itself.
+    /// Registered, without user and hold.
     pub(crate) reclaimable: u32,
+    /// Of these, those that a block of another tenant follows: it can't let them go itself. They count as none of its
+    /// own, or others could fill its budget by going on from its blocks.
+    pub(crate) lent: u32,
     /// Held by its pins.
     pub(crate) held: u32,
     /// Most blocks; all of them where nobody said less.
@@ -44,9 +48,18 @@ pub(crate) struct Tenant {
     pub(crate) pin_hashes: usize,
 }
 
-/// Whether a tenant that has `own` of `all` may have `more` of them: as many as are left for others.
+/// What of a limit is for those who have nearly none, as a divisor.
+const RESERVED: usize = 16;
+/// What nearly none is.
+const NEARLY_NONE: usize = 1024;
+
+/// Whether a tenant that has `own` of `all` may have `more` of them: as many as are left for others beside what is
+/// reserved for those who have nearly none, or as long as it is one of those.
 pub(crate) fn is_within_share(own: usize, more: usize, all: usize, limit: usize) -> bool {
-    own.saturating_add(more) <= limit.saturating_sub(all)
+    let own = own.saturating_add(more);
+    let is_nearly_none = own <= (limit / NEARLY_NONE).max(1);
+    let left = limit.saturating_sub(all);
+    own <= left.saturating_sub(limit / RESERVED) || is_nearly_none && more <= left
 }
 
 /// Tenants by their number.
@@ -73,6 +86,7 @@ impl Tenants {
             self.tenants.push(Tenant {
                 blocks: 0,
                 reclaimable: 0,
+                lent: 0,
                 held: 0,
                 blocks_max: u32::MAX,
                 held_max: u32::MAX,

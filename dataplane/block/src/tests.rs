@@ -260,7 +260,8 @@ impl Both {
                 }
             }
             Move::End { tenant, id, end } => {
-                let real = self.real.end_lease(TenantSlot(tenant), LeaseId(id), end);
+                let real =
+                    self.real.end_lease(TenantSlot(tenant), LeaseId(id), end, self.model.now_ms);
                 assert_eq!(real, self.model.end_lease(tenant, id, end));
             }
             Move::Pin { id, tenant, path, ttl_ms } => {

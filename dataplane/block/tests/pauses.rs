@@ -93,7 +93,10 @@ impl World {
             let stakes = Stakes { reload_ms: 3_000.0, price_per_ms: 0.05, kept_ms: 0 };
             let pause = self.policy.pause(TENANT, &[&tool], stakes, self.now_ms);
             let parts = [(Class::System, 0..SYSTEM), (Class::History, SYSTEM..blocks)];
-            let terms = self.policy.terms(&parts, Next::Tools { hold_ms: pause.hold_ms });
+            let terms = self.policy.terms(
+                &parts,
+                Next::Tools { hold_ms: pause.hold_ms.expect("nothing stays by itself") },
+            );
             self.lease(1_000 + u128::from(agent), &table, &terms.shared);
             self.lease(u128::from(agent), &table, &terms.own);
             self.policy.resume(&pause, self.now_ms + tool_ms);
@@ -150,7 +153,7 @@ fn a_finished_agent_goes_before_strangers_and_leaves_what_others_share() {
     (0..AGENTS).for_each(|agent| {
         world.turn(agent, TURNS, false);
     });
-    assert!(world.pool.end_lease(TENANT, LeaseId(0), End::Finished));
+    assert!(world.pool.end_lease(TENANT, LeaseId(0), End::Finished, world.now_ms));
     let (table, _) = world.serve(&prompt(AGENTS, STRANGER));
     world.pool.release(&table, |_| false, world.now_ms).expect("in use");
     let own = TURN * (TURNS as usize + 1);

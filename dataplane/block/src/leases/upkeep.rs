@@ -32,8 +32,8 @@ impl BlockManager {
             let claims = std::mem::take(&mut lease.claims);
             for claim in &claims[stretch] {
                 if let Some(block) = claimed(&mut self.blocks, *claim) {
-                    self.levels.run_out(block.levels, kind);
-                    self.relist(claim.0);
+                    self.levels.run_out(block.levels, kind.counted(claim.is_round()));
+                    self.relist(claim.block());
                 }
             }
             if let Some(lease) = self.leases.leases.get_mut(&serial) {
@@ -46,10 +46,13 @@ impl BlockManager {
     pub(super) fn forget_void_leases(&mut self, spare: Option<u64>) {
         let leases = &self.leases.leases;
         let next = leases.range(self.leases.swept..).chain(leases.range(..self.leases.swept));
-        let is_here = |(id, generation): &Claim| {
-            self.blocks.get(*id as usize).is_some_and(|block| block.generation == *generation)
+        let is_here = |claim: &Claim| {
+            let block = self.blocks.get(claim.block() as usize);
+            block.is_some_and(|block| block.generation == claim.generation)
         };
-        let is_void = |lease: &Lease| !is_here(&lease.root) && !lease.claims.iter().any(is_here);
+        let is_void = |lease: &Lease| {
+            !lease.root.as_ref().is_some_and(is_here) && !lease.claims.iter().any(is_here)
+        };
         let stretch: Vec<(u64, bool)> =
             next.take(SWEPT_MAX).map(|(serial, lease)| (*serial, is_void(lease))).collect();
         for (serial, is_void) in stretch {
@@ -121,9 +124,10 @@ impl BlockManager {
             for at in span.claims.clone() {
                 let claim = lease.claims[at];
                 if let Some(block) = claimed(&mut self.blocks, claim) {
-                    self.levels.remove(&mut block.levels, span.kind, span.over);
-                    leave(at, block, span.kind.level(span.over));
-                    self.relist(claim.0);
+                    let kind = span.kind.counted(claim.is_round());
+                    self.levels.remove(&mut block.levels, kind, span.over);
+                    leave(at, block, kind.level(span.over));
+                    self.relist(claim.block());
                 }
             }
         }
@@ -131,8 +135,9 @@ impl BlockManager {
 }
 
 /// The block of a claim, unless it has gone since.
-pub(super) fn claimed(blocks: &mut [Block], (id, generation): Claim) -> Option<&mut Block> {
-    blocks.get_mut(id as usize).filter(|block| block.generation == generation)
+pub(super) fn claimed(blocks: &mut [Block], claim: Claim) -> Option<&mut Block> {
+    let block = blocks.get_mut(claim.block() as usize);
+    block.filter(|block| block.generation == claim.generation)
 }
 
 /// What a claim without which a block goes on leaves behind.
@@ -143,12 +148,13 @@ pub(super) fn leave_at_most_default(block: &mut Block, level: Level) {
 /// Which claims, by their number in `old`, `new` does not repeat. A turn's table goes on from the last one's nearly
 /// always, so that no set is built.
 pub(super) fn dropped(old: &[Claim], new: &[Claim]) -> impl Fn(usize) -> bool {
-    let same = old.iter().zip(new).take_while(|(old, new)| old == new).count();
+    let same = old.iter().zip(new).take_while(|(old, new)| old.place() == new.place()).count();
     let missing: HashSet<usize> = if same == old.len() {
         HashSet::new()
     } else {
-        let repeated: HashSet<Claim, RandomState> = new.iter().copied().collect();
-        (same..old.len()).filter(|at| !repeated.contains(&old[*at])).collect()
+        let repeated: HashSet<(u32, u32), RandomState> =
+            new.iter().map(|claim| claim.place()).collect();
+        (same..old.len()).filter(|at| !repeated.contains(&old[*at].place())).collect()
     };
     move |at| missing.contains(&at)
 }

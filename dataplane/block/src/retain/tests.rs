@@ -30,7 +30,7 @@ impl World {
             Order::Amend { lease, amendments } => {
                 self.pool.amend_lease(TENANT, lease, &amendments, self.now_ms)
             }
-            Order::End { lease, end } => self.pool.end_lease(TENANT, lease, end),
+            Order::End { lease, end } => self.pool.end_lease(TENANT, lease, end, self.now_ms),
             Order::Prefetch { .. } => false,
         };
         orders.into_iter().map(obey).collect()
@@ -62,7 +62,7 @@ impl World {
             leases.iter().flat_map(|(_, spans)| spans).map(|span| span.blocks.clone()).collect();
         for (id, spans) in &leases {
             let terms = LeaseTerms { tenant: TENANT, id: *id, spans };
-            assert_eq!(self.pool.lease(&terms, &table, self.now_ms), Ok(0));
+            assert_eq!(self.pool.lease(&terms, &table, self.now_ms), Ok(()));
         }
         let leased = |at: usize| named.iter().any(|blocks| blocks.contains(&at));
         self.pool.release(&table, leased, self.now_ms).unwrap();
@@ -100,6 +100,19 @@ fn a_pause_holds_and_a_loop_that_is_over_lets_its_thoughts_go() {
     assert_eq!(world.worth(&table), [90, 60, 60, 5, 60]);
     assert_eq!(world.retention.sessions(), 0, "nothing is left to remember");
     assert_eq!(world.retention.policy().durations().tools(), 1);
+}
+
+#[test]
+fn a_hold_that_nothing_needs_demotes_nobody() {
+    let mut world = World::new();
+    let table = world.turn(7, Turn::Conversation, &PARTS);
+    let free = Stakes { price_per_ms: 0.0, kept_ms: u64::MAX, ..STAKES };
+    let read = Event::Paused { tools: &["read"], stakes: free };
+    assert_eq!(world.told(read), []);
+    world.now_ms = 100_000;
+    assert_eq!(world.worth(&table), [90, 60, 60, 20, 60], "as much as one that rests");
+    assert_eq!(world.told(Event::Resumed), []);
+    assert_eq!(world.retention.policy().durations().tools(), 1, "what it took is learnt");
 }
 
 #[test]
@@ -142,7 +155,22 @@ fn the_end_of_an_old_window_never_reaches_the_new_one() {
     assert_eq!(world.worth(&new), [90, 80, 80, 80, 80]);
     assert_eq!(world.retention.sessions(), 1, "its window is remembered");
     assert_eq!(world.told(Event::Ended(Ending::Finished)), [true]);
-    assert_eq!(world.retention.sessions(), 0);
+}
+
+#[test]
+fn a_session_that_comes_back_is_not_reached_by_the_ends_of_what_it_was() {
+    let mut world = World::new();
+    let mut late = Vec::new();
+    let endings = [Ending::Idle, Ending::Untracked, Ending::Finished].map(Event::Ended);
+    for event in [Event::Compacted, Event::Compacted].into_iter().chain(endings) {
+        world.turn(7, Turn::Conversation, &PARTS);
+        late.extend(world.retention.told(TENANT, SESSION, event, 0));
+        assert_eq!(world.told(Event::Resumed), []);
+    }
+    assert_eq!(late.len(), 4, "nobody's word ends what goes on untracked");
+    let new = world.turn(8, Turn::Conversation, &PARTS);
+    assert_eq!(world.obey(late), [true; 4], "each reaches its own");
+    assert_eq!(world.worth(&new), [90, 60, 60, 20, 60]);
 }
 
 #[test]
@@ -192,7 +220,7 @@ fn a_prefetch_comes_before_the_return_and_only_once() {
     // Nor who will not be back.
     world.told(build);
     world.told(Event::Ended(Ending::Idle));
-    assert_eq!((world.retention.next_due_ms(), world.retention.sessions()), (None, 0));
+    assert_eq!((world.retention.next_due_ms(), world.retention.sessions()), (None, 1));
 }
 
 #[test]
@@ -266,8 +294,13 @@ proptest! {
             let due = sessions.values().filter(|session| session.due_ms.is_some()).count();
             prop_assert_eq!(retention.due.len(), due);
             if let Event::Ended(_) = event {
-                prop_assert!(!sessions.contains_key(&(tenant, SessionId(session))));
+                let ended = sessions.get(&(tenant, SessionId(session)));
+                prop_assert!(ended.is_none_or(|session| session.pause.is_none()));
             }
+            // No two histories have one name.
+            let windows = sessions.values().map(|session| session.window).filter(|w| *w > 0);
+            let distinct: BTreeSet<u64> = windows.clone().collect();
+            prop_assert_eq!(distinct.len(), windows.count());
         }
     }
 }
