@@ -54,12 +54,7 @@ pub struct StackSettings {
 
 impl Default for StackSettings {
     fn default() -> Self {
-        Self {
-            writers: 2,
-            queue_blocks: 64,
-            filter: FilterSettings::default(),
-            wait_ms: 30_000,
-        }
+        Self { writers: 2, queue_blocks: 64, filter: FilterSettings::default(), wait_ms: 30_000 }
     }
 }
 
@@ -295,7 +290,9 @@ impl Stack {
         loop {
             job = match queue.try_send(job) {
                 Ok(()) => return true,
-                Err(TrySendError::Full(job)) if room_until.is_some_and(|at| Instant::now() < at) => {
+                Err(TrySendError::Full(job))
+                    if room_until.is_some_and(|at| Instant::now() < at) =>
+                {
                     self.shared.moved.wait_for(&mut self.shared.queued.lock(), LOOK_AGAIN);
                     job
                 }
