@@ -26,7 +26,7 @@ mod read;
 #[cfg(test)]
 mod sim;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -179,6 +179,7 @@ impl DiskTier {
         lock: Option<File>,
         now_ms: u64,
     ) -> Result<Self, TierError> {
+        layout.check()?;
         let slot_bytes = (layout.block_bytes as usize + HEADER_BYTES).next_multiple_of(ALIGN_BYTES);
         let count = settings.budget_bytes / slot_bytes as u64;
         let Some(slots_max) = u32::try_from(count).ok().filter(|c| (1..=SLOTS_MAX).contains(c))
@@ -357,7 +358,20 @@ impl DiskTier {
         found.is_some()
     }
 
+    /// The same, but takes nothing back that was said before: the most of both counts.
+    pub fn retain_more(&self, key: &BlockKey, retention: &Retention, now_ms: u64) -> bool {
+        let mut table = self.table.lock();
+        let found = table.shelf.find(key);
+        if let Some(slot) = found {
+            let before = table.shelf.retention_of(slot).unwrap_or_default();
+            table.set_retention(slot, before.merge(retention), now_ms);
+        }
+        found.is_some()
+    }
+
     /// Forgets a block; `false` if it is not here. After a crash it may be here again unless that was committed.
+    ///
+    /// It does not wait for those that read it: they get it whole, or a miss once its slot is written again.
     pub fn remove(&self, key: &BlockKey) -> bool {
         let mut table = self.table.lock();
         let found = table.shelf.find(key);

@@ -73,6 +73,7 @@ pub struct HostTier {
 impl HostTier {
     /// Takes the memory, all of it.
     pub fn new(layout: Layout, settings: HostSettings) -> Result<Self, TierError> {
+        layout.check()?;
         let block_bytes = layout.block_bytes as usize;
         let stride_bytes = block_bytes.next_multiple_of(ALIGN_BYTES);
         let count = settings.budget_bytes / stride_bytes as u64;
@@ -206,6 +207,7 @@ impl HostTier {
         if self.check_reads {
             if copy_summed(&place.bytes, into) != held.sum {
                 drop(place);
+                into.fill(0);
                 self.quarantine(key, slot);
                 return Ok(Get::Bad);
             }
@@ -265,12 +267,11 @@ impl HostTier {
     fn reserve(&self, record: &Record<'_>, now_ms: u64) -> Result<(u32, Option<Leaving>), Put> {
         let mut table = self.table.lock();
         table.shelf.expire(now_ms);
-        if let Some(slot) = table.shelf.find(&record.key) {
+        // Also while it is written: what is said of it then must not be lost.
+        if let Some(slot) = table.shelf.slot_of(&record.key) {
             let both = table.shelf.retention_of(slot).unwrap_or_default().merge(&record.retention);
             table.shelf.retain(slot, both, now_ms);
             table.shelf.touch(slot);
-        }
-        if table.shelf.has(&record.key) {
             count(&self.figures.present);
             return Err(Put::Present);
         }
@@ -280,7 +281,8 @@ impl HostTier {
                 let pinned = record.retention.pinned_at(now_ms);
                 let worth =
                     if pinned { PRIORITY_MAX } else { record.retention.priority_at(now_ms) };
-                let Some(slot) = table.shelf.victim(worth) else {
+                let parent = record.key.sibling(record.parent);
+                let Some(slot) = table.shelf.victim(worth, Some(&parent)) else {
                     count(&self.figures.refused);
                     return Err(Put::Refused(Refusal::Full));
                 };

@@ -32,11 +32,6 @@ impl Layout {
         block_tokens: u32,
         block_bytes: u32,
     ) -> Result<Self, TierError> {
-        if block_bytes == 0 || block_bytes > BLOCK_BYTES_MAX {
-            return Err(TierError::Setting(format!(
-                "a block of {block_bytes} bytes; 1 to {BLOCK_BYTES_MAX} can be kept"
-            )));
-        }
         let mut digest = Xxh3::new();
         for part in [model, revision, data_type, arrangement] {
             // Lengths keep "ab" + "c" apart from "a" + "bc".
@@ -45,7 +40,20 @@ impl Layout {
         }
         digest.update(&block_tokens.to_le_bytes());
         digest.update(&block_bytes.to_le_bytes());
-        Ok(Self { id: LayoutId(digest.digest()), block_bytes })
+        let layout = Self { id: LayoutId(digest.digest()), block_bytes };
+        layout.check()?;
+        Ok(layout)
+    }
+
+    /// Whether blocks have a length that tiers can keep; asked by each of them, since anyone can make a layout.
+    pub(crate) fn check(&self) -> Result<(), TierError> {
+        let block_bytes = self.block_bytes;
+        if block_bytes == 0 || block_bytes > BLOCK_BYTES_MAX {
+            return Err(TierError::Setting(format!(
+                "a block of {block_bytes} bytes; 1 to {BLOCK_BYTES_MAX} can be kept"
+            )));
+        }
+        Ok(())
     }
 }
 

@@ -11,6 +11,9 @@
 //! [`RemoteTier`] is a store of objects under names that need no listing. [`Filter`] says what is worth an SSD's
 //! wear. [`Stack`] is memory and disk as one: reads from the nearest, fills upwards, writes what leaves.
 //!
+//! Blocks are forgotten one by one: forgetting all of a namespace at once is not built, and what is left of it goes as
+//! it is wanted less.
+//!
 //! Time comes in as `now_ms`, by a clock that goes on over restarts (that of the wall, in practice).
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -34,7 +37,7 @@ pub use filter::{Filter, FilterSettings, Skip, Touch, Verdict};
 pub use host::{HostSettings, HostTier, Leaving};
 pub use key::{BlockKey, Layout, LayoutId};
 pub use record::{Get, Held, Put, Record, Refusal, Retention};
-pub use remote::{Fetch, Loaded, PACK_BLOCKS_MAX, RemoteSettings, RemoteTier};
+pub use remote::{Fetch, Loaded, PACK_BLOCKS_MAX, RemoteSettings, RemoteTier, Run};
 pub use stack::{Found, Stack, StackSettings};
 pub use sum::{SUM_PIECE_BYTES, copy_summed, sum};
 

@@ -99,9 +99,9 @@ pub struct Held {
 pub enum Get {
     /// The bytes are in the caller's buffer.
     Hit(Held),
-    /// The tier has no such block. The buffer is as it was.
+    /// The tier has no such block. The buffer is as it was, or all zeros if the block went while it was read.
     Miss,
-    /// The tier had it, but not whole: it is quarantined and counted. The buffer holds nothing of use.
+    /// The tier had it, but not whole: it is quarantined and counted. The buffer is all zeros.
     Bad,
 }
 

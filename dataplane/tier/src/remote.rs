@@ -10,31 +10,36 @@
 //! **Trust.** An object is read whole, and each block in it has a header with its key and checksum. One that is not
 //! what it should be is moved to `quarantine/`, not asked for again, and written over by the next who has the blocks.
 //!
-//! **Waiting.** Each call has a deadline, so many run at once, so many more may wait; others are turned away.
+//! **Waiting.** Each call has a deadline, so many run at once, so many more may wait; others are turned away. So the
+//! bytes in memory are bounded: a pack for each call that runs, and what [`RemoteSettings::load_bytes`] says for each
+//! load.
+//!
+//! **Forgetting.** There is no way yet to forget all of a namespace: its objects lie below one name
+//! (`v1/LAYOUT-PACK/NAMESPACE/`), so an operator can delete them there; what was put aside has the namespace in its name.
+//!
 //! Credentials come from the environment alone, and nothing that a store says is logged as it said it, since
 //! some repeat them.
 
+mod gate;
+mod open;
+
 use std::collections::{HashSet, VecDeque};
-use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use mainstay_types::{NamespaceId, SequenceHash};
-use object_store::aws::AmazonS3Builder;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{
-    ClientOptions, Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
-};
+use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 
 use crate::figures::{add, count};
 use crate::record::{HEADER_BYTES, Header, Kind};
 use crate::{BlockKey, Figures, Held, Layout, Put, Record, Refusal, TierError, copy_summed, sum};
+use gate::{Called, Gate};
+pub use open::RemoteSettings;
+use open::open_store;
 
 /// What a pack should have at least, so that the time to the first byte is not most of a request's.
 const PACK_BYTES: u32 = 4 << 20;
@@ -45,42 +50,6 @@ const BAD_MAX: usize = 4096;
 /// The most calls at once that a setting may ask for.
 const PARALLEL_MAX: usize = 1024;
 
-/// The settings of a [`RemoteTier`]. There are no credentials in them: those come from the environment
-/// (`AWS_ACCESS_KEY_ID` and its kin).
-#[derive(Debug, Clone)]
-pub struct RemoteSettings {
-    /// `s3://BUCKET/PREFIX` or `file:///FOLDER`.
-    pub address: String,
-    /// Where S3 is, unless it is Amazon's or the environment says so. `http://` is taken at its word.
-    pub endpoint: Option<String>,
-    /// S3's region, unless the environment says so.
-    pub region: Option<String>,
-    /// The longest that a call may take, waiting included.
-    pub timeout_ms: u64,
-    /// Calls at once.
-    pub parallel: usize,
-    /// Calls that may wait for those.
-    pub waiting_max: usize,
-    /// Blocks of an object; 0 for as many as make a few MiB. All workers of a cluster must agree.
-    pub pack_blocks: u32,
-}
-
-impl RemoteSettings {
-    /// An address, else what serves most.
-    #[must_use]
-    pub fn new(address: &str) -> Self {
-        Self {
-            address: address.to_owned(),
-            endpoint: None,
-            region: None,
-            timeout_ms: 10_000,
-            parallel: 32,
-            waiting_max: 1024,
-            pack_blocks: 0,
-        }
-    }
-}
-
 /// A block that came out of a store.
 #[derive(Debug, Clone)]
 pub struct Loaded {
@@ -90,6 +59,16 @@ pub struct Loaded {
     pub held: Held,
     /// Its bytes, checked.
     pub payload: Bytes,
+}
+
+/// The start of a chain, no more than the bytes of one call.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Run {
+    /// Its blocks, in order.
+    pub blocks: Vec<Loaded>,
+    /// Whether the bytes of one call ended it, and the store may have what comes next: ask again from there.
+    pub more: bool,
 }
 
 /// The answer to a read of a pack.
@@ -137,11 +116,9 @@ pub struct RemoteTier {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     pack_blocks: u32,
-    timeout: Duration,
-    parallel: usize,
-    permits: Semaphore,
-    waiting: AtomicUsize,
-    waiting_max: usize,
+    gate: Gate,
+    /// Packs that one load gives at most.
+    load_packs: usize,
     bad: Mutex<BadNames>,
     figures: Figures,
 }
@@ -160,6 +137,7 @@ impl RemoteTier {
         store: Arc<dyn ObjectStore>,
         prefix: Path,
     ) -> Result<Self, TierError> {
+        layout.check()?;
         let pack_blocks = match settings.pack_blocks {
             0 => (PACK_BYTES / layout.block_bytes).clamp(1, PACK_BLOCKS_MAX),
             given => given,
@@ -175,16 +153,16 @@ impl RemoteTier {
                 settings.parallel, settings.timeout_ms
             )));
         }
+        let pack_bytes = u64::from(pack_blocks) * u64::from(layout.block_bytes);
+        let load_packs = (settings.load_bytes / pack_bytes).max(1);
+        let timeout = Duration::from_millis(settings.timeout_ms);
         Ok(Self {
             layout,
             store,
             prefix,
             pack_blocks,
-            timeout: Duration::from_millis(settings.timeout_ms),
-            parallel: settings.parallel,
-            permits: Semaphore::new(settings.parallel),
-            waiting: AtomicUsize::new(0),
-            waiting_max: settings.waiting_max,
+            gate: Gate::new(timeout, settings.parallel, settings.waiting_max),
+            load_packs: usize::try_from(load_packs).unwrap_or(usize::MAX),
             bad: Mutex::default(),
             figures: Figures::default(),
         })
@@ -216,29 +194,37 @@ impl RemoteTier {
             return Err(TierError::WrongLength { got: wrong.payload.len(), want });
         }
         let name = self.name(&records[records.len() - 1].key);
-        let Some(body) = encode(records) else {
-            count(&self.figures.bad_sums);
-            return Ok(Put::Refused(Refusal::Broken));
-        };
         let blocks = records.len() as u64;
-        let bytes = body.len() as u64;
+        let bytes = blocks * (HEADER_BYTES as u64 + u64::from(self.layout.block_bytes));
         // A bad one that could not be moved away must not keep a good one out.
         let was_bad = self.bad.lock().names.contains(&name);
         let mode = if was_bad { PutMode::Overwrite } else { PutMode::Create };
         let options = PutOptions { mode, ..PutOptions::default() };
-        let call = self.store.put_opts(&name, PutPayload::from_bytes(body), options);
-        let answer = match self.limited(call).await {
-            Called::Done(Ok(_)) => {
+        let call = || {
+            let (store, name) = (Arc::clone(&self.store), name.clone());
+            // The second copy of the bytes is made when it can be sent, not while it waits.
+            let body = encode(records);
+            async move {
+                let payload = PutPayload::from_bytes(body?);
+                Some(store.put_opts(&name, payload, options).await)
+            }
+        };
+        let answer = match self.gate.pass(&self.figures, call).await {
+            Called::Done(None) => {
+                count(&self.figures.bad_sums);
+                return Ok(Put::Refused(Refusal::Broken));
+            }
+            Called::Done(Some(Ok(_))) => {
                 self.bad.lock().forget(&name);
                 add(&self.figures.stored, blocks);
                 add(&self.figures.written_bytes, bytes);
                 return Ok(Put::Stored);
             }
-            Called::Done(Err(Error::AlreadyExists { .. } | Error::Precondition { .. })) => {
+            Called::Done(Some(Err(Error::AlreadyExists { .. } | Error::Precondition { .. }))) => {
                 add(&self.figures.present, blocks);
                 return Ok(Put::Present);
             }
-            Called::Done(Err(error)) => {
+            Called::Done(Some(Err(error))) => {
                 self.fault("write an object", &error);
                 Refusal::Failed
             }
@@ -259,15 +245,18 @@ impl RemoteTier {
             return Ok(Fetch::Miss);
         }
         let want = keys.len() * (HEADER_BYTES + self.layout.block_bytes as usize);
-        let call = async {
-            let found = self.store.get(&name).await?;
-            // What has another length is not read: it may be anything, and without end.
-            if found.meta.size != want as u64 {
-                return Ok(Bytes::new());
+        let call = || {
+            let (store, name) = (Arc::clone(&self.store), name.clone());
+            async move {
+                let found = store.get(&name).await?;
+                // What has another length is not read: it may be anything, and without end.
+                if found.meta.size != want as u64 {
+                    return Ok(Bytes::new());
+                }
+                found.bytes().await
             }
-            found.bytes().await
         };
-        match self.limited(call).await {
+        match self.gate.pass(&self.figures, call).await {
             Called::Done(Ok(body)) => {
                 if let Some(loaded) = self.decode(keys, &body) {
                     add(&self.figures.hits, blocks);
@@ -291,26 +280,36 @@ impl RemoteTier {
     }
 
     /// The longest run of whole packs that the store has of a chain, from its start on or from a later multiple of
-    /// the pack; several are fetched at once.
+    /// the pack, as far as the bytes of one call go. The first pack is asked for alone, so that a chain that is
+    /// not there costs one request; after it several are fetched at once.
     pub async fn load(
         &self,
         namespace: NamespaceId,
         hashes: &[SequenceHash],
-    ) -> Result<Vec<Loaded>, TierError> {
+    ) -> Result<Run, TierError> {
         let layout = self.layout.id;
-        let keys: Vec<BlockKey> =
-            hashes.iter().map(|hash| BlockKey { namespace, hash: *hash, layout }).collect();
-        let packs = keys.chunks_exact(self.pack_blocks());
-        let mut fetched =
-            futures::stream::iter(packs.map(|pack| self.get_pack(pack))).buffered(self.parallel);
-        let mut loaded = Vec::new();
+        let whole = hashes.len() / self.pack_blocks();
+        let packs = hashes.chunks_exact(self.pack_blocks()).take(self.load_packs);
+        let mut packs = packs.map(|pack| {
+            let keys: Vec<BlockKey> =
+                pack.iter().map(|hash| BlockKey { namespace, hash: *hash, layout }).collect();
+            async move { self.get_pack(&keys).await }
+        });
+        let mut run = Run { blocks: Vec::new(), more: false };
+        let Some(first) = packs.next() else { return Ok(run) };
+        match first.await? {
+            Fetch::Hit(blocks) => run.blocks.extend(blocks),
+            Fetch::Miss | Fetch::Bad | Fetch::Failed => return Ok(run),
+        }
+        let mut fetched = futures::stream::iter(packs).buffered(self.gate.parallel());
         while let Some(fetch) = fetched.next().await {
             match fetch? {
-                Fetch::Hit(blocks) => loaded.extend(blocks),
-                Fetch::Miss | Fetch::Bad | Fetch::Failed => break,
+                Fetch::Hit(blocks) => run.blocks.extend(blocks),
+                Fetch::Miss | Fetch::Bad | Fetch::Failed => return Ok(run),
             }
         }
-        Ok(loaded)
+        run.more = whole > self.load_packs;
+        Ok(run)
     }
 
     fn check<'a>(
@@ -364,34 +363,18 @@ impl RemoteTier {
         tracing::warn!(object = %name, "an object is not what it should be; it is quarantined");
         self.bad.lock().note(name.clone());
         let aside = self.prefix.clone().join("quarantine").join(name.as_ref().replace('/', "_"));
-        let moved = async {
-            self.store.copy(&name, &aside).await?;
-            self.store.delete(&name).await
+        let moved = || {
+            let (store, name) = (Arc::clone(&self.store), name.clone());
+            async move {
+                store.copy(&name, &aside).await?;
+                store.delete(&name).await
+            }
         };
-        match self.limited(moved).await {
+        match self.gate.pass(&self.figures, moved).await {
             // Gone from its place, so the next who asks gets a miss, and who has the blocks can store them.
             Called::Done(Ok(())) => self.bad.lock().forget(&name),
             Called::Done(Err(error)) => self.fault("quarantine an object", &error),
             Called::Late | Called::Busy => {}
-        }
-    }
-
-    async fn limited<T>(&self, call: impl Future<Output = T>) -> Called<T> {
-        let waiting = Counted::new(&self.waiting);
-        if waiting.others >= self.waiting_max + self.parallel {
-            count(&self.figures.busy);
-            return Called::Busy;
-        }
-        let permitted = async {
-            let _permit = self.permits.acquire().await.ok()?;
-            Some(call.await)
-        };
-        match tokio::time::timeout(self.timeout, permitted).await {
-            Ok(Some(done)) => Called::Done(done),
-            Ok(None) | Err(_) => {
-                count(&self.figures.timeouts);
-                Called::Late
-            }
         }
     }
 
@@ -405,30 +388,6 @@ impl RemoteTier {
             _ => "no usable answer",
         };
         tracing::warn!(kind, "the store of objects could not {what}");
-    }
-}
-
-enum Called<T> {
-    Done(T),
-    Late,
-    Busy,
-}
-
-/// One of those that wait or run; counted off however the call ends.
-struct Counted<'a> {
-    counter: &'a AtomicUsize,
-    others: usize,
-}
-
-impl<'a> Counted<'a> {
-    fn new(counter: &'a AtomicUsize) -> Self {
-        Self { counter, others: counter.fetch_add(1, Ordering::Relaxed) }
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.counter.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -453,46 +412,4 @@ fn encode(records: &[Record<'_>]) -> Option<Bytes> {
         rest = behind;
     }
     Some(body.freeze())
-}
-
-fn open_store(settings: &RemoteSettings) -> Result<(Arc<dyn ObjectStore>, Path), TierError> {
-    let address = settings.address.as_str();
-    if let Some(folder) = address.strip_prefix("file://") {
-        std::fs::create_dir_all(folder).map_err(TierError::io("make the folder of the store"))?;
-        let store = LocalFileSystem::new_with_prefix(folder)
-            .map_err(|_| TierError::Store("its folder cannot be opened".to_owned()))?;
-        return Ok((Arc::new(store), Path::default()));
-    }
-    let Some(place) = address.strip_prefix("s3://") else {
-        return Err(TierError::Setting(
-            "a store has an address like s3://BUCKET/PREFIX or file:///FOLDER".to_owned(),
-        ));
-    };
-    let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-    if bucket.is_empty() || bucket.contains(['@', ':']) {
-        return Err(TierError::Setting(
-            "an address like s3://BUCKET/PREFIX has no credentials in it; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY".to_owned(),
-        ));
-    }
-    let prefix = Path::parse(prefix)
-        .map_err(|_| TierError::Setting("the prefix in the address is no path".to_owned()))?;
-    // The process may have chosen its ciphers already, which is as good.
-    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
-    let timeout = Duration::from_millis(settings.timeout_ms);
-    let retry = RetryConfig { max_retries: 2, retry_timeout: timeout, ..RetryConfig::default() };
-    let options = ClientOptions::new().with_timeout(timeout).with_connect_timeout(timeout);
-    let mut builder = AmazonS3Builder::from_env()
-        .with_bucket_name(bucket)
-        .with_client_options(options)
-        .with_retry(retry);
-    if let Some(endpoint) = &settings.endpoint {
-        builder = builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http://"));
-    }
-    if let Some(region) = &settings.region {
-        builder = builder.with_region(region);
-    }
-    let store = builder
-        .build()
-        .map_err(|_| TierError::Store("its settings do not fit together".to_owned()))?;
-    Ok((Arc::new(store), prefix))
 }

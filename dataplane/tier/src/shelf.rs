@@ -69,9 +69,9 @@ impl Shelf {
         self.entry(slot)?.ready.then_some(slot)
     }
 
-    /// Whether the block is here or being written.
-    pub(crate) fn has(&self, key: &BlockKey) -> bool {
-        self.slots.contains_key(key)
+    /// The slot of a block that is here or being written.
+    pub(crate) fn slot_of(&self, key: &BlockKey) -> Option<u32> {
+        self.slots.get(key).copied()
     }
 
     /// The block of a slot, also while it is written.
@@ -93,7 +93,7 @@ impl Shelf {
         now_ms: u64,
     ) -> bool {
         let free = self.entries.get(slot as usize).is_some_and(Option::is_none);
-        if !free || self.has(&key) {
+        if !free || self.slots.contains_key(&key) {
             return false;
         }
         self.stamp += 1;
@@ -214,10 +214,31 @@ impl Shelf {
         }
     }
 
-    /// The next block to go, if it is wanted no more than `priority`.
-    pub(crate) fn victim(&self, priority: u8) -> Option<u32> {
-        let first = self.leaves.first().or_else(|| self.inner.first());
-        first.filter(|(level, ..)| *level <= priority).map(|&(.., slot)| slot)
+    /// The next block to go, if it is wanted no more than `priority`. What comes before the block that the room is for
+    /// does not go: `parent` is the nearest of those.
+    pub(crate) fn victim(&self, priority: u8, parent: Option<&BlockKey>) -> Option<u32> {
+        let parent = parent.and_then(|key| self.slot_of(key));
+        let wanted = |place: &&(u8, u64, u32)| place.0 <= priority;
+        if !self.leaves.is_empty() {
+            // All ancestors but the nearest have a child here.
+            let other = self.leaves.iter().find(|(.., slot)| Some(*slot) != parent);
+            return other.filter(wanted).map(|&(.., slot)| slot);
+        }
+        let ancestors = self.chain_up(parent);
+        let other = self.inner.iter().find(|(.., slot)| !ancestors.contains(slot));
+        other.filter(wanted).map(|&(.., slot)| slot)
+    }
+
+    /// The slots of a block and of all before it, as far as they are here.
+    fn chain_up(&self, from: Option<u32>) -> BTreeSet<u32> {
+        let mut chain = BTreeSet::new();
+        let mut next = from;
+        // One that is met again closes a circle.
+        while let Some(slot) = next.filter(|slot| chain.insert(*slot)) {
+            let before = self.entry(slot).map(|entry| entry.key.sibling(entry.parent));
+            next = before.and_then(|key| self.slot_of(&key));
+        }
+        chain
     }
 
     fn entry(&self, slot: u32) -> Option<&Entry> {

@@ -4,14 +4,19 @@
 //! Nobody waits for a write. What leaves is copied to a queue of bounded length that threads of this module empty;
 //! when they can't keep up, blocks are dropped and counted, and will be computed again. An orderly end
 //! ([`Stack::close`]) writes what is worth it of all that memory holds; a crash loses that much of the
-//! cache and nothing else.
+//! cache and nothing else. Nobody waits for ever either: an end or a [`Stack::flush`] that a hung disk holds up gives up
+//! after a while, and the threads that hang in the disk are left to themselves.
 //!
 //! The remote tier is not in here: its calls take other times by orders of magnitude, come in packs, and are the
 //! business of whoever weighs them against computing.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use foldhash::fast::FixedState;
 
 use mainstay_types::Tier;
 use parking_lot::{Condvar, Mutex};
@@ -26,6 +31,12 @@ use crate::{
 const WRITERS_MAX: usize = 64;
 /// The most blocks that wait to be written.
 const QUEUE_MAX: usize = 1 << 16;
+/// Calls of [`Stack::flush`] that may wait for the disk; others are told "no" at once.
+const FLUSHES_MAX: usize = 16;
+/// The longest that a wait can be set to: a day.
+const WAIT_MS_MAX: u64 = 86_400_000;
+/// How often those that wait for a thread look again.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The settings of a [`Stack`].
 #[derive(Debug, Clone, Copy)]
@@ -34,13 +45,16 @@ pub struct StackSettings {
     pub writers: usize,
     /// Blocks that wait for them.
     pub queue_blocks: usize,
-    /// What is worth writing.
+    /// What is worth writing. A stack knows of a block only whether it is the first of its prompt, so the filter's
+    /// `depth_at_once` can be 0 or 1.
     pub filter: FilterSettings,
+    /// The longest that a flush or an end waits for the disk.
+    pub wait_ms: u64,
 }
 
 impl Default for StackSettings {
     fn default() -> Self {
-        Self { writers: 2, queue_blocks: 64, filter: FilterSettings::default() }
+        Self { writers: 2, queue_blocks: 64, filter: FilterSettings::default(), wait_ms: 30_000 }
     }
 }
 
@@ -55,9 +69,25 @@ pub struct Found {
 
 /// A block on its way to the disk.
 struct Job {
+    ticket: u64,
     leaving: Leaving,
     bytes: Vec<u8>,
     now_ms: u64,
+}
+
+/// Somebody waits until the disk has all for good.
+struct Flush {
+    now_ms: u64,
+    answer: SyncSender<bool>,
+}
+
+/// What is in the queue or being written.
+#[derive(Default)]
+struct Queued {
+    next_ticket: u64,
+    tickets: BTreeSet<u64>,
+    /// How much those blocks are wanted by now, and how often each is on its way.
+    wanted: HashMap<BlockKey, (Retention, usize), FixedState>,
 }
 
 /// What threads and callers share.
@@ -68,9 +98,11 @@ struct Shared {
     /// Buffers that went through the queue.
     spare: Mutex<Vec<Vec<u8>>>,
     spare_max: usize,
-    /// Blocks that are in the queue or being written.
-    queued: Mutex<usize>,
-    empty: Condvar,
+    /// Locked before the tables of tiers, never while one is.
+    queued: Mutex<Queued>,
+    /// A block was written or dropped.
+    moved: Condvar,
+    wait: Duration,
     /// Blocks that were worth writing and were dropped.
     figures: Figures,
 }
@@ -79,7 +111,8 @@ struct Shared {
 pub struct Stack {
     shared: Arc<Shared>,
     queue: Option<SyncSender<Job>>,
-    writers: Vec<JoinHandle<()>>,
+    flushes: Option<SyncSender<Flush>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Stack {
@@ -98,14 +131,27 @@ impl Stack {
                 "{writers} writers with {queue_blocks} blocks waiting; 1 to {WRITERS_MAX} writers and 1 to {QUEUE_MAX} blocks can be set"
             )));
         }
+        if !(1..=WAIT_MS_MAX).contains(&settings.wait_ms) {
+            return Err(TierError::Setting(format!(
+                "a wait of {} ms for the disk; 1 to {WAIT_MS_MAX} can be set",
+                settings.wait_ms
+            )));
+        }
+        if settings.filter.depth_at_once > 1 {
+            return Err(TierError::Setting(format!(
+                "depth_at_once of {}; a stack knows only the first block of a prompt, so it can be 0 or 1",
+                settings.filter.depth_at_once
+            )));
+        }
         let shared = Arc::new(Shared {
             host,
             disk,
             filter: Mutex::new(Filter::new(settings.filter)?),
             spare: Mutex::default(),
             spare_max: queue_blocks,
-            queued: Mutex::new(0),
-            empty: Condvar::new(),
+            queued: Mutex::default(),
+            moved: Condvar::new(),
+            wait: Duration::from_millis(settings.wait_ms),
             figures: Figures::default(),
         });
         let (queue, jobs) = sync_channel(queue_blocks);
@@ -116,11 +162,18 @@ impl Stack {
                 .name(format!("tier-write-{number}"))
                 .spawn(move || shared.write_all(&jobs))
         };
-        let writers = (0..writers)
+        let mut threads = (0..writers)
             .map(spawn)
             .collect::<Result<Vec<_>, _>>()
             .map_err(TierError::io("start a thread that writes to the disk tier"))?;
-        Ok(Self { shared, queue: Some(queue), writers })
+        let (flushes, asked) = sync_channel(FLUSHES_MAX);
+        let flusher = Arc::clone(&shared);
+        let flusher = std::thread::Builder::new()
+            .name("tier-flush".to_owned())
+            .spawn(move || flusher.flush_all(&asked))
+            .map_err(TierError::io("start a thread that flushes the disk tier"))?;
+        threads.push(flusher);
+        Ok(Self { shared, queue: Some(queue), flushes: Some(flushes), threads })
     }
 
     /// The memory.
@@ -152,7 +205,7 @@ impl Stack {
     pub fn put(&self, record: &Record<'_>, now_ms: u64) -> Result<Put, TierError> {
         self.shared.host.put_with(record, now_ms, |leaving, bytes| {
             if self.shared.is_worth(leaving, now_ms) {
-                self.send(leaving, bytes, now_ms);
+                self.send(leaving, bytes, now_ms, None);
             }
         })
     }
@@ -180,54 +233,92 @@ impl Stack {
         Ok(Some(Found { tier: Tier::Disk, held }))
     }
 
-    /// Says anew, to all tiers, how much a block is wanted; `false` if none has it.
+    /// Says anew, to all tiers and to what is on its way between them, how much a block is wanted; `false` if none
+    /// has it.
     pub fn retain(&self, key: &BlockKey, retention: Retention, now_ms: u64) -> bool {
         let above = self.shared.host.retain(key, retention, now_ms);
-        let below = self.shared.disk.retain(key, retention, now_ms);
-        above || below
-    }
-
-    /// Waits until all that left memory before this call is on the disk, for good if it says `true`.
-    pub fn flush(&self, now_ms: u64) -> bool {
         let mut queued = self.shared.queued.lock();
-        while *queued > 0 {
-            self.shared.empty.wait(&mut queued);
-        }
-        drop(queued);
-        self.shared.disk.flush(now_ms)
+        let between = queued.wanted.get_mut(key).map(|(wanted, _)| *wanted = retention).is_some();
+        let below = self.shared.disk.retain(key, retention, now_ms);
+        above || between || below
     }
 
-    /// Writes what is worth it of all that memory holds, and waits for it; for an orderly end.
+    /// Waits until all that left memory before this call is on the disk, for good if it says `true`. `false` may also
+    /// mean that the disk took longer than `wait_ms`, or that too many wait for it.
+    pub fn flush(&self, now_ms: u64) -> bool {
+        let deadline = self.shared.deadline();
+        if !self.shared.wait_for_writes(deadline) {
+            tracing::warn!("the disk tier is behind its time; a flush gives up");
+            return false;
+        }
+        let (answer, answered) = sync_channel(1);
+        let flush = Flush { now_ms, answer };
+        if self.flushes.as_ref().is_none_or(|flushes| flushes.try_send(flush).is_err()) {
+            return false;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        answered.recv_timeout(left).unwrap_or(false)
+    }
+
+    /// Writes what is worth it of all that memory holds, and waits for it; for an orderly end. A disk that takes
+    /// none of it for `wait_ms` loses what is left.
     pub fn close(self, now_ms: u64) -> bool {
+        let mut hangs = false;
         self.shared.host.for_each(|leaving, bytes| {
-            if self.shared.is_worth(leaving, now_ms) {
-                self.shared.write(leaving, bytes, now_ms);
+            if !hangs && self.shared.is_worth(leaving, now_ms) {
+                let room_until = Some(self.shared.deadline());
+                hangs = !self.send(leaving, bytes, now_ms, room_until);
             }
         });
-        self.flush(now_ms)
+        !hangs && self.flush(now_ms)
     }
 
-    fn send(&self, leaving: &Leaving, bytes: &[u8], now_ms: u64) {
-        let Some(queue) = &self.queue else { return };
+    /// Queues a copy of a block; waits for room until a time, if one is given. `false` if the block was dropped.
+    fn send(
+        &self,
+        leaving: &Leaving,
+        bytes: &[u8],
+        now_ms: u64,
+        room_until: Option<Instant>,
+    ) -> bool {
+        let Some(queue) = &self.queue else { return false };
         let mut buffer = self.shared.spare.lock().pop().unwrap_or_default();
         buffer.clear();
         buffer.extend_from_slice(bytes);
-        *self.shared.queued.lock() += 1;
-        let job = Job { leaving: *leaving, bytes: buffer, now_ms };
-        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = queue.try_send(job)
-        {
-            count(&self.shared.figures.refused);
-            self.shared.done(job.bytes);
+        let ticket = self.shared.enter(leaving);
+        let mut job = Job { ticket, leaving: *leaving, bytes: buffer, now_ms };
+        loop {
+            job = match queue.try_send(job) {
+                Ok(()) => return true,
+                Err(TrySendError::Full(job))
+                    if room_until.is_some_and(|at| Instant::now() < at) =>
+                {
+                    self.shared.moved.wait_for(&mut self.shared.queued.lock(), LOOK_AGAIN);
+                    job
+                }
+                Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => {
+                    count(&self.shared.figures.refused);
+                    self.shared.done(job, None);
+                    return false;
+                }
+            }
         }
     }
 }
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        // The writers end when the queue is empty and nobody can fill it.
+        // The threads end when their queues are empty and nobody can fill them.
         self.queue = None;
-        for writer in self.writers.drain(..) {
-            if writer.join().is_err() {
+        self.flushes = None;
+        let deadline = self.shared.deadline();
+        for thread in self.threads.drain(..) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(LOOK_AGAIN);
+            }
+            if !thread.is_finished() {
+                tracing::error!("a thread hangs in the disk of the tier and is left behind");
+            } else if thread.join().is_err() {
                 tracing::error!("a thread that wrote to the disk tier panicked");
             }
         }
@@ -237,8 +328,8 @@ impl Drop for Stack {
 impl Shared {
     fn is_worth(&self, leaving: &Leaving, now_ms: u64) -> bool {
         if self.disk.has(&leaving.key) {
-            // There already; what memory knows of it is newer.
-            self.disk.retain(&leaving.key, leaving.held.retention, now_ms);
+            // There already. Memory may know less of it: a pin that was set while only the disk had the block.
+            self.disk.retain_more(&leaving.key, &leaving.held.retention, now_ms);
             return false;
         }
         let root = leaving.held.parent.0 == leaving.key.namespace.0;
@@ -258,36 +349,83 @@ impl Shared {
         loop {
             let job = jobs.lock().recv();
             let Ok(job) = job else { return };
-            self.write(&job.leaving, &job.bytes, job.now_ms);
-            self.done(job.bytes);
+            let wanted = self.queued.lock().wanted.get(&job.leaving.key).copied();
+            let retention = wanted.map_or(job.leaving.held.retention, |(retention, _)| retention);
+            let record = Record {
+                key: job.leaving.key,
+                parent: job.leaving.held.parent,
+                retention,
+                payload: &job.bytes,
+                sum: Some(job.leaving.held.sum),
+            };
+            // Whatever it answers, the disk tier has counted it; the block is a miss then.
+            if let Err(error) = self.disk.put(&record, job.now_ms) {
+                tracing::error!(%error, "a block of the memory tier does not fit the disk tier");
+            }
+            self.done(job, Some(retention));
         }
     }
 
-    fn write(&self, leaving: &Leaving, bytes: &[u8], now_ms: u64) {
-        let record = Record {
-            key: leaving.key,
-            parent: leaving.held.parent,
-            retention: leaving.held.retention,
-            payload: bytes,
-            sum: Some(leaving.held.sum),
-        };
-        // Whatever it answers, the disk tier has counted it; the block is a miss then.
-        if let Err(error) = self.disk.put(&record, now_ms) {
-            tracing::error!(%error, "a block of the memory tier does not fit the disk tier");
+    fn flush_all(&self, asked: &Receiver<Flush>) {
+        for flush in asked {
+            // Who asked may have given up, and needs no answer then.
+            let _ = flush.answer.send(self.disk.flush(flush.now_ms));
         }
     }
 
-    fn done(&self, buffer: Vec<u8>) {
+    /// When a wait that begins now is over.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.wait
+    }
+
+    /// Waits for all that is on its way now, and for nothing that comes later; `false` if it is not done in time.
+    fn wait_for_writes(&self, deadline: Instant) -> bool {
+        let mut queued = self.queued.lock();
+        let end = queued.next_ticket;
+        while queued.tickets.first().is_some_and(|ticket| *ticket < end) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            let _ = self.moved.wait_until(&mut queued, deadline);
+        }
+        true
+    }
+
+    /// A block is on its way from now on.
+    fn enter(&self, leaving: &Leaving) -> u64 {
+        let mut queued = self.queued.lock();
+        let ticket = queued.next_ticket;
+        queued.next_ticket += 1;
+        queued.tickets.insert(ticket);
+        let said = leaving.held.retention;
+        let (wanted, times) = queued.wanted.entry(leaving.key).or_insert((said, 0));
+        *wanted = wanted.merge(&said);
+        *times += 1;
+        ticket
+    }
+
+    /// A block is not on its way any more; it was `written` so, or dropped.
+    fn done(&self, job: Job, written: Option<Retention>) {
+        let key = job.leaving.key;
         let mut spare = self.spare.lock();
         if spare.len() < self.spare_max {
-            spare.push(buffer);
+            spare.push(job.bytes);
         }
         drop(spare);
         let mut queued = self.queued.lock();
-        *queued -= 1;
-        if *queued == 0 {
-            self.empty.notify_all();
+        queued.tickets.remove(&job.ticket);
+        if let Some((wanted, times)) = queued.wanted.get_mut(&key) {
+            let wanted = *wanted;
+            *times -= 1;
+            if *times == 0 {
+                queued.wanted.remove(&key);
+            }
+            // What was said while it was written. The lock is kept, so that what is said next comes after it.
+            if written.is_some_and(|written| written != wanted) {
+                self.disk.retain(&key, wanted, job.now_ms);
+            }
         }
+        self.moved.notify_all();
     }
 }
 

@@ -1,6 +1,7 @@
 //! The remote tier against a folder and against an S3 server: packs come back, broken ones are put aside, a
 //! store that hangs or refuses costs time and no more, and credentials are never shown.
 
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,6 +14,9 @@ use mainstay_tier::{
 use mainstay_types::{NamespaceId, SequenceHash};
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id};
+use tracing::{Event, Metadata, Subscriber};
 
 const BLOCK_BYTES: u32 = 3000;
 const PACK: u32 = 4;
@@ -98,9 +102,9 @@ async fn holds(tier: &RemoteTier, folder: &Path) {
     // A prompt of two whole packs and a tail; then one with a hole.
     let hashes: Vec<SequenceHash> = (100..110).map(SequenceHash).collect();
     let loaded = tier.load(NamespaceId(7), &hashes).await.expect("the call is right");
-    assert_eq!(loaded.len(), 8);
+    assert_eq!((loaded.blocks.len(), loaded.more), (8, false));
     let stranger = tier.load(NamespaceId(8), &hashes).await.expect("the call is right");
-    assert!(stranger.is_empty(), "another tenant's blocks are not served");
+    assert!(stranger.blocks.is_empty(), "another tenant's blocks are not served");
 
     let files = objects(folder);
     assert_eq!(files.len(), 3);
@@ -140,6 +144,78 @@ async fn a_folder_is_a_store() {
         .expect("opens");
     holds(&tier, &path).await;
     assert!(tier.figures().view().present > 0, "a pack that is there is not written again");
+    let mode = std::fs::metadata(&path).expect("made").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "others cannot read what tenants wrote");
+}
+
+#[tokio::test]
+async fn a_load_has_its_bytes_and_an_absent_chain_costs_one_request() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let address = format!("file://{}", folder.path().display());
+    let bytes = u64::from(BLOCK_BYTES * PACK);
+    let few = RemoteSettings { load_bytes: 2 * bytes + 1, ..settings(&address) };
+    let tier = RemoteTier::open(layout(), &few).expect("opens");
+    for first in [100, 104, 108] {
+        assert_eq!(put_pack(&tier, first).await, Put::Stored);
+    }
+    let hashes: Vec<SequenceHash> = (100..112).map(SequenceHash).collect();
+    let run = tier.load(NamespaceId(7), &hashes).await.expect("the call is right");
+    assert_eq!((run.blocks.len(), run.more), (8, true));
+    let rest = tier.load(NamespaceId(7), &hashes[8..]).await.expect("the call is right");
+    assert_eq!((rest.blocks.len(), rest.more), (4, false));
+    let least = RemoteSettings { load_bytes: 0, ..settings(&address) };
+    let least = RemoteTier::open(layout(), &least).expect("opens");
+    let run = least.load(NamespaceId(7), &hashes).await.expect("the call is right");
+    assert_eq!((run.blocks.len(), run.more), (4, true));
+
+    let asked = settings(&address);
+    let tier = RemoteTier::open(layout(), &asked).expect("opens");
+    let absent: Vec<SequenceHash> = (500..600).map(SequenceHash).collect();
+    let run = tier.load(NamespaceId(7), &absent).await.expect("the call is right");
+    assert!(run.blocks.is_empty() && !run.more);
+    assert_eq!(tier.figures().view().misses, u64::from(PACK));
+}
+
+#[tokio::test]
+async fn a_folder_that_hangs_keeps_no_more_threads_than_calls() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let address = format!("file://{}", folder.path().display());
+    let tier = RemoteTier::open(layout(), &settings(&address)).expect("opens");
+    let firsts: Vec<u128> = (0..6).map(|i| 100 + i * 4).collect();
+    for first in &firsts {
+        assert_eq!(put_pack(&tier, *first).await, Put::Stored);
+    }
+    // Whoever opens a pipe to read hangs until somebody writes.
+    let pipes = objects(folder.path());
+    assert_eq!(pipes.len(), firsts.len());
+    for pipe in &pipes {
+        std::fs::remove_file(pipe).expect("it was there");
+        let made = Command::new("mkfifo").arg(pipe).status().expect("mkfifo runs");
+        assert!(made.success());
+    }
+    let two = RemoteSettings { timeout_ms: 150, parallel: 2, ..settings(&address) };
+    let tier = RemoteTier::open(layout(), &two).expect("opens");
+    for first in &firsts {
+        assert!(matches!(fetch(&tier, *first).await, Fetch::Failed));
+    }
+    assert_eq!(tier.figures().view().timeouts, 6);
+    // A pipe that nobody reads cannot be opened for writing without waiting.
+    let past_wait = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let read = |pipe: &PathBuf| {
+        let writer = std::fs::OpenOptions::new().write(true).custom_flags(past_wait).open(pipe);
+        writer.is_ok()
+    };
+    let hung = pipes.iter().filter(|pipe| read(pipe)).count();
+    assert_eq!(hung, 2, "those that never ran were never begun");
+}
+
+#[test]
+fn credentials_in_an_address_are_not_shown() {
+    let mut settings = settings("s3://key:hidden@bucket/x");
+    settings.endpoint = Some("https://user:hid@den@store.example:9000".to_owned());
+    let shown = format!("{settings:?}");
+    assert!(!shown.contains("hid") && !shown.contains("user"), "{shown}");
+    assert!(shown.contains("https://***@store.example:9000"), "{shown}");
 }
 
 /// Serves a folder as S3 and says where.
@@ -178,21 +254,65 @@ async fn in_child(
             .env("MAINSTAY_TIER_TEST_ENDPOINT", endpoint)
             .env("AWS_ACCESS_KEY_ID", KEY_ID)
             .env("AWS_SECRET_ACCESS_KEY", secret)
-            .env("RUST_LOG", "trace")
             .output()
             .expect("the child runs");
         let said = String::from_utf8_lossy(&output.stdout).into_owned()
             + &String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{said}");
         assert!(!said.contains(SECRET) && !said.contains(KEY_ID), "credentials are shown: {said}");
+        assert!(said.contains("WARN mainstay_tier"), "nothing was logged: {said}");
         said
     })
     .await
     .expect("the child ends")
 }
 
+/// Says all that is logged, by whatever library and at whatever level.
+struct SayAll;
+
+/// The fields of an event, as text.
+struct Fields(String);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!(" {field}={value:?}");
+    }
+}
+
+impl Subscriber for SayAll {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        let mut fields = Fields(String::new());
+        span.record(&mut fields);
+        eprintln!("{} {}{}", span.metadata().level(), span.metadata().target(), fields.0);
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, values: &tracing::span::Record<'_>) {
+        let mut fields = Fields(String::new());
+        values.record(&mut fields);
+        eprintln!("{}", fields.0);
+    }
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let mut fields = Fields(String::new());
+        event.record(&mut fields);
+        eprintln!("{} {}{}", event.metadata().level(), event.metadata().target(), fields.0);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
 fn of_child() -> Option<(PathBuf, RemoteSettings)> {
     let folder = std::env::var_os("MAINSTAY_TIER_TEST_FOLDER")?;
+    tracing::subscriber::set_global_default(SayAll).expect("the child has one test");
     let endpoint = std::env::var("MAINSTAY_TIER_TEST_ENDPOINT").ok();
     let mut settings = settings("s3://blocks/tiers/one");
     settings.endpoint = endpoint;
@@ -251,7 +371,11 @@ async fn a_store_that_hangs_costs_its_deadline() {
     let store = std::sync::Arc::new(store.build().expect("settings fit"));
     let settings =
         RemoteSettings { timeout_ms: 200, parallel: 2, waiting_max: 3, ..settings("s3://blocks") };
+    let endless = RemoteSettings { waiting_max: usize::MAX, ..settings.clone() };
     let prefix = object_store::path::Path::default();
+    let tier = RemoteTier::with_store(layout(), &endless, store.clone(), prefix.clone());
+    let late = fetch(&tier.expect("opens"), 100).await;
+    assert!(matches!(late, Fetch::Failed), "late, and no sum that overflows");
     let tier = RemoteTier::with_store(layout(), &settings, store, prefix).expect("opens");
     let start = Instant::now();
     let calls = futures::future::join_all((0..8).map(|i| fetch(&tier, 100 + i * 4))).await;

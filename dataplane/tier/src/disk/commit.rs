@@ -9,7 +9,7 @@ use super::{DiskTier, GROW_BYTES, GROW_LEAST_BYTES, Health, Mark, Table};
 use crate::figures::{add, count};
 use crate::record::{Header, Kind};
 use crate::shelf::Shelf;
-use crate::{PRIORITY_MAX, Put, Record, Refusal, Retention};
+use crate::{BlockKey, PRIORITY_MAX, Put, Record, Refusal, Retention};
 
 /// Victims of one wait for the disk.
 const EVICT_MAX: u32 = 64;
@@ -82,6 +82,20 @@ impl Table {
         }
     }
 
+    /// Whether a block that somebody brings is here or just being written; its retention is merged then.
+    fn meet(&mut self, record: &Record<'_>, now_ms: u64) -> bool {
+        let Some(slot) = self.shelf.slot_of(&record.key) else { return false };
+        let both = self.shelf.retention_of(slot).unwrap_or_default().merge(&record.retention);
+        if self.shelf.find(&record.key).is_some() {
+            self.shelf.touch(slot);
+            self.set_retention(slot, both, now_ms);
+        } else {
+            // No line may claim it yet; the one that will is written with what is known by then.
+            self.shelf.retain(slot, both, now_ms);
+        }
+        true
+    }
+
     fn line(&self, slot: u32) -> Option<Header> {
         let mut line = Header::of_slot(Kind::Stored, slot);
         line.key = *self.shelf.key_of(slot)?;
@@ -105,6 +119,16 @@ impl Table {
     }
 }
 
+/// Whether it is the disk as a whole that takes nothing, which says nothing about a slot.
+fn takes_no_writes(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::ReadOnlyFilesystem
+    )
+}
+
 /// What one batch of lines says.
 struct Batch {
     lines: Vec<Header>,
@@ -117,21 +141,16 @@ impl DiskTier {
     pub(super) fn reserve(&self, record: &Record<'_>, now_ms: u64) -> Result<(u32, u64), Put> {
         let mut table = self.table.lock();
         table.shelf.expire(now_ms);
-        if let Some(slot) = table.shelf.find(&record.key) {
-            let both = table.shelf.retention_of(slot).unwrap_or_default().merge(&record.retention);
-            table.shelf.touch(slot);
-            table.set_retention(slot, both, now_ms);
-        }
-        if table.shelf.has(&record.key) {
+        if table.meet(record, now_ms) {
             return Err(Put::Present);
         }
         if table.takes_nothing() || table.free.is_empty() {
             drop(table);
-            self.make_room(&record.retention, now_ms)?;
+            self.make_room(record, now_ms)?;
             table = self.table.lock();
         }
         // Others may have been quicker in between, with this block or with the room.
-        if table.shelf.has(&record.key) {
+        if table.meet(record, now_ms) {
             return Err(Put::Present);
         }
         let Some(slot) = table.free.pop() else { return Err(Put::Refused(Refusal::Full)) };
@@ -143,7 +162,7 @@ impl DiskTier {
         Ok((slot, generation))
     }
 
-    fn make_room(&self, retention: &Retention, now_ms: u64) -> Result<(), Put> {
+    fn make_room(&self, record: &Record<'_>, now_ms: u64) -> Result<(), Put> {
         let mut journal = self.journal.lock();
         let table = self.table.lock();
         if table.takes_nothing() {
@@ -159,9 +178,9 @@ impl DiskTier {
         if freed_meanwhile || self.grow(now_ms) {
             return Ok(());
         }
-        let pinned = retention.pinned_at(now_ms);
-        let worth = if pinned { PRIORITY_MAX } else { retention.priority_at(now_ms) };
-        self.evict(worth);
+        let pinned = record.retention.pinned_at(now_ms);
+        let worth = if pinned { PRIORITY_MAX } else { record.retention.priority_at(now_ms) };
+        self.evict(worth, &record.key.sibling(record.parent));
         if !self.table.lock().leaving.is_empty() {
             self.commit(&mut journal, now_ms);
         }
@@ -207,12 +226,12 @@ impl DiskTier {
         !table.free.is_empty()
     }
 
-    fn evict(&self, worth: u8) {
+    fn evict(&self, worth: u8, parent: &BlockKey) {
         let mut table = self.table.lock();
         let most = EVICT_MAX.min(table.grown / 16).max(1);
         let mut evicted = 0;
         while evicted < most
-            && let Some(slot) = table.shelf.victim(worth)
+            && let Some(slot) = table.shelf.victim(worth, Some(parent))
         {
             let committed = table.marks[slot as usize].committed;
             table.drop_block(slot);
@@ -293,6 +312,9 @@ impl DiskTier {
         table.retry_at_ms = now_ms.saturating_add(self.settings.retry_ms);
         table.written.clear();
         for (slot, ..) in table.shelf.ready() {
+            // A whole new journal says what these lines would have. A mark that stayed would keep all that
+            // is said about the block later from being written down.
+            table.marks[slot as usize].dirty = false;
             if !table.marks[slot as usize].committed {
                 table.drop_block(slot);
                 table.leaving.push(slot);
@@ -308,7 +330,7 @@ impl DiskTier {
                 table.drop_block(slot);
                 table.free.push(slot);
             }
-            Some(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Some(error) if takes_no_writes(error) => {
                 table.drop_block(slot);
                 table.free.push(slot);
                 self.read_only(&mut table, error, now_ms);

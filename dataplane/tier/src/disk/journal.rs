@@ -1,7 +1,8 @@
 //! Which slot holds what, in a file that is read once: after a crash.
 //!
 //! Lines of 128 bytes, each with its own checksum, in two files of which one counts: the one whose first line
-//! has the higher epoch. When it is full, what still holds is written to the other one, whose first line is written last.
+//! has the higher epoch. When it is full, what still holds is written to the other one, whose first line is taken away
+//! first and written last.
 //!
 //! Lines are written in batches, and a batch is on the disk before the next begins. A crash can therefore tear only the
 //! last batch, and all its lines are such that any part of them may be lost (the tier sees to that, see its
@@ -108,7 +109,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Starts the other file with these lines. Until it returns without an error, the old file counts.
+    /// Starts the other file with these lines. If it returns an error, one of the two files counts, whole, and nothing
+    /// is appended before another attempt succeeded.
     pub(crate) fn rewrite(&mut self, lines: &[Header]) -> io::Result<()> {
         let other = 1 - self.active;
         let epoch = self.epoch + 1;
@@ -121,6 +123,10 @@ impl Journal {
             device.allocate(self.lines_max * LINE_BYTES)?;
         }
         let device = self.devices[other].as_ref();
+        // A failed attempt may have left a first line that outranks the file that counts. Without it, that file
+        // counts for sure while lines here are overwritten.
+        device.write_at(&[0; HEADER_BYTES], 0)?;
+        device.sync()?;
         write_lines(device, epoch, 1, 1, lines)?;
         device.sync()?;
         let mut first = Header::of_slot(Kind::Opening, 0);
@@ -129,13 +135,13 @@ impl Journal {
         first.epoch = epoch;
         device.write_at(&first.encode(), 0)?;
         device.sync()?;
+        // From here on the new one counts on the disk, whatever becomes of the old one; were that one still held
+        // for the one that counts, the next attempt would overwrite the only promises.
+        let old = std::mem::replace(&mut self.active, other);
         // The old one must not come back if the new first line is damaged one day: it claims what is gone.
-        let old = self.devices[self.active].as_ref();
-        if old.len()? >= LINE_BYTES {
-            old.write_at(&[0; HEADER_BYTES], 0)?;
-            old.sync()?;
-        }
-        self.active = other;
+        let old = self.devices[old].as_ref();
+        old.write_at(&[0; HEADER_BYTES], 0)?;
+        old.sync()?;
         self.lines = 1 + lines.len() as u64;
         Ok(())
     }

@@ -105,7 +105,10 @@ impl DiskTier {
         let bytes = &mut buffer[..self.slot_bytes];
         let slot = match self.data.read_at(bytes, self.offset(place.slot)) {
             Ok(()) => self.examine(key, place, bytes, into),
-            Err(_) => Slot::Unreadable,
+            Err(_) => {
+                into.fill(0);
+                Slot::Unreadable
+            }
         };
         self.give_buffer(buffer);
         self.conclude(key, place, slot, now_ms)
@@ -117,9 +120,11 @@ impl DiskTier {
         (1 + places.windows(2).take_while(beside).count()).min(self.run_slots)
     }
 
-    /// Whether a slot's bytes are what they should be; if so they are in `into` then.
+    /// Whether a slot's bytes are what they should be; if so they are in `into` then, else zeros are: a slot that was
+    /// forgotten while it is read may have the header of one tenant's block and bytes of another's.
     fn examine(&self, key: &BlockKey, place: Place, bytes: &[u8], into: &mut [u8]) -> Slot {
         let Some(header) = Header::decode(&bytes[bytes.len() - HEADER_BYTES..]) else {
+            into.fill(0);
             return Slot::Broken;
         };
         let meant = header.kind == Kind::Block
@@ -130,6 +135,7 @@ impl DiskTier {
         if meant && copy_summed(&bytes[..into.len()], into) == header.sum {
             Slot::Whole(header.held())
         } else {
+            into.fill(0);
             Slot::Broken
         }
     }

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -28,12 +30,18 @@ pub(super) struct SimDevice {
     platter: Arc<Mutex<Platter>>,
     /// Operations until the power goes, which all files of a disk share; after that all fail and nothing changes.
     power: Arc<Mutex<Option<u64>>>,
+    /// Writes and syncs do not return for as long as this is set.
+    hangs: Arc<AtomicBool>,
 }
 
 impl SimDevice {
     /// Another file of the same disk.
     pub(super) fn beside(&self) -> Self {
-        Self { platter: Arc::default(), power: Arc::clone(&self.power) }
+        Self {
+            platter: Arc::default(),
+            power: Arc::clone(&self.power),
+            hangs: Arc::clone(&self.hangs),
+        }
     }
 
     /// The next life after a loss of power: `random` decides for each sector that was not synced.
@@ -70,6 +78,16 @@ impl SimDevice {
 
     pub(super) fn heal(&self) {
         self.platter.lock().fault = None;
+    }
+
+    pub(super) fn hang(&self, hangs: bool) {
+        self.hangs.store(hangs, Ordering::Release);
+    }
+
+    fn wait_while_hanging(&self) {
+        while self.hangs.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub(super) fn set_room(&self, bytes: Option<usize>) {
@@ -129,6 +147,7 @@ impl Device for SimDevice {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.wait_while_hanging();
         let mut platter = self.platter.lock();
         if !self.has_power() {
             return Err(io::Error::other("no power"));
@@ -151,6 +170,7 @@ impl Device for SimDevice {
     }
 
     fn sync(&self) -> io::Result<()> {
+        self.wait_while_hanging();
         let mut platter = self.platter.lock();
         self.has_power_still()?;
         platter.step()?;

@@ -25,18 +25,18 @@ fn payload(number: u128) -> Vec<u8> {
 }
 
 /// A disk with the three files of a tier.
-struct Disk {
+pub(crate) struct Disk {
     data: SimDevice,
     journals: [SimDevice; 2],
 }
 
 impl Disk {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let data = SimDevice::default();
         Self { journals: [data.beside(), data.beside()], data }
     }
 
-    fn open(&self, slots: u64) -> DiskTier {
+    pub(crate) fn open(&self, slots: u64) -> DiskTier {
         let settings = DiskSettings {
             commit_blocks: 3,
             retry_ms: 10,
@@ -46,6 +46,11 @@ impl Disk {
         let journals = self.journals.clone().map(|device| Box::new(device) as Box<dyn Device>);
         let data = Box::new(self.data.clone());
         DiskTier::with_devices(layout(), settings, data, journals, None, 0).expect("opens")
+    }
+
+    /// Lets writes wait until it is told otherwise.
+    pub(crate) fn hang(&self, hangs: bool) {
+        self.data.hang(hangs);
     }
 
     fn crash(&self, mut random: impl FnMut() -> u64) {
@@ -78,7 +83,10 @@ fn put_kept(tier: &DiskTier, number: u128, retention: Retention, now_ms: u64) ->
 fn get(tier: &DiskTier, number: u128) -> Get {
     let mut into = vec![0; BLOCK_BYTES as usize];
     let got = tier.get(&key(number), &mut into, 0).expect("the call is right");
-    assert!(!got.is_hit() || into == payload(number), "block {number} is wrong");
+    match got {
+        Get::Hit(_) => assert!(into == payload(number), "block {number} is wrong"),
+        Get::Miss | Get::Bad => assert!(into.iter().all(|byte| *byte == 0), "bytes without a hit"),
+    }
     got
 }
 
@@ -560,4 +568,95 @@ fn many_threads_read_and_write_at_once() {
     for number in after {
         assert!(get(&tier, number).is_hit());
     }
+}
+
+/// A file of the journal fails in the middle of a rewrite, and the power goes in the middle of the next one.
+#[test]
+fn a_rewrite_that_fails_anywhere_loses_no_promise() {
+    let (mut failed, mut cut_short) = (0, 0);
+    for (which, fault, cut) in
+        (0..2).flat_map(|w| (0..8).flat_map(move |f| (1..14).map(move |c| (w, f, c))))
+    {
+        for seed in 0..4 {
+            let disk = Disk::new();
+            filled(&disk, 4);
+            let tier = disk.open(8);
+            disk.journals[which].fail_after(fault, Errno::IO.raw_os_error());
+            failed += u32::from(!tier.rewrite(&mut tier.journal.lock(), 0));
+            disk.journals[which].heal();
+            disk.data.lose_power_after(cut);
+            cut_short += u32::from(!tier.rewrite(&mut tier.journal.lock(), 20));
+            drop(tier);
+            disk.crash(random_from(seed));
+            let tier = disk.open(8);
+            for number in 0..4 {
+                let case = (which, fault, cut, seed);
+                assert!(get(&tier, number).is_hit(), "{case:?}: {number} was promised");
+            }
+        }
+    }
+    assert!(failed > 100 && cut_short > 100, "{failed} failed, {cut_short} were cut short");
+}
+
+#[test]
+fn what_is_said_after_a_full_disk_is_written_down() {
+    let disk = Disk::new();
+    filled(&disk, 3);
+    let tier = disk.open(8);
+    assert!(tier.retain(&key(0), kept(90), 0));
+    for errno in [Errno::NOSPC, Errno::DQUOT, Errno::ROFS] {
+        let now_ms = 100 * u64::from(errno.raw_os_error().unsigned_abs());
+        disk.data.fail_after(0, errno.raw_os_error());
+        let number = 10 + u128::from(now_ms);
+        tier.table.lock().grow_at_ms = u64::MAX;
+        assert_eq!(put(&tier, number, now_ms), Put::Refused(Refusal::Failed));
+        assert_eq!(tier.health(), Health::ReadOnly, "{errno:?}");
+        disk.data.heal();
+        assert_eq!(put(&tier, number, now_ms + 10), Put::Stored);
+        assert!(tier.remove(&key(number)) && tier.flush(now_ms + 10));
+    }
+    assert_eq!(tier.figures().view().quarantined, 0, "no slot is bad because the disk is full");
+    assert!(tier.retain(&key(0), kept(50), 0) && tier.flush(0));
+    drop(tier);
+    disk.crash(random_from(3));
+    let Get::Hit(held) = get(&disk.open(8), 0) else { panic!("it was promised") };
+    assert_eq!(held.retention, kept(50));
+}
+
+#[test]
+fn what_is_said_while_a_block_is_written_counts() {
+    let disk = Disk::new();
+    let tier = disk.open(8);
+    let bytes = payload(1);
+    let parent = SequenceHash(0);
+    let retention = Retention::default();
+    let record = Record { key: key(1), parent, retention, payload: &bytes, sum: None };
+    let Ok((slot, _)) = tier.reserve(&record, 0) else { panic!("there is room") };
+    let pinned = Retention { pinned_until_ms: 900, ..Retention::default() };
+    assert_eq!(put_kept(&tier, 1, pinned, 0), Put::Present);
+    assert!(tier.table.lock().written.is_empty(), "nothing is claimed that is not there");
+    assert_eq!(tier.publish(slot, crate::sum(&bytes), 0), Put::Stored);
+    let (_, held) = tier.keys()[0];
+    assert_eq!(held.retention, pinned);
+}
+
+#[test]
+fn a_chain_that_fills_the_disk_does_not_eat_itself() {
+    let disk = Disk::new();
+    let tier = disk.open(4);
+    let put_after = |number, parent| {
+        let bytes = payload(number);
+        let (parent, retention) = (SequenceHash(parent), Retention::default());
+        let record = Record { key: key(number), parent, retention, payload: &bytes, sum: None };
+        tier.put(&record, 0).expect("the call is right")
+    };
+    for number in 1..=4 {
+        assert_eq!(put_after(number, number - 1), Put::Stored);
+    }
+    assert_eq!(put_after(5, 4), Put::Refused(Refusal::Full));
+    assert_eq!(tier.len(), 4);
+    // A stranger's takes the leaf's place.
+    assert_eq!(put_after(40, 39), Put::Stored);
+    assert_eq!(get(&tier, 4), Get::Miss);
+    assert!(get(&tier, 3).is_hit());
 }

@@ -132,3 +132,38 @@ fn many_at_once_never_see_each_others_bytes() {
     assert!(figures.hits > 100 && figures.evicted > 100, "{figures:?}");
     assert_eq!(tier.len(), 8);
 }
+
+#[test]
+fn a_chain_that_fills_memory_does_not_eat_itself() {
+    let tier = tier(3, false);
+    for number in 1..=3 {
+        assert_eq!(put(&tier, number, number - 1, Retention::default(), 0), Put::Stored);
+    }
+    assert_eq!(put(&tier, 4, 3, Retention::default(), 0), Put::Refused(Refusal::Full));
+    // Nor where all that is no parent of others is pinned.
+    let pinned = Retention { pinned_until_ms: 9, ..Retention::default() };
+    assert!(tier.retain(&key(3), pinned, 0));
+    assert_eq!(put(&tier, 4, 3, Retention::default(), 0), Put::Refused(Refusal::Full));
+    assert_eq!(tier.len(), 3);
+}
+
+#[test]
+fn what_is_said_while_a_block_is_written_counts() {
+    let tier = tier(3, false);
+    let bytes = payload(1);
+    let (parent, retention) = (SequenceHash(0), Retention::default());
+    let record = Record { key: key(1), parent, retention, payload: &bytes, sum: None };
+    let Ok((slot, None)) = tier.reserve(&record, 0) else { panic!("there is room") };
+    let pinned = Retention { pinned_until_ms: 900, ..Retention::default() };
+    assert_eq!(put(&tier, 1, 0, pinned, 0), Put::Present);
+    let mut table = tier.table.lock();
+    table.shelf.publish(slot, 0);
+    assert_eq!(table.shelf.retention_of(slot), Some(pinned));
+}
+
+#[test]
+fn a_layout_without_bytes_is_refused() {
+    let layout = Layout { block_bytes: 0, ..layout() };
+    let settings = HostSettings { budget_bytes: 1 << 20, check_reads: false };
+    assert!(matches!(HostTier::new(layout, settings), Err(TierError::Setting(_))));
+}

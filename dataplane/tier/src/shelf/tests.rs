@@ -155,7 +155,7 @@ proptest! {
             shelf.expire(now_ms);
             for priority in [0, 1, 2, 3, 100] {
                 prop_assert_eq!(
-                    shelf.victim(priority), model.victim(priority, now_ms), "after {:?}", step
+                    shelf.victim(priority, None), model.victim(priority, now_ms), "after {:?}", step
                 );
             }
             prop_assert_eq!(shelf.len(), model.blocks.len());
@@ -181,6 +181,6 @@ fn a_circle_does_not_fill_the_shelf() {
         assert!(shelf.begin(slot, key(own), parent, Retention::default(), 0));
         shelf.publish(slot, 0);
     }
-    assert_eq!(shelf.victim(100), Some(0));
-    assert_eq!(shelf.victim(0), None);
+    assert_eq!(shelf.victim(100, None), Some(0));
+    assert_eq!(shelf.victim(0, None), None);
 }

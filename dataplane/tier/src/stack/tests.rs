@@ -1,8 +1,11 @@
 //! Memory over a disk: blocks come back from wherever they are, what is over is not written, an orderly end keeps all.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use mainstay_types::{NamespaceId, SequenceHash};
 
 use super::*;
+use crate::disk::tests::Disk;
 use crate::{DiskSettings, HostSettings, Layout};
 
 const BLOCK_BYTES: u32 = 5000;
@@ -120,7 +123,7 @@ fn a_crowd_is_served_right_while_writers_lag() {
     let folder = tempfile::tempdir().expect("a scratch folder");
     let stack = stack(folder.path(), 16, all());
     let hits = || stack.disk().figures().view().hits;
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     std::thread::scope(|scope| {
         for thread in 0..4u64 {
             let (stack, hits) = (&stack, &hits);
@@ -156,5 +159,94 @@ fn settings_have_bounds_and_layouts_must_agree() {
     let answer = Stack::new(stranger, Arc::clone(&disk), StackSettings::default());
     assert!(matches!(answer, Err(TierError::WrongLayout)));
     let none = StackSettings { writers: 0, ..StackSettings::default() };
-    assert!(matches!(Stack::new(host, disk, none), Err(TierError::Setting(_))));
+    let deep = FilterSettings { depth_at_once: 2, ..FilterSettings::default() };
+    let deep = StackSettings { filter: deep, ..StackSettings::default() };
+    let hasty = StackSettings { wait_ms: 0, ..StackSettings::default() };
+    for wrong in [none, deep, hasty] {
+        let answer = Stack::new(Arc::clone(&host), Arc::clone(&disk), wrong);
+        assert!(matches!(answer, Err(TierError::Setting(_))), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_pin_on_the_disk_outlives_a_copy_that_knows_nothing_of_it() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let stack = stack(folder.path(), 1, all());
+    assert_eq!(put(&stack, 1, Retention::default()), Put::Stored);
+    assert_eq!(put(&stack, 5, Retention::default()), Put::Stored);
+    assert!(stack.flush(0) && stack.disk().has(&key(1)) && !stack.host().has(&key(1)));
+    let pinned = Retention { pinned_until_ms: 900, ..Retention::default() };
+    assert!(stack.retain(&key(1), pinned, 0));
+    // The engine brings it again, and it leaves again.
+    assert_eq!(put(&stack, 1, Retention::default()), Put::Stored);
+    assert_eq!(put(&stack, 9, Retention::default()), Put::Stored);
+    let keys = stack.disk().keys();
+    let (_, held) = keys.iter().find(|(own, _)| *own == key(1)).expect("on the disk");
+    assert_eq!(held.retention, pinned);
+}
+
+/// One block of memory on a disk that can hang.
+fn on_sim(disk: &Disk, wait_ms: u64) -> Stack {
+    let settings = HostSettings { budget_bytes: 8192, check_reads: false };
+    let host = Arc::new(HostTier::new(layout(), settings).expect("opens"));
+    let settings = StackSettings { filter: all(), wait_ms, queue_blocks: 2, writers: 1 };
+    Stack::new(host, Arc::new(disk.open(16)), settings).expect("fits")
+}
+
+#[test]
+fn a_pin_reaches_a_block_that_is_on_its_way() {
+    let disk = Disk::new();
+    let stack = on_sim(&disk, 60_000);
+    disk.hang(true);
+    let pinned = Retention { pinned_until_ms: 900, ..Retention::default() };
+    // One is being written, one waits for that, one is in memory.
+    for number in [1, 5, 9] {
+        assert_eq!(put(&stack, number, Retention::default()), Put::Stored);
+    }
+    for number in [1, 5] {
+        assert!(stack.retain(&key(number), pinned, 0), "{number} is in no tier, and known");
+    }
+    disk.hang(false);
+    assert!(stack.flush(0));
+    let kept = stack.disk().keys();
+    assert_eq!(kept.len(), 2);
+    assert!(kept.iter().all(|(_, held)| held.retention == pinned), "{kept:?}");
+    assert!(stack.shared.queued.lock().wanted.is_empty());
+}
+
+#[test]
+fn nobody_waits_for_ever_for_a_disk_that_hangs() {
+    let disk = Disk::new();
+    let stack = on_sim(&disk, 100);
+    disk.hang(true);
+    let start = Instant::now();
+    for number in (1..40).step_by(4) {
+        assert_eq!(put(&stack, number, Retention::default()), Put::Stored);
+    }
+    assert!(stack.figures().view().refused > 0, "the queue has its bound");
+    assert!(!stack.flush(0));
+    assert!(!stack.close(0));
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    disk.hang(false);
+}
+
+#[test]
+fn a_flush_waits_for_what_was_before_it_alone() {
+    let disk = Disk::new();
+    let stack = on_sim(&disk, 60_000);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (stack, done) = (&stack, &done);
+        scope.spawn(move || {
+            let mut number = 1;
+            while !done.load(Ordering::Relaxed) {
+                let _ = put(stack, number, Retention::default());
+                number += 4;
+            }
+        });
+        for _ in 0..50 {
+            assert!(stack.flush(0));
+        }
+        done.store(true, Ordering::Relaxed);
+    });
 }
