@@ -84,8 +84,10 @@ async fn a_source_that_is_gone_holds_less_or_is_the_worker_itself_costs_nothing_
     assert_eq!(cached(&other, &[(gone, 90), (itself, 80), (empty, 70)]).await, 0);
 }
 
+type Lie = fn(&mut v1::ExportedBlocks);
+
 /// Gives blocks whose bytes, sums or counts are wrong.
-struct Liar(fn(&mut v1::ExportedBlocks));
+struct Liar(Lie);
 
 type Reply<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -136,7 +138,7 @@ impl Worker for Liar {
     }
 }
 
-async fn liar(lie: fn(&mut v1::ExportedBlocks)) -> SocketAddr {
+async fn liar(lie: Lie) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let served = tonic::transport::Server::builder()
@@ -150,7 +152,7 @@ async fn liar(lie: fn(&mut v1::ExportedBlocks)) -> SocketAddr {
 async fn damaged_blocks_are_computed_instead() {
     let control = FakeControl::start().await;
     let blocks = WHOLE / BLOCK_TOKENS;
-    let lies: [(&str, fn(&mut v1::ExportedBlocks)); 5] = [
+    let lies: [(&str, Lie); 5] = [
         ("a flipped bit", |chunk| {
             let mut bytes = chunk.content.to_vec();
             bytes[BLOCK_BYTES + 3] ^= 4;
