@@ -60,6 +60,10 @@ pub(crate) struct Placed {
 impl Placed {
     /// Its first token has come: the router learns from how long that took.
     pub(crate) fn first_token(&self) {
+        // With what another worker held it came sooner, or later, than it was priced.
+        if !self.sources.is_empty() {
+            return;
+        }
         let now_ms = self.inner.ms_of(Instant::now());
         self.inner.router.lock().first_token(now_ms, self.booking);
     }

@@ -31,9 +31,10 @@ pub(crate) struct Args {
     /// region can take the request
     #[arg(long, value_name = "MS", value_parser = parse_penalty)]
     region_penalty_ms: Option<f64>,
-    /// Don't tell workers who holds more of a prompt than they do: what they lack they compute
+    /// Tell workers who holds more of a prompt than they do, so that they bring it in instead of computing it. Workers of
+    /// one model must have equal weights, not only files of equal names and sizes
     #[arg(long)]
-    no_transfer: bool,
+    transfer: bool,
     #[command(flatten)]
     security: IdentityArgs,
     /// A join token, to get the certificate for --identity by
@@ -83,7 +84,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.policy = args.policy;
     config.region = args.region;
     config.region_penalty_ms = args.region_penalty_ms;
-    config.transfer = !args.no_transfer;
+    config.transfer = args.transfer;
     config.metrics = Some(super::metrics_recorder()?);
     let handle = mainstay_gateway::start(config).await?;
     tokio::select! {

@@ -8,11 +8,13 @@ use mainstay_proto::v1;
 use mainstay_proto::v1::worker_client::WorkerClient;
 use mainstay_types::{BlockHasher, NamespaceId, SequenceHash, Tier};
 
-use super::{BLOCKS_MIN, BRING_MAX, SOURCES_MAX, checksum};
-use crate::MESSAGE_BYTES_MAX;
+use super::{BLOCKS_MIN, BRING_MAX, CHUNK_BYTES, SOURCES_MAX, checksum};
 use crate::engine::KvImport;
 use crate::generate::worth_of_blocks;
 use crate::shared::{Life, Shared};
+
+/// What a message has beside its blocks.
+const MESSAGE_SPARE_BYTES: usize = 64 << 10;
 
 /// Why nothing, or no more, was brought in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +81,10 @@ pub(crate) async fn bring_in(
             }
             ended = wanted.from(shared, &source.address, reach).await;
             count_end(ended);
+            // Another source's blocks would find no room either.
+            if matches!(ended, Ended::Room | Ended::Engine) {
+                break;
+            }
         }
         ended
     });
@@ -113,7 +119,8 @@ struct Wanted<'a> {
 impl Wanted<'_> {
     async fn from(&mut self, shared: &Shared, address: &str, reach: usize) -> Ended {
         let Ok(channel) = shared.transfers.peer(address) else { return Ended::Refused };
-        let mut client = WorkerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let most = CHUNK_BYTES.max(self.life.info.block_bytes as usize) + MESSAGE_SPARE_BYTES;
+        let mut client = WorkerClient::new(channel).max_decoding_message_size(most);
         let wanted = &self.blocks[self.at..reach];
         let request = v1::ExportBlocksRequest {
             blocks: wanted.iter().flat_map(|block| block.0.to_le_bytes()).collect(),

@@ -79,7 +79,7 @@ impl Transfers {
     }
 }
 
-/// What proves a message's bytes, under the names that they came for.
+/// What shows that a message's bytes came as they were sent, under the names that they were sent for.
 fn checksum(first: SequenceHash, content: &[u8]) -> u64 {
     xxhash_rust::xxh3::xxh3_64_with_seed(content, first.0 as u64)
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::Stream;
+use mainstay_engine_abi::limits::TRANSFER_BLOCKS_MAX;
 use mainstay_engine_abi::sdk::caps;
 use mainstay_proto::v1;
 use mainstay_types::SequenceHash;
@@ -37,7 +38,8 @@ pub(crate) fn export(
         .try_acquire_owned()
         .map_err(|_| Status::resource_exhausted("too many transfers on this worker"))?;
     let of = usize::try_from(life.info.block_bytes).unwrap_or(usize::MAX).max(1);
-    let way = Way { life, blocks, at: 0, step: (CHUNK_BYTES / of).max(1), _permit: permit };
+    let step = (CHUNK_BYTES / of).clamp(1, TRANSFER_BLOCKS_MAX as usize);
+    let way = Way { life, blocks, at: 0, step, _permit: permit };
     Ok(futures::stream::unfold(way, |mut way| async move {
         let next = way.next().await.transpose()?;
         Some((next, way))
@@ -46,7 +48,7 @@ pub(crate) fn export(
 
 impl Way {
     /// The next message; nothing once a block is missing. Only what is asked for is copied: a reader that is slow
-    /// costs no memory.
+    /// costs one message.
     async fn next(&mut self) -> Result<Option<v1::ExportedBlocks>, Status> {
         let Some(first) = self.blocks.get(self.at).copied() else { return Ok(None) };
         let end = (self.at + self.step).min(self.blocks.len());
