@@ -57,6 +57,7 @@ typedef int32_t mse_rc; /* 0, or minus the gRPC code, or one of the codes below 
 /* Limits: beyond them a call is refused with MSE_E_INVALID, and an engine is taken for broken. */
 #define MSE_REQUEST_TOKENS_MAX (1u << 22)
 #define MSE_RANGES_MAX 1024u
+#define MSE_LEASES_MAX 16u                /* of one request */
 #define MSE_STOP_TOKENS_MAX 1024u
 #define MSE_LOGPROBS_MAX 129u             /* of mse_sampling.logprobs */
 #define MSE_GUIDED_BYTES_MAX (1u << 20)   /* of mse_guided.spec */
@@ -113,6 +114,7 @@ typedef struct mse_host {
 #define MSE_CAP_CANONICAL_HASH (1ull << 7) /* events carry Mainstay's own keyed sequence hash */
 #define MSE_CAP_GUIDED (1ull << 8)        /* honours mse_guided */
 #define MSE_CAP_TRANSFER (1ull << 9)      /* kv_export and kv_import; kv_layout is not 0 */
+#define MSE_CAP_LEASE (1ull << 10)        /* honours the leases of mse_request, and has `lease` */
 
 typedef struct mse_info {
   mse_hdr h;
@@ -126,7 +128,24 @@ typedef struct mse_info {
                            tokens per block. Which weights made them is the namespace's business. */
 } mse_info;             /* out */
 
-typedef struct mse_range { uint32_t start, end; /* tokens, end exclusive, UINT32_MAX = to the end */ uint8_t priority; /* 0..100 */ uint8_t _reserved[3]; uint32_t duration_ms; /* 0 = no limit */ } mse_range;
+/* What a stretch is: for figures of what was evicted, and for amendments of leases. */
+#define MSE_KIND_PLAIN 0u
+#define MSE_KIND_SYSTEM 1u
+#define MSE_KIND_TOOLS 2u
+#define MSE_KIND_HISTORY 3u
+#define MSE_KIND_USER_TURN 4u
+#define MSE_KIND_OUTPUT 5u
+#define MSE_KIND_REASONING 6u
+#define MSE_KIND_SIDE 7u
+typedef struct mse_range {
+  uint32_t start, end;            /* tokens, end exclusive, UINT32_MAX = to the end */
+  uint8_t priority;               /* 0..100 */
+  uint8_t after;                  /* the priority once duration_ms is over: 0 = the usual one, n + 1 = n; never above
+                                     `priority` */
+  uint8_t kind;
+  uint8_t lease;                  /* 0 = none, n = the request's n-th lease */
+  uint32_t duration_ms;           /* from the request's end; 0 = no limit */
+} mse_range;
 
 #define MSE_SAMPLING_SEED 1u       /* `seed` is set */
 #define MSE_SAMPLING_IGNORE_EOS 2u
@@ -165,7 +184,23 @@ typedef struct mse_request {
   const mse_range *ranges; uint64_t ranges_len;
   uint32_t expected_output_tokens, _reserved;
   const mse_guided *guided;       /* NULL = free; only for an engine with MSE_CAP_GUIDED */
+  const mse_u128 *leases; uint64_t leases_len; /* the names of the leases that ranges are of, unique within the
+                                     namespace; only for an engine with MSE_CAP_LEASE. At the request's end each takes
+                                     the place of the lease of its name. */
 } mse_request;
+
+/* Changes or ends a lease before its time. Leases are claims and no promises: blocks are worth the maximum of the
+   claims on them, and the end of one never makes a block worth more. */
+#define MSE_LEASE_AMEND 1u        /* ranges say by `kind` what it claims from now on; of other kinds it keeps its claims */
+#define MSE_LEASE_RELEASE 2u      /* no claim any more; its blocks are like any others */
+#define MSE_LEASE_FINISH 3u       /* its owner will not come back: what nobody else claims goes first */
+#define MSE_LEASE_COMPACT 4u      /* the same: a summary has replaced what it named */
+typedef struct mse_lease {
+  mse_hdr h;
+  mse_u128 namespace_id, lease_id;
+  uint32_t how, _reserved;
+  const mse_range *ranges; uint64_t ranges_len; /* with MSE_LEASE_AMEND: 0 to the end each, duration_ms from now */
+} mse_lease;
 
 #define MSE_LANE_OUT 0u
 #define MSE_LANE_KV 1u
@@ -290,6 +325,7 @@ typedef struct mse_vtable {
   mse_rc (*unpin)(mse_engine *, uint64_t op_id, mse_u128 pin_id, mse_err *);                   /* [any] */
   mse_rc (*kv_export)(mse_engine *, const mse_export *, mse_err *);                            /* [any] an op follows */
   mse_rc (*kv_import)(mse_engine *, const mse_import *, mse_err *);                            /* [any] an op follows */
+  mse_rc (*lease)(mse_engine *, const mse_lease *, mse_err *);                                 /* [any] nothing follows; an unknown lease is nothing */
 } mse_vtable;
 
 #define MSE_EXPORT __attribute__((visibility("default")))

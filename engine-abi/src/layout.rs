@@ -10,7 +10,7 @@
 
 use crate::raw::{
     MseBatch, MseErr, MseExport, MseExt, MseGuided, MseHdr, MseHost, MseImport, MseInfo, MseKv,
-    MseLogprob, MseMagic, MseOp, MseOut, MsePin, MseRange, MseRequest, MseSampling, MseStats,
+    MseLease, MseLogprob, MseMagic, MseOp, MseOut, MsePin, MseRange, MseRequest, MseSampling, MseStats,
     MseStr, MseU128, MseVtable,
 };
 
@@ -75,7 +75,7 @@ layouts! {
         h, caps, block_tokens, vocab, context_tokens_max, requests_max, blocks_total, block_bytes,
         model, model_dir, device, kv_layout,
     }
-    "mse_range" MseRange { start, end, priority, _reserved, duration_ms }
+    "mse_range" MseRange { start, end, priority, after, kind, lease, duration_ms }
     "mse_sampling" MseSampling {
         h, temperature, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty,
         top_k, tokens_max, tokens_min, logprobs, seed, flags, _reserved, stop_tokens,
@@ -84,8 +84,9 @@ layouts! {
     "mse_guided" MseGuided { h, kind, _reserved, spec }
     "mse_request" MseRequest {
         h, id, trace, namespace_id, tokens, tokens_len, sampled_before, priority, sampling, ranges,
-        ranges_len, expected_output_tokens, _reserved, guided,
+        ranges_len, expected_output_tokens, _reserved, guided, leases, leases_len,
     }
+    "mse_lease" MseLease { h, namespace_id, lease_id, how, _reserved, ranges, ranges_len }
     "mse_out" MseOut {
         id, token_off, token_len, logprob_off, logprob_len, flags, finish, rc, cached_tokens,
         msg_off, msg_len, queue_us, prefill_us,
@@ -112,7 +113,7 @@ layouts! {
     }
     "mse_vtable" MseVtable {
         h, create, destroy, info, stats, submit, cancel, wait, poll, batch_release, drain,
-        kv_snapshot, pin, unpin, kv_export, kv_import,
+        kv_snapshot, pin, unpin, kv_export, kv_import, lease,
     }
 }
 
@@ -176,12 +177,12 @@ const _: () = assert!(size_of::<usize>() == 8 && cfg!(target_endian = "little"))
 const _: () = assert!(size_of::<MseHdr>() == 16 && size_of::<MseErr>() == 256);
 const _: () = assert!(size_of::<MseMagic>() == 88 && size_of::<MseHost>() == 40);
 const _: () = assert!(size_of::<MseInfo>() == 112 && size_of::<MseRange>() == 16);
-const _: () = assert!(size_of::<MseSampling>() == 88 && size_of::<MseRequest>() == 120);
-const _: () = assert!(size_of::<MseGuided>() == 40);
+const _: () = assert!(size_of::<MseSampling>() == 88 && size_of::<MseRequest>() == 136);
+const _: () = assert!(size_of::<MseGuided>() == 40 && size_of::<MseLease>() == 72);
 const _: () = assert!(size_of::<MseOut>() == 64 && size_of::<MseLogprob>() == 16);
 const _: () = assert!(size_of::<MseKv>() == 56 && size_of::<MseOp>() == 16);
 const _: () = assert!(size_of::<MseBatch>() == 128 && size_of::<MsePin>() == 72);
-const _: () = assert!(size_of::<MseStats>() == 128 && size_of::<MseVtable>() == 136);
+const _: () = assert!(size_of::<MseStats>() == 128 && size_of::<MseVtable>() == 144);
 const _: () = assert!(size_of::<MseExport>() == 56 && size_of::<MseImport>() == 104);
 const _: () = assert!(std::mem::offset_of!(MseMagic, layout) == 32);
 const _: () = assert!(std::mem::offset_of!(MseRequest, sampling) == 80);

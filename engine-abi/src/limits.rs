@@ -5,6 +5,8 @@
 
 /// Prompt tokens of one request.
 pub const REQUEST_TOKENS_MAX: u64 = 1 << 22;
+/// Leases of one request.
+pub const LEASES_MAX: u64 = 16;
 /// Retention ranges of one request.
 pub const RANGES_MAX: u64 = 1024;
 /// Stop tokens of one request.

@@ -26,6 +26,11 @@ pub const GUIDED_JSON_SCHEMA: u32 = 1;
 pub const GUIDED_REGEX: u32 = 2;
 pub const GUIDED_LARK: u32 = 3;
 
+pub const LEASE_AMEND: u32 = 1;
+pub const LEASE_RELEASE: u32 = 2;
+pub const LEASE_FINISH: u32 = 3;
+pub const LEASE_COMPACT: u32 = 4;
+
 pub const LANE_OUT: u32 = 0;
 pub const LANE_KV: u32 = 1;
 pub const LANE_OP: u32 = 2;
@@ -199,7 +204,9 @@ pub struct MseRange {
     pub start: u32,
     pub end: u32,
     pub priority: u8,
-    pub _reserved: [u8; 3],
+    pub after: u8,
+    pub kind: u8,
+    pub lease: u8,
     pub duration_ms: u32,
 }
 
@@ -250,6 +257,20 @@ pub struct MseRequest {
     pub expected_output_tokens: u32,
     pub _reserved: u32,
     pub guided: *const MseGuided,
+    pub leases: *const MseU128,
+    pub leases_len: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct MseLease {
+    pub h: MseHdr,
+    pub namespace_id: MseU128,
+    pub lease_id: MseU128,
+    pub how: u32,
+    pub _reserved: u32,
+    pub ranges: *const MseRange,
+    pub ranges_len: u64,
 }
 
 #[repr(C)]
@@ -400,6 +421,7 @@ pub type PinFn = unsafe extern "C" fn(*mut MseEngine, *const MsePin, *mut MseErr
 pub type UnpinFn = unsafe extern "C" fn(*mut MseEngine, u64, MseU128, *mut MseErr) -> i32;
 pub type KvExportFn = unsafe extern "C" fn(*mut MseEngine, *const MseExport, *mut MseErr) -> i32;
 pub type KvImportFn = unsafe extern "C" fn(*mut MseEngine, *const MseImport, *mut MseErr) -> i32;
+pub type LeaseFn = unsafe extern "C" fn(*mut MseEngine, *const MseLease, *mut MseErr) -> i32;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -420,6 +442,7 @@ pub struct MseVtable {
     pub unpin: Option<UnpinFn>,
     pub kv_export: Option<KvExportFn>,
     pub kv_import: Option<KvImportFn>,
+    pub lease: Option<LeaseFn>,
 }
 
 /// The type of `mse_magic_v0`.

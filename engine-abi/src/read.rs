@@ -11,7 +11,7 @@ use std::ptr;
 use crate::limits::{EXT_NODES_MAX, STRUCT_BYTES_MAX};
 use crate::raw::{
     EXT_CRITICAL, MseBatch, MseErr, MseExport, MseExt, MseGuided, MseHdr, MseHost, MseImport,
-    MseInfo, MsePin, MseRequest, MseSampling, MseStats, MseStr, MseVtable,
+    MseInfo, MseLease, MsePin, MseRequest, MseSampling, MseStats, MseStr, MseVtable,
 };
 use crate::sdk::{Code, EngineError};
 
@@ -39,6 +39,7 @@ headed! {
     MseSampling = "mse_sampling",
     MseGuided = "mse_guided",
     MseRequest = "mse_request",
+    MseLease = "mse_lease",
     MseBatch = "mse_batch",
     MsePin = "mse_pin",
     MseExport = "mse_export",

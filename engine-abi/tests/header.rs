@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use mainstay_engine_abi::layout::{LAYOUT, STRUCTS};
-use mainstay_engine_abi::sdk::{Code, caps};
+use mainstay_engine_abi::sdk::{Code, RetentionClass, caps};
 use mainstay_engine_abi::{limits, raw};
 
 fn include_dir() -> PathBuf {
@@ -90,6 +90,20 @@ fn every_constant_is_what_gcc_says() {
         ("MSE_SAMPLING_IGNORE_EOS", i128::from(raw::SAMPLING_IGNORE_EOS)),
         ("MSE_CAP_GUIDED", i128::from(caps::GUIDED)),
         ("MSE_CAP_TRANSFER", i128::from(caps::TRANSFER)),
+        ("MSE_CAP_LEASE", i128::from(caps::LEASE)),
+        ("MSE_LEASE_AMEND", i128::from(raw::LEASE_AMEND)),
+        ("MSE_LEASE_RELEASE", i128::from(raw::LEASE_RELEASE)),
+        ("MSE_LEASE_FINISH", i128::from(raw::LEASE_FINISH)),
+        ("MSE_LEASE_COMPACT", i128::from(raw::LEASE_COMPACT)),
+        ("MSE_LEASES_MAX", i128::from(limits::LEASES_MAX)),
+        ("MSE_KIND_PLAIN", RetentionClass::Plain as i128),
+        ("MSE_KIND_SYSTEM", RetentionClass::System as i128),
+        ("MSE_KIND_TOOLS", RetentionClass::Tools as i128),
+        ("MSE_KIND_HISTORY", RetentionClass::History as i128),
+        ("MSE_KIND_USER_TURN", RetentionClass::UserTurn as i128),
+        ("MSE_KIND_OUTPUT", RetentionClass::Output as i128),
+        ("MSE_KIND_REASONING", RetentionClass::Reasoning as i128),
+        ("MSE_KIND_SIDE", RetentionClass::Side as i128),
         ("MSE_GUIDED_JSON_SCHEMA", i128::from(raw::GUIDED_JSON_SCHEMA)),
         ("MSE_GUIDED_REGEX", i128::from(raw::GUIDED_REGEX)),
         ("MSE_GUIDED_LARK", i128::from(raw::GUIDED_LARK)),

@@ -119,6 +119,12 @@ impl BlockManager {
         !self.changes.list.is_empty()
     }
 
+    /// Whether changes were lost since they were taken last.
+    #[must_use]
+    pub fn has_lost_changes(&self) -> bool {
+        matches!(self.changes.list.as_slice(), [Change::Lost])
+    }
+
     /// Calls `emit` with [`Change::Stored`]s that together name every registered block once, parents
     /// before children; answers with their number.
     pub fn snapshot(&self, mut emit: impl FnMut(Change)) -> u32 {

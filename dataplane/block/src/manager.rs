@@ -183,6 +183,13 @@ impl BlockManager {
         self.by_hash.get(&hash.0).map(|id| self.blocks[*id as usize].id(*id))
     }
 
+    /// The block before a registered one, the namespace's own number at the start of a chain, and its namespace.
+    #[must_use]
+    pub fn place(&self, hash: SequenceHash) -> Option<(SequenceHash, NamespaceId)> {
+        let id = *self.by_hash.get(&hash.0)?;
+        Some((SequenceHash(self.parent_hash(id)), self.namespaces[id as usize]))
+    }
+
     /// The registered blocks of a prompt's leading hashes, one for each, into `table`; to be acquired in this order.
     /// One loop over the hash table, so that the processor waits for many of its lines at once.
     pub fn prefix(&self, hashes: &[SequenceHash], table: &mut Vec<BlockId>) {
@@ -430,10 +437,16 @@ impl BlockManager {
     /// When [`BlockManager::expire`] has something to do next.
     #[must_use]
     pub fn next_expiry_ms(&self) -> Option<u64> {
-        match (self.pins.next_due_ms(), self.leases.next_due_ms()) {
+        match (self.next_pin_end_ms(), self.leases.next_due_ms()) {
             (Some(pin), Some(lease)) => Some(pin.min(lease)),
             (pin, lease) => pin.or(lease),
         }
+    }
+
+    /// When the next pin ends.
+    #[must_use]
+    pub fn next_pin_end_ms(&self) -> Option<u64> {
+        self.pins.next_due_ms()
     }
 
     /// Whether the block is registered (or being filled), for one that somebody uses.

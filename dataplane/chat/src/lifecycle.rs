@@ -210,6 +210,11 @@ impl Ticket {
     pub fn key(&self) -> &str {
         &self.key
     }
+
+    /// Whether the request is one beside the conversation, like a title.
+    pub fn is_side(&self) -> bool {
+        self.part == Part::Side
+    }
 }
 
 /// What a request comes to.

@@ -222,6 +222,17 @@ impl ChatTemplate {
         Ok(Rendered { text, thinking_open, breakpoints })
     }
 
+    /// Where system prompt and tools end in a rendering of `conversation`: what other sessions begin with too. `None`
+    /// where there are none, or the template does not tell.
+    pub fn head_end(
+        &self,
+        conversation: &Conversation,
+        options: RenderOptions,
+        rendered: &Rendered,
+    ) -> Option<usize> {
+        breakpoints::head_end(self, conversation, options, rendered)
+    }
+
     /// How prompts were rendered so far: in parts, of which most were known, or as a whole.
     pub fn part_counts(&self) -> PartCounts {
         self.parts.as_ref().map(Parts::counts).unwrap_or_default()

@@ -28,6 +28,8 @@ pub struct GatewayConfig {
     /// Whether workers are told who holds more of a prompt than they do, so that they need not compute it. Workers of one
     /// revision must have equal weights then, which a revision does not prove: it knows their size.
     pub transfer: bool,
+    /// Whether what becomes of sessions decides how long their blocks are kept.
+    pub lifecycle: bool,
     /// Keys and the tenants that they stand for. Empty: no key is asked for and everybody is `default`.
     pub keys: Vec<ApiKey>,
     /// How requests are placed.
@@ -60,6 +62,7 @@ impl GatewayConfig {
             region: Region::default(),
             region_penalty_ms: None,
             transfer: false,
+            lifecycle: true,
             keys: Vec::new(),
             policy: Policy::Kv,
             pins: true,

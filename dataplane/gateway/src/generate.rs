@@ -17,6 +17,7 @@ use mainstay_proto::v1;
 use mainstay_types::{ErrorCode, NamespaceId, SequenceHash, TenantId, WorkerId};
 
 use crate::placement::{Placed, Placement};
+use crate::retention::Keeping;
 
 /// Moves of one request at most; a request that kills every worker must not visit them all for ever.
 const ATTEMPTS_MAX: usize = 6;
@@ -43,7 +44,8 @@ pub(crate) struct Job {
     pub(crate) blocks: Arc<[SequenceHash]>,
     pub(crate) priority: i32,
     pub(crate) sampling: v1::Sampling,
-    pub(crate) ranges: Vec<v1::RetentionRange>,
+    /// What its session wants kept; nothing for a request of no session.
+    pub(crate) keeping: Option<Keeping>,
     pub(crate) expected_output_tokens: u32,
     /// What the answer must obey, where the engine can hold it to that.
     pub(crate) guided: Option<v1::Guided>,
@@ -276,7 +278,12 @@ impl Runner {
             self.attempts += 1;
             let call = placed.worker.client.clone();
             match accept_on(call, self.request(&placed)).await {
-                Ok(stream) => return Ok((stream, placed)),
+                Ok(stream) => {
+                    if let Some(keeping) = &self.job.keeping {
+                        keeping.on(placed.worker.id);
+                    }
+                    return Ok((stream, placed));
+                }
                 Err(status) => {
                     if let Some(error) = refusal(&status) {
                         return Err(error);
@@ -294,6 +301,7 @@ impl Runner {
         let sent = u32::try_from(self.sent.len()).unwrap_or(u32::MAX);
         sampling.tokens_max = sampling.tokens_max.saturating_sub(sent).max(1);
         sampling.tokens_min = sampling.tokens_min.saturating_sub(sent);
+        let keeping = self.job.keeping.as_ref();
         v1::GenerateRequest {
             request_id: self.job.request_id.clone(),
             namespace: u128_to_wire(self.job.namespace.0),
@@ -301,7 +309,8 @@ impl Runner {
             sampled_before: sent,
             priority: self.job.priority,
             sampling: Some(sampling),
-            ranges: self.job.ranges.clone(),
+            ranges: keeping.map(|keeping| keeping.ranges.clone()).unwrap_or_default(),
+            leases: keeping.map(|keeping| keeping.leases.clone()).unwrap_or_default(),
             expected_output_tokens: self.job.expected_output_tokens,
             epoch: placed.worker.epoch.0,
             guided: self.job.guided.clone(),

@@ -22,6 +22,7 @@ mod prompt;
 mod quota;
 mod random;
 mod replica;
+mod retention;
 mod seal;
 mod sessions;
 mod stored;
@@ -93,14 +94,17 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
         .local_addr()
         .map_err(|source| GatewayError::Listen { address: config.listen, source })?;
     let workers = workers::Workers::new(replica.clone(), connect(&config, Role::Worker));
-    let (sessions, changes) = sessions::Sessions::new();
+    let (retainer, letters) = retention::Retainer::new(config.lifecycle, workers.clone());
+    let (sessions, changes) = sessions::Sessions::new(retainer.clone());
     let followers = vec![
         tokio::spawn(replica.clone().follow(members)),
         tokio::spawn(workers.clone().follow()),
         tokio::spawn(sessions.clone().follow(changes, vec![Box::new(sessions::Counted)])),
+        tokio::spawn(retention::deliver(letters, workers.clone())),
     ];
     let (stop, stopped) = watch::channel(false);
-    let app = http::App::new(config, control, replica, workers, tenants, sessions, stopped);
+    let lives = (sessions, retainer);
+    let app = http::App::new(config, control, replica, workers, tenants, lives, stopped);
     let server = tokio::spawn(http::serve(listener, app.clone()));
     Ok(GatewayHandle { address, app, stop, server, followers })
 }

@@ -16,6 +16,8 @@ use crate::config::Recompute;
 use crate::model::{ModelCard, ModelError, Naming, Prepared};
 use crate::pins::{Wish, scope_of};
 use crate::random;
+use crate::retention::{Keeping, Parts, Retainer};
+use crate::sessions::Life;
 
 /// A prompt, named block by block.
 pub(crate) struct Prompt {
@@ -25,6 +27,10 @@ pub(crate) struct Prompt {
     pub(crate) packed: Bytes,
     pub(crate) blocks: Arc<[SequenceHash]>,
     pub(crate) namespace: NamespaceId,
+    /// Tokens of system prompt and tools, where that was asked for.
+    pub(crate) head_tokens: u32,
+    pub(crate) block_tokens: u32,
+    hash_key: HashKey,
     pub(crate) thinking_open: bool,
     /// Prefixes to keep: how many full blocks, and how long.
     pub(crate) kept: Vec<(usize, u64)>,
@@ -57,22 +63,30 @@ pub(crate) fn prepare(
         metrics::counter!("mainstay_gateway_template_differences_total", "model" => card.name.clone())
             .absolute(differed);
     }
-    let mut marks: Vec<(usize, u64)> =
-        rendered.breakpoints.iter().map(|b| (b.end_bytes, b.ttl_ms)).collect();
+    let mut marks: Vec<(usize, Option<u64>)> =
+        rendered.breakpoints.iter().map(|b| (b.end_bytes, Some(b.ttl_ms))).collect();
+    // What other sessions begin with too ends here; only a session's lease wants to know.
+    if request.session.key().is_some() {
+        let head = card.template.head_end(&request.conversation, options, &rendered);
+        marks.extend(head.map(|end_bytes| (end_bytes, None)));
+    }
     marks.sort_unstable();
     let offsets: Vec<usize> = marks.iter().map(|m| m.0).collect();
     let salt = request.hints.cache_salt.as_deref().unwrap_or_default();
     let model = format!("{}@{}", card.name, card.revision);
+    let hash_key = key;
     let key = BlockHashKey::new(key);
     let namespace = key.namespace(tenant.as_str(), &model, salt, card.block_tokens);
     let naming = Naming { key: &key, namespace, block_tokens: card.block_tokens };
     let prepared = card.tokenizer.prepare(tenant.as_str(), rendered.text, &offsets, &naming)?;
     let Prepared { tokens, packed, blocks, tokens_before } = prepared;
     let block_tokens = card.block_tokens as usize;
+    let head = tokens_before.iter().zip(&marks).find(|(_, mark)| mark.1.is_none());
+    let head_tokens = head.map_or(0, |(tokens, _)| u32::try_from(*tokens).unwrap_or(u32::MAX));
     let mut kept: Vec<(usize, u64)> = tokens_before
         .iter()
         .zip(&marks)
-        .map(|(tokens, (_, ttl_ms))| (tokens / block_tokens, *ttl_ms))
+        .filter_map(|(tokens, (_, ttl_ms))| Some((tokens / block_tokens, (*ttl_ms)?)))
         .collect();
     if let Some(cache) = request.hints.cache_control {
         kept.push((blocks.len(), cache.ttl_ms));
@@ -82,6 +96,9 @@ pub(crate) fn prepare(
         packed,
         blocks,
         namespace,
+        head_tokens,
+        block_tokens: card.block_tokens,
+        hash_key,
         thinking_open: rendered.thinking_open,
         kept: deepest(kept),
     })
@@ -101,6 +118,22 @@ fn deepest(mut kept: Vec<(usize, u64)>) -> Vec<(usize, u64)> {
 }
 
 impl Prompt {
+    /// What the request's session wants kept, after the changes that the request itself has made were told.
+    pub(crate) fn keeping(
+        &self,
+        retainer: &Retainer,
+        request: &Request,
+        tenant: &TenantId,
+        life: &Life,
+    ) -> Option<Keeping> {
+        let parts = Parts {
+            head: self.head_tokens,
+            prompt: u32::try_from(self.tokens).unwrap_or(u32::MAX),
+        };
+        let of = (self.namespace, self.hash_key, self.block_tokens);
+        retainer.keeping((tenant, request.session.key()), life.is_side(), of, parts)
+    }
+
     /// The pins that the request asks for.
     pub(crate) fn wishes(
         &self,

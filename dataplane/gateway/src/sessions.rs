@@ -15,6 +15,8 @@ use mainstay_types::TenantId;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::retention::Retainer;
+
 /// Changes on their way to observers.
 const CHANGES_MAX: usize = 8_192;
 /// How often silence is looked for.
@@ -39,17 +41,19 @@ struct Shared {
     started: Instant,
     table: Mutex<Lifecycle>,
     changes: mpsc::Sender<Lived>,
+    retainer: Retainer,
 }
 
 impl Sessions {
     /// An empty table, and the end of the queue that [`follow`](Self::follow) takes.
-    pub(crate) fn new() -> (Self, Changes) {
-        Self::with(Lifecycle::default(), CHANGES_MAX)
+    pub(crate) fn new(retainer: Retainer) -> (Self, Changes) {
+        Self::with(Lifecycle::default(), CHANGES_MAX, retainer)
     }
 
-    fn with(table: Lifecycle, changes_max: usize) -> (Self, Changes) {
+    fn with(table: Lifecycle, changes_max: usize, retainer: Retainer) -> (Self, Changes) {
         let (changes, receiver) = mpsc::channel(changes_max);
-        let shared = Shared { started: Instant::now(), table: Mutex::new(table), changes };
+        let (started, table) = (Instant::now(), Mutex::new(table));
+        let shared = Shared { started, table, changes, retainer };
         (Self { shared: Arc::new(shared) }, receiver)
     }
 
@@ -76,6 +80,8 @@ impl Sessions {
         let mut table = self.shared.table.lock();
         let (lived, out) = how(&mut table, self.now_ms());
         for change in lived {
+            // Before the request that made it takes its leases, which a queue could not promise.
+            self.shared.retainer.told(&change);
             if self.shared.changes.try_send(change).is_err() {
                 metrics::counter!("mainstay_gateway_session_changes_lost_total").increment(1);
             }
@@ -129,6 +135,11 @@ pub(crate) struct Life {
 }
 
 impl Life {
+    /// Whether the request is one beside its session's conversation.
+    pub(crate) fn is_side(&self) -> bool {
+        self.ticket.as_ref().is_some_and(Ticket::is_side)
+    }
+
     /// Takes the end of the answer; only the first one counts.
     pub(crate) fn answered(&mut self, transcript: &Transcript, finish: &Finish, usage: Usage) {
         let Some(ticket) = self.ticket.take() else { return };
@@ -165,6 +176,12 @@ mod tests {
 
     use super::*;
 
+    fn retainer() -> Retainer {
+        let replica = crate::replica::Replica::new();
+        let open = Arc::new(mainstay_proto::client::channel);
+        Retainer::new(false, crate::workers::Workers::new(replica, open)).0
+    }
+
     fn tenant(name: &str) -> TenantId {
         TenantId::new(name).expect("a name")
     }
@@ -187,7 +204,7 @@ mod tests {
 
     #[tokio::test]
     async fn observers_hear_of_changes_in_order() {
-        let (sessions, changes) = Sessions::new();
+        let (sessions, changes) = Sessions::new(retainer());
         let (sender, mut heard) = mpsc::unbounded_channel();
         let following = tokio::spawn(
             sessions.clone().follow(changes, vec![Box::new(Counted), Box::new(Told(sender))]),
@@ -210,7 +227,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_loses_changes_and_no_session() {
-        let (sessions, mut changes) = Sessions::with(Lifecycle::default(), 2);
+        let (sessions, mut changes) = Sessions::with(Lifecycle::default(), 2, retainer());
         for n in 0..5 {
             drop(sessions.asked(&tenant("a"), &request(&format!("s{n}"))));
         }
@@ -224,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_request_of_nobody_leaves_no_trace() {
-        let (sessions, mut changes) = Sessions::new();
+        let (sessions, mut changes) = Sessions::new(retainer());
         let body = br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
         drop(sessions.asked(&tenant("a"), &parse_chat(body).expect("a request")));
         assert!(sessions.list(&tenant("a"), true, 9).0.is_empty() && changes.try_recv().is_err());

@@ -45,8 +45,10 @@ pub(crate) fn app(requests_max: usize) -> (App, watch::Sender<bool>) {
     let workers = Workers::new(replica.clone(), Arc::new(channel));
     let tenants = Tenants::new(&config.keys, replica.clone()).expect("a tenant");
     let (stop, stopped) = watch::channel(false);
-    let (sessions, _) = crate::sessions::Sessions::new();
-    (App::new(config, control, replica, workers, tenants, sessions, stopped), stop)
+    let (retainer, _) = crate::retention::Retainer::new(false, workers.clone());
+    let (sessions, _) = crate::sessions::Sessions::new(retainer.clone());
+    let app = App::new(config, control, replica, workers, tenants, (sessions, retainer), stopped);
+    (app, stop)
 }
 
 /// Headers of the only tenant.

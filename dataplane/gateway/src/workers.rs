@@ -7,15 +7,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mainstay_block::Pressure;
 use mainstay_proto::client::{Connector, Whole};
 use mainstay_proto::v1;
 use mainstay_proto::v1::worker_client::WorkerClient;
 use mainstay_types::{Epoch, Region, WorkerId};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinHandle;
 
 use crate::model::ModelCard;
 use crate::replica::Replica;
+use crate::retention::Flow;
 
 /// A prompt of a million tokens, and a tokenizer file of tens of megabytes, fit.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -39,9 +41,16 @@ pub(crate) struct WorkerEntry {
     /// The last load, and when it came; `None` while its stream is down.
     load: RwLock<(v1::Load, Option<Instant>)>,
     suspect_until: RwLock<Option<Instant>>,
+    flow: Mutex<Flow>,
+    block_tokens: u32,
 }
 
 impl WorkerEntry {
+    /// How much its memory is asked for.
+    pub(crate) fn pressure(&self) -> Pressure {
+        self.flow.lock().pressure()
+    }
+
     /// Passes this worker over for a moment.
     pub(crate) fn suspect(&self) {
         *self.suspect_until.write() = Some(Instant::now() + SUSPECT_FOR);
@@ -109,6 +118,11 @@ impl Workers {
             .collect();
         found.sort_by_key(|e| e.id);
         found
+    }
+
+    /// The worker of that number.
+    pub(crate) fn get(&self, id: WorkerId) -> Option<Arc<WorkerEntry>> {
+        self.inner.slots.read().get(&id).map(|slot| Arc::clone(&slot.entry))
     }
 
     /// A model that some worker serves.
@@ -188,6 +202,8 @@ impl Workers {
                 client,
                 load: RwLock::default(),
                 suspect_until: RwLock::new(None),
+                flow: Mutex::default(),
+                block_tokens: spec.block_tokens,
             });
             let task = tokio::spawn(self.clone().tend(Arc::clone(&entry)));
             slots.insert(id, Slot { entry, task });
@@ -243,7 +259,9 @@ impl Workers {
         let Ok(reply) = client.watch_load(v1::WatchLoadRequest {}).await else { return };
         let mut stream = reply.into_inner();
         while let Ok(Some(load)) = stream.message().await {
-            *entry.load.write() = (load, Some(Instant::now()));
+            let now = Instant::now();
+            entry.flow.lock().take(&load, entry.block_tokens, now);
+            *entry.load.write() = (load, Some(now));
         }
     }
 }

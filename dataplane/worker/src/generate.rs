@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::Stream;
 use mainstay_engine_abi::limits::GUIDED_BYTES_MAX;
 use mainstay_engine_abi::sdk::{
-    EngineError, Guided, GuidedKind, Request, RetentionRange, Sampling, caps,
+    EngineError, Guided, GuidedKind, Request, Sampling, caps,
 };
 use mainstay_proto::convert::u128_from_wire;
 use mainstay_proto::tokens::unpack;
@@ -20,10 +20,9 @@ use tonic::{Code, Status};
 
 use crate::config::REQUESTS_MAX;
 use crate::flights::{Failure, Flight, Full, error_code};
+use crate::retention;
 use crate::shared::{Life, Shared};
 
-/// Retention ranges in one request.
-const RANGES_MAX: usize = 1_024;
 /// Stop tokens in one request.
 const STOP_TOKENS_MAX: usize = 1_024;
 /// The likeliest tokens that a request may ask for at each position.
@@ -225,7 +224,7 @@ fn request_from_wire(request: v1::GenerateRequest, life: &Life) -> Result<Reques
         _ => None,
     };
     // Priorities and retention are hints: an engine without them serves the request all the same.
-    let ranges = if can(caps::RETENTION) { ranges_from_wire(&request.ranges)? } else { Vec::new() };
+    let (ranges, leases) = retention::wishes(&request.ranges, &request.leases, life.caps)?;
     Ok(Request {
         id: 0,
         trace: trace(&request.request_id),
@@ -237,6 +236,7 @@ fn request_from_wire(request: v1::GenerateRequest, life: &Life) -> Result<Reques
         ranges,
         expected_output_tokens: request.expected_output_tokens,
         guided,
+        leases,
     })
 }
 
@@ -296,22 +296,6 @@ fn sampling_from_wire(wire: v1::Sampling) -> Result<Sampling, Status> {
         ignore_eos: wire.ignore_eos,
         stop_tokens: wire.stop_tokens,
     })
-}
-
-fn ranges_from_wire(wire: &[v1::RetentionRange]) -> Result<Vec<RetentionRange>, Status> {
-    if wire.len() > RANGES_MAX {
-        return Err(invalid(format!("at most {RANGES_MAX} retention ranges")));
-    }
-    let range = |range: &v1::RetentionRange| {
-        let priority = u8::try_from(range.priority).ok().filter(|priority| *priority <= 100);
-        let priority = priority.ok_or_else(|| invalid("a range's priority is 0 to 100"))?;
-        if range.start >= range.end {
-            return Err(invalid("a range's end must be after its start"));
-        }
-        let (start, end, duration_ms) = (range.start, range.end, range.duration_ms);
-        Ok(RetentionRange { start, end, priority, duration_ms })
-    };
-    wire.iter().map(range).collect()
 }
 
 /// A request id in the form of a UUID goes along as the engine's trace id; any other is for logs only.

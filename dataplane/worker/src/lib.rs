@@ -20,6 +20,7 @@ mod generate;
 mod lifecycle;
 mod load;
 mod pins;
+mod retention;
 mod server;
 mod shared;
 mod supervisor;

@@ -24,7 +24,7 @@ const LOAD_STREAMS_MAX: usize = 1_024;
 /// Who may call a secured worker: requests come through gateways, so that they are accounted for.
 pub(crate) fn allowed(path: &str) -> &'static [Role] {
     match path.strip_prefix("/mainstay.v1.Worker/").unwrap_or_default() {
-        "Generate" => &[Role::Gateway],
+        "Generate" | "ChangeLeases" => &[Role::Gateway],
         "ExportBlocks" => &[Role::Worker],
         "Describe" | "WatchLoad" => &[Role::Gateway, Role::Admin],
         _ => &[],
@@ -100,6 +100,13 @@ impl Worker for Server {
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let events = generate(&self.shared, request.into_inner()).await?;
         Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn change_leases(
+        &self,
+        request: Request<v1::ChangeLeasesRequest>,
+    ) -> Result<Response<v1::ChangeLeasesReply>, Status> {
+        crate::retention::change(&self.shared, request.into_inner()).await.map(Response::new)
     }
 
     type ExportBlocksStream = Reply<v1::ExportedBlocks>;

@@ -405,6 +405,7 @@ impl Driver {
             ("unpin", v.unpin.is_some(), caps::PIN),
             ("kv_export", v.kv_export.is_some(), caps::TRANSFER),
             ("kv_import", v.kv_import.is_some(), caps::TRANSFER),
+            ("lease", v.lease.is_some(), caps::LEASE),
         ];
         for (name, there, bit) in optional {
             if there != (self.caps & bit != 0) {

@@ -312,6 +312,7 @@ fn answer(instance: &Instance, call: &Call) -> Result<Answer, EngineError> {
     match call {
         Call::Submit(request) => instance.submit(request),
         Call::Pin(pin) => instance.pin(pin),
+        Call::Lease(change) => instance.lease(change),
         Call::Unpin { op_id, pin_id } => instance.unpin(*op_id, *pin_id),
         Call::KvSnapshot { op_id } => instance.kv_snapshot(*op_id),
         Call::Stats => return instance.stats().map(Answer::Stats),

@@ -1,10 +1,13 @@
 //! Requests and pins from the SDK's words into their C form, borrowed for one call.
 
 use mainstay_engine_abi::raw::{
-    GUIDED_JSON_SCHEMA, GUIDED_LARK, GUIDED_REGEX, MseGuided, MseHdr, MsePin, MseRange, MseRequest,
-    MseSampling, MseStr, MseU128, SAMPLING_IGNORE_EOS, SAMPLING_SEED,
+    GUIDED_JSON_SCHEMA, GUIDED_LARK, GUIDED_REGEX, LEASE_AMEND, LEASE_COMPACT, LEASE_FINISH,
+    LEASE_RELEASE, MseGuided, MseHdr, MseLease, MsePin, MseRange, MseRequest, MseSampling, MseStr,
+    MseU128, SAMPLING_IGNORE_EOS, SAMPLING_SEED,
 };
-use mainstay_engine_abi::sdk::{Guided, GuidedKind, Pin, Request, Sampling};
+use mainstay_engine_abi::sdk::{
+    Guided, GuidedKind, LeaseChange, LeaseEnd, Pin, Request, RetentionRange, Sampling,
+};
 
 fn sampling(from: &Sampling) -> MseSampling {
     let seed = if from.seed.is_some() { SAMPLING_SEED } else { 0 };
@@ -47,17 +50,8 @@ fn guided(from: &Guided) -> MseGuided {
 pub fn request<T>(from: &Request, call: impl FnOnce(&MseRequest) -> T) -> T {
     let sampling = sampling(&from.sampling);
     let guided = from.guided.as_ref().map(guided);
-    let ranges: Vec<MseRange> = from
-        .ranges
-        .iter()
-        .map(|range| MseRange {
-            start: range.start,
-            end: range.end,
-            priority: range.priority,
-            _reserved: [0; 3],
-            duration_ms: range.duration_ms,
-        })
-        .collect();
+    let ranges = ranges(&from.ranges);
+    let leases: Vec<MseU128> = from.leases.iter().map(|lease| MseU128::from(*lease)).collect();
     call(&MseRequest {
         h: MseHdr::of::<MseRequest>(),
         id: from.id,
@@ -73,6 +67,40 @@ pub fn request<T>(from: &Request, call: impl FnOnce(&MseRequest) -> T) -> T {
         expected_output_tokens: from.expected_output_tokens,
         _reserved: 0,
         guided: guided.as_ref().map_or(std::ptr::null(), std::ptr::from_ref),
+        leases: leases.as_ptr(),
+        leases_len: leases.len() as u64,
+    })
+}
+
+fn ranges(from: &[RetentionRange]) -> Vec<MseRange> {
+    let range = |range: &RetentionRange| MseRange {
+        start: range.start,
+        end: range.end,
+        priority: range.priority,
+        after: range.after.map_or(0, |after| after.saturating_add(1)),
+        kind: range.class as u8,
+        lease: range.lease,
+        duration_ms: range.duration_ms,
+    };
+    from.iter().map(range).collect()
+}
+
+/// Calls `call` with the C form of `from`; the pointer is good for the call only.
+pub fn lease<T>(from: &LeaseChange, call: impl FnOnce(&MseLease) -> T) -> T {
+    let ranges = ranges(&from.ranges);
+    call(&MseLease {
+        h: MseHdr::of::<MseLease>(),
+        namespace_id: from.namespace.into(),
+        lease_id: from.lease_id.into(),
+        how: match from.end {
+            None => LEASE_AMEND,
+            Some(LeaseEnd::Released) => LEASE_RELEASE,
+            Some(LeaseEnd::Finished) => LEASE_FINISH,
+            Some(LeaseEnd::Compacted) => LEASE_COMPACT,
+        },
+        _reserved: 0,
+        ranges: ranges.as_ptr(),
+        ranges_len: ranges.len() as u64,
     })
 }
 

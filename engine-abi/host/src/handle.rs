@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use mainstay_engine_abi::sdk::{
-    Code, EngineError, Health, Info, OpDone, Output, Pin, Request, Stats, caps,
+    Code, EngineError, Health, Info, LeaseChange, OpDone, Output, Pin, Request, Stats, caps,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -99,6 +99,9 @@ impl EngineHandle {
         if request.guided.is_some() {
             self.demand(caps::GUIDED, "GUIDED")?;
         }
+        if !request.leases.is_empty() {
+            self.demand(caps::LEASE, "LEASE")?;
+        }
         let live = &self.inner.shared.live;
         let id = request.id;
         live.enter(id)?;
@@ -153,6 +156,19 @@ impl EngineHandle {
             Link::Remote(remote) => {
                 remote.call(Call::Unpin { op_id, pin_id }, &self.inner.shared).await
             }
+        };
+        self.settle(outcome).map(drop)
+    }
+
+    /// Changes or ends a lease; an engine that does not know it does nothing.
+    ///
+    /// # Errors
+    /// `Unsupported` without the capability, else as [`EngineHandle::submit`].
+    pub async fn lease(&self, change: LeaseChange) -> Result<(), HostError> {
+        self.demand(caps::LEASE, "LEASE")?;
+        let outcome = match &self.inner.link {
+            Link::Local(_) => self.local(|instance| instance.lease(&change)),
+            Link::Remote(remote) => remote.call(Call::Lease(change), &self.inner.shared).await,
         };
         self.settle(outcome).map(drop)
     }

@@ -14,7 +14,8 @@ use mainstay_engine_abi::raw::{
 };
 use mainstay_engine_abi::read::{self, Headed};
 use mainstay_engine_abi::sdk::{
-    Code, EngineError, EntryPoint, Health, Info, OpDone, Output, Pin, Request, Stats, caps,
+    Code, EngineError, EntryPoint, Health, Info, LeaseChange, OpDone, Output, Pin, Request, Stats,
+    caps,
 };
 use parking_lot::Mutex;
 
@@ -229,6 +230,16 @@ impl Instance {
         check(rc, &err)
     }
 
+    pub(crate) fn lease(&self, change: &LeaseChange) -> Result<(), EngineError> {
+        let call = slot(self.vtable.lease, "lease")?;
+        let mut err = MseErr::empty();
+        let rc = encode::lease(change, |raw| {
+            // SAFETY: a live engine; the change is borrowed for the call.
+            unsafe { call(self.engine.as_ptr(), raw, &raw mut err) }
+        });
+        check(rc, &err)
+    }
+
     /// Copies blocks out; `done` hears how it ended, on the thread of the OP lane.
     pub(crate) fn kv_export(
         &self,
@@ -403,6 +414,7 @@ fn check_slots(vtable: &MseVtable, bits: u64) -> Result<(), String> {
         ("unpin", vtable.unpin.is_some(), caps::PIN),
         ("kv_export", vtable.kv_export.is_some(), caps::TRANSFER),
         ("kv_import", vtable.kv_import.is_some(), caps::TRANSFER),
+        ("lease", vtable.lease.is_some(), caps::LEASE),
     ];
     match optional.iter().find(|(_, is_there, bit)| *is_there != (bits & bit != 0)) {
         Some((name, _, _)) => Err(format!("its {name} does not agree with its capabilities")),

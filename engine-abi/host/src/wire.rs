@@ -7,7 +7,9 @@
 use std::io::{self, Read};
 use std::path::PathBuf;
 
-use mainstay_engine_abi::sdk::{EngineError, Info, Level, OpDone, Output, Pin, Request, Stats};
+use mainstay_engine_abi::sdk::{
+    EngineError, Info, LeaseChange, Level, OpDone, Output, Pin, Request, Stats,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +18,7 @@ use crate::error::{ExitReason, LoadError};
 use crate::magic::EngineIdentity;
 use crate::transfer::{KvImport, Whole};
 
-pub(crate) const VERSION: u8 = 3;
+pub(crate) const VERSION: u8 = 4;
 /// Bytes of one frame's body. The largest batch that decoding lets through is about 150 MiB.
 pub(crate) const FRAME_BYTES_MAX: usize = 256 << 20;
 /// Batches that a child may send on each lane before the host has passed one on.
@@ -60,6 +62,7 @@ pub(crate) enum Call {
     Drain { timeout_us: u64 },
     Export { blocks: Vec<u128> },
     Import(KvImport),
+    Lease(LeaseChange),
 }
 
 #[derive(Debug, Serialize, Deserialize)]

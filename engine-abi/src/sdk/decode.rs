@@ -3,12 +3,16 @@
 //! Checking here, once, spares every engine the same checks: lengths, token ids against the
 //! vocabulary, finite and sensible sampling values, ranges that are ranges.
 
-use super::types::{Guided, GuidedKind, Info, Pin, Request, RetentionRange, Sampling};
+use super::types::{
+    Guided, GuidedKind, Info, LeaseChange, LeaseEnd, Pin, Request, RetentionClass, RetentionRange,
+    Sampling, TOKENS_TO_END,
+};
 use super::{Code, EngineError, Export, Import};
 use crate::limits;
 use crate::raw::{
-    GUIDED_JSON_SCHEMA, GUIDED_LARK, GUIDED_REGEX, MseExport, MseGuided, MseImport, MsePin,
-    MseRange, MseRequest, MseSampling, MseU128, SAMPLING_IGNORE_EOS, SAMPLING_SEED,
+    GUIDED_JSON_SCHEMA, GUIDED_LARK, GUIDED_REGEX, LEASE_AMEND, LEASE_COMPACT, LEASE_FINISH,
+    LEASE_RELEASE, MseExport, MseGuided, MseImport, MseLease, MsePin, MseRange, MseRequest,
+    MseSampling, MseU128, SAMPLING_IGNORE_EOS, SAMPLING_SEED,
 };
 use crate::read::{read_struct, slice};
 
@@ -42,9 +46,14 @@ pub(super) unsafe fn request(
     // SAFETY: as above.
     let sampling = unsafe { sampling(raw.sampling, info)? };
     // SAFETY: as above.
-    let raw_ranges =
-        unsafe { slice(raw.ranges, raw.ranges_len, limits::RANGES_MAX, "the list of ranges")? };
-    let ranges = raw_ranges.iter().map(range).collect::<Result<_, _>>()?;
+    let ranges = unsafe { ranges(raw.ranges, raw.ranges_len)? };
+    // SAFETY: as above.
+    let leases =
+        unsafe { slice(raw.leases, raw.leases_len, limits::LEASES_MAX, "the list of leases")? };
+    if let Some(range) = ranges.iter().find(|range| usize::from(range.lease) > leases.len()) {
+        let (number, there) = (range.lease, leases.len());
+        return invalid(format!("a range is of lease {number}, and there are {there}"));
+    }
     // SAFETY: as above.
     let guided = unsafe { guided(raw.guided)? };
     Ok(Request {
@@ -58,6 +67,7 @@ pub(super) unsafe fn request(
         ranges,
         expected_output_tokens: raw.expected_output_tokens,
         guided,
+        leases: leases.iter().map(|lease| u128::from(*lease)).collect(),
     })
 }
 
@@ -162,15 +172,52 @@ fn check_sampling(raw: &MseSampling) -> Result<(), EngineError> {
 }
 
 fn range(raw: &MseRange) -> Result<RetentionRange, EngineError> {
-    check_reserved(raw._reserved != [0; 3], "mse_range")?;
     if raw.start >= raw.end {
         return invalid(format!("range {}..{} is empty", raw.start, raw.end));
     }
     if raw.priority > 100 {
         return invalid(format!("range priority {} exceeds 100", raw.priority));
     }
-    let MseRange { start, end, priority, duration_ms, .. } = *raw;
-    Ok(RetentionRange { start, end, priority, duration_ms })
+    let after = raw.after.checked_sub(1);
+    if after.is_some_and(|after| after > raw.priority) {
+        return invalid(format!("after its time a range is worth more than {}", raw.priority));
+    }
+    let Some(class) = RetentionClass::from_number(u32::from(raw.kind)) else {
+        return Err(EngineError::new(Code::TooNew, format!("mse_range has the kind {}", raw.kind)));
+    };
+    let MseRange { start, end, priority, lease, duration_ms, .. } = *raw;
+    Ok(RetentionRange { start, end, priority, after, class, lease, duration_ms })
+}
+
+unsafe fn ranges(pointer: *const MseRange, len: u64) -> Result<Vec<RetentionRange>, EngineError> {
+    // SAFETY: the caller's promise.
+    let raw = unsafe { slice(pointer, len, limits::RANGES_MAX, "the list of ranges")? };
+    raw.iter().map(range).collect()
+}
+
+/// # Safety
+/// As the header says of `lease`: the struct and its ranges are readable over the call.
+pub(super) unsafe fn lease(pointer: *const MseLease) -> Result<LeaseChange, EngineError> {
+    // SAFETY: the caller's promise, here and below.
+    let raw = unsafe { read_struct(pointer)? };
+    check_reserved(raw._reserved != 0, "mse_lease")?;
+    // SAFETY: as above.
+    let ranges = unsafe { ranges(raw.ranges, raw.ranges_len)? };
+    let end = match raw.how {
+        LEASE_AMEND => None,
+        LEASE_RELEASE => Some(LeaseEnd::Released),
+        LEASE_FINISH => Some(LeaseEnd::Finished),
+        LEASE_COMPACT => Some(LeaseEnd::Compacted),
+        other => return invalid(format!("mse_lease says {other}, which is no change")),
+    };
+    if ranges.is_empty() != end.is_some() {
+        return invalid("a lease is amended by ranges, and ended without".into());
+    }
+    if ranges.iter().any(|r| (r.start, r.end, r.lease) != (0, TOKENS_TO_END, 0)) {
+        return invalid("a lease is amended by kind, from 0 to the end".into());
+    }
+    let (namespace, lease_id) = (raw.namespace_id.into(), raw.lease_id.into());
+    Ok(LeaseChange { namespace, lease_id, end, ranges })
 }
 
 /// # Safety

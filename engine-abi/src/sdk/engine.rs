@@ -7,7 +7,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{EngineError, Export, HostLog, Identity, Import, Info, Lanes, Pin, Request, Stats};
+use super::{
+    EngineError, Export, HostLog, Identity, Import, Info, Lanes, LeaseChange, Pin, Request, Stats,
+};
 
 /// One engine instance. `Drop` stops and joins every thread that the engine made.
 pub trait Engine: Send + Sync + Sized + 'static {
@@ -90,5 +92,14 @@ pub trait Engine: Send + Sync + Sized + 'static {
     fn kv_import(&self, import: Import) -> Result<(), EngineError> {
         let _ = import;
         Err(EngineError::unimplemented("this engine takes no blocks"))
+    }
+
+    /// `any`. Changes or ends a lease, after the requests that were submitted before; one that is not known is nothing.
+    ///
+    /// # Errors
+    /// `Unavailable` when the engine is dead, `Exhausted` when it can't queue more.
+    fn lease(&self, change: LeaseChange) -> Result<(), EngineError> {
+        let _ = change;
+        Err(EngineError::unimplemented("this engine has no leases"))
     }
 }

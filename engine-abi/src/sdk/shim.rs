@@ -16,7 +16,7 @@ use super::{Code, Engine, EngineError, HostLog, batch, decode};
 use crate::limits;
 use crate::raw::{
     HEALTH_DRAINING, HEALTH_FATAL, HEALTH_OK, HEALTH_STARTING, LANE_KV, LANE_OP, LANE_OUT,
-    MseBatch, MseEngine, MseErr, MseExport, MseHdr, MseHost, MseImport, MseInfo, MsePin,
+    MseBatch, MseEngine, MseErr, MseExport, MseHdr, MseHost, MseImport, MseInfo, MseLease, MsePin,
     MseRequest, MseStats, MseStr, MseU128, MseVtable, OK,
 };
 use crate::read::{read_struct, string, write_error, write_struct};
@@ -228,6 +228,9 @@ unsafe extern "C" fn submit<E: Engine>(
                 let message = "this engine gives its outputs no form";
                 return Err(EngineError::new(Code::Unimplemented, message));
             }
+            if !request.leases.is_empty() && E::CAPS & caps::LEASE == 0 {
+                return Err(EngineError::unimplemented("this engine has no leases"));
+            }
             instance.engine.submit(request)
         })
     }
@@ -407,11 +410,27 @@ unsafe extern "C" fn kv_import<E: Engine>(
     }
 }
 
+unsafe extern "C" fn lease<E: Engine>(
+    engine: *mut MseEngine,
+    lease: *const MseLease,
+    err: *mut MseErr,
+) -> i32 {
+    // SAFETY: the pointers are the caller's.
+    unsafe {
+        with::<E>(engine, err, |instance| {
+            let change = decode::lease(lease)?;
+            broken_means_unavailable(instance)?;
+            instance.engine.lease(change)
+        })
+    }
+}
+
 /// The vtable of `E`; optional slots are null exactly when their capability is off.
 pub(super) const fn vtable<E: Engine>() -> MseVtable {
     let has_pin = E::CAPS & caps::PIN != 0;
     let has_snapshot = E::CAPS & caps::KV_SNAPSHOT != 0;
     let has_transfer = E::CAPS & caps::TRANSFER != 0;
+    let has_lease = E::CAPS & caps::LEASE != 0;
     MseVtable {
         h: MseHdr::of::<MseVtable>(),
         create: Some(create::<E>),
@@ -429,6 +448,7 @@ pub(super) const fn vtable<E: Engine>() -> MseVtable {
         unpin: if has_pin { Some(unpin::<E>) } else { None },
         kv_export: if has_transfer { Some(kv_export::<E>) } else { None },
         kv_import: if has_transfer { Some(kv_import::<E>) } else { None },
+        lease: if has_lease { Some(lease::<E>) } else { None },
     }
 }
 

@@ -48,8 +48,10 @@ pub mod caps {
     pub const GUIDED: u64 = 1 << 8;
     /// Blocks can be copied out and taken in.
     pub const TRANSFER: u64 = 1 << 9;
+    /// Honours [`Request::leases`](super::Request::leases), and leases can be changed.
+    pub const LEASE: u64 = 1 << 10;
     /// Every bit that this version of the ABI knows.
-    pub const KNOWN: u64 = (1 << 10) - 1;
+    pub const KNOWN: u64 = (1 << 11) - 1;
 }
 
 /// How tokens are chosen. The shims have refused values that are not finite or out of range.
@@ -101,8 +103,51 @@ impl Default for Sampling {
 /// The `end` of a [`RetentionRange`] that goes on over everything generated.
 pub const TOKENS_TO_END: u32 = u32::MAX;
 
+/// What a stretch of tokens is, in the header's order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum RetentionClass {
+    /// Nobody said.
+    #[default]
+    Plain,
+    /// A system prompt, with which other sessions begin too.
+    System,
+    /// Definitions of tools, likewise.
+    Tools,
+    /// Turns that were.
+    History,
+    /// What was said last.
+    UserTurn,
+    /// What is answered.
+    Output,
+    /// Thoughts.
+    Reasoning,
+    /// A request beside the conversation: nothing follows it.
+    Side,
+}
+
+impl RetentionClass {
+    /// All of them, each at its number in the header.
+    pub const ALL: [Self; 8] = [
+        Self::Plain,
+        Self::System,
+        Self::Tools,
+        Self::History,
+        Self::UserTurn,
+        Self::Output,
+        Self::Reasoning,
+        Self::Side,
+    ];
+
+    /// Of a number on the wire.
+    #[must_use]
+    pub fn from_number(number: u32) -> Option<Self> {
+        Self::ALL.get(usize::try_from(number).ok()?).copied()
+    }
+}
+
 /// A stretch of tokens that the cache shall keep with this priority.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RetentionRange {
     pub start: u32,
@@ -110,8 +155,37 @@ pub struct RetentionRange {
     pub end: u32,
     /// 0 to 100; 100 goes last.
     pub priority: u8,
-    /// 0 is no limit.
+    /// Once the time is over, at most `priority`; `None` is the usual one.
+    pub after: Option<u8>,
+    pub class: RetentionClass,
+    /// 0: of no lease; n: of the n-th of [`Request::leases`].
+    pub lease: u8,
+    /// From the end of the request; 0 is no limit.
     pub duration_ms: u32,
+}
+
+/// How a lease ends before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum LeaseEnd {
+    /// Its blocks are like any others.
+    Released,
+    /// Its owner will not come back.
+    Finished,
+    /// A summary has replaced what it named.
+    Compacted,
+}
+
+/// A change of a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct LeaseChange {
+    pub namespace: u128,
+    pub lease_id: u128,
+    /// `None`: it goes on, and `ranges` say by class what it claims from now on.
+    pub end: Option<LeaseEnd>,
+    /// Empty with an end. Each goes from 0 to the end and names no lease.
+    pub ranges: Vec<RetentionRange>,
 }
 
 /// How the form of an output is written down.
@@ -157,6 +231,8 @@ pub struct Request {
     pub expected_output_tokens: u32,
     /// Only for an engine with [`caps::GUIDED`].
     pub guided: Option<Guided>,
+    /// Names of leases, which `ranges` refer to; only for an engine with [`caps::LEASE`].
+    pub leases: Vec<u128>,
 }
 
 /// A lease: the engine keeps these blocks, those it holds and those it will come to hold.

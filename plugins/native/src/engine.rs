@@ -16,7 +16,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mainstay_engine_abi::sdk::{
-    Code, Engine, EngineError, Export, Finish, Health, HostLog, Identity, Import, Info, Lanes, Pin,
+    Code, Engine, EngineError, Export, Finish, Health, HostLog, Identity, Import, Info, Lanes,
+    LeaseChange, Pin,
     Request, Stats, caps,
 };
 
@@ -30,6 +31,9 @@ use crate::scheduler::{Limits, Scheduler, check};
 pub const WAITING_REQUESTS_MAX: usize = 1024;
 /// Prompt tokens of all live requests together.
 pub const LIVE_TOKENS_MAX: u64 = 1 << 26;
+/// Commands that may wait where leases are changed; each change is as large as a request's ranges at most.
+const COMMANDS_MAX: usize = 8_192;
+const LEASE_RETRY_MS: u32 = 100;
 /// How long `drain` waits for the ends of what it cancelled.
 const CANCEL_GRACE: Duration = Duration::from_secs(10);
 
@@ -50,6 +54,7 @@ enum Command {
     },
     Export(Export),
     Import(Import),
+    Lease(LeaseChange),
 }
 
 struct Live {
@@ -152,7 +157,8 @@ impl Engine for NativeEngine {
         | caps::LOGPROBS
         | caps::CANONICAL_HASH
         | caps::GUIDED
-        | caps::TRANSFER;
+        | caps::TRANSFER
+        | caps::LEASE;
 
     fn create(config_json: &str, lanes: Arc<Lanes>, log: HostLog) -> Result<Self, EngineError> {
         let options = Options::parse(config_json)?;
@@ -287,6 +293,14 @@ impl Engine for NativeEngine {
 
     fn kv_import(&self, import: Import) -> Result<(), EngineError> {
         self.shared.send(Command::Import(import))
+    }
+
+    fn lease(&self, change: LeaseChange) -> Result<(), EngineError> {
+        // Requests and operations are bounded before they come here.
+        if self.shared.lock().commands.len() >= COMMANDS_MAX {
+            return Err(EngineError::exhausted("too many changes at once", LEASE_RETRY_MS));
+        }
+        self.shared.send(Command::Lease(change))
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
 use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
 use mainstay_engine_abi::sdk::{
-    Code, EngineError, Finish, Health, KvEvent, Output, Request, Stats,
+    Code, EngineError, Finish, Health, KvEvent, LeaseChange, Output, Request, Stats,
 };
 use mainstay_kernels::{KvPool, Pool};
 
@@ -216,20 +216,21 @@ impl Scheduler {
 
     /// Gives a request's blocks back and reports its end, with its last token where there is one.
     fn end(&mut self, sequence: Box<Sequence>, now_us: u64, last: Option<Output>, finish: Finish) {
-        self.give_back(&sequence, now_us);
+        let mut sequence = sequence;
+        self.give_back(&mut sequence, now_us);
         self.places.remove(&sequence.id);
         let output = last.unwrap_or_else(|| sequence.empty_output());
         self.outputs.push(Output { finish: Some(finish), ..output });
     }
 
-    fn give_back(&mut self, sequence: &Sequence, now_us: u64) {
+    fn give_back(&mut self, sequence: &mut Sequence, now_us: u64) {
         for hash in sequence.hashes.get(sequence.registered..).unwrap_or_default() {
             if self.in_flight.get(hash) == Some(&sequence.place) {
                 self.in_flight.remove(hash);
             }
         }
-        let grid = &self.grid;
-        self.blocks.release(&sequence.table, now_us / 1000, |index| sequence.claim(index, grid));
+        let mut table = std::mem::take(&mut sequence.table);
+        self.blocks.release(&mut table, &sequence.wishes(&self.grid), now_us / 1000);
     }
 
     /// Takes or renews a pin; answers with how many of its blocks are held.
@@ -240,12 +241,24 @@ impl Scheduler {
         ttl_ms: u64,
         now_us: u64,
     ) -> Result<u32, PinError> {
-        self.blocks.pin(pin_id, hashes, (now_us / 1000).saturating_add(ttl_ms))
+        let now_ms = now_us / 1000;
+        self.blocks.pin(pin_id, hashes, now_ms.saturating_add(ttl_ms), now_ms)
     }
 
     /// Ends a pin; `None` for an unknown one.
     pub fn unpin(&mut self, pin_id: u128) -> Option<u32> {
         self.blocks.unpin(pin_id)
+    }
+
+    /// Changes or ends a lease; one that is not known is nothing.
+    pub fn lease(&mut self, change: &LeaseChange, now_us: u64) {
+        self.blocks.change_lease(change, now_us / 1000);
+    }
+
+    /// Whether cache events were lost, so that a snapshot is due.
+    #[must_use]
+    pub fn has_lost_events(&self) -> bool {
+        self.blocks.has_lost_events()
     }
 
     /// Names everything that is registered; events that were not carried away yet are void with it.
@@ -262,7 +275,7 @@ impl Scheduler {
     }
 
     /// Cache events since the last call, in order.
-    pub fn drain_events(&mut self) -> std::vec::Drain<'_, KvEvent> {
+    pub fn drain_events(&mut self) -> impl Iterator<Item = KvEvent> + '_ {
         self.blocks.drain_events()
     }
 
@@ -338,7 +351,7 @@ impl Scheduler {
         for sequence in self.running.iter().filter(|s| s.step_rows > 0) {
             let end = sequence.computed + sequence.step_rows;
             spans.push(mainstay_kernels::Span {
-                block_table: &sequence.table,
+                block_table: sequence.table.slots(),
                 start: sequence.computed,
                 rows: sequence.step_rows,
                 row_offset: self.batch_tokens.len(),
@@ -417,9 +430,7 @@ impl Scheduler {
         while sequence.registered < full {
             let at = sequence.registered;
             let hash = sequence.hashes[at];
-            let parent = at.checked_sub(1).map(|above| sequence.table[above]);
-            sequence.table[at] =
-                self.blocks.register(sequence.table[at], hash, parent, sequence.namespace);
+            self.blocks.register(&mut sequence.table, at, hash, sequence.namespace);
             sequence.registered += 1;
             if self.in_flight.get(&hash) == Some(&sequence.place) {
                 self.in_flight.remove(&hash);

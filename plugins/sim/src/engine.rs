@@ -13,7 +13,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mainstay_engine_abi::sdk::{
-    Code, Engine, EngineError, Finish, Health, HostLog, Identity, Info, Lanes, Output, Pin,
+    Code, Engine, EngineError, Finish, Health, HostLog, Identity, Info, Lanes, LeaseChange,
+    Output, Pin,
     Request, Stats, caps,
 };
 
@@ -27,6 +28,9 @@ use crate::text::Text;
 const WAITING_REQUESTS_MAX: usize = 1024;
 /// Prompt tokens of all live requests together.
 const LIVE_TOKENS_MAX: u64 = 1 << 26;
+/// Commands that may wait where leases are changed; each change is as large as a request's ranges at most.
+const COMMANDS_MAX: usize = 8_192;
+const LEASE_RETRY_MS: u32 = 100;
 /// How long `drain` waits for the ends of what it cancelled.
 const CANCEL_GRACE: Duration = Duration::from_secs(10);
 /// How often a full OUT lane is looked at again.
@@ -40,6 +44,7 @@ enum Command {
     Pin(Pin),
     Unpin { op_id: u64, pin_id: u128 },
     Snapshot { op_id: u64 },
+    Lease(LeaseChange),
 }
 
 struct Live {
@@ -126,7 +131,8 @@ impl Engine for SimEngine {
         | caps::PRIORITY
         | caps::RETENTION
         | caps::LOGPROBS
-        | caps::CANONICAL_HASH;
+        | caps::CANONICAL_HASH
+        | caps::LEASE;
 
     fn create(config_json: &str, lanes: Arc<Lanes>, log: HostLog) -> Result<Self, EngineError> {
         let options = Options::parse(config_json)?;
@@ -235,6 +241,14 @@ impl Engine for SimEngine {
     fn unpin(&self, op_id: u64, pin_id: u128) -> Result<(), EngineError> {
         self.shared.send(Command::Unpin { op_id, pin_id })
     }
+
+    fn lease(&self, change: LeaseChange) -> Result<(), EngineError> {
+        // Requests and operations are bounded before they come here.
+        if self.shared.lock().commands.len() >= COMMANDS_MAX {
+            return Err(EngineError::exhausted("too many changes at once", LEASE_RETRY_MS));
+        }
+        self.shared.send(Command::Lease(change))
+    }
 }
 
 impl Drop for SimEngine {
@@ -305,6 +319,7 @@ fn obey(command: Command, scheduler: &mut Scheduler, lanes: &Lanes, now_us: u64)
             Some(held) => lanes.op(op_id, 0, held),
             None => lanes.op(op_id, Code::NotFound.rc(), 0),
         },
+        Command::Lease(change) => scheduler.lease(&change, now_us),
         Command::Snapshot { op_id } => {
             let count = snapshot(scheduler, lanes);
             lanes.op(op_id, 0, count);
@@ -319,7 +334,7 @@ fn snapshot(scheduler: &mut Scheduler, lanes: &Lanes) -> u32 {
 
 /// Carries events and outputs away and publishes the figures.
 fn report(scheduler: &mut Scheduler, shared: &Shared, lanes: &Lanes, now_us: u64) {
-    if lanes.kv_overflowed() {
+    if lanes.kv_overflowed() || scheduler.has_lost_events() {
         snapshot(scheduler, lanes);
     }
     for event in scheduler.drain_events() {
@@ -357,7 +372,7 @@ fn end_left(shared: &Shared, lanes: &Lanes, finish: &Finish) {
 
 fn refuse(command: &Command, lanes: &Lanes) {
     match command {
-        Command::Submit(_) | Command::Cancel(_) => {}
+        Command::Submit(_) | Command::Cancel(_) | Command::Lease(_) => {}
         Command::Pin(pin) => lanes.op(pin.op_id, Code::Unavailable.rc(), 0),
         Command::Unpin { op_id, .. } | Command::Snapshot { op_id } => {
             lanes.op(*op_id, Code::Unavailable.rc(), 0);

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
 use mainstay_engine_abi::sdk::{
-    Code, EngineError, Finish, Health, KvEvent, Output, Request, Stats,
+    Code, EngineError, Finish, Health, KvEvent, LeaseChange, Output, Request, Stats,
 };
 use mainstay_engine_blocks::{BlockPool, PinError};
 
@@ -107,7 +107,7 @@ impl Scheduler {
     /// they are cached.
     fn enqueue(&mut self, mut sequence: Box<Sequence>) {
         let is_here = |hash: &&u128| {
-            self.blocks.lookup(**hash).is_some() || self.in_flight.contains_key(*hash)
+            self.blocks.holds(**hash) || self.in_flight.contains_key(*hash)
         };
         let hits = self.reusable(&sequence).iter().take_while(is_here).count();
         sequence.expected = sequence.tokens.len() - hits * self.grid.block_tokens;
@@ -120,7 +120,7 @@ impl Scheduler {
         let found = self.waiting.remove(place).or_else(|| self.running.remove(place));
         if let Some(sequence) = found {
             let last = sequence.last_output();
-            self.end(&sequence, now_us, last, Finish::Cancelled);
+            self.end(sequence, now_us, last, Finish::Cancelled);
         }
     }
 
@@ -138,12 +138,23 @@ impl Scheduler {
         ttl_ms: u64,
         now_us: u64,
     ) -> Result<u32, PinError> {
-        self.blocks.pin(pin_id, hashes, (now_us / 1000).saturating_add(ttl_ms))
+        let now_ms = now_us / 1000;
+        self.blocks.pin(pin_id, hashes, now_ms.saturating_add(ttl_ms), now_ms)
     }
 
     /// Ends a pin; `None` for an unknown one.
     pub(crate) fn unpin(&mut self, pin_id: u128) -> Option<u32> {
         self.blocks.unpin(pin_id)
+    }
+
+    /// Changes or ends a lease; one that is not known is nothing.
+    pub(crate) fn lease(&mut self, change: &LeaseChange, now_us: u64) {
+        self.blocks.change_lease(change, now_us / 1000);
+    }
+
+    /// Whether cache events were lost, so that a snapshot is due.
+    pub(crate) fn has_lost_events(&self) -> bool {
+        self.blocks.has_lost_events()
     }
 
     /// Names everything that is registered; events that were not carried away yet are void with it.
@@ -156,7 +167,7 @@ impl Scheduler {
     }
 
     /// Cache events since the last call, in order.
-    pub(crate) fn drain_events(&mut self) -> std::vec::Drain<'_, KvEvent> {
+    pub(crate) fn drain_events(&mut self) -> impl Iterator<Item = KvEvent> + '_ {
         self.blocks.drain_events()
     }
 
@@ -242,7 +253,7 @@ impl Scheduler {
                     return;
                 }
                 let last = sequence.last_output();
-                self.end(&sequence, now_us, last, pinned_full());
+                self.end(sequence, now_us, last, pinned_full());
                 continue;
             }
             self.start(sequence, hits, now_us);
@@ -257,7 +268,7 @@ impl Scheduler {
     /// Leading blocks that the cache holds.
     fn hits(&self, sequence: &Sequence) -> usize {
         let hashes = self.reusable(sequence).iter();
-        hashes.take_while(|hash| self.blocks.lookup(**hash).is_some()).count()
+        hashes.take_while(|hash| self.blocks.holds(**hash)).count()
     }
 
     /// Blocks that need not be computed if they are cached. One token at least is computed, for what follows it.
@@ -271,26 +282,23 @@ impl Scheduler {
     fn take_blocks(&mut self, sequence: &mut Sequence, hits: usize, now_us: u64) -> bool {
         let wanted = self.grid.blocks_for(sequence.tokens.len() + 1);
         let wanted = wanted.min(self.options.blocks as usize);
-        for hash in &sequence.hashes[..hits] {
-            if let Some(id) = self.blocks.lookup(*hash) {
-                self.blocks.acquire(id);
-                sequence.table.push(id);
-            }
-        }
+        let now_ms = now_us / 1000;
+        let known = sequence.hashes[..hits].iter().copied();
+        self.blocks.attach(known, &mut sequence.table, now_ms);
         while (self.blocks.available() as usize) < wanted - sequence.table.len() {
             let last = self.running.last_key_value().map(|(place, _)| *place);
             match last.filter(|last| last.0 > sequence.place.0) {
                 Some(last) => self.preempt(last, now_us),
                 None => {
-                    self.blocks.unacquire(&sequence.table);
-                    sequence.table.clear();
+                    self.blocks.detach(&mut sequence.table, now_ms);
                     return false;
                 }
             }
         }
         while sequence.table.len() < wanted {
-            let Some(id) = self.blocks.allocate() else { break };
-            sequence.table.push(id);
+            if !self.blocks.extend(&mut sequence.table, sequence.namespace, now_ms) {
+                break;
+            }
         }
         true
     }
@@ -323,7 +331,7 @@ impl Scheduler {
     /// Takes a running request's blocks away; it goes on later from what the cache has kept.
     fn preempt(&mut self, place: Place, now_us: u64) {
         let Some(mut sequence) = self.running.remove(&place) else { return };
-        self.give_back(&sequence, now_us);
+        self.give_back(&mut sequence, now_us);
         sequence.restart();
         self.counters.preemptions += 1;
         self.enqueue(sequence);
@@ -341,7 +349,7 @@ impl Scheduler {
                 self.running.insert(place, sequence);
                 self.preempt(place, now_us);
             }
-            Turn::Ended(output, finish) => self.end(&sequence, now_us, output, finish),
+            Turn::Ended(output, finish) => self.end(sequence, now_us, output, finish),
         }
     }
 
@@ -389,8 +397,7 @@ impl Scheduler {
     /// A block for the next token, if its table is full; requests after it lose theirs for it.
     fn make_room_to_go_on(&mut self, sequence: &mut Sequence, now_us: u64) -> Room {
         while sequence.table.len() < self.grid.blocks_for(sequence.tokens.len() + 1) {
-            if let Some(id) = self.blocks.allocate() {
-                sequence.table.push(id);
+            if self.blocks.extend(&mut sequence.table, sequence.namespace, now_us / 1000) {
                 continue;
             }
             match self.running.last_key_value().map(|(place, _)| *place) {
@@ -407,9 +414,7 @@ impl Scheduler {
         while sequence.registered < full {
             let at = sequence.registered;
             let hash = sequence.hashes[at];
-            let parent = at.checked_sub(1).map(|above| sequence.table[above]);
-            sequence.table[at] =
-                self.blocks.register(sequence.table[at], hash, parent, sequence.namespace);
+            self.blocks.register(&mut sequence.table, at, hash, sequence.namespace);
             sequence.registered += 1;
             self.forget_in_flight(hash, sequence.place);
         }
@@ -422,18 +427,18 @@ impl Scheduler {
     }
 
     /// Gives a request's blocks back and reports its end.
-    fn end(&mut self, sequence: &Sequence, now_us: u64, last: Output, finish: Finish) {
-        self.give_back(sequence, now_us);
+    fn end(&mut self, mut sequence: Box<Sequence>, now_us: u64, last: Output, finish: Finish) {
+        self.give_back(&mut sequence, now_us);
         self.places.remove(&sequence.id);
         self.outputs.push(Output { finish: Some(finish), ..last });
     }
 
-    fn give_back(&mut self, sequence: &Sequence, now_us: u64) {
+    fn give_back(&mut self, sequence: &mut Sequence, now_us: u64) {
         for hash in sequence.hashes.get(sequence.registered..).unwrap_or_default() {
             self.forget_in_flight(*hash, sequence.place);
         }
-        let grid = &self.grid;
-        self.blocks.release(&sequence.table, now_us / 1000, |index| sequence.claim(index, grid));
+        let mut table = std::mem::take(&mut sequence.table);
+        self.blocks.release(&mut table, &sequence.wishes(&self.grid), now_us / 1000);
     }
 }
 

@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 
 use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
 use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
-use mainstay_engine_abi::sdk::{Output, Request, RetentionRange, Sampling, TOKENS_TO_END};
-use mainstay_engine_blocks::{BlockId, Claim};
+use mainstay_engine_abi::sdk::{Output, Request, RetentionRange, Sampling};
+use mainstay_engine_blocks::{Table, Wishes};
 
 use crate::answer::Planned;
 
@@ -37,7 +37,7 @@ pub(crate) struct Sequence {
     pub(crate) tokens: Vec<u32>,
     /// Sequence hashes of all full blocks of `tokens`.
     pub(crate) hashes: Vec<u128>,
-    pub(crate) table: Vec<BlockId>,
+    pub(crate) table: Table,
     /// Leading blocks of the table that are registered.
     pub(crate) registered: usize,
     /// Tokens that would be in the cache of an engine that computes.
@@ -52,6 +52,7 @@ pub(crate) struct Sequence {
     /// When its next token is there.
     pub(crate) due_us: u64,
     ranges: Vec<RetentionRange>,
+    leases: Vec<u128>,
     submitted_us: u64,
     pub(crate) admitted_us: Option<u64>,
     pub(crate) cached_tokens: u32,
@@ -71,7 +72,7 @@ impl Sequence {
             sampled_before: (request.sampled_before as usize).min(request.tokens.len()),
             tokens: request.tokens,
             hashes: Vec::new(),
-            table: Vec::new(),
+            table: Table::default(),
             registered: 0,
             computed: 0,
             sampling: request.sampling,
@@ -79,6 +80,7 @@ impl Sequence {
             planned: None,
             due_us: now_us,
             ranges: request.ranges,
+            leases: request.leases,
             submitted_us: now_us,
             admitted_us: None,
             cached_tokens: 0,
@@ -115,27 +117,19 @@ impl Sequence {
 
     /// Forgets all blocks, after they were given back.
     pub(crate) fn restart(&mut self) {
-        self.table.clear();
         self.registered = 0;
         self.computed = 0;
         self.waits_for = None;
     }
 
-    /// What the request wants for a block of its table once it has ended: the highest range that
-    /// touches it.
-    pub(crate) fn claim(&self, index: usize, grid: &Grid) -> Option<Claim> {
-        let start = index * grid.block_tokens;
-        let end = start + grid.block_tokens;
-        let touches = |range: &&RetentionRange| {
-            (range.start as usize) < end
-                && (range.end == TOKENS_TO_END || range.end as usize > start)
-        };
-        let claim = |range: &RetentionRange| Claim {
-            priority: range.priority,
-            duration_ms: (range.duration_ms > 0).then_some(u64::from(range.duration_ms)),
-        };
-        let worth = |claim: &Claim| (claim.priority, claim.duration_ms.unwrap_or(u64::MAX));
-        self.ranges.iter().filter(touches).map(claim).max_by_key(worth)
+    /// What the request wants for its blocks once it has ended.
+    pub(crate) fn wishes(&self, grid: &Grid) -> Wishes<'_> {
+        Wishes {
+            namespace: self.namespace,
+            block_tokens: grid.block_tokens,
+            ranges: &self.ranges,
+            leases: &self.leases,
+        }
     }
 
     /// An output without tokens; the first of a request has its times.

@@ -35,6 +35,10 @@ pub(crate) struct Args {
     /// one model must have equal weights, not only files of equal names and sizes
     #[arg(long)]
     transfer: bool,
+    /// Whether what becomes of sessions (pauses for tools, compactions, ends) decides how long workers keep their blocks
+    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_value = "on",
+          default_missing_value = "on", value_parser = parse_switch, action = clap::ArgAction::Set)]
+    lifecycle: bool,
     #[command(flatten)]
     security: IdentityArgs,
     /// A join token, to get the certificate for --identity by
@@ -85,6 +89,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.region = args.region;
     config.region_penalty_ms = args.region_penalty_ms;
     config.transfer = args.transfer;
+    config.lifecycle = args.lifecycle;
     config.metrics = Some(super::metrics_recorder()?);
     let handle = mainstay_gateway::start(config).await?;
     tokio::select! {

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{ChatTemplate, RenderOptions, RenderedBreakpoint, Text};
+use super::{ChatTemplate, RenderOptions, Rendered, RenderedBreakpoint, Text};
 use crate::ir::{Block, Content, Conversation, Position, Role, Tool, ToolKind};
 use crate::request::Thinking;
 
@@ -194,6 +194,28 @@ pub(super) fn locate(
         located.push(RenderedBreakpoint { position: at, ttl_ms: breakpoint.ttl_ms, end_bytes });
     }
     located
+}
+
+/// Where the head of a conversation ends in its rendering. A breakpoint of the client's that lies there was found
+/// already; any other is remembered as theirs are.
+pub(super) fn head_end(
+    template: &ChatTemplate,
+    conversation: &Conversation,
+    options: RenderOptions,
+    rendered: &Rendered,
+) -> Option<usize> {
+    let last = |len: usize| len.checked_sub(1);
+    let at = match last(conversation.system.len()) {
+        Some(index) => Position::System { index },
+        None => Position::Tool { index: last(conversation.tools.len())? },
+    };
+    if let Some(found) = rendered.breakpoints.iter().find(|b| b.position == at) {
+        return Some(found.end_bytes);
+    }
+    let key = head_key(conversation, at, options, &mut None);
+    let known = key.and_then(|key| template.known.head(key, &rendered.text));
+    let asked = Asked { text: &rendered.text, options };
+    known.or_else(|| compare(template, conversation, at, asked, key))
 }
 
 /// Finds the reach by a rendering of the conversation up to there; `None` if the template refuses that.

@@ -26,6 +26,7 @@ use crate::http::App;
 use crate::model::ModelCard;
 use crate::prompt::{self, Prompt, options_of};
 use crate::quota::Spending;
+use crate::retention::Keeping;
 use crate::seal::parsing_of;
 use crate::stored::LastTurn;
 pub(crate) use background::shown_error;
@@ -49,6 +50,8 @@ struct Turn {
     request_id: String,
     card: Arc<ModelCard>,
     prompt: Prompt,
+    /// What its session wants kept, once it was told of.
+    keeping: Option<Keeping>,
     /// The form that the answer must have.
     guided: Option<v1::Guided>,
     tenant: TenantId,
@@ -243,7 +246,7 @@ impl App {
     /// Has a prepared request placed; its pins are on their way then.
     async fn begin(
         &self,
-        turn: Turn,
+        mut turn: Turn,
         shape: impl FnOnce(&mut Job),
     ) -> Result<(Writer, Generations), ApiError> {
         let tokens = turn.prompt.tokens;
@@ -262,6 +265,7 @@ impl App {
             Vec::new()
         };
         let life = self.sessions.asked(&turn.tenant, &turn.request);
+        turn.keeping = turn.prompt.keeping(&self.retainer, &turn.request, &turn.tenant, &life);
         // A request that nobody takes pins nothing: it would use the tenant's budget for no blocks.
         let mut pins = Vec::new();
         let make_pins = || {
@@ -330,6 +334,7 @@ impl<F: FnOnce(&mut Request)> Asked<F> {
             request_id,
             card,
             prompt,
+            keeping: None,
             guided,
             tenant,
             sealer,
@@ -375,7 +380,7 @@ impl Turn {
             blocks: Arc::clone(&self.prompt.blocks),
             priority: self.request.hints.priority.unwrap_or(0),
             sampling,
-            ranges: Vec::new(),
+            keeping: self.keeping.clone(),
             expected_output_tokens: self.request.hints.osl.unwrap_or(0),
             guided: self.guided.clone(),
         }

@@ -42,6 +42,7 @@ use crate::pins::Pins;
 use crate::placement::{Explained, Placement};
 use crate::random;
 use crate::replica::Replica;
+use crate::retention::Retainer;
 use crate::sessions::Sessions;
 use crate::stored::Stored;
 use crate::tenant::Tenants;
@@ -86,6 +87,7 @@ pub(crate) struct Parts {
     pub(crate) parsing: ParseOptions,
     pub(crate) stored: Stored,
     pub(crate) sessions: Sessions,
+    pub(crate) retainer: Retainer,
     pub(crate) sockets: websocket::Sockets,
     pub(crate) tenants: Tenants,
     pub(crate) permits: Arc<Semaphore>,
@@ -103,7 +105,7 @@ impl App {
         replica: Replica,
         workers: Workers,
         tenants: Tenants,
-        sessions: Sessions,
+        (sessions, retainer): (Sessions, Retainer),
         stopped: watch::Receiver<bool>,
     ) -> Self {
         let requests_max = config.requests_max.min(Semaphore::MAX_PERMITS);
@@ -134,6 +136,7 @@ impl App {
             metrics: config.metrics,
             meters: Meters::default(),
             sessions,
+            retainer,
             region: config.region,
             control,
             replica,

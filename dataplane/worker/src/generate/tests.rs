@@ -28,7 +28,7 @@ fn request() -> v1::GenerateRequest {
             tokens_max: 5,
             ..v1::Sampling::default()
         }),
-        ranges: vec![v1::RetentionRange { start: 0, end: 3, priority: 90, duration_ms: 0 }],
+        ranges: vec![v1::RetentionRange { end: 3, priority: 90, ..v1::RetentionRange::default() }],
         guided: Some(v1::Guided { kind: 1, spec: "{}".to_owned() }),
         ..v1::GenerateRequest::default()
     }

@@ -109,6 +109,13 @@ impl Worker for Liar {
         Err(Status::unimplemented("a source alone"))
     }
 
+    async fn change_leases(
+        &self,
+        _: Request<v1::ChangeLeasesRequest>,
+    ) -> Result<Response<v1::ChangeLeasesReply>, Status> {
+        Err(Status::unimplemented("a source alone"))
+    }
+
     type WatchLoadStream = Reply<v1::Load>;
 
     async fn watch_load(

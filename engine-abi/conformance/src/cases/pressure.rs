@@ -102,7 +102,7 @@ pub(super) fn retention(context: &Context) -> Ended {
         let prompt = session.prompt_of_blocks(blocks);
         let before: HashSet<u128> = session.cache.held.keys().copied().collect();
         let mut request = session.request(prompt, 1);
-        let range = RetentionRange { start: 0, end: TOKENS_TO_END, priority, duration_ms: 0 };
+        let range = RetentionRange { end: TOKENS_TO_END, priority, ..RetentionRange::default() };
         request.ranges = vec![range];
         let told = session.generate(&request)?;
         if told.finish != Some(Finish::Length) {

@@ -465,8 +465,12 @@ static mse_rc check_sampling(const mse_sampling *s, mse_err *err) {
 static mse_rc check_ranges(const mse_range *ranges, uint64_t len, mse_err *err) {
   mse_rc rc = check_array(ranges, len, MSE_RANGES_MAX, 4, "the list of ranges is null, misaligned or too long", err);
   for (uint64_t n = 0; !rc && n < len; n++) {
-    if (ranges[n]._reserved[0] | ranges[n]._reserved[1] | ranges[n]._reserved[2])
-      rc = fail(err, MSE_E_TOO_NEW, "mse_range sets a reserved field");
+    if (ranges[n].kind > MSE_KIND_SIDE)
+      rc = fail(err, MSE_E_TOO_NEW, "mse_range has an unknown kind");
+    else if (ranges[n].lease)
+      rc = fail(err, MSE_E_INVALID, "a range is of a lease that the request does not name");
+    else if (ranges[n].after > ranges[n].priority + 1)
+      rc = fail(err, MSE_E_INVALID, "a range is worth more after its time");
     else if (ranges[n].start >= ranges[n].end || ranges[n].priority > 100)
       rc = fail(err, MSE_E_INVALID, "a range is empty or its priority above 100");
   }
@@ -497,6 +501,7 @@ static mse_rc check_request(const mse_engine *e, const mse_request *from, mse_re
   rc = check_tokens(r->tokens, r->tokens_len, err);
   if (!rc) rc = read_struct(e, r->sampling, s, sizeof *s, err);
   if (!rc) rc = check_sampling(s, err);
+  if (!rc && r->leases_len) rc = fail(err, MSE_E_UNIMPLEMENTED, "this engine has no leases");
   if (!rc) rc = check_ranges(r->ranges, r->ranges_len, err);
   return rc ? rc : check_guided(e, r->guided, err);
 }

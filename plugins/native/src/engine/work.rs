@@ -81,6 +81,7 @@ fn obey(command: Command, scheduler: &mut Scheduler, lanes: &Lanes, now_us: u64)
             Some(held) => lanes.op(op_id, 0, held),
             None => lanes.op(op_id, Code::NotFound.rc(), 0),
         },
+        Command::Lease(change) => scheduler.lease(&change, now_us),
         Command::Snapshot { op_id } => {
             let count = snapshot(scheduler, lanes);
             lanes.op(op_id, 0, count);
@@ -108,7 +109,7 @@ fn snapshot(scheduler: &mut Scheduler, lanes: &Lanes) -> u32 {
 
 /// Carries events away.
 fn tell(scheduler: &mut Scheduler, lanes: &Lanes) {
-    if lanes.kv_overflowed() {
+    if lanes.kv_overflowed() || scheduler.has_lost_events() {
         snapshot(scheduler, lanes);
     }
     for event in scheduler.drain_events() {
@@ -155,7 +156,10 @@ fn end_left(shared: &Shared, lanes: &Lanes, finish: &Finish) {
 
 fn refuse(command: Command, lanes: &Lanes) {
     match command {
-        Command::Submit(..) | Command::Refuse(..) | Command::Cancel(_) => {}
+        Command::Submit(..)
+        | Command::Refuse(..)
+        | Command::Cancel(_)
+        | Command::Lease(_) => {}
         Command::Pin(pin) => lanes.op(pin.op_id, Code::Unavailable.rc(), 0),
         Command::Unpin { op_id, .. } | Command::Snapshot { op_id } => {
             lanes.op(op_id, Code::Unavailable.rc(), 0);

@@ -46,22 +46,18 @@ impl Scheduler {
         // One token at least is computed, for its logits.
         let reusable = (sequence.tokens.len() - 1) / self.grid.block_tokens;
         let reusable = &sequence.hashes[..reusable.min(sequence.hashes.len())];
-        let hits = reusable.iter().take_while(|hash| self.blocks.lookup(**hash).is_some()).count();
+        let hits = reusable.iter().take_while(|hash| self.blocks.holds(**hash)).count();
         sequence.waits_for =
             reusable.get(hits).copied().filter(|hash| self.is_computed_before(*hash, place));
         if sequence.waits_for.is_some() {
             self.enqueue(sequence);
             return Admission::Waits;
         }
-        for index in 0..hits {
-            if let Some(id) = self.blocks.lookup(sequence.hashes[index]) {
-                self.blocks.acquire(id);
-                sequence.table.push(id);
-            }
-        }
+        let now_ms = now_us / 1000;
+        let known = sequence.hashes[..hits].iter().copied();
+        self.blocks.attach(known, &mut sequence.table, now_ms);
         if !self.make_room(&sequence, now_us) {
-            self.blocks.unacquire(&sequence.table);
-            sequence.table.clear();
+            self.blocks.detach(&mut sequence.table, now_ms);
             if self.running.is_empty() {
                 // Nothing that runs could give blocks back: pins hold them.
                 let message =
@@ -121,7 +117,7 @@ impl Scheduler {
     /// Takes a running request's blocks away; it goes on later from what the cache has kept.
     pub(super) fn preempt(&mut self, index: usize, now_us: u64) {
         let mut sequence = self.running.remove(index);
-        self.give_back(&sequence, now_us);
+        self.give_back(&mut sequence, now_us);
         sequence.restart();
         self.counters.preemptions += 1;
         self.enqueue(sequence);

@@ -59,8 +59,8 @@ impl Scheduler {
     fn give_rows(&mut self, index: usize, rows: usize, now_us: u64) -> bool {
         let wanted = self.grid.blocks_for(self.running[index].computed + rows);
         while self.running[index].table.len() < wanted {
-            if let Some(block) = self.blocks.allocate() {
-                self.running[index].table.push(block);
+            let sequence = &mut self.running[index];
+            if self.blocks.extend(&mut sequence.table, sequence.namespace, now_us / 1000) {
                 continue;
             }
             let last = self.running.len() - 1;

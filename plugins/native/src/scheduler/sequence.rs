@@ -3,11 +3,11 @@
 use std::cmp::Reverse;
 
 use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
-use mainstay_engine_abi::sdk::{Logprob, Output, Request, RetentionRange, TOKENS_TO_END};
+use mainstay_engine_abi::sdk::{Logprob, Output, Request, RetentionRange};
 
 use crate::guided::Guide;
 use crate::sampler::Sampler;
-use mainstay_engine_blocks::{BlockId, Claim};
+use mainstay_engine_blocks::{Table, Wishes};
 
 /// The order of service: priority, then arrival. Less comes first.
 pub(super) type Place = (Reverse<i32>, u64);
@@ -20,13 +20,14 @@ pub(super) struct Sequence {
     pub(super) tokens: Vec<u32>,
     /// Sequence hashes of the full blocks of `tokens`, as far as they were needed.
     pub(super) hashes: Vec<u128>,
-    pub(super) table: Vec<BlockId>,
+    pub(super) table: Table,
     /// Tokens whose keys and values are in the cache.
     pub(super) computed: usize,
     /// Leading blocks of the table that are registered.
     pub(super) registered: usize,
     pub(super) sampler: Sampler,
     ranges: Vec<RetentionRange>,
+    leases: Vec<u128>,
     pub(super) submitted_us: u64,
     pub(super) admitted_us: Option<u64>,
     pub(super) cached_tokens: u32,
@@ -76,11 +77,12 @@ impl Sequence {
             namespace: request.namespace,
             hashes: Vec::with_capacity(request.tokens.len() / grid.block_tokens),
             tokens: request.tokens,
-            table: Vec::new(),
+            table: Table::default(),
             computed: 0,
             registered: 0,
             sampler,
             ranges: request.ranges,
+            leases: request.leases,
             submitted_us: now_us,
             admitted_us: None,
             cached_tokens: 0,
@@ -120,17 +122,20 @@ impl Sequence {
 
     /// Forgets all that is computed, after its blocks were given back.
     pub(super) fn restart(&mut self) {
-        self.table.clear();
         self.computed = 0;
         self.registered = 0;
         self.step_rows = 0;
         self.waits_for = None;
     }
 
-    /// What the request wants for a block of its table once it has ended: the highest range that
-    /// touches it.
-    pub(super) fn claim(&self, index: usize, grid: &Grid) -> Option<Claim> {
-        claim(&self.ranges, index, grid)
+    /// What the request wants for its blocks once it has ended.
+    pub(super) fn wishes(&self, grid: &Grid) -> Wishes<'_> {
+        Wishes {
+            namespace: self.namespace,
+            block_tokens: grid.block_tokens,
+            ranges: &self.ranges,
+            leases: &self.leases,
+        }
     }
 
     /// An output with this token.
@@ -152,45 +157,5 @@ impl Sequence {
     /// An output without tokens, to end with.
     pub(super) fn empty_output(&self) -> Output {
         Output { id: self.id, cached_tokens: self.cached_tokens, ..Output::default() }
-    }
-}
-
-fn claim(ranges: &[RetentionRange], index: usize, grid: &Grid) -> Option<Claim> {
-    let start = index * grid.block_tokens;
-    let end = start + grid.block_tokens;
-    let touches = |range: &&RetentionRange| {
-        (range.start as usize) < end && (range.end == TOKENS_TO_END || range.end as usize > start)
-    };
-    let claim = |range: &RetentionRange| Claim {
-        priority: range.priority,
-        duration_ms: (range.duration_ms > 0).then_some(u64::from(range.duration_ms)),
-    };
-    let worth = |claim: &Claim| (claim.priority, claim.duration_ms.unwrap_or(u64::MAX));
-    ranges.iter().filter(touches).map(claim).max_by_key(worth)
-}
-
-#[cfg(test)]
-mod tests {
-    use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
-
-    use super::*;
-
-    #[test]
-    fn a_block_takes_the_highest_range_that_touches_it() {
-        let grid = &Grid { key: BlockHashKey::new(HashKey([0; 16])), block_tokens: 4 };
-        let range = |start, end, priority, duration_ms| RetentionRange {
-            start,
-            end,
-            priority,
-            duration_ms,
-        };
-        let ranges = [range(0, 5, 80, 0), range(4, 8, 90, 10), range(12, TOKENS_TO_END, 5, 0)];
-        let at = |index| claim(&ranges, index, grid).map(|c| (c.priority, c.duration_ms));
-        assert_eq!(at(0), Some((80, None)));
-        assert_eq!(at(1), Some((90, Some(10))));
-        assert_eq!(at(2), None);
-        assert_eq!(at(3), Some((5, None)));
-        assert_eq!(at(1000), Some((5, None)));
-        assert_eq!(claim(&[], 0, grid), None);
     }
 }

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use mainstay_engine_abi::sdk::{Cause, KvEvent};
-use mainstay_engine_blocks::BlockPool;
+use mainstay_engine_blocks::{BlockPool, Wishes};
 
 use crate::Profile;
 use crate::sequence::{Place, Request, Sequence};
@@ -109,6 +109,8 @@ pub struct Engine {
     counters: Counters,
     /// Of the profile's; a device that throttles has less.
     speed: f64,
+    /// The time of the last step.
+    now_ms: u64,
 }
 
 fn us(time: f64) -> u64 {
@@ -136,6 +138,7 @@ impl Engine {
             decode_us_per_step: 0.0,
             counters: Counters::default(),
             speed: 1.0,
+            now_ms: 0,
         }
     }
 
@@ -174,6 +177,7 @@ impl Engine {
     /// Ends the step under way if it is over, and begins the next one. `now_us` must not go back, nor pass
     /// [`Engine::next_us`] by.
     pub fn advance(&mut self, now_us: u64, notes: &mut Vec<Note>) {
+        self.now_ms = now_us / 1000;
         match self.stretch {
             Some(stretch) if stretch.end_us > now_us => return,
             Some(stretch) => self.finish(stretch, notes),
@@ -234,7 +238,7 @@ impl Engine {
     fn enqueue(&mut self, mut sequence: Sequence) {
         let findable = sequence.findable(self.block_tokens);
         // A block is never cached without those before it.
-        let hits = findable.partition_point(|hash| self.blocks.lookup(hash.0).is_some());
+        let hits = findable.partition_point(|hash| self.blocks.holds(hash.0));
         sequence.expected = sequence.tokens() - hits as u32 * self.block_tokens;
         self.waiting_tokens += u64::from(sequence.expected);
         self.waiting.insert(sequence.place, sequence);
@@ -303,8 +307,9 @@ impl Engine {
                 at += 1;
                 continue;
             }
-            if let Some(id) = self.blocks.allocate() {
-                self.running[at].table.push(id);
+            let sequence = &mut self.running[at];
+            let namespace = sequence.request.namespace;
+            if self.blocks.extend(&mut sequence.table, namespace, self.now_ms) {
                 continue;
             }
             let last = (0..self.running.len()).max_by_key(|at| self.running[*at].place);
@@ -317,14 +322,20 @@ impl Engine {
 
     fn preempt(&mut self, at: usize) {
         let mut sequence = self.running.remove(at);
-        self.give_back(&sequence);
+        self.give_back(&mut sequence);
         sequence.restart();
         self.counters.preemptions += 1;
         self.enqueue(sequence);
     }
 
-    fn give_back(&mut self, sequence: &Sequence) {
-        self.blocks.release(&sequence.table, 0, |_| None);
+    fn give_back(&mut self, sequence: &mut Sequence) {
+        let wishes = Wishes {
+            namespace: sequence.request.namespace,
+            block_tokens: self.block_tokens as usize,
+            ranges: &[],
+            leases: &[],
+        };
+        self.blocks.release(&mut sequence.table, &wishes, self.now_ms);
         self.blocked = false;
     }
 
@@ -366,24 +377,20 @@ impl Engine {
     /// many.
     fn take_blocks(&mut self, sequence: &mut Sequence) -> bool {
         let mut table = std::mem::take(&mut sequence.table);
-        for hash in sequence.findable(self.block_tokens) {
-            let Some(id) = self.blocks.lookup(hash.0) else { break };
-            self.blocks.acquire(id);
-            table.push(id);
-        }
-        let hits = table.len();
+        let findable = sequence.findable(self.block_tokens).iter().map(|hash| hash.0);
+        let hits = self.blocks.attach(findable, &mut table, self.now_ms);
         let wanted = (sequence.tokens() + 1).div_ceil(self.block_tokens) as usize;
         let fits = self.blocks.available() as usize >= wanted.saturating_sub(hits);
         if fits {
             while table.len() < wanted {
-                let Some(id) = self.blocks.allocate() else { break };
-                table.push(id);
+                if !self.blocks.extend(&mut table, sequence.request.namespace, self.now_ms) {
+                    break;
+                }
             }
             sequence.registered = hits;
             sequence.computed = hits as u32 * self.block_tokens;
         } else {
-            self.blocks.unacquire(&table);
-            table.clear();
+            self.blocks.detach(&mut table, self.now_ms);
         }
         sequence.table = table;
         fits
@@ -404,8 +411,10 @@ impl Engine {
         }
         for sequence in &mut self.running {
             for _ in 0..wanted(sequence, steps, self.block_tokens) {
-                let Some(id) = self.blocks.allocate() else { break };
-                sequence.table.push(id);
+                let namespace = sequence.request.namespace;
+                if !self.blocks.extend(&mut sequence.table, namespace, self.now_ms) {
+                    break;
+                }
             }
         }
         steps
@@ -454,9 +463,7 @@ impl Engine {
         while sequence.registered < full as usize {
             let number = sequence.registered;
             let hash = sequence.request.chain[number].0;
-            let parent = number.checked_sub(1).map(|above| sequence.table[above]);
-            sequence.table[number] =
-                self.blocks.register(sequence.table[number], hash, parent, namespace);
+            self.blocks.register(&mut sequence.table, number, hash, namespace);
             sequence.registered += 1;
         }
     }
@@ -468,8 +475,8 @@ impl Engine {
                 at += 1;
                 continue;
             }
-            let sequence = self.running.remove(at);
-            self.give_back(&sequence);
+            let mut sequence = self.running.remove(at);
+            self.give_back(&mut sequence);
             notes.push(Note::Ended { id: sequence.request.id });
         }
     }

@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use mainstay_engine_blocks::BlockId;
+use mainstay_engine_blocks::Table;
 use mainstay_types::SequenceHash;
 
 /// What an engine is asked.
@@ -44,7 +44,7 @@ pub(crate) struct Sequence {
     pub(crate) said: u32,
     /// Tokens in the cache.
     pub(crate) computed: u32,
-    pub(crate) table: Vec<BlockId>,
+    pub(crate) table: Table,
     /// Leading blocks of the table that are registered.
     pub(crate) registered: usize,
     /// Tokens of it in the step at hand.
@@ -66,7 +66,7 @@ impl Sequence {
             cached_tokens: 0,
             said: 0,
             computed: 0,
-            table: Vec::new(),
+            table: Table::default(),
             registered: 0,
             piece: 0,
             expected: 0,
@@ -100,7 +100,6 @@ impl Sequence {
 
     /// Forgets its blocks, after they were given back.
     pub(crate) fn restart(&mut self) {
-        self.table.clear();
         self.registered = 0;
         self.computed = 0;
         self.piece = 0;

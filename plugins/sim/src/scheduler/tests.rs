@@ -201,7 +201,7 @@ fn who_waits_counts_with_what_it_will_compute() {
 fn the_cache_evicts_by_priority_and_never_what_is_pinned() {
     let mut bench = Bench::new(r#"{"blocks": 24}"#);
     let run = |bench: &mut Bench, id, seed, priority| {
-        let range = RetentionRange { start: 0, end: TOKENS_TO_END, priority, duration_ms: 0 };
+        let range = RetentionRange { end: TOKENS_TO_END, priority, ..RetentionRange::default() };
         let request = Request { ranges: vec![range], ..request(id, &prompt(seed, 127), 1) };
         bench.run(request).cached_tokens
     };
