@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use mainstay_gateway::{ApiKey, GatewayConfig, Media, ModelAliases, Recompute};
 use serde::Deserialize;
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::weights;
 
 /// `--config FILE`, TOML. Flags win over it.
 #[derive(Debug, Default, Deserialize)]
@@ -138,7 +141,8 @@ pub(crate) fn model_files(dir: Option<&Path>, name: Option<&str>) -> anyhow::Res
             .filter(|(file, _)| GATEWAY_FILES.contains(file))
             .map(|(file, content)| ((*file).to_owned(), bytes::Bytes::from_static(content)))
             .collect();
-        let revision = revision_of(&files, 0);
+        let weights = weights::digest_in_memory(bundled.files.iter().copied());
+        let revision = revision_of(&files, weights);
         return Ok(ModelFiles { name: name.unwrap_or("demo").to_owned(), revision, files });
     };
     if !dir.is_dir() {
@@ -164,26 +168,19 @@ pub(crate) fn model_files(dir: Option<&Path>, name: Option<&str>) -> anyhow::Res
     }
     let own_name = dir.canonicalize().ok().and_then(|d| Some(d.file_name()?.to_str()?.to_owned()));
     let name = name.map(str::to_owned).or(own_name).unwrap_or_else(|| "model".to_owned());
-    let revision = revision_of(&files, weights_bytes(dir));
+    let kept = default_data_dir("digests");
+    let revision = revision_of(&files, weights::digest_of_folder(dir, Some(&kept))?);
     Ok(ModelFiles { name, revision, files })
 }
 
-/// Tells checkpoints of one name apart: the small files' content and the weights' size.
-fn revision_of(files: &[(String, bytes::Bytes)], weights_bytes: u64) -> String {
-    let key = mainstay_types::HashKey([0; 16]);
-    let mut revision = u128::from(weights_bytes);
-    for (_, content) in files {
-        let words: Vec<u32> = content.iter().map(|b| u32::from(*b)).collect();
-        revision = mainstay_types::hash::block_hash(key, revision, &words);
-    }
-    format!("{revision:032x}")[..12].to_owned()
-}
-
-fn weights_bytes(dir: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
-    let weights =
-        entries.flatten().filter(|e| e.path().extension().is_some_and(|x| x == "safetensors"));
-    weights.filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
+/// Tells checkpoints of one name apart by their content: that of the small files and that of the weights. Workers with
+/// equal files have equal revisions, wherever the files lie.
+fn revision_of(files: &[(String, bytes::Bytes)], weights: u128) -> String {
+    let mut parts: Vec<(String, u128)> =
+        files.iter().map(|(name, content)| (name.clone(), xxh3_128(content))).collect();
+    // No file has this name.
+    parts.push((String::new(), weights));
+    format!("{:032x}", weights::fold(&mut parts))[..16].to_owned()
 }
 
 /// Where state lives unless a flag says otherwise: the user's data folder.

@@ -6,6 +6,7 @@ mod config;
 mod http;
 mod logging;
 mod output;
+mod weights;
 
 use clap::{Parser, Subcommand};
 

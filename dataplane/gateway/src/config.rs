@@ -26,7 +26,7 @@ pub struct GatewayConfig {
     /// its own region can take the request.
     pub region_penalty_ms: Option<f64>,
     /// Whether workers are told who holds more of a prompt than they do, so that they need not compute it. Workers of one
-    /// revision must have equal weights then, which a revision does not prove: it knows their size.
+    /// revision have equal weights, since it holds a digest of them.
     pub transfer: bool,
     /// Whether what becomes of sessions decides how long their blocks are kept.
     pub lifecycle: bool,
@@ -61,7 +61,7 @@ impl GatewayConfig {
             control,
             region: Region::default(),
             region_penalty_ms: None,
-            transfer: false,
+            transfer: true,
             lifecycle: true,
             keys: Vec::new(),
             policy: Policy::Kv,

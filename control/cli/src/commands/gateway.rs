@@ -31,9 +31,9 @@ pub(crate) struct Args {
     /// region can take the request
     #[arg(long, value_name = "MS", value_parser = parse_penalty)]
     region_penalty_ms: Option<f64>,
-    /// Tell workers who holds more of a prompt than they do, so that they bring it in instead of computing it. Workers of
-    /// one model must have equal weights, not only files of equal names and sizes
-    #[arg(long)]
+    /// Whether workers are told who holds more of a prompt than they do, so that they bring it in instead of computing it
+    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_value = "on",
+          default_missing_value = "on", value_parser = parse_switch, action = clap::ArgAction::Set)]
     transfer: bool,
     /// Whether what becomes of sessions (pauses for tools, compactions, ends) decides how long workers keep their blocks
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_value = "on",
@@ -57,6 +57,14 @@ fn parse_policy(text: &str) -> Result<Policy, String> {
         let names: Vec<&str> = Policy::ALL.iter().map(|p| p.name()).collect();
         format!("one of {}", names.join(", "))
     })
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("on or off".to_owned()),
+    }
 }
 
 fn parse_penalty(text: &str) -> Result<f64, String> {

@@ -37,8 +37,8 @@ fn content(reply: &Value) -> &Value {
 #[tokio::test]
 async fn what_one_worker_computed_another_serves() -> Result<()> {
     let cluster = Cluster::start(&SHAPE)?;
-    let (_turns, client) = by_turns(&cluster, &["--transfer"])?;
-    let (_alone, without) = by_turns(&cluster, &[])?;
+    let (_turns, client) = by_turns(&cluster, &[])?;
+    let (_alone, without) = by_turns(&cluster, &["--transfer=off"])?;
     let (mut cold, mut moved) = (Duration::MAX, Duration::MAX);
     for round in 0..ROUNDS {
         let text = filler(90_000 + round, 330);
