@@ -10,8 +10,8 @@
 
 use crate::raw::{
     MseBatch, MseErr, MseExport, MseExt, MseGuided, MseHdr, MseHost, MseImport, MseInfo, MseKv,
-    MseLease, MseLogprob, MseMagic, MseOp, MseOut, MsePin, MseRange, MseRequest, MseSampling, MseStats,
-    MseStr, MseU128, MseVtable,
+    MseLease, MseLogprob, MseMagic, MseOp, MseOut, MsePin, MseRange, MseRequest, MseSampling,
+    MseStats, MseStr, MseU128, MseVtable,
 };
 
 /// One field of a struct, under its name in the header.

@@ -315,13 +315,12 @@ fn range_of(span: &SpanTerms, lease: usize) -> v1::RetentionRange {
     }
 }
 
-fn to_wire(
-    leases: &[(LeaseId, Vec<SpanTerms>)],
-) -> (Vec<bytes::Bytes>, Vec<v1::RetentionRange>) {
+fn to_wire(leases: &[(LeaseId, Vec<SpanTerms>)]) -> (Vec<bytes::Bytes>, Vec<v1::RetentionRange>) {
     let names = leases.iter().map(|(id, _)| u128_to_wire(id.0)).collect();
-    let ranges = leases.iter().enumerate().flat_map(|(at, (_, spans))| {
-        spans.iter().map(move |span| range_of(span, at))
-    });
+    let ranges = leases
+        .iter()
+        .enumerate()
+        .flat_map(|(at, (_, spans))| spans.iter().map(move |span| range_of(span, at)));
     (names, ranges.collect())
 }
 
@@ -342,7 +341,8 @@ fn change_of(order: &Order, namespace: NamespaceId) -> Option<v1::LeaseChange> {
     let (lease, end, ranges) = match order {
         Order::Amend { lease, amendments } => {
             // What a lease becomes when it has ended is no kind of its own.
-            let told = amendments.iter().filter(|a| kind_of(a.class) > 0 || a.class == Class::Plain);
+            let told =
+                amendments.iter().filter(|a| kind_of(a.class) > 0 || a.class == Class::Plain);
             (lease, v1::LeaseEnd::Unspecified, told.map(amendment_of).collect())
         }
         Order::End { lease, end } => {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use mainstay_engine_abi::sdk::{EngineError, Info, Pin, Request, Stats};
+use mainstay_engine_abi::sdk::{EngineError, Info, LeaseChange, Pin, Request, Stats};
 use mainstay_engine_host::{EngineHandle, HostError, Source};
 
 pub(crate) use mainstay_engine_host::{KvBatch, KvImport, OpDone, Receivers};
@@ -28,6 +28,7 @@ pub(crate) trait Engine: Send + Sync + 'static {
     fn pin(&self, pin: Pin) -> Answer<'_, ()>;
     fn unpin(&self, op_id: u64, pin_id: u128) -> Answer<'_, ()>;
     fn kv_snapshot(&self, op_id: u64) -> Answer<'_, ()>;
+    fn lease(&self, change: LeaseChange) -> Answer<'_, ()>;
     /// The bytes of a chain's blocks, up to the first that is not held.
     fn kv_export(&self, blocks: Vec<u128>) -> Answer<'_, Vec<u8>>;
     /// Takes blocks in; how many of them are held then.
@@ -101,6 +102,10 @@ impl Engine for EngineHandle {
 
     fn unpin(&self, op_id: u64, pin_id: u128) -> Answer<'_, ()> {
         Self::unpin(self, op_id, pin_id).map(|done| done.map_err(refusal)).boxed()
+    }
+
+    fn lease(&self, change: LeaseChange) -> Answer<'_, ()> {
+        Self::lease(self, change).map(|done| done.map_err(refusal)).boxed()
     }
 
     fn kv_snapshot(&self, op_id: u64) -> Answer<'_, ()> {

@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use futures::Stream;
 use mainstay_engine_abi::limits::GUIDED_BYTES_MAX;
-use mainstay_engine_abi::sdk::{
-    EngineError, Guided, GuidedKind, Request, Sampling, caps,
-};
+use mainstay_engine_abi::sdk::{EngineError, Guided, GuidedKind, Request, Sampling, caps};
 use mainstay_proto::convert::u128_from_wire;
 use mainstay_proto::tokens::unpack;
 use mainstay_proto::v1;

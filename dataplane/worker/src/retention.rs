@@ -72,7 +72,8 @@ fn range_from_wire(range: &v1::RetentionRange, leases: usize) -> Result<Retentio
     // A kind that a newer gateway knows is plain here.
     let class = RetentionClass::from_number(range.kind).unwrap_or_default();
     let lease = u8::try_from(range.lease).ok().filter(|lease| usize::from(*lease) <= leases);
-    let lease = lease.ok_or_else(|| invalid("a range is of a lease that the request does not name"))?;
+    let lease =
+        lease.ok_or_else(|| invalid("a range is of a lease that the request does not name"))?;
     let (start, end, duration_ms) = (range.start, range.end, range.duration_ms);
     Ok(RetentionRange { start, end, priority, after, class, lease, duration_ms })
 }
@@ -134,11 +135,10 @@ mod tests {
     fn wishes_go_as_far_as_the_engine_takes_them() {
         let (ranges, leases) = ([range(1)], [vec![1_u8; 16]]);
         let (taken, names) = wishes(&ranges, &leases, ALL).unwrap();
-        assert_eq!((taken[0].lease, taken[0].after, taken[0].class), (
-            1,
-            Some(30),
-            RetentionClass::History
-        ));
+        assert_eq!(
+            (taken[0].lease, taken[0].after, taken[0].class),
+            (1, Some(30), RetentionClass::History)
+        );
         assert_eq!(names.len(), 1);
         let (taken, names) = wishes(&ranges, &leases, caps::RETENTION).unwrap();
         assert_eq!((taken[0].lease, names.len()), (0, 0));

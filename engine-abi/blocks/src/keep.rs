@@ -155,7 +155,8 @@ impl BlockPool {
             return;
         }
         spans.truncate(SPANS_MAX);
-        let terms = LeaseTerms { tenant: part_of(namespace), id: named(namespace, id), spans: &spans };
+        let terms =
+            LeaseTerms { tenant: part_of(namespace), id: named(namespace, id), spans: &spans };
         if self.manager.lease(&terms, table.ids(), now_ms).is_err() {
             self.refused += 1;
         }

@@ -247,7 +247,8 @@ fn ranges() -> impl Strategy<Value = Vec<RetentionRange>> {
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let tokens = || prop::collection::vec(0u8..3, 1..6);
-    let ends = [None, Some(LeaseEnd::Released), Some(LeaseEnd::Finished), Some(LeaseEnd::Compacted)];
+    let ends =
+        [None, Some(LeaseEnd::Released), Some(LeaseEnd::Finished), Some(LeaseEnd::Compacted)];
     let op = prop_oneof![
         4 => (tokens(), 0usize..2, ranges())
             .prop_map(|(tokens, unfilled, ranges)| Op::Attach { tokens, unfilled, ranges }),

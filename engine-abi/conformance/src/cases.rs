@@ -3,6 +3,7 @@
 mod boundary;
 mod cache;
 mod flow;
+mod leases;
 mod lifecycle;
 mod output;
 mod pins;
@@ -84,6 +85,9 @@ pub fn cases() -> &'static [Case] {
         "transfer.parts", "TRANSFER", "Exports end at the first block that is not held, imports go on behind what is.", transfer::parts;
         "transfer.full", "TRANSFER", "Imports into a full cache take the room of what may leave, and no more.", transfer::full;
         "transfer.bad", "TRANSFER", "Transfers that make no sense are refused, or end with an error.", transfer::bad;
+        "leases.keep", "LEASE", "A lease keeps its blocks through a flood, and once it has ended they go first.", leases::keep;
+        "leases.amend", "LEASE", "A lease that is amended by kind is worth what the amendment says.", leases::amend;
+        "leases.bad", "LEASE", "Changes of leases that make no sense are refused; one of a lease that is not known is nothing.", leases::bad;
         "pins.bad", "PIN", "Pins that make no sense are refused, or end with an error.", pins::bad;
     }
 }

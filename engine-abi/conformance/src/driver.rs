@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use mainstay_engine_abi::raw::{
     HEALTH_DRAINING, HEALTH_FATAL, HEALTH_OK, HEALTH_STARTING, LANE_KV, LANE_OP, LANE_OUT,
-    MseBatch, MseEngine, MseErr, MseExport, MseHdr, MseImport, MseInfo, MsePin, MseRequest,
-    MseStats, MseStr, MseVtable, OK,
+    MseBatch, MseEngine, MseErr, MseExport, MseHdr, MseImport, MseInfo, MseLease, MsePin,
+    MseRequest, MseStats, MseStr, MseVtable, OK,
 };
 use mainstay_engine_abi::read;
 use mainstay_engine_abi::sdk::{
-    Code, EngineError, EntryPoint, Info, KvEvent, OpDone, Output, Pin, Request, caps,
+    Code, EngineError, EntryPoint, Info, KvEvent, LeaseChange, OpDone, Output, Pin, Request, caps,
 };
 use mainstay_engine_host::kit::{self, LogTarget};
 
@@ -269,6 +269,25 @@ impl Driver {
         let mut err = MseErr::empty();
         // SAFETY: a live engine and a whole struct.
         let rc = unsafe { snapshot(self.engine.as_ptr(), op_id, &raw mut err) };
+        if rc == OK { Ok(()) } else { Err(read::read_error(rc, &err)) }
+    }
+
+    /// Changes a lease, after `change` has had its hands on what goes over.
+    pub(crate) fn lease(
+        &self,
+        lease: &LeaseChange,
+        change: impl FnOnce(&mut MseLease),
+    ) -> Result<(), EngineError> {
+        let Some(call) = self.vtable.lease else {
+            return Err(EngineError::unimplemented(missing("lease")));
+        };
+        let mut err = MseErr::empty();
+        let rc = kit::lease(lease, |raw| {
+            let mut raw = *raw;
+            change(&mut raw);
+            // SAFETY: a live engine; the lease's ranges live for the call.
+            unsafe { call(self.engine.as_ptr(), &raw const raw, &raw mut err) }
+        });
         if rc == OK { Ok(()) } else { Err(read::read_error(rc, &err)) }
     }
 

@@ -40,7 +40,7 @@ pub use transfer::{HOST_OP, KvImport, Whole};
 /// engine through its raw functions; nobody else has a reason to.
 pub mod kit {
     pub use crate::decode::{Broken, KvItems, kv, ops, outputs};
-    pub use crate::encode::{pin, request};
+    pub use crate::encode::{lease, pin, request};
     pub use crate::library::load;
     pub use crate::log::{LogTarget, Sink};
     pub use crate::magic::check as identity;

@@ -17,8 +17,7 @@ use std::time::{Duration, Instant};
 
 use mainstay_engine_abi::sdk::{
     Code, Engine, EngineError, Export, Finish, Health, HostLog, Identity, Import, Info, Lanes,
-    LeaseChange, Pin,
-    Request, Stats, caps,
+    LeaseChange, Pin, Request, Stats, caps,
 };
 
 use crate::LoadError;

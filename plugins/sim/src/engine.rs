@@ -13,9 +13,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mainstay_engine_abi::sdk::{
-    Code, Engine, EngineError, Finish, Health, HostLog, Identity, Info, Lanes, LeaseChange,
-    Output, Pin,
-    Request, Stats, caps,
+    Code, Engine, EngineError, Finish, Health, HostLog, Identity, Info, Lanes, LeaseChange, Output,
+    Pin, Request, Stats, caps,
 };
 
 use crate::DEVICE;

@@ -106,9 +106,8 @@ impl Scheduler {
     /// cached: nobody computes them twice. A router that saw all tokens would send conversations away from where
     /// they are cached.
     fn enqueue(&mut self, mut sequence: Box<Sequence>) {
-        let is_here = |hash: &&u128| {
-            self.blocks.holds(**hash) || self.in_flight.contains_key(*hash)
-        };
+        let is_here =
+            |hash: &&u128| self.blocks.holds(**hash) || self.in_flight.contains_key(*hash);
         let hits = self.reusable(&sequence).iter().take_while(is_here).count();
         sequence.expected = sequence.tokens.len() - hits * self.grid.block_tokens;
         self.waiting.insert(sequence.place, sequence);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use mainstay_engine_abi::sdk::{
-    Cause, Code, EngineError, Finish, Info, KvEvent, Output, Pin, Request, Stats, caps,
+    Cause, Code, EngineError, Finish, Info, KvEvent, LeaseChange, Output, Pin, Request, Stats, caps,
 };
 use mainstay_engine_host::ExitReason;
 use parking_lot::Mutex;
@@ -184,6 +184,10 @@ impl Engine for FakeEngine {
         let known = self.notes.lock().pins.remove(&pin_id).is_some();
         self.op(op_id, if known { 0 } else { Code::NotFound.rc() }, 0);
         answer(Ok(()))
+    }
+
+    fn lease(&self, _: LeaseChange) -> Answer<'_, ()> {
+        answer(Err(EngineError::unimplemented("no leases")))
     }
 
     fn kv_snapshot(&self, op_id: u64) -> Answer<'_, ()> {

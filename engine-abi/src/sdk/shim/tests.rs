@@ -306,7 +306,8 @@ fn a_request_that_can_not_be_is_refused_before_the_engine_sees_it() {
     let flagged = MseSampling { flags: 4, ..good };
     let stops = MseSampling { stop_tokens: ptr::null(), stop_tokens_len: 1, ..good };
     let endless = MseSampling { stop_tokens: long.as_ptr(), stop_tokens_len: u64::MAX, ..good };
-    let range = MseRange { start: 4, end: 4, priority: 0, after: 0, kind: 0, lease: 0, duration_ms: 0 };
+    let range =
+        MseRange { start: 4, end: 4, priority: 0, after: 0, kind: 0, lease: 0, duration_ms: 0 };
     let loud = MseRange { end: 5, priority: 101, ..range };
     let one = [1_u32];
     let base = request(1, &one, &good);

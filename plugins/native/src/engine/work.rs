@@ -156,10 +156,7 @@ fn end_left(shared: &Shared, lanes: &Lanes, finish: &Finish) {
 
 fn refuse(command: Command, lanes: &Lanes) {
     match command {
-        Command::Submit(..)
-        | Command::Refuse(..)
-        | Command::Cancel(_)
-        | Command::Lease(_) => {}
+        Command::Submit(..) | Command::Refuse(..) | Command::Cancel(_) | Command::Lease(_) => {}
         Command::Pin(pin) => lanes.op(pin.op_id, Code::Unavailable.rc(), 0),
         Command::Unpin { op_id, .. } | Command::Snapshot { op_id } => {
             lanes.op(op_id, Code::Unavailable.rc(), 0);

@@ -282,7 +282,8 @@ fn requests_that_pins_leave_no_room_for_end_with_an_error() {
 #[test]
 fn ranges_decide_what_goes_first() {
     let mut bench = Bench::new(QWEN, json!({ "blocks": 24 }));
-    let range = |start, end, priority| RetentionRange { start, end, priority, ..RetentionRange::default() };
+    let range =
+        |start, end, priority| RetentionRange { start, end, priority, ..RetentionRange::default() };
     let precious = prompt(1, 100);
     let ranges = vec![range(0, 48, 90), range(48, TOKENS_TO_END, 0)];
     bench.run(Request { ranges, ..request(1, &precious, 1) });
