@@ -40,7 +40,7 @@ extern "C" {
 #define MSE_ABI_MINOR 1u
 #define MSE_MAGIC "MAINSTAY" /* 8 bytes, no terminator */
 /* The layout number of this very header: FNV-1a over the names, sizes and offsets of all structs and fields. */
-#define MSE_LAYOUT 0xe40fa9664efa6901ull
+#define MSE_LAYOUT 0xf1388ac6355897fbull
 
 typedef int32_t mse_rc; /* 0, or minus the gRPC code, or one of the codes below -99 */
 #define MSE_OK 0
