@@ -21,6 +21,8 @@ pub(crate) struct Flow {
     last: Option<Sample>,
     evictions_per_ms: f64,
     hits_per_ms: f64,
+    /// How much of the memory is filled: the rest counts as if nothing had happened in it, which is taken out again.
+    filled: f64,
     cached: f64,
 }
 
@@ -52,6 +54,7 @@ impl Flow {
         let hits = now.hit_tokens.saturating_sub(last.hit_tokens) as f64;
         blend(&mut self.evictions_per_ms, evicted);
         blend(&mut self.hits_per_ms, hits / f64::from(block_tokens.max(1)));
+        self.filled += weight * (1.0 - self.filled);
     }
 
     /// The pressure now.
@@ -59,7 +62,7 @@ impl Flow {
         if self.evictions_per_ms * MEMORY_MS < EVICTIONS_LEAST {
             return Pressure { kept_ms: None, used_share: 1.0 };
         }
-        let kept_ms = self.cached / self.evictions_per_ms;
+        let kept_ms = self.cached * self.filled / self.evictions_per_ms;
         let all = self.hits_per_ms + self.evictions_per_ms;
         Pressure { kept_ms: Some(kept_ms as u64), used_share: self.hits_per_ms / all }
     }
@@ -88,6 +91,14 @@ mod tests {
         let kept_ms = pressure.kept_ms.unwrap();
         assert!((9_500..10_500).contains(&kept_ms), "{kept_ms}");
         assert!((pressure.used_share - 0.75).abs() < 0.01);
+        // A short look says the same.
+        let (mut short, first) = (Flow::default(), start);
+        for second in 0..3 {
+            let at = first + Duration::from_secs(second);
+            short.take(&load(second * 100, 0), 16, at);
+        }
+        let kept_ms = short.pressure().kept_ms.unwrap();
+        assert!((9_500..10_500).contains(&kept_ms), "{kept_ms}");
         // Nothing goes any more.
         for second in 300..700 {
             flow.take(&load(30_000, 0), 16, start + Duration::from_secs(second));

@@ -6,6 +6,7 @@ mod access;
 mod bad_starts;
 mod failover;
 mod keeper;
+mod lifecycle;
 mod members;
 mod pins;
 mod readme;
