@@ -62,6 +62,7 @@ fn settings(control: &FakeControl) -> Settings {
         start_timeout_ms: 20_000,
         drain_timeout_ms: 20_000,
         engine_restarts_max: 3,
+        tiers: crate::tiers::TierConfig::default(),
     }
 }
 

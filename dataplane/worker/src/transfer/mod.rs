@@ -1,14 +1,20 @@
-//! Blocks from one worker to another: what one has computed the other need not.
+//! Blocks from elsewhere into the engine, and out to other workers: what was computed once need not be again.
 //!
-//! The gateway names workers that hold more of a prompt than the one it chose. That one asks the best of them for
-//! what it lacks, has its engine take the blocks in, and only then starts the request, which hits them. Nothing
-//! depends on it: a source that is gone, slow or wrong costs a moment, and the rest of the prompt is computed. Bytes
-//! are checked as they come, and names are keyed hashes chained from the tenant's namespace, so that nobody can ask
-//! for blocks whose prompt he does not know.
+//! Before a request starts, the worker looks what of its prompt the engine lacks, asks its own tiers, then the store of
+//! objects or the workers that the gateway named, has its engine take the blocks in, and only then starts the
+//! request, which hits them. Nothing depends on it: a source that is gone, slow or wrong costs a moment, no
+//! longer than computing would take, and the rest of the prompt is computed. Bytes are checked as they come, and
+//! names are keyed hashes chained from the tenant's namespace, so that nobody can ask for blocks whose prompt he does
+//! not know.
 //!
-//! `serve` gives, `bring` takes.
+//! `serve` gives; `bring` takes, by the ways of `from`, at the cost that `cost` knows, once for all that ask for the same
+//! (`loading`), and not from who has just failed (`pause`).
 
 mod bring;
+mod cost;
+mod from;
+mod loading;
+mod pause;
 mod serve;
 
 use std::collections::HashMap;
@@ -24,6 +30,9 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 pub(crate) use bring::bring_in;
+use cost::Rates;
+use loading::Loading;
+use pause::Pauses;
 pub(crate) use serve::export;
 
 /// Sources in one request.
@@ -36,8 +45,8 @@ const CHUNK_BYTES: usize = 4 << 20;
 const TRANSFERS_MAX: usize = 8;
 /// Fewer blocks than these are not worth the way.
 const BLOCKS_MIN: usize = 4;
-/// How long bringing in may hold a request up. What has come by then stays; the rest is computed.
-const BRING_MAX: Duration = Duration::from_secs(3);
+/// How long one transfer may be served, however slowly it is read.
+const SERVE_MAX: Duration = Duration::from_secs(10);
 /// Channels to other workers that are kept.
 const PEERS_MAX: usize = 256;
 
@@ -47,6 +56,9 @@ pub(crate) struct Transfers {
     peers: Mutex<HashMap<String, Channel>>,
     serving: Arc<Semaphore>,
     taking: Semaphore,
+    loading: Loading,
+    pauses: Mutex<Pauses>,
+    rates: Rates,
 }
 
 impl Transfers {
@@ -60,6 +72,9 @@ impl Transfers {
             peers: Mutex::default(),
             serving: Arc::new(Semaphore::new(TRANSFERS_MAX)),
             taking: Semaphore::new(TRANSFERS_MAX),
+            loading: Loading::default(),
+            pauses: Mutex::default(),
+            rates: Rates::default(),
         }
     }
 
