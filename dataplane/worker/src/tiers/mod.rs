@@ -11,14 +11,15 @@ mod offload;
 mod settings;
 mod tell;
 mod upload;
+mod wants;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mainstay_engine_abi::sdk::{Info, caps};
-use mainstay_tier::{BlockKey, Layout, RemoteSettings, RemoteTier, TierError};
+use mainstay_engine_abi::sdk::{Info, Request, caps};
+use mainstay_tier::{BlockKey, Layout, RemoteSettings, RemoteTier, Retention, TierError};
 use mainstay_types::{HashKey, ModelSpec, NamespaceId, SequenceHash};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
@@ -31,6 +32,7 @@ pub use settings::{DiskConfig, RemoteConfig, TierConfig};
 pub(crate) use tell::tell;
 use upload::Pack;
 pub(crate) use upload::upload;
+use wants::Wants;
 
 /// Jobs that wait for the engine.
 const JOBS_MAX: usize = 8_192;
@@ -40,6 +42,8 @@ const JOB_BLOCKS_MAX: usize = 1 << 20;
 const PACKS_MAX: usize = 1_024;
 /// Packs of which it is remembered that the store has them.
 const KNOWN_MAX: usize = 1 << 16;
+/// How long the engine's reports may take to get here.
+const LAST_REPORTS: Duration = Duration::from_millis(50);
 /// Bytes of one load from the store; as many loads as there are transfers may run.
 const REMOTE_LOAD_BYTES: u64 = 64 << 20;
 /// The longest that one call to the store may take.
@@ -54,6 +58,7 @@ pub(crate) struct Tiers {
     packs: Queue<Pack>,
     /// Packs that the store has, by their last block.
     known: Mutex<HashSet<SequenceHash>>,
+    wants: Mutex<Wants>,
 }
 
 /// Work that waits, bounded, and whether any is left.
@@ -136,6 +141,7 @@ impl Tiers {
             jobs: Queue::new(JOBS_MAX),
             packs: Queue::new(PACKS_MAX),
             known: Mutex::default(),
+            wants: Mutex::default(),
         })))
     }
 
@@ -183,9 +189,34 @@ impl Tiers {
         }
     }
 
+    /// Notes what a request says of its blocks; of those that are here at once.
+    pub(crate) fn want(&self, request: &Request, blocks: &[SequenceHash], block_tokens: u32) {
+        let Some(local) = self.local.as_ref().filter(|_| !request.ranges.is_empty()) else {
+            return;
+        };
+        let said = wants::of_ranges(&request.ranges, blocks, block_tokens, now_ms());
+        let mut wants = self.wants.lock();
+        for (block, said) in &said {
+            wants.note(*block, said);
+        }
+        drop(wants);
+        let namespace = NamespaceId(request.namespace);
+        let layout = self.layout.id;
+        for (hash, said) in said {
+            local.want_more(&BlockKey { namespace, hash, layout }, &said);
+        }
+    }
+
+    /// How much a block is wanted, as far as anybody said.
+    fn wanted(&self, block: SequenceHash) -> Retention {
+        self.wants.lock().of(block).unwrap_or_default()
+    }
+
     /// Waits until all that was noted is copied, up to a limit.
     pub(crate) async fn settle(&self, limit: Duration) {
         let idle = async {
+            // The engine's last reports may be on their way.
+            tokio::time::sleep(LAST_REPORTS).await;
             self.jobs.idle().await;
             self.packs.idle().await;
         };
