@@ -265,6 +265,17 @@ impl HostTier {
         found.is_some()
     }
 
+    /// The same, but takes nothing back that was said before: the most of both counts.
+    pub fn retain_more(&self, key: &BlockKey, retention: &Retention, now_ms: u64) -> bool {
+        let mut table = self.table.lock();
+        let found = table.shelf.find(key);
+        if let Some(slot) = found {
+            let before = table.shelf.retention_of(slot).unwrap_or_default();
+            table.shelf.retain(slot, before.merge(retention), now_ms);
+        }
+        found.is_some()
+    }
+
     /// Forgets a block; `false` if it is not here.
     pub fn remove(&self, key: &BlockKey) -> bool {
         let mut table = self.table.lock();

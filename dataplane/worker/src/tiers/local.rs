@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mainstay_tier::{
     BlockKey, DiskSettings, DiskTier, Found, Get, HostSettings, HostTier, Layout, Moves, Put,
-    Record, Stack, StackSettings, TierError,
+    Record, Retention, Stack, StackSettings, TierError,
 };
 use mainstay_types::{SequenceHash, Tier};
 
@@ -83,6 +83,19 @@ impl Local {
             Some(below) => below.stack.put(record, now_ms()),
             None => self.host.put(record, now_ms()),
         }
+    }
+
+    /// Says that a block is wanted at least so much.
+    pub(super) fn want_more(&self, key: &BlockKey, said: &Retention) {
+        self.host.retain_more(key, said, now_ms());
+        if let Some(disk) = self.disk() {
+            disk.retain_more(key, said, now_ms());
+        }
+    }
+
+    /// Has the disk keep over a crash what was written to it.
+    pub(super) fn commit(&self) -> bool {
+        self.disk().is_none_or(|disk| disk.flush(now_ms()))
     }
 
     /// The leading blocks of a chain that are here and whole. Waits for the disk: not for a thread of the runtime.

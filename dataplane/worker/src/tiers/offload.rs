@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use mainstay_engine_abi::limits::TRANSFER_BLOCKS_MAX;
 use mainstay_engine_abi::sdk::KvEvent;
-use mainstay_tier::{Put, Record, Retention};
+use mainstay_tier::{Put, Record};
 use mainstay_types::{NamespaceId, SequenceHash, Tier};
 
 use super::local::Local;
@@ -61,7 +61,8 @@ pub(crate) async fn offload(shared: Arc<Shared>, life: Arc<Life>, tiers: Arc<Tie
         match job {
             Job::Stored { namespace, parent, blocks } => {
                 if let Some(local) = tiers.local() {
-                    keep(&life, &tiers, local, namespace, parent, &blocks).await;
+                    let run = Run { namespace, parent, blocks: &blocks };
+                    keep(&shared, &life, &tiers, local, &run).await;
                 }
                 note_packs(&shared, &tiers, namespace, &blocks);
             }
@@ -92,15 +93,16 @@ fn count(ended: &'static str, blocks: usize) {
         .increment(blocks as u64);
 }
 
-/// Copies the blocks of a run that the local tiers lack.
-async fn keep(
-    life: &Life,
-    tiers: &Tiers,
-    local: &Local,
+/// Blocks that follow each other.
+struct Run<'a> {
     namespace: NamespaceId,
     parent: SequenceHash,
-    blocks: &[SequenceHash],
-) {
+    blocks: &'a [SequenceHash],
+}
+
+/// Copies the blocks of a run that the local tiers lack.
+async fn keep(shared: &Shared, life: &Life, tiers: &Tiers, local: &Local, run: &Run<'_>) {
+    let Run { namespace, parent, blocks } = *run;
     let of = usize::try_from(life.info.block_bytes).unwrap_or(usize::MAX).max(1);
     let step = (EXPORT_BYTES / of).clamp(1, TRANSFER_BLOCKS_MAX as usize);
     let keys = tiers.keys(namespace, blocks);
@@ -115,12 +117,12 @@ async fn keep(
         }
         let run = &blocks[at..at + lacking];
         let begun = Instant::now();
-        let bytes = export(life, run).await;
+        let bytes = export(shared, life, run).await;
         let took = begun.elapsed();
         let came = bytes.len() / of;
         let mut before = if at == 0 { parent } else { blocks[at - 1] };
         for (key, payload) in keys[at..].iter().zip(bytes.chunks_exact(of)) {
-            let retention = Retention::default();
+            let retention = tiers.wanted(key.hash);
             let record = Record { key: *key, parent: before, retention, payload, sum: None };
             match local.put(&record) {
                 Ok(Put::Stored | Put::Present) => count("stored", 1),
@@ -139,10 +141,10 @@ async fn keep(
 }
 
 /// The bytes of leading blocks; none if the engine does not answer. It is asked again where it had too much to do.
-pub(super) async fn export(life: &Life, blocks: &[SequenceHash]) -> Vec<u8> {
+pub(super) async fn export(shared: &Shared, life: &Life, blocks: &[SequenceHash]) -> Vec<u8> {
     let names: Vec<u128> = blocks.iter().map(|block| block.0).collect();
     for _ in 0..RETRIES_MAX {
-        match life.engine.kv_export(names.clone()).await {
+        match shared.transfers.export(life, names.clone()).await {
             Ok(bytes) => return bytes,
             Err(error) if error.retry_after_ms > 0 => {
                 let pause = Duration::from_millis(error.retry_after_ms.into()).max(RETRY_AFTER);

@@ -10,11 +10,14 @@ use mainstay_tier::Move;
 use mainstay_types::Tier;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use super::local::Local;
 use super::{Tiers, figures, now_ms};
 use crate::shared::Shared;
 
 /// How often moves are read.
 const TELL_EVERY: Duration = Duration::from_millis(50);
+/// How often what was written to the disk is made to outlive a crash.
+const COMMIT_EVERY: Duration = Duration::from_secs(5);
 /// How often figures are published.
 const FIGURES_EVERY: Duration = Duration::from_secs(1);
 
@@ -23,6 +26,8 @@ pub(crate) async fn tell(shared: Arc<Shared>, tiers: Arc<Tiers>) {
     let mut ticks = tokio::time::interval(TELL_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut published = Instant::now();
+    let mut committed = Instant::now();
+    let mut committing: Option<tokio::task::JoinHandle<()>> = None;
     // What was told by a task before this one may be of other tiers.
     let mut all = true;
     loop {
@@ -32,6 +37,16 @@ pub(crate) async fn tell(shared: Arc<Shared>, tiers: Arc<Tiers>) {
         if published.elapsed() >= FIGURES_EVERY {
             published = Instant::now();
             figures::publish(&tiers);
+        }
+        // One at a time: a disk that hangs keeps one thread, and not one more each time.
+        let idle = committing.as_ref().is_none_or(tokio::task::JoinHandle::is_finished);
+        if idle && committed.elapsed() >= COMMIT_EVERY {
+            committed = Instant::now();
+            let tiers = Arc::clone(&tiers);
+            committing = Some(tokio::task::spawn_blocking(move || {
+                // What it says is in the disk's health.
+                let _ = tiers.local().is_none_or(Local::commit);
+            }));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use mainstay_tier::{Put, Record, RemoteTier, Retention};
+use mainstay_tier::{Put, Record, RemoteTier};
 use mainstay_types::{NamespaceId, SequenceHash};
 
 use super::Tiers;
@@ -33,10 +33,10 @@ pub(crate) async fn upload(shared: Arc<Shared>, life: Arc<Life>, tiers: Arc<Tier
     let Some(remote) = tiers.remote() else { return };
     let mut packs = tiers.packs.from.lock().await;
     let packs = futures::stream::poll_fn(move |context| packs.poll_recv(context));
-    let (life, tiers) = (&life, &tiers);
+    let (all, life, tiers) = (&shared, &life, &tiers);
     let sent = packs.for_each_concurrent(UPLOADS_MAX, |pack| async move {
         let _open = Open(tiers);
-        let ended = send(life, tiers, remote, &pack).await;
+        let ended = send(all, life, tiers, remote, &pack).await;
         metrics::counter!("mainstay_worker_uploads_total", "ended" => ended).increment(1);
         if ended == "failed" {
             tokio::time::sleep(FAILED_PAUSE).await;
@@ -58,7 +58,13 @@ impl Drop for Open<'_> {
 }
 
 /// Sends a pack unless the store has it; says what became of it.
-async fn send(life: &Life, tiers: &Tiers, remote: &RemoteTier, pack: &Pack) -> &'static str {
+async fn send(
+    shared: &Shared,
+    life: &Life,
+    tiers: &Tiers,
+    remote: &RemoteTier,
+    pack: &Pack,
+) -> &'static str {
     let Some(last) = pack.blocks.last().copied() else { return "gone" };
     let keys = tiers.keys(pack.namespace, &pack.blocks);
     if tiers.knows(last) {
@@ -72,7 +78,7 @@ async fn send(life: &Life, tiers: &Tiers, remote: &RemoteTier, pack: &Pack) -> &
         Ok(Some(false)) => {}
         Ok(None) | Err(_) => return "failed",
     }
-    let bytes = export(life, &pack.blocks).await;
+    let bytes = export(shared, life, &pack.blocks).await;
     let of = usize::try_from(life.info.block_bytes).unwrap_or(usize::MAX).max(1);
     if bytes.len() != of * pack.blocks.len() {
         return "gone";
@@ -85,7 +91,7 @@ async fn send(life: &Life, tiers: &Tiers, remote: &RemoteTier, pack: &Pack) -> &
         .map(|((key, parent), payload)| Record {
             key: *key,
             parent,
-            retention: Retention::default(),
+            retention: tiers.wanted(key.hash),
             payload,
             sum: None,
         })

@@ -107,6 +107,7 @@ pub(crate) async fn bring_in(
     let held = held(shared, &blocks);
     if let Some(tiers) = &tiers {
         tiers.touch(NamespaceId(request.namespace), &blocks[..held]);
+        tiers.want(request, &blocks, life.info.block_tokens);
     }
     if blocks.len() < held + BLOCKS_MIN {
         return;
@@ -315,7 +316,7 @@ impl Load<'_> {
             priority,
             duration_ms,
         };
-        let taken = self.life.engine.kv_import(import).await.map_err(|error| {
+        let taken = self.shared.transfers.import(self.life, import).await.map_err(|error| {
             tracing::debug!(%error, "the engine takes no blocks");
             Ended::Engine
         })? as usize;

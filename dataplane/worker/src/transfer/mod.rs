@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mainstay_engine_abi::sdk::EngineError;
 use mainstay_identity::{Identity, Role};
 use mainstay_proto::client::{Connector, channel, connector};
 use mainstay_types::SequenceHash;
@@ -30,6 +31,9 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 pub(crate) use bring::bring_in;
+
+use crate::engine::KvImport;
+use crate::shared::Life;
 use cost::Rates;
 use loading::Loading;
 use pause::Pauses;
@@ -43,6 +47,8 @@ const BLOCKS_MAX: usize = 1 << 18;
 const CHUNK_BYTES: usize = 4 << 20;
 /// Transfers that one worker serves, and takes, at once.
 const TRANSFERS_MAX: usize = 8;
+/// Copies in and out of the engine at once, all sides together; the host takes 16.
+const COPIES_MAX: usize = 12;
 /// Fewer blocks than these are not worth the way.
 const BLOCKS_MIN: usize = 4;
 /// How long one transfer may be served, however slowly it is read.
@@ -56,6 +62,8 @@ pub(crate) struct Transfers {
     peers: Mutex<HashMap<String, Channel>>,
     serving: Arc<Semaphore>,
     taking: Semaphore,
+    /// Copies in and out of the engine, of which it refuses more.
+    copies: Semaphore,
     loading: Loading,
     pauses: Mutex<Pauses>,
     rates: Rates,
@@ -72,10 +80,27 @@ impl Transfers {
             peers: Mutex::default(),
             serving: Arc::new(Semaphore::new(TRANSFERS_MAX)),
             taking: Semaphore::new(TRANSFERS_MAX),
+            copies: Semaphore::new(COPIES_MAX),
             loading: Loading::default(),
             pauses: Mutex::default(),
             rates: Rates::default(),
         }
+    }
+
+    /// The bytes of a chain's leading blocks, once it is their turn.
+    pub(crate) async fn export(
+        &self,
+        life: &Life,
+        blocks: Vec<u128>,
+    ) -> Result<Vec<u8>, EngineError> {
+        let _turn = self.copies.acquire().await;
+        life.engine.kv_export(blocks).await
+    }
+
+    /// Has the engine take blocks in, once it is their turn.
+    async fn import(&self, life: &Life, import: KvImport) -> Result<u32, EngineError> {
+        let _turn = self.copies.acquire().await;
+        life.engine.kv_import(import).await
     }
 
     /// A channel to another worker, opened when it is first used.

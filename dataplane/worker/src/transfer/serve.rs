@@ -18,6 +18,7 @@ use crate::tiers::Tiers;
 
 /// One request's blocks on their way out.
 struct Way {
+    shared: Arc<Shared>,
     life: Arc<Life>,
     tiers: Option<Arc<Tiers>>,
     /// Whose they are; without it the engine alone is asked.
@@ -55,7 +56,8 @@ pub(crate) fn export(
     let of = usize::try_from(life.info.block_bytes).unwrap_or(usize::MAX).max(1);
     let step = (CHUNK_BYTES / of).clamp(1, TRANSFER_BLOCKS_MAX as usize);
     let tiers = shared.tiers();
-    let way = Way { life, tiers, namespace, blocks, at: 0, step, _permit: permit };
+    let shared = Arc::clone(shared);
+    let way = Way { shared, life, tiers, namespace, blocks, at: 0, step, _permit: permit };
     // A task of its own, since a stream that nobody reads is not asked for anything. It makes one message ahead.
     let (send, messages) = mpsc::channel(1);
     tokio::spawn(async move {
@@ -90,7 +92,7 @@ impl Way {
         let of = self.life.info.block_bytes.max(1) as usize;
         let wanted = &self.blocks[self.at..end];
         let names = wanted.iter().map(|block| block.0).collect();
-        let exported = self.life.engine.kv_export(names).await;
+        let exported = self.shared.transfers.export(&self.life, names).await;
         let mut content = exported.map_err(|error| Status::unavailable(error.to_string()))?;
         let in_engine = content.len() / of;
         if in_engine < wanted.len() {
