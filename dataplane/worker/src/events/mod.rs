@@ -163,12 +163,16 @@ impl Events {
         let gone: Vec<SequenceHash> =
             state.map.of_tier(tier).filter(|block| !here.contains(block)).collect();
         state.remove(&gone, tier);
+        self.told(state);
+        // A run at a time, so that the engine's reports need not wait for a large disk. If all is forgotten in
+        // between, all is asked for once more.
         for run in runs {
             if let BlockEvent::Stored { namespace, parent, blocks, tier } = run {
+                let mut state = self.state.lock();
                 state.store(namespace, parent, &blocks, tier);
+                self.told(state);
             }
         }
-        self.told(state);
     }
 
     /// Wakes whoever passes on what changed.

@@ -258,7 +258,7 @@ impl Load<'_> {
             return Ended::Source;
         };
         self.asking = Some((From::Local, self.at));
-        let ended = self.from_local(tiers).await;
+        let ended = self.take_local(tiers).await;
         self.conclude(ended);
         ended
     }
@@ -266,8 +266,8 @@ impl Load<'_> {
     async fn ask(&mut self, from: From, reach: usize) -> Ended {
         self.asking = Some((from.clone(), self.at));
         let ended = match (&from, self.tiers) {
-            (From::Peer(address), _) => self.from_peer(address, reach).await,
-            (From::Remote, Some(tiers)) => self.from_remote(tiers).await,
+            (From::Peer(address), _) => self.take_from_peer(address, reach).await,
+            (From::Remote, Some(tiers)) => self.take_remote(tiers).await,
             _ => Ended::Source,
         };
         self.conclude(ended);

@@ -90,7 +90,7 @@ impl Need {
     /// What computing so many blocks takes, where it is known.
     fn compute_us(&self, blocks: usize) -> Option<f32> {
         let known = self.prefill_us_per_token > 0.0;
-        known.then(|| blocks as f32 * self.block_tokens as f32 * self.prefill_us_per_token)
+        known.then_some(blocks as f32 * self.block_tokens as f32 * self.prefill_us_per_token)
     }
 
     /// How long bringing `blocks` in may hold the request up: no longer than computing them would.

@@ -32,7 +32,7 @@ impl Load<'_> {
     }
 
     /// From host memory and the disk.
-    pub(super) async fn from_local(&mut self, tiers: &Arc<Tiers>) -> Ended {
+    pub(super) async fn take_local(&mut self, tiers: &Arc<Tiers>) -> Ended {
         let Some(local) = tiers.local() else { return Ended::Source };
         let mut aged = false;
         while self.at < self.blocks.len() {
@@ -63,7 +63,7 @@ impl Load<'_> {
     }
 
     /// From the store, as far as whole packs go.
-    pub(super) async fn from_remote(&mut self, tiers: &Arc<Tiers>) -> Ended {
+    pub(super) async fn take_remote(&mut self, tiers: &Arc<Tiers>) -> Ended {
         let Some(remote) = tiers.remote() else { return Ended::Source };
         let pack = remote.pack_blocks();
         loop {
@@ -109,7 +109,7 @@ impl Load<'_> {
     }
 
     /// From another worker, up to the block before `reach`.
-    pub(super) async fn from_peer(&mut self, address: &str, reach: usize) -> Ended {
+    pub(super) async fn take_from_peer(&mut self, address: &str, reach: usize) -> Ended {
         let Ok(channel) = self.shared.transfers.peer(address) else { return Ended::Refused };
         let most = CHUNK_BYTES.max(self.of()) + MESSAGE_SPARE_BYTES;
         let mut client = WorkerClient::new(channel).max_decoding_message_size(most);

@@ -96,7 +96,7 @@ impl Way {
         let mut content = exported.map_err(|error| Status::unavailable(error.to_string()))?;
         let in_engine = content.len() / of;
         if in_engine < wanted.len() {
-            content.extend(self.from_tiers(&wanted[in_engine..]).await);
+            content.extend(self.lower_bytes(&wanted[in_engine..]).await);
         }
         let count = content.len() / of;
         if count == 0 {
@@ -113,7 +113,7 @@ impl Way {
     }
 
     /// What the engine lacks and the local tiers have.
-    async fn from_tiers(&self, blocks: &[SequenceHash]) -> Vec<u8> {
+    async fn lower_bytes(&self, blocks: &[SequenceHash]) -> Vec<u8> {
         let Some((tiers, namespace)) = self.tiers.clone().zip(self.namespace) else {
             return Vec::new();
         };

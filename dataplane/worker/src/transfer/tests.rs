@@ -304,9 +304,9 @@ async fn a_transfer_that_hangs_ends_and_frees_its_place() {
     for _ in 0..super::TRANSFERS_MAX {
         open.push(stage.client().export_blocks(request()).await.expect("taken").into_inner());
     }
-    let more = stage.client().export_blocks(request()).await.err().expect("one too many");
+    let more = stage.client().export_blocks(request()).await.expect_err("one too many");
     assert_eq!(more.code(), tonic::Code::ResourceExhausted);
-    let ended = open[0].message().await.err().expect("too late");
+    let ended = open[0].message().await.expect_err("too late");
     assert_eq!(ended.code(), tonic::Code::DeadlineExceeded);
     // The others are not read at all, and end too.
     tokio::time::sleep(Duration::from_millis(300)).await;
