@@ -7,7 +7,7 @@ use std::sync::Arc;
 use mainstay_identity::Identity;
 use mainstay_raft::{Connector, Settings};
 use mainstay_state::Limits;
-use mainstay_types::{NodeId, Region};
+use mainstay_types::{HashKey, NodeId, Region};
 
 /// The usual time after which a silent worker's epoch is fenced.
 pub const LEASE_TTL_MS: u64 = 2_000;
@@ -53,6 +53,8 @@ pub struct ControlConfig {
     pub plain_index: bool,
     /// The pace of the replicated log.
     pub settings: Settings,
+    /// The key by which a group that this member founds names blocks; random if `None`. A group that has a key keeps it.
+    pub hash_key: Option<HashKey>,
     /// How to reach other members; not asked where there is an identity.
     pub connector: Connector,
     /// Who this member is. With it all its connections are TLS and roles are checked.
@@ -76,6 +78,7 @@ impl ControlConfig {
             lease_ttl_ms: LEASE_TTL_MS,
             plain_index: false,
             settings: Settings::default(),
+            hash_key: None,
             connector: Arc::new(mainstay_proto::client::channel),
             identity: None,
             insecure: false,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mainstay_raft::{Connector, Group, Leadership, ProposeError};
-use mainstay_types::{Command, Epoch, FenceCause, WorkerId};
+use mainstay_types::{Command, Epoch, FenceCause, HashKey, WorkerId};
 
 use crate::keeper::Keeper;
 use crate::leases::Leases;
@@ -20,7 +20,12 @@ const PACE: Duration = Duration::from_millis(100);
 const IDLE_TICK: Duration = Duration::from_secs(10);
 
 /// Runs for as long as the member does.
-pub(crate) async fn run(group: Group, leases: Arc<Leases>, connector: Connector) {
+pub(crate) async fn run(
+    group: Group,
+    leases: Arc<Leases>,
+    connector: Connector,
+    hash_key: Option<HashKey>,
+) {
     let mut leadership = group.leadership();
     loop {
         let serving = leadership.wait_for(|l| matches!(l, Leadership::Serving { .. })).await;
@@ -31,7 +36,7 @@ pub(crate) async fn run(group: Group, leases: Arc<Leases>, connector: Connector)
             let changed = async { leadership.wait_for(|l| *l != serving).await.is_err() };
             tokio::select! {
                 ended = changed => ended,
-                () = lead(&group, &leases, &connector) => true,
+                () = lead(&group, &leases, &connector, hash_key) => true,
             }
         };
         if ended {
@@ -41,7 +46,12 @@ pub(crate) async fn run(group: Group, leases: Arc<Leases>, connector: Connector)
 }
 
 /// Returns only when the group has ended.
-async fn lead(group: &Group, leases: &Leases, connector: &Connector) {
+async fn lead(group: &Group, leases: &Leases, connector: &Connector, hash_key: Option<HashKey>) {
+    if hash_key.is_some()
+        && group.read(|m| m.hash_key().is_some_and(|known| Some(known) != hash_key))
+    {
+        tracing::warn!("this cluster has a hash key already; that of --hash-key-file is not used");
+    }
     let mut ticked = Instant::now();
     let mut looked = Instant::now();
     let mut keeper = Keeper::default();
@@ -53,7 +63,7 @@ async fn lead(group: &Group, leases: &Leases, connector: &Connector) {
             if group.read(|m| m.hash_key().is_none()) {
                 // In this order, so that whoever finds a key finds a version, too.
                 versions::begin(group, connector).await?;
-                bootstrap(group).await?;
+                bootstrap(group, hash_key).await?;
             }
             // Whoever was cut off from its quorum, or asleep, has heard nobody; that is not the workers' silence.
             let absent = !group.leads() || looked.elapsed() > leases.ttl() / 2;
@@ -81,9 +91,11 @@ async fn lead(group: &Group, leases: &Leases, connector: &Connector) {
     }
 }
 
-async fn bootstrap(group: &Group) -> Result<(), ProposeError> {
+async fn bootstrap(group: &Group, given: Option<HashKey>) -> Result<(), ProposeError> {
     let mut hash_key = [0; 16];
-    if let Err(error) = getrandom::fill(&mut hash_key) {
+    if let Some(given) = given {
+        hash_key = given.0;
+    } else if let Err(error) = getrandom::fill(&mut hash_key) {
         tracing::error!(%error, "the system has no randomness");
         return Ok(());
     }

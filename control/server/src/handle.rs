@@ -93,7 +93,12 @@ pub async fn start(mut config: ControlConfig) -> Result<ControlHandle, ControlEr
         }
     });
     let tasks = vec![
-        tokio::spawn(duties::run(group.clone(), leases, Arc::clone(&config.connector))),
+        tokio::spawn(duties::run(
+            group.clone(),
+            leases,
+            Arc::clone(&config.connector),
+            config.hash_key,
+        )),
         tokio::spawn(versions::run(group.clone(), Arc::clone(&config.connector))),
         tokio::spawn(cuts::run(group.clone())),
         tokio::spawn(freshness::run(group.clone(), place, Arc::clone(&config.connector))),

@@ -35,6 +35,7 @@ use aligned_vec::{AVec, ConstAlign};
 use parking_lot::Mutex;
 
 use crate::figures::{add, count};
+use crate::moves::Moves;
 use crate::record::{HEADER_BYTES, Header, Kind};
 use crate::shelf::Shelf;
 use crate::{
@@ -262,6 +263,24 @@ impl DiskTier {
     #[must_use]
     pub fn has(&self, key: &BlockKey) -> bool {
         self.table.lock().shelf.find(key).is_some()
+    }
+
+    /// Since when it has the block; since it was opened, for one that was there before.
+    #[must_use]
+    pub fn since_ms(&self, key: &BlockKey) -> Option<u64> {
+        let table = self.table.lock();
+        table.shelf.since_of(table.shelf.find(key)?)
+    }
+
+    /// Keeps up to so many moves from now on, for [`Self::take_moves`].
+    pub fn keep_moves(&self, room: usize) {
+        self.table.lock().shelf.keep_moves(room);
+    }
+
+    /// What came and went since the last call.
+    #[must_use]
+    pub fn take_moves(&self) -> Moves {
+        self.table.lock().shelf.take_moves()
     }
 
     /// All that it has, the longest unused first, with the block before each.

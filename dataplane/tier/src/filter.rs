@@ -127,6 +127,14 @@ impl Filter {
         }
     }
 
+    /// Decides about a block whose memory ends with the process: a second touch can't come any more, so all that is
+    /// wanted and has its parent is written.
+    #[must_use]
+    pub fn decides_at_end(&self, touch: &Touch, now_ms: u64) -> bool {
+        let wanted = touch.retention.priority_at(now_ms) >= self.settings.priority_least;
+        touch.retention.pinned_at(now_ms) || wanted && (touch.parent_held || touch.depth == 0)
+    }
+
     /// Remembers a name; whether it was there.
     fn note(&mut self, key: &BlockKey) -> bool {
         let mut bytes = [0; 40];

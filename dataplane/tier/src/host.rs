@@ -6,9 +6,11 @@
 //! checked again on the way out is a setting, since it is the memory's own error correction that guards it here.
 
 use bytes::BytesMut;
+use mainstay_types::SequenceHash;
 use parking_lot::{Mutex, RwLock};
 
 use crate::figures::{add, count};
+use crate::moves::Moves;
 use crate::shelf::Shelf;
 use crate::{
     BlockKey, Figures, Get, Held, Layout, PRIORITY_MAX, Put, Record, Refusal, Retention, SLOTS_MAX,
@@ -142,6 +144,40 @@ impl HostTier {
         self.table.lock().shelf.find(key).is_some()
     }
 
+    /// Since when it has the block.
+    #[must_use]
+    pub fn since_ms(&self, key: &BlockKey) -> Option<u64> {
+        let table = self.table.lock();
+        table.shelf.since_of(table.shelf.find(key)?)
+    }
+
+    /// All that it has, the longest unused first, with the block before each.
+    #[must_use]
+    pub fn keys(&self) -> Vec<(BlockKey, SequenceHash)> {
+        let ready = self.table.lock().shelf.ready();
+        ready.into_iter().map(|(_, key, parent, _)| (key, parent)).collect()
+    }
+
+    /// Keeps up to so many moves from now on, for [`Self::take_moves`].
+    pub fn keep_moves(&self, room: usize) {
+        self.table.lock().shelf.keep_moves(room);
+    }
+
+    /// What came and went since the last call.
+    #[must_use]
+    pub fn take_moves(&self) -> Moves {
+        self.table.lock().shelf.take_moves()
+    }
+
+    /// Counts a use of the leading blocks that are here: somebody found them in a nearer tier.
+    pub fn touch(&self, keys: &[BlockKey]) {
+        let mut table = self.table.lock();
+        for key in keys {
+            let Some(slot) = table.shelf.find(key) else { return };
+            table.shelf.touch(slot);
+        }
+    }
+
     /// Keeps a block, at the expense of one that is wanted no more than this.
     pub fn put(&self, record: &Record<'_>, now_ms: u64) -> Result<Put, TierError> {
         self.put_with(record, now_ms, |_, _| {})
@@ -225,6 +261,17 @@ impl HostTier {
         let found = table.shelf.find(key);
         if let Some(slot) = found {
             table.shelf.retain(slot, retention, now_ms);
+        }
+        found.is_some()
+    }
+
+    /// The same, but takes nothing back that was said before: the most of both counts.
+    pub fn retain_more(&self, key: &BlockKey, retention: &Retention, now_ms: u64) -> bool {
+        let mut table = self.table.lock();
+        let found = table.shelf.find(key);
+        if let Some(slot) = found {
+            let before = table.shelf.retention_of(slot).unwrap_or_default();
+            table.shelf.retain(slot, before.merge(retention), now_ms);
         }
         found.is_some()
     }

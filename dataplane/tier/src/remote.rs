@@ -69,6 +69,8 @@ pub struct Run {
     pub blocks: Vec<Loaded>,
     /// Whether the bytes of one call ended it, and the store may have what comes next: ask again from there.
     pub more: bool,
+    /// Whether the store did not answer, or not in time, or gave what was not whole: it says nothing about what it has.
+    pub failed: bool,
 }
 
 /// The answer to a read of a pack.
@@ -235,6 +237,30 @@ impl RemoteTier {
         Ok(Put::Refused(answer))
     }
 
+    /// Whether the store has a pack with these blocks, by its name and length alone; `None` if it does not say.
+    pub async fn has_pack(&self, keys: &[BlockKey]) -> Result<Option<bool>, TierError> {
+        self.check(keys.len(), keys.iter())?;
+        let name = self.name(&keys[keys.len() - 1]);
+        // One that is known to be bad is to be written anew.
+        if self.bad.lock().names.contains(&name) {
+            return Ok(Some(false));
+        }
+        let want = keys.len() * (HEADER_BYTES + self.layout.block_bytes as usize);
+        let call = || {
+            let (store, name) = (Arc::clone(&self.store), name.clone());
+            async move { store.head(&name).await }
+        };
+        Ok(match self.gate.pass(&self.figures, call).await {
+            Called::Done(Ok(found)) => Some(found.size == want as u64),
+            Called::Done(Err(Error::NotFound { .. })) => Some(false),
+            Called::Done(Err(error)) => {
+                self.fault("look for an object", &error);
+                None
+            }
+            Called::Late | Called::Busy => None,
+        })
+    }
+
     /// Reads one pack; `keys` are its blocks in order.
     pub async fn get_pack(&self, keys: &[BlockKey]) -> Result<Fetch, TierError> {
         self.check(keys.len(), keys.iter())?;
@@ -289,23 +315,27 @@ impl RemoteTier {
     ) -> Result<Run, TierError> {
         let layout = self.layout.id;
         let whole = hashes.len() / self.pack_blocks();
-        let packs = hashes.chunks_exact(self.pack_blocks()).take(self.load_packs);
-        let mut packs = packs.map(|pack| {
-            let keys: Vec<BlockKey> =
-                pack.iter().map(|hash| BlockKey { namespace, hash: *hash, layout }).collect();
-            async move { self.get_pack(&keys).await }
-        });
-        let mut run = Run { blocks: Vec::new(), more: false };
+        let key = |hash: &SequenceHash| BlockKey { namespace, hash: *hash, layout };
+        // Names first, so that what is waited for borrows none of them and can move between threads.
+        let packs: Vec<Vec<BlockKey>> = hashes
+            .chunks_exact(self.pack_blocks())
+            .take(self.load_packs)
+            .map(|pack| pack.iter().map(key).collect())
+            .collect();
+        let mut packs = packs.into_iter().map(|keys| async move { self.get_pack(&keys).await });
+        let mut run = Run { blocks: Vec::new(), more: false, failed: false };
         let Some(first) = packs.next() else { return Ok(run) };
         match first.await? {
             Fetch::Hit(blocks) => run.blocks.extend(blocks),
-            Fetch::Miss | Fetch::Bad | Fetch::Failed => return Ok(run),
+            Fetch::Miss => return Ok(run),
+            Fetch::Bad | Fetch::Failed => return Ok(Run { failed: true, ..run }),
         }
         let mut fetched = futures::stream::iter(packs).buffered(self.gate.parallel());
         while let Some(fetch) = fetched.next().await {
             match fetch? {
                 Fetch::Hit(blocks) => run.blocks.extend(blocks),
-                Fetch::Miss | Fetch::Bad | Fetch::Failed => return Ok(run),
+                Fetch::Miss => return Ok(run),
+                Fetch::Bad | Fetch::Failed => return Ok(Run { failed: true, ..run }),
             }
         }
         run.more = whole > self.load_packs;

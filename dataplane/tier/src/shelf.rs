@@ -13,6 +13,7 @@ use std::collections::{BTreeSet, HashMap};
 use foldhash::fast::FixedState;
 use mainstay_types::SequenceHash;
 
+use crate::moves::{Move, MoveLog, Moves};
 use crate::{BlockKey, Retention};
 
 /// Above all priorities: such a block does not go.
@@ -30,6 +31,8 @@ struct Entry {
     ready: bool,
     /// How often it was used since it came.
     uses: u32,
+    /// When it came.
+    since_ms: u64,
 }
 
 /// See the module.
@@ -43,6 +46,7 @@ pub(crate) struct Shelf {
     inner: BTreeSet<(u8, u64, u32)>,
     changes: BTreeSet<(u64, u32)>,
     stamp: u64,
+    log: MoveLog,
 }
 
 impl Shelf {
@@ -55,7 +59,18 @@ impl Shelf {
             inner: BTreeSet::new(),
             changes: BTreeSet::new(),
             stamp: 0,
+            log: MoveLog::default(),
         }
+    }
+
+    /// Keeps so many moves for whoever reads them from now on.
+    pub(crate) fn keep_moves(&mut self, room: usize) {
+        self.log.keep(room);
+    }
+
+    /// What moved since the last reading.
+    pub(crate) fn take_moves(&mut self) -> Moves {
+        self.log.take()
     }
 
     /// How many blocks are here, those being written included.
@@ -108,6 +123,7 @@ impl Shelf {
             readers: 0,
             ready: false,
             uses: 0,
+            since_ms: now_ms,
         };
         self.entries[slot as usize] = Some(entry);
         let parent_key = key.sibling(parent);
@@ -123,9 +139,13 @@ impl Shelf {
     pub(crate) fn publish(&mut self, slot: u32, now_ms: u64) {
         self.change(slot, |entry| {
             entry.ready = true;
+            entry.since_ms = now_ms;
             entry.level = level(&entry.retention, now_ms);
         });
         self.watch(slot, now_ms);
+        if let Some(Some(Entry { key, parent, .. })) = self.entries.get(slot as usize) {
+            self.log.note(Move::Came { key: *key, parent: *parent });
+        }
     }
 
     /// Takes a block out; its slot is empty then.
@@ -136,6 +156,9 @@ impl Shelf {
             self.changes.remove(&(at_ms, slot));
         }
         self.slots.remove(&entry.key);
+        if entry.ready {
+            self.log.note(Move::Went { key: entry.key, since_ms: entry.since_ms });
+        }
         let parent_key = entry.key.sibling(entry.parent);
         if let Some(count) = self.children.get_mut(&parent_key) {
             *count -= 1;
@@ -184,6 +207,11 @@ impl Shelf {
     /// How often the block of a slot was used since it came.
     pub(crate) fn uses_of(&self, slot: u32) -> u32 {
         self.entry(slot).map_or(0, |entry| entry.uses)
+    }
+
+    /// Since when the block of a slot is here.
+    pub(crate) fn since_of(&self, slot: u32) -> Option<u64> {
+        self.entry(slot).map(|entry| entry.since_ms)
     }
 
     /// The block before that of a slot.

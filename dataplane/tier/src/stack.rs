@@ -260,12 +260,64 @@ impl Stack {
         answered.recv_timeout(left).unwrap_or(false)
     }
 
+    /// Reads the leading blocks of a chain from the nearest tiers, one behind the other, into `into`, which must have
+    /// room for all of `keys`; what came from the disk is in memory then too. What is behind the last that it tells of
+    /// is of no use.
+    pub fn get_run(
+        &self,
+        keys: &[BlockKey],
+        into: &mut [u8],
+        now_ms: u64,
+    ) -> Result<Vec<Found>, TierError> {
+        let block_bytes = self.shared.host.layout().block_bytes as usize;
+        let want = keys.len() * block_bytes;
+        if into.len() != want {
+            return Err(TierError::WrongLength { got: into.len(), want });
+        }
+        let mut found = Vec::with_capacity(keys.len());
+        while let Some(key) = keys.get(found.len()) {
+            let from = found.len();
+            let room = &mut into[from * block_bytes..];
+            if let Get::Hit(held) = self.shared.host.get(key, &mut room[..block_bytes])? {
+                found.push(Found { tier: Tier::Host, held });
+                continue;
+            }
+            // As far as memory has nothing: the disk reads many at once.
+            let below = keys[from..].iter().take_while(|key| !self.shared.host.has(key)).count();
+            let run = &keys[from..from + below.max(1)];
+            let read =
+                self.shared.disk.get_run(run, &mut room[..run.len() * block_bytes], now_ms)?;
+            let whole = read.len() == run.len();
+            for ((key, held), payload) in run.iter().zip(read).zip(room.chunks_exact(block_bytes)) {
+                let record = Record {
+                    key: *key,
+                    parent: held.parent,
+                    retention: held.retention,
+                    payload,
+                    sum: Some(held.sum),
+                };
+                // Memory may have no room for it, which changes nothing for the caller.
+                let _ = self.put(&record, now_ms)?;
+                found.push(Found { tier: Tier::Disk, held });
+            }
+            if !whole {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
     /// Writes what is worth it of all that memory holds, and waits for it; for an orderly end. A disk that takes
     /// none of it for `wait_ms` loses what is left.
     pub fn close(self, now_ms: u64) -> bool {
+        self.save(now_ms)
+    }
+
+    /// The same of a stack that others still hold: what is put into it from now on may be lost.
+    pub fn save(&self, now_ms: u64) -> bool {
         let mut hangs = false;
         self.shared.host.for_each(|leaving, bytes| {
-            if !hangs && self.shared.is_worth(leaving, now_ms) {
+            if !hangs && self.shared.is_worth_at_end(leaving, now_ms) {
                 let room_until = Some(self.shared.deadline());
                 hangs = !self.send(leaving, bytes, now_ms, room_until);
             }
@@ -327,22 +379,32 @@ impl Drop for Stack {
 
 impl Shared {
     fn is_worth(&self, leaving: &Leaving, now_ms: u64) -> bool {
+        let touch = self.touch_of(leaving, now_ms);
+        touch.is_some_and(|touch| self.filter.lock().decide(&touch, now_ms) == Verdict::Write)
+    }
+
+    fn is_worth_at_end(&self, leaving: &Leaving, now_ms: u64) -> bool {
+        let touch = self.touch_of(leaving, now_ms);
+        touch.is_some_and(|touch| self.filter.lock().decides_at_end(&touch, now_ms))
+    }
+
+    /// What the filter is to know of a block that leaves memory; `None` if the disk has it.
+    fn touch_of(&self, leaving: &Leaving, now_ms: u64) -> Option<Touch> {
         if self.disk.has(&leaving.key) {
             // There already. Memory may know less of it: a pin that was set while only the disk had the block.
             self.disk.retain_more(&leaving.key, &leaving.held.retention, now_ms);
-            return false;
+            return None;
         }
         let root = leaving.held.parent.0 == leaving.key.namespace.0;
         let parent = leaving.key.sibling(leaving.held.parent);
-        let touch = Touch {
+        Some(Touch {
             key: leaving.key,
             retention: leaving.held.retention,
             depth: u32::from(!root),
             uses: leaving.uses,
             // Parents leave after their children, so one that is in memory may still come.
             parent_held: root || self.host.has(&parent) || self.disk.has(&parent),
-        };
-        self.filter.lock().decide(&touch, now_ms) == Verdict::Write
+        })
     }
 
     fn write_all(&self, jobs: &Mutex<Receiver<Job>>) {

@@ -11,6 +11,7 @@ use mainstay_identity::{Identity, check_listener};
 use mainstay_types::Region;
 
 use crate::error::WorkerError;
+use crate::tiers::TierConfig;
 
 /// The longest worker name, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
@@ -53,6 +54,8 @@ pub struct WorkerConfig {
     pub drain_timeout_ms: u64,
     /// Engine crashes in a row that are answered with a restart.
     pub engine_restarts_max: u32,
+    /// The tiers below the engine's memory.
+    pub tiers: TierConfig,
 }
 
 impl WorkerConfig {
@@ -76,6 +79,7 @@ impl WorkerConfig {
             start_timeout_ms: 60_000,
             drain_timeout_ms: 30_000,
             engine_restarts_max: 8,
+            tiers: TierConfig::default(),
         }
     }
 
@@ -102,6 +106,7 @@ impl WorkerConfig {
             start_timeout_ms: self.start_timeout_ms,
             drain_timeout_ms: self.drain_timeout_ms,
             engine_restarts_max: self.engine_restarts_max,
+            tiers: self.tiers,
         };
         settings.check()?;
         Ok((settings, self.engine))
@@ -125,6 +130,7 @@ pub(crate) struct Settings {
     pub(crate) start_timeout_ms: u64,
     pub(crate) drain_timeout_ms: u64,
     pub(crate) engine_restarts_max: u32,
+    pub(crate) tiers: TierConfig,
 }
 
 impl Settings {
@@ -160,6 +166,7 @@ impl Settings {
         if !(1..=REQUESTS_MAX).contains(&self.requests_max) {
             return refuse(format!("requests_max must be between 1 and {REQUESTS_MAX}"));
         }
+        self.tiers.check().map_err(WorkerError::Config)?;
         let bytes: usize = self.model_files.iter().map(|(n, c)| n.len() + c.len()).sum();
         if bytes > MODEL_FILES_BYTES_MAX {
             return refuse(format!(

@@ -39,6 +39,8 @@ pub(crate) struct Flight {
     pub(crate) prompt_tokens: u32,
     slot: Mutex<Slot>,
     wake: Notify,
+    /// Its client has left.
+    left: Notify,
 }
 
 #[derive(Default)]
@@ -76,11 +78,19 @@ impl Flight {
         let mut slot = self.slot.lock();
         slot.detached = true;
         slot.waiting = None;
+        self.left.notify_one();
         !slot.ended
     }
 
     pub(crate) fn is_detached(&self) -> bool {
         self.slot.lock().detached
+    }
+
+    /// Returns once the client is gone. One may wait for it at a time.
+    pub(crate) async fn gone(&self) {
+        while !self.is_detached() {
+            self.left.notified().await;
+        }
     }
 
     /// Ends the request from this side; what waits is still delivered.
@@ -174,8 +184,8 @@ impl Flights {
         }
         table.next_id += 1;
         let id = table.next_id;
-        let (slot, wake) = (Mutex::default(), Notify::new());
-        let flight = Arc::new(Flight { id, life, prompt_tokens, slot, wake });
+        let (slot, wake, left) = (Mutex::default(), Notify::new(), Notify::new());
+        let flight = Arc::new(Flight { id, life, prompt_tokens, slot, wake, left });
         table.prompt_tokens += u64::from(prompt_tokens);
         table.flights.insert(id, Arc::clone(&flight));
         self.count.send_replace(table.flights.len());

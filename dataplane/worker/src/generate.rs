@@ -75,8 +75,8 @@ pub(crate) async fn generate(
     let task = {
         let shared = Arc::clone(shared);
         async move {
-            // What another worker holds need not be computed; without it the answer is the same, only later.
-            crate::transfer::bring_in(&shared, &life, &request, sources).await;
+            // What is held elsewhere need not be computed; without it the answer is the same, only later.
+            crate::transfer::bring_in(&shared, &life, &flight, &request, sources).await;
             submit(shared, life, flight, request).await
         }
     };
@@ -108,7 +108,14 @@ pub(crate) async fn run_unread(
     let admitted = shared.flights.admit(life.number, prompt_tokens, REQUESTS_MAX);
     let flight = admitted.map_err(|_| exhausted("too much in flight on this worker"))?;
     let guard = Guard { flight: Arc::clone(&flight), life: Arc::downgrade(life) };
-    let submitted = tokio::spawn(submit(Arc::clone(shared), Arc::clone(life), flight, request));
+    let task = {
+        let (shared, life) = (Arc::clone(shared), Arc::clone(life));
+        async move {
+            crate::transfer::bring_in(&shared, &life, &flight, &request, Vec::new()).await;
+            submit(shared, life, flight, request).await
+        }
+    };
+    let submitted = tokio::spawn(task);
     submitted.await.map_err(|error| Status::internal(error.to_string()))??;
     let mut cached_tokens = 0;
     while let Some(event) = guard.flight.next().await {
@@ -131,6 +138,11 @@ async fn submit(
     flight: Arc<Flight>,
     request: Request,
 ) -> Result<(), Status> {
+    if flight.is_detached() {
+        // The client left while blocks were brought in: there is nobody to compute for.
+        shared.flights.remove(flight.id);
+        return Ok(());
+    }
     let submitted = life.engine.submit(Request { id: flight.id, ..request }).await;
     if let Err(error) = submitted {
         shared.flights.remove(flight.id);

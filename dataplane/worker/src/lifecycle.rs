@@ -27,7 +27,7 @@ use crate::events::publisher;
 use crate::flights::Failure;
 use crate::server::{Server, allowed};
 use crate::shared::Shared;
-use crate::supervisor::{Opened, open, supervise};
+use crate::supervisor::{Opened, attach_tiers, open, supervise};
 
 /// What a stream of one request may have on its way, so that a long prompt needs few round trips.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -38,6 +38,8 @@ const FRAME_BYTES_MAX: u32 = 256 << 10;
 const STREAMS_SPARE: u32 = 64;
 /// How long the goodbye to the control plane may take.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// How long a drain waits for blocks on their way to the tiers.
+const SETTLE: Duration = Duration::from_secs(5);
 /// How long clients may take to read the ends of their streams.
 const LAST_READS: Duration = Duration::from_secs(2);
 
@@ -159,6 +161,7 @@ async fn first_engine(shared: &Shared, opener: &Arc<dyn Opener>) -> Result<Opene
         )));
     };
     let opened = open(shared, opener, 1, key).await.map_err(WorkerError::Engine)?;
+    attach_tiers(shared, &opened.0).await.map_err(WorkerError::Config)?;
     let info = &opened.0.info;
     if model_spec(&shared.settings, info).name.is_empty() {
         return Err(WorkerError::Config(
@@ -207,6 +210,10 @@ impl Running {
             self.server.abort();
         }
         self.tasks.shutdown().await;
+        let tiers = shared.tiers.lock().take();
+        if let Some(tiers) = tiers {
+            tiers.save().await;
+        }
         let failed = |error: tokio::task::JoinError| WorkerError::System(error.to_string());
         ended.send_replace(Some(result.map_err(failed).and_then(|result| result)));
     }
@@ -262,6 +269,9 @@ impl WorkerHandle {
             _ = count.wait_for(|count| *count == 0) => {}
             () = tokio::time::sleep(limit) => {}
             () = self.shared.stopped() => {}
+        }
+        if let Some(tiers) = self.shared.tiers() {
+            tiers.settle(SETTLE).await;
         }
         self.shutdown().await
     }

@@ -22,6 +22,7 @@ use crate::events::frames::FrameLimits;
 use crate::flights::{Failure, Flights};
 use crate::load::Meter;
 use crate::pins::recompute::Ordered;
+use crate::tiers::Tiers;
 use crate::transfer::Transfers;
 
 /// One engine, from its opening to its end.
@@ -68,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) meter: Meter,
     /// Blocks on their way to and from other workers.
     pub(crate) transfers: Transfers,
+    /// The tiers below the engine's memory, once it is known what its blocks are.
+    pub(crate) tiers: Mutex<Option<Arc<Tiers>>>,
     /// The engine's figures of the last sample.
     pub(crate) stats: Mutex<Stats>,
     pub(crate) load: watch::Sender<mainstay_proto::v1::Load>,
@@ -98,6 +101,7 @@ impl Shared {
             orders: watch::Sender::new(Vec::new()),
             meter: Meter::default(),
             transfers,
+            tiers: Mutex::default(),
             stats: Mutex::default(),
             load: watch::Sender::new(mainstay_proto::v1::Load::default()),
             stop: watch::Sender::new(false),
@@ -113,6 +117,10 @@ impl Shared {
 
     pub(crate) fn life(&self) -> Option<Arc<Life>> {
         self.life.borrow().clone()
+    }
+
+    pub(crate) fn tiers(&self) -> Option<Arc<Tiers>> {
+        self.tiers.lock().clone()
     }
 
     pub(crate) fn registration(&self) -> Option<Registration> {

@@ -19,6 +19,7 @@ use crate::error::WorkerError;
 use crate::flights::Failure;
 use crate::pins::drive::{drive, refused};
 use crate::shared::{Life, Shared};
+use crate::tiers::{Tiers, offload, tell, upload};
 
 /// An engine that ran so long was a healthy one.
 const LIFE_HEALTHY: Duration = Duration::from_secs(60);
@@ -52,6 +53,19 @@ pub(crate) async fn open(
         "the engine is up"
     );
     Ok((Arc::new(life), receivers))
+}
+
+/// Has the tiers ready for an engine: those that are there if they fit, else new ones.
+pub(crate) async fn attach_tiers(shared: &Shared, life: &Life) -> Result<(), String> {
+    let model = crate::lifecycle::model_spec(&shared.settings, &life.info);
+    if shared.tiers().is_some_and(|tiers| tiers.fits(life, &model)) {
+        return Ok(());
+    }
+    // Whoever still uses the old ones has their folder; it is free once they are done.
+    *shared.tiers.lock() = None;
+    let opened = Tiers::open(&shared.settings.tiers, life, &model).await?;
+    *shared.tiers.lock() = opened;
+    Ok(())
 }
 
 /// Keeps an engine running until the worker stops, or the engine is given up.
@@ -92,7 +106,13 @@ pub(crate) async fn supervise(
                 () = shared.stopped() => return Ok(()),
             };
             match opened {
-                Ok(opened) => break opened,
+                Ok(opened) => {
+                    // The tiers outlive an engine; those of another hash key are of no use to this one.
+                    if let Err(error) = attach_tiers(&shared, &opened.0).await {
+                        tracing::error!(error, "the worker goes on without its tiers");
+                    }
+                    break opened;
+                }
                 Err(error) => {
                     tracing::error!(error, "the engine does not start again");
                     reason = error;
@@ -109,12 +129,18 @@ async fn run(shared: &Arc<Shared>, life: Arc<Life>, receivers: Receivers) -> Opt
     shared.meter.reset();
     *shared.stats.lock() = Stats::default();
     shared.events.engine_began(life.caps, &life.info, shared.now_ms());
+    let tiers = shared.tiers();
     let mut pumps = JoinSet::new();
     pumps.spawn(pump_outputs(Arc::clone(shared), Arc::clone(&life), outputs));
     pumps.spawn(pump_kv(Arc::clone(shared), Arc::clone(&life), kv));
     pumps.spawn(pump_ops(Arc::clone(shared), ops));
     let mut driver = JoinSet::new();
     driver.spawn(drive(Arc::clone(shared), Arc::clone(&life)));
+    if let Some(tiers) = tiers {
+        driver.spawn(offload(Arc::clone(shared), Arc::clone(&life), Arc::clone(&tiers)));
+        driver.spawn(upload(Arc::clone(shared), Arc::clone(&life), Arc::clone(&tiers)));
+        driver.spawn(tell(Arc::clone(shared), tiers));
+    }
     shared.life.send_replace(Some(Arc::clone(&life)));
     let end = tokio::select! {
         biased;
@@ -164,7 +190,13 @@ async fn pump_kv(shared: Arc<Shared>, life: Arc<Life>, mut kv: mpsc::Receiver<Kv
                     metrics::counter!("mainstay_worker_engine_gaps_total").increment(1);
                 }
                 let gap = batch.gap;
+                let tiers = shared.tiers();
+                let jobs = tiers.as_ref().map(|tiers| tiers.jobs_of(&batch));
                 shared.events.take(batch, shared.now_ms());
+                // Behind the map, which knows where in its chain a block is.
+                if let Some((tiers, jobs)) = tiers.zip(jobs) {
+                    tiers.note(jobs);
+                }
                 if !gap {
                     continue;
                 }

@@ -13,6 +13,7 @@ use mainstay_types::{NodeId, Region};
 
 use crate::commands::identity::{self, CertArgs, InitArgs, ListenerArgs};
 use crate::commands::join::{self, Newcomer};
+use crate::commands::tiers::HashKeyArgs;
 use crate::commands::{addresses, asked_to_stop, members, offline};
 use crate::config::default_data_dir;
 use crate::output::print;
@@ -79,6 +80,8 @@ struct RunArgs {
     /// How the block index is replicated; the same on all members
     #[arg(long, value_enum, default_value = "streams")]
     index: IndexForm,
+    #[command(flatten)]
+    hash_key: HashKeyArgs,
     #[command(flatten)]
     pace: PaceArgs,
     #[command(flatten)]
@@ -153,6 +156,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.origin = origin;
     config.region = args.region;
     config.learner = args.learner;
+    config.hash_key = args.hash_key.read()?;
     config.plain_index = args.index == IndexForm::Plain;
     args.pace.apply(&mut config.settings);
     config.lease_ttl_ms = args.pace.lease_ttl_ms;

@@ -17,6 +17,7 @@ pub(crate) mod request;
 pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod tenant;
+pub(crate) mod tiers;
 pub(crate) mod trace;
 pub(crate) mod worker;
 

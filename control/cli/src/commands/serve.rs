@@ -11,6 +11,7 @@ use mainstay_identity::Role;
 use mainstay_types::NodeId;
 
 use super::engine::EngineArgs;
+use super::tiers::{HashKeyArgs, TierArgs};
 use super::worker::worker_config;
 use crate::commands::asked_to_stop;
 use crate::commands::identity::InProcess;
@@ -21,6 +22,10 @@ use crate::output::print;
 pub(crate) struct Args {
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    tiers: TierArgs,
+    #[command(flatten)]
+    hash_key: HashKeyArgs,
     /// Where to listen for HTTP
     #[arg(long, default_value = "127.0.0.1:8000")]
     listen: SocketAddr,
@@ -50,6 +55,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let admin_token = inner.admin_token()?;
     let mut control = ControlConfig::single(NodeId(1), data_dir.join("control"));
     control.listen = args.control_listen;
+    control.hash_key = args.hash_key.read()?;
     control.identity = inner.identity(Role::Control, "m1")?;
     let control = mainstay_control::start(control).await?;
     // The directory is this process's from here on.
@@ -64,6 +70,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let gateway = mainstay_gateway::start(config).await?;
     let mut worker = worker_config(&args.engine, &file, "w1".to_owned(), members)?;
     worker.identity = inner.identity(Role::Worker, "w1")?;
+    worker.tiers = args.tiers.config();
     let worker = mainstay_worker::start(worker).await?;
     let outcome = tokio::select! {
         result = asked_to_stop() => result,

@@ -8,6 +8,7 @@ use mainstay_types::Region;
 use mainstay_worker::WorkerConfig;
 
 use super::engine::EngineArgs;
+use super::tiers::TierArgs;
 use crate::commands::identity::ListenerArgs;
 use crate::commands::join::{self, Newcomer};
 use crate::commands::{addresses, asked_to_stop};
@@ -18,6 +19,8 @@ use crate::output::print;
 pub(crate) struct Args {
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    tiers: TierArgs,
     /// The control members, as HOST:PORT,…
     #[arg(long, required = true)]
     control: String,
@@ -61,6 +64,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.region = args.region;
     config.identity = identity;
     config.insecure = args.security.insecure;
+    config.tiers = args.tiers.config();
     let handle = mainstay_worker::start(config).await?;
     print(&format!("ready worker {name} on {}", handle.address()));
     tokio::select! {

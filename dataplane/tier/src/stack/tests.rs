@@ -250,3 +250,81 @@ fn a_flush_waits_for_what_was_before_it_alone() {
         done.store(true, Ordering::Relaxed);
     });
 }
+
+#[test]
+fn an_end_writes_what_is_wanted_though_nobody_touched_it_twice() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let first = stack(folder.path(), 8, FilterSettings::default());
+    let over = Retention { priority: 10, after: 10, ..Retention::default() };
+    for number in 1..=6 {
+        let retention = if number == 6 { over } else { Retention::default() };
+        assert_eq!(put(&first, number, retention), Put::Stored);
+    }
+    assert!(first.save(0));
+    assert_eq!(first.disk().len(), 5, "what is over is not wanted");
+    drop(first);
+    let second = stack(folder.path(), 8, FilterSettings::default());
+    for number in 1..=5 {
+        assert_eq!(get(&second, number), Some(Tier::Disk));
+    }
+}
+
+#[test]
+fn a_run_is_read_from_memory_and_disk_as_it_lies() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let first = stack(folder.path(), 8, all());
+    for number in 1..=6 {
+        assert_eq!(put(&first, number, Retention::default()), Put::Stored);
+    }
+    assert!(first.close(0));
+    let second = stack(folder.path(), 8, all());
+    let of = BLOCK_BYTES as usize;
+    assert_eq!(get(&second, 1), Some(Tier::Disk));
+    assert_eq!(get(&second, 4), Some(Tier::Disk));
+    let keys: Vec<BlockKey> = (1..=8).map(key).collect();
+    let mut into = vec![0; keys.len() * of];
+    let found = second.get_run(&keys, &mut into, 0).expect("right");
+    let tiers: Vec<Tier> = found.iter().map(|found| found.tier).collect();
+    let (host, disk) = (Tier::Host, Tier::Disk);
+    assert_eq!(tiers, [host, disk, disk, host, disk, disk]);
+    for (number, bytes) in (1..=6).zip(into.chunks_exact(of)) {
+        assert_eq!(bytes, payload(number), "{number}");
+    }
+    let again = second.get_run(&keys[..6], &mut into[..6 * of], 0).expect("right");
+    assert!(again.iter().all(|found| found.tier == Tier::Host), "what was read is in memory");
+    assert!(second.get_run(&keys, &mut into[1..], 0).is_err());
+}
+
+#[test]
+fn moves_tell_what_a_tier_holds() {
+    let folder = tempfile::tempdir().expect("a scratch folder");
+    let stack = stack(folder.path(), 4, all());
+    stack.host().keep_moves(100);
+    let mut held = std::collections::BTreeSet::new();
+    for number in 1..=9 {
+        assert_eq!(put(&stack, number, Retention::default()), Put::Stored);
+        let moves = stack.host().take_moves();
+        assert!(!moves.lost);
+        for moved in moves.moves {
+            match moved {
+                crate::Move::Came { key, parent } => {
+                    let number = key.hash.0;
+                    assert_eq!(parent.0, if number % 4 == 1 { 0 } else { number - 1 });
+                    assert!(held.insert(key));
+                }
+                crate::Move::Went { key, since_ms } => {
+                    assert!(held.remove(&key) && since_ms == 0);
+                }
+            }
+        }
+        let told: std::collections::BTreeSet<BlockKey> =
+            stack.host().keys().into_iter().map(|(key, _)| key).collect();
+        assert_eq!(held, told, "after {number}");
+    }
+    stack.host().keep_moves(3);
+    for number in 10..=20 {
+        assert_eq!(put(&stack, number, Retention::default()), Put::Stored);
+    }
+    assert!(stack.host().take_moves().lost, "more moved than there was room for");
+    assert!(!stack.host().take_moves().lost);
+}

@@ -23,6 +23,8 @@ pub(crate) struct Held {
     pub(crate) namespace: NamespaceId,
     /// One bit per tier.
     pub(crate) tiers: u8,
+    /// Its place in its chain, from 1 on; 0 where what comes before it was not known.
+    pub(crate) depth: u32,
 }
 
 pub(crate) const fn bit(tier: Tier) -> u8 {
@@ -79,6 +81,35 @@ impl LocalMap {
         self.blocks.get(&block).is_some_and(|held| held.tiers & bit(tier) != 0)
     }
 
+    /// A block's place in its chain, from 1 on, if it is known.
+    pub(crate) fn depth(&self, block: SequenceHash) -> Option<u32> {
+        self.blocks.get(&block).map(|held| held.depth).filter(|depth| *depth > 0)
+    }
+
+    /// The last `count` blocks of the chain that ends with `block`, in order, and what comes before them; `None` where
+    /// one of them is not known.
+    pub(crate) fn chain_to(
+        &self,
+        block: SequenceHash,
+        count: usize,
+    ) -> Option<(SequenceHash, Vec<SequenceHash>)> {
+        let mut chain = Vec::with_capacity(count);
+        let mut next = block;
+        while chain.len() < count {
+            let held = self.blocks.get(&next)?;
+            chain.push(next);
+            next = held.parent;
+        }
+        chain.reverse();
+        Some((next, chain))
+    }
+
+    /// The blocks of one tier.
+    pub(crate) fn of_tier(&self, tier: Tier) -> impl Iterator<Item = SequenceHash> {
+        let held = self.blocks.iter().filter(move |(_, held)| held.tiers & bit(tier) != 0);
+        held.map(|(block, _)| *block)
+    }
+
     /// Takes a run in; `fresh` hears of each block that the tier did not hold.
     pub(crate) fn store(
         &mut self,
@@ -90,6 +121,8 @@ impl LocalMap {
     ) -> Taken {
         let mut taken = Taken { count: run.len(), fresh: None };
         let mut parent = parent;
+        // Depth behind the parent; from an unknown one on nobody knows it.
+        let mut before = if parent.0 == namespace.0 { Some(0) } else { self.depth(parent) };
         for (at, &block) in run.iter().enumerate() {
             let full = self.blocks.len() >= self.blocks_max;
             let held = match self.blocks.entry(block) {
@@ -97,9 +130,13 @@ impl LocalMap {
                     taken.count = at;
                     break;
                 }
-                Entry::Vacant(place) => place.insert(Held { parent, namespace, tiers: 0 }),
+                Entry::Vacant(place) => {
+                    place.insert(Held { parent, namespace, tiers: 0, depth: 0 })
+                }
                 Entry::Occupied(known) => known.into_mut(),
             };
+            before = before.map(|depth| depth.saturating_add(1));
+            held.depth = before.unwrap_or(held.depth);
             if held.tiers & bit(tier) == 0 {
                 held.tiers |= bit(tier);
                 self.held[tier.number() as usize] += 1;

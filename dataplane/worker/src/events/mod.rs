@@ -14,9 +14,11 @@ mod map_copy;
 pub(crate) mod publisher;
 mod snapshots;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use mainstay_engine_abi::sdk::{Info, KvEvent, caps};
+use mainstay_tier::{BlockKey, Move};
 use mainstay_types::{BlockEvent, NamespaceId, PinId, SequenceHash, Tier};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
@@ -26,7 +28,8 @@ use crate::engine::KvBatch;
 use crate::pins::ledger::{PINS_MAX, PinLedger};
 use crate::shared::Registration;
 use frames::{FrameLimits, FrameLog};
-use local_map::LocalMap;
+use local_map::{Held, LocalMap, bit};
+use map_copy::{MapCopy, RUN_BLOCKS_MAX};
 use snapshots::Snapshots;
 
 /// The least that the local map may hold, for engines with lower tiers.
@@ -57,6 +60,8 @@ pub(crate) struct State {
     pub(crate) pins: PinLedger,
     /// The engine's hashes are ours, so that they mean something to the index.
     announces: bool,
+    /// The map was emptied: lower tiers are to tell all that they hold.
+    tiers_untold: bool,
     /// Since when the first of what waits in the log does.
     waiting_since: Option<Instant>,
 }
@@ -68,6 +73,7 @@ impl Events {
             log: FrameLog::new(limits),
             pins: PinLedger::new(PINS_MAX),
             announces: false,
+            tiers_untold: false,
             waiting_since: None,
         };
         Self {
@@ -113,6 +119,73 @@ impl Events {
         state.pins.epoch_began();
     }
 
+    /// Whether lower tiers are to tell all that they hold; asked once for each time.
+    pub(crate) fn wants_tiers(&self) -> bool {
+        std::mem::take(&mut self.state.lock().tiers_untold)
+    }
+
+    /// Takes in what became of a lower tier, in order.
+    pub(crate) fn take_moves(&self, tier: Tier, moves: &[Move]) {
+        let mut state = self.state.lock();
+        if !state.announces || moves.is_empty() {
+            return;
+        }
+        for group in moves.chunk_by(follows) {
+            match group[0] {
+                Move::Came { key, parent } => {
+                    let run: Vec<SequenceHash> =
+                        group.iter().map(|moved| key_of(moved).hash).collect();
+                    state.store(key.namespace, parent, &run, tier);
+                }
+                Move::Went { .. } => {
+                    let gone: Vec<SequenceHash> =
+                        group.iter().map(|moved| key_of(moved).hash).collect();
+                    state.remove(&gone, tier);
+                }
+            }
+        }
+        self.told(state);
+    }
+
+    /// Takes in all that a lower tier holds, whatever was told of it before.
+    pub(crate) fn take_tier(&self, tier: Tier, keys: &[(BlockKey, SequenceHash)]) {
+        let held = |(key, parent): &(BlockKey, SequenceHash)| {
+            let (parent, namespace) = (*parent, key.namespace);
+            (key.hash, Held { parent, namespace, tiers: bit(tier), depth: 0 })
+        };
+        let copy = MapCopy::new(keys.iter().map(held).collect());
+        let runs = copy.runs(RUN_BLOCKS_MAX);
+        let here: HashSet<SequenceHash> = keys.iter().map(|(key, _)| key.hash).collect();
+        let mut state = self.state.lock();
+        if !state.announces {
+            return;
+        }
+        let gone: Vec<SequenceHash> =
+            state.map.of_tier(tier).filter(|block| !here.contains(block)).collect();
+        state.remove(&gone, tier);
+        self.told(state);
+        // A run at a time, so that the engine's reports need not wait for a large disk. If all is forgotten in
+        // between, all is asked for once more.
+        for run in runs {
+            if let BlockEvent::Stored { namespace, parent, blocks, tier } = run {
+                let mut state = self.state.lock();
+                state.store(namespace, parent, &blocks, tier);
+                self.told(state);
+            }
+        }
+    }
+
+    /// Wakes whoever passes on what changed.
+    fn told(&self, mut state: MutexGuard<'_, State>) {
+        if state.log.waits() && state.waiting_since.is_none() {
+            state.waiting_since = Some(Instant::now());
+        }
+        drop(state);
+        self.waiting.send_replace(());
+        self.news.notify_one();
+        self.pin_news.notify_one();
+    }
+
     /// Takes in what the engine reports.
     pub(crate) fn take(&self, batch: KvBatch, now_ms: u64) {
         let mut state = self.state.lock();
@@ -131,13 +204,7 @@ impl Events {
             }
             state.take_one(event, now_ms);
         }
-        if state.log.waits() && state.waiting_since.is_none() {
-            state.waiting_since = Some(Instant::now());
-        }
-        drop(state);
-        self.waiting.send_replace(());
-        self.news.notify_one();
-        self.pin_news.notify_one();
+        self.told(state);
     }
 }
 
@@ -218,8 +285,26 @@ impl State {
 
     fn forget_blocks(&mut self) {
         self.map.clear();
+        self.tiers_untold = true;
         self.pins.cleared();
         self.log.cleared();
+    }
+}
+
+/// Whether a move goes on where the one before it ended, so that both can be told as one run.
+fn follows(before: &Move, next: &Move) -> bool {
+    match (before, next) {
+        (Move::Came { key, .. }, Move::Came { key: next, parent }) => {
+            *parent == key.hash && next.namespace == key.namespace
+        }
+        (Move::Went { .. }, Move::Went { .. }) => true,
+        _ => false,
+    }
+}
+
+const fn key_of(moved: &Move) -> &BlockKey {
+    match moved {
+        Move::Came { key, .. } | Move::Went { key, .. } => key,
     }
 }
 

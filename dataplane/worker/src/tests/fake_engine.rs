@@ -31,6 +31,8 @@ pub(crate) struct Notes {
     pub(crate) pins: HashMap<u128, Pin>,
     pub(crate) snapshots: usize,
     pub(crate) refuse: Option<EngineError>,
+    /// Exports never end.
+    pub(crate) hangs: bool,
     held: HashSet<u128>,
     kv_seq: u64,
 }
@@ -122,6 +124,9 @@ fn answer<'a, T: Send + 'a>(value: Result<T, EngineError>) -> Answer<'a, T> {
 
 impl Engine for FakeEngine {
     fn kv_export(&self, _: Vec<u128>) -> Answer<'_, Vec<u8>> {
+        if self.notes.lock().hangs {
+            return futures::future::pending().boxed();
+        }
         answer(Err(EngineError::unimplemented("no blocks to give")))
     }
 

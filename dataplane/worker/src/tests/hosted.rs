@@ -27,6 +27,8 @@ pub(crate) struct Parrot {
     key: HashKey,
     lanes: Arc<Lanes>,
     held: Mutex<BTreeSet<u128>>,
+    /// Blocks that it takes in at most; all unless `"takes"` says otherwise.
+    takes: usize,
 }
 
 impl Engine for Parrot {
@@ -39,7 +41,8 @@ impl Engine for Parrot {
             .map_err(|error| EngineError::invalid(error.to_string()))?;
         let key = config["hash_key"].as_str().and_then(HashKey::from_hex);
         let key = key.ok_or_else(|| EngineError::invalid("no hash key"))?;
-        Ok(Self { key, lanes, held: Mutex::default() })
+        let takes = config["takes"].as_u64().map_or(usize::MAX, |takes| takes as usize);
+        Ok(Self { key, lanes, held: Mutex::default(), takes })
     }
 
     fn info(&self) -> Info {
@@ -131,16 +134,19 @@ impl Engine for Parrot {
             import.end(&self.lanes, Code::Internal.rc(), 0);
             return Ok(());
         }
-        self.held.lock().extend(&import.blocks);
-        self.lanes.kv(KvEvent::Stored {
-            namespace: import.namespace,
-            parent: import.parent,
-            blocks: import.blocks.clone(),
-            tier: 0,
-            snapshot: false,
-        });
-        let done = import.blocks.len() as u32;
-        import.end(&self.lanes, 0, done);
+        let done = import.blocks.len().min(self.takes);
+        let blocks = import.blocks[..done].to_vec();
+        self.held.lock().extend(&blocks);
+        if done > 0 {
+            self.lanes.kv(KvEvent::Stored {
+                namespace: import.namespace,
+                parent: import.parent,
+                blocks,
+                tier: 0,
+                snapshot: false,
+            });
+        }
+        import.end(&self.lanes, 0, done as u32);
         Ok(())
     }
 }

@@ -11,13 +11,14 @@ mod pins;
 mod recompute;
 mod requests;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use mainstay_proto::tokens::pack;
 use mainstay_proto::v1;
 use mainstay_proto::v1::worker_client::WorkerClient;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tonic::transport::Channel;
 
 use crate::config::Settings;
@@ -36,6 +37,20 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(tokio::time::Instant::now() < end, "{what}: not within {SOON:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// The sum of a counter's series that have all of these labels, such as `from="peer"`; of all tests in this process.
+pub(crate) fn counted(name: &str, labels: &[&str]) -> u64 {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    let handle = HANDLE.get_or_init(|| {
+        PrometheusBuilder::new().install_recorder().expect("this process has no other recorder")
+    });
+    let rendered = handle.render();
+    let is_series = |line: &&str| {
+        line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|l| line.contains(l))
+    };
+    let values = rendered.lines().filter(is_series).filter_map(|line| line.rsplit(' ').next());
+    values.filter_map(|value| value.parse::<u64>().ok()).sum()
 }
 
 /// A worker between its two fakes.
@@ -62,11 +77,12 @@ fn settings(control: &FakeControl) -> Settings {
         start_timeout_ms: 20_000,
         drain_timeout_ms: 20_000,
         engine_restarts_max: 3,
+        tiers: crate::tiers::TierConfig::default(),
     }
 }
 
 impl Stage {
-    async fn set() -> Self {
+    pub(crate) async fn set() -> Self {
         Self::set_with(|_| {}, FrameLimits::standard()).await
     }
 
@@ -91,11 +107,11 @@ impl Stage {
         Self { control, opener, worker }
     }
 
-    fn engine(&self) -> Arc<FakeEngine> {
+    pub(crate) fn engine(&self) -> Arc<FakeEngine> {
         self.opener.current()
     }
 
-    fn client(&self) -> WorkerClient<Channel> {
+    pub(crate) fn client(&self) -> WorkerClient<Channel> {
         let channel = mainstay_proto::client::channel(&self.worker.address().to_string());
         WorkerClient::new(channel.expect("an address"))
     }

@@ -1,24 +1,31 @@
-//! Taking blocks from other workers.
+//! Bringing in what a request lacks, before it starts.
+//!
+//! The nearest first: host memory and disk of this machine, then whichever of the store and the other workers saves
+//! most of the time that computing would take. Blocks are checked wherever they come from, and taken in by the
+//! engine in the order of the chain; what does not come is computed.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use mainstay_engine_abi::sdk::{Request, caps};
 use mainstay_proto::v1;
-use mainstay_proto::v1::worker_client::WorkerClient;
 use mainstay_types::{BlockHasher, NamespaceId, SequenceHash, Tier};
 
-use super::{BLOCKS_MIN, BRING_MAX, CHUNK_BYTES, SOURCES_MAX, checksum};
+use super::cost::{Far, Need, Offer};
+use super::loading::Turn;
+use super::{BLOCKS_MIN, SOURCES_MAX};
 use crate::engine::KvImport;
+use crate::flights::Flight;
 use crate::generate::worth_of_blocks;
 use crate::shared::{Life, Shared};
+use crate::tiers::Tiers;
 
-/// What a message has beside its blocks.
-const MESSAGE_SPARE_BYTES: usize = 64 << 10;
+/// The store's place among the sources that can be paused; no worker's address looks like it.
+const REMOTE: &str = "the store of objects";
 
 /// Why nothing, or no more, was brought in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
+pub(super) enum Ended {
     /// The source had no more.
     Source,
     /// The engine had no room.
@@ -31,10 +38,12 @@ enum Ended {
     Late,
     /// The engine refused.
     Engine,
+    /// The client left.
+    Left,
 }
 
 impl Ended {
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Source => "source",
             Self::Room => "room",
@@ -42,63 +51,112 @@ impl Ended {
             Self::Damaged => "damaged",
             Self::Late => "late",
             Self::Engine => "engine",
+            Self::Left => "left",
+        }
+    }
+
+    /// Whether another source's blocks would not be taken, either.
+    const fn is_final(self) -> bool {
+        matches!(self, Self::Room | Self::Engine | Self::Left)
+    }
+}
+
+/// Who is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum From {
+    Local,
+    Remote,
+    /// A worker, by its address.
+    Peer(Arc<str>),
+}
+
+impl From {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Remote => "remote",
+            Self::Peer(_) => "peer",
+        }
+    }
+
+    /// Under which name it is paused; this machine's tiers look after themselves.
+    fn pause(&self) -> Option<&str> {
+        match self {
+            Self::Local => None,
+            Self::Remote => Some(REMOTE),
+            Self::Peer(address) => Some(address),
         }
     }
 }
 
-/// Has the engine take in what others hold of a prompt and it does not; gives up without a word to the client.
+/// Has the engine take in what is at hand of a prompt and it does not have; gives up without a word to the client.
 pub(crate) async fn bring_in(
     shared: &Arc<Shared>,
     life: &Arc<Life>,
+    flight: &Flight,
     request: &Request,
     mut sources: Vec<v1::BlockSource>,
 ) {
-    if sources.is_empty() || life.caps & caps::TRANSFER == 0 {
+    let tiers = shared.tiers();
+    sources.retain(|source| source.address != shared.address);
+    if life.caps & caps::TRANSFER == 0 || (sources.is_empty() && tiers.is_none()) {
         return;
     }
     sources.truncate(SOURCES_MAX);
-    sources.sort_by_key(|source| std::cmp::Reverse(source.blocks));
-    // The last token is always computed, so the block that it ends is of no use.
-    let useful = (request.tokens.len() - 1) / life.info.block_tokens.max(1) as usize;
-    let most = sources.first().map_or(0, |source| source.blocks as usize).min(useful);
-    let tokens = &request.tokens[..most * life.info.block_tokens as usize];
-    let namespace = NamespaceId(request.namespace);
-    let blocks = BlockHasher::hash_prompt(life.hash_key, namespace, life.info.block_tokens, tokens);
+    let blocks = names(life, request, &sources, tiers.is_some());
     let held = held(shared, &blocks);
+    if let Some(tiers) = &tiers {
+        tiers.touch(NamespaceId(request.namespace), &blocks[..held]);
+        tiers.want(request, &blocks, life.info.block_tokens);
+    }
     if blocks.len() < held + BLOCKS_MIN {
         return;
     }
-    // One more would make all of them slower; computing is the way out.
-    let Ok(_permit) = shared.transfers.taking.try_acquire() else { return };
+    let need = Need {
+        block_tokens: life.info.block_tokens,
+        block_bytes: life.info.block_bytes,
+        prefill_us_per_token: shared.meter.pace().prefill_us_per_token,
+    };
     let begun = Instant::now();
-    let mut wanted = Wanted { life, request, blocks: &blocks, at: held };
-    let brought = tokio::time::timeout(BRING_MAX, async {
-        let mut ended = Ended::Source;
-        for source in sources.iter().filter(|source| source.address != shared.address) {
-            let reach = (source.blocks as usize).min(blocks.len());
-            if reach < wanted.at + BLOCKS_MIN {
-                break;
-            }
-            ended = wanted.from(shared, &source.address, reach).await;
-            count_end(ended);
-            // Another source's blocks would find no room either.
-            if matches!(ended, Ended::Room | Ended::Engine) {
-                break;
-            }
-        }
-        ended
-    });
-    let ended = brought.await.unwrap_or_else(|_| {
-        count_end(Ended::Late);
-        Ended::Late
-    });
-    let blocks = wanted.at - held;
-    tracing::debug!(blocks, held, took = ?begun.elapsed(), ?ended, "brought blocks in");
+    let mut load = Load {
+        shared,
+        life,
+        tiers: tiers.as_ref(),
+        request,
+        blocks: &blocks,
+        at: held,
+        need,
+        asking: None,
+    };
+    let limit = need.limit(blocks.len() - held);
+    let ended = tokio::select! {
+        biased;
+        () = flight.gone() => Some(Ended::Left),
+        done = tokio::time::timeout(limit, load.run(&sources)) => done.err().map(|_| Ended::Late),
+    };
+    if let Some(ended) = ended {
+        load.cut_off(ended);
+    }
+    let brought = load.at - held;
+    tracing::debug!(brought, held, took = ?begun.elapsed(), "brought blocks in");
     metrics::histogram!("mainstay_worker_transfer_seconds").record(begun.elapsed().as_secs_f64());
 }
 
-fn count_end(ended: Ended) {
-    metrics::counter!("mainstay_worker_transfers_total", "ended" => ended.name()).increment(1);
+/// The names of the blocks that may be of use: all that a tier could have, or as many as the sources hold.
+fn names(
+    life: &Life,
+    request: &Request,
+    sources: &[v1::BlockSource],
+    has_tiers: bool,
+) -> Vec<SequenceHash> {
+    let block_tokens = life.info.block_tokens.max(1) as usize;
+    // The last token is always computed, so the block that it ends is of no use.
+    let useful = request.tokens.len().saturating_sub(1) / block_tokens;
+    let offered = sources.iter().map(|source| source.blocks as usize).max().unwrap_or(0);
+    let most = if has_tiers { useful } else { offered.min(useful) };
+    let tokens = &request.tokens[..most * block_tokens];
+    let namespace = NamespaceId(request.namespace);
+    BlockHasher::hash_prompt(life.hash_key, namespace, life.info.block_tokens, tokens)
 }
 
 /// How many leading blocks the engine has.
@@ -107,82 +165,175 @@ fn held(shared: &Shared, blocks: &[SequenceHash]) -> usize {
     blocks.iter().take_while(|block| state.map.holds(**block, Tier::Device)).count()
 }
 
-/// What is to come in.
-struct Wanted<'a> {
-    life: &'a Life,
-    request: &'a Request,
-    blocks: &'a [SequenceHash],
+/// One request's blocks on their way in.
+pub(super) struct Load<'a> {
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) life: &'a Arc<Life>,
+    tiers: Option<&'a Arc<Tiers>>,
+    pub(super) request: &'a Request,
+    pub(super) blocks: &'a [SequenceHash],
     /// How many are there.
-    at: usize,
+    pub(super) at: usize,
+    need: Need,
+    /// Who is being asked, and how many blocks were there when that began.
+    asking: Option<(From, usize)>,
 }
 
-impl Wanted<'_> {
-    async fn from(&mut self, shared: &Shared, address: &str, reach: usize) -> Ended {
-        let Ok(channel) = shared.transfers.peer(address) else { return Ended::Refused };
-        let most = CHUNK_BYTES.max(self.life.info.block_bytes as usize) + MESSAGE_SPARE_BYTES;
-        let mut client = WorkerClient::new(channel).max_decoding_message_size(most);
-        let wanted = &self.blocks[self.at..reach];
-        let request = v1::ExportBlocksRequest {
-            blocks: wanted.iter().flat_map(|block| block.0.to_le_bytes()).collect(),
-            kv_layout: self.life.info.kv_layout,
-        };
-        let mut stream = match client.export_blocks(request).await {
-            Ok(reply) => reply.into_inner(),
-            Err(status) => {
-                tracing::debug!(address, %status, "a source of blocks refused");
-                return Ended::Refused;
-            }
-        };
-        loop {
-            match stream.message().await {
-                Ok(Some(chunk)) => {
-                    if let Err(ended) = self.take(chunk, reach).await {
-                        return ended;
+impl Load<'_> {
+    /// Brings in for itself and others, or waits for who does.
+    async fn run(&mut self, sources: &[v1::BlockSource]) {
+        while self.at + BLOCKS_MIN <= self.blocks.len() {
+            let from = self.at;
+            match self.shared.transfers.loading.enter(self.blocks[from]) {
+                Turn::First(lead) => {
+                    self.ask_all(sources).await;
+                    lead.brought(&self.blocks[from..self.at]);
+                    return;
+                }
+                Turn::After(other) => {
+                    metrics::counter!("mainstay_worker_loads_joined_total").increment(1);
+                    let Some(brought) = other.brought().await else {
+                        // What it had taken in before it gave up is in the map by now, or is brought again.
+                        self.at = self.at.max(held(self.shared, self.blocks));
+                        continue;
+                    };
+                    let rest = &self.blocks[from..];
+                    let same = rest.iter().zip(brought.iter()).take_while(|(a, b)| a == b).count();
+                    self.at += same;
+                    // Where the other found nothing, there is nothing.
+                    if same == 0 {
+                        return;
                     }
                 }
-                Ok(None) => return Ended::Source,
-                Err(_) => return Ended::Refused,
             }
         }
     }
 
-    /// Checks a message and has the engine take it.
-    async fn take(&mut self, chunk: v1::ExportedBlocks, reach: usize) -> Result<(), Ended> {
-        let count = chunk.count as usize;
-        let blocks = &self.blocks[self.at..reach];
-        let due = (self.life.info.block_bytes as usize).checked_mul(count);
-        let is_whole = count > 0
-            && count <= blocks.len()
-            && due == Some(chunk.content.len())
-            && checksum(blocks[0], &chunk.content) == chunk.checksum;
-        if !is_whole {
-            tracing::warn!(
-                count,
-                "blocks from another worker are damaged; they are computed instead"
-            );
-            return Err(Ended::Damaged);
+    async fn ask_all(&mut self, sources: &[v1::BlockSource]) {
+        if self.ask_local().await.is_final() {
+            return;
         }
+        // One more would make all of them slower; computing is the way out.
+        let Ok(_permit) = self.shared.transfers.taking.try_acquire() else { return };
+        let mut left: Vec<(From, usize)> = Vec::with_capacity(sources.len() + 1);
+        left.extend(sources.iter().map(|source| {
+            (
+                From::Peer(source.address.as_str().into()),
+                (source.blocks as usize).min(self.blocks.len()),
+            )
+        }));
+        if let Some(remote) = self.tiers.and_then(|tiers| tiers.remote()) {
+            let pack = remote.pack_blocks();
+            left.push((From::Remote, self.blocks.len() - self.blocks.len() % pack));
+        }
+        while let Some((from, reach)) = self.best(&mut left) {
+            let ended = self.ask(from, reach).await;
+            // What comes next in the chain may be here all the same.
+            if ended.is_final() || self.ask_local().await.is_final() {
+                return;
+            }
+        }
+    }
+
+    /// Takes the source out that is worth most now, if one is worth anything.
+    fn best(&self, left: &mut Vec<(From, usize)>) -> Option<(From, usize)> {
+        let now_ms = self.shared.now_ms();
+        let pauses = self.shared.transfers.pauses.lock();
+        left.retain(|(from, reach)| {
+            *reach >= self.at + BLOCKS_MIN
+                && from.pause().is_none_or(|name| !pauses.holds(name, now_ms))
+        });
+        drop(pauses);
+        let offer = |(from, reach): &(From, usize)| {
+            let kind = if *from == From::Remote { Far::Remote } else { Far::Peer };
+            Offer { kind, blocks: reach - self.at }
+        };
+        let offers: Vec<Offer> = left.iter().map(offer).collect();
+        let order = self.shared.transfers.rates.order(&offers, &self.need, now_ms);
+        order.first().map(|at| left.remove(*at))
+    }
+
+    async fn ask_local(&mut self) -> Ended {
+        let Some(tiers) = self.tiers.filter(|tiers| tiers.local().is_some()) else {
+            return Ended::Source;
+        };
+        self.asking = Some((From::Local, self.at));
+        let ended = self.take_local(tiers).await;
+        self.conclude(ended);
+        ended
+    }
+
+    async fn ask(&mut self, from: From, reach: usize) -> Ended {
+        self.asking = Some((from.clone(), self.at));
+        let ended = match (&from, self.tiers) {
+            (From::Peer(address), _) => self.take_from_peer(address, reach).await,
+            (From::Remote, Some(tiers)) => self.take_remote(tiers).await,
+            _ => Ended::Source,
+        };
+        self.conclude(ended);
+        ended
+    }
+
+    /// A source was asked to its end.
+    fn conclude(&mut self, ended: Ended) {
+        let Some((from, _)) = self.asking.take() else { return };
+        count_end(&from, ended);
+        if let Some(name) = from.pause() {
+            let mut pauses = self.shared.transfers.pauses.lock();
+            match ended {
+                Ended::Refused | Ended::Damaged | Ended::Late => {
+                    pauses.failed(name, self.shared.now_ms());
+                }
+                Ended::Source => pauses.well(name),
+                Ended::Room | Ended::Engine | Ended::Left => {}
+            }
+        }
+    }
+
+    /// Nobody waits any longer.
+    fn cut_off(&mut self, ended: Ended) {
+        let progressed = self.asking.as_ref().is_some_and(|(_, from)| self.at > *from);
+        if ended == Ended::Late && progressed {
+            // Slow, and not deaf: the rates know that.
+            if let Some((from, _)) = self.asking.take() {
+                count_end(&from, ended);
+            }
+            return;
+        }
+        self.conclude(ended);
+    }
+
+    /// Has the engine take in the next blocks, whose bytes were checked.
+    pub(super) async fn import(&mut self, count: usize, bytes: Vec<u8>) -> Result<(), Ended> {
         let before = self.at.checked_sub(1).map(|at| self.blocks[at].0);
         let (priority, duration_ms) = worth_of_blocks(self.request);
         let import = KvImport {
             namespace: self.request.namespace,
             parent: before.unwrap_or(self.request.namespace),
             layout: self.life.info.kv_layout,
-            blocks: blocks[..count].iter().map(|block| block.0).collect(),
-            bytes: chunk.content.into(),
+            blocks: self.blocks[self.at..self.at + count].iter().map(|block| block.0).collect(),
+            bytes,
             priority,
             duration_ms,
         };
-        let bytes = import.bytes.len() as u64;
-        let taken = self.life.engine.kv_import(import).await.map_err(|error| {
+        let taken = self.shared.transfers.import(self.life, import).await.map_err(|error| {
             tracing::debug!(%error, "the engine takes no blocks");
             Ended::Engine
         })? as usize;
         self.at += taken.min(count);
-        metrics::counter!("mainstay_worker_transfer_blocks_total", "direction" => "in")
-            .increment(taken as u64);
-        metrics::counter!("mainstay_worker_transfer_bytes_total", "direction" => "in")
-            .increment(bytes);
+        if let Some((from, _)) = &self.asking {
+            metrics::counter!("mainstay_worker_loaded_blocks_total", "from" => from.name())
+                .increment(taken as u64);
+        }
         if taken < count { Err(Ended::Room) } else { Ok(()) }
+    }
+}
+
+fn count_end(from: &From, ended: Ended) {
+    let ended = ended.name();
+    metrics::counter!("mainstay_worker_loads_total", "from" => from.name(), "ended" => ended)
+        .increment(1);
+    if matches!(from, From::Peer(_)) {
+        metrics::counter!("mainstay_worker_transfers_total", "ended" => ended).increment(1);
     }
 }

@@ -1,20 +1,27 @@
-//! Blocks from one worker to another: what one has computed the other need not.
+//! Blocks from elsewhere into the engine, and out to other workers: what was computed once need not be again.
 //!
-//! The gateway names workers that hold more of a prompt than the one it chose. That one asks the best of them for
-//! what it lacks, has its engine take the blocks in, and only then starts the request, which hits them. Nothing
-//! depends on it: a source that is gone, slow or wrong costs a moment, and the rest of the prompt is computed. Bytes
-//! are checked as they come, and names are keyed hashes chained from the tenant's namespace, so that nobody can ask
-//! for blocks whose prompt he does not know.
+//! Before a request starts, the worker looks what of its prompt the engine lacks, asks its own tiers, then the store of
+//! objects or the workers that the gateway named, has its engine take the blocks in, and only then starts the
+//! request, which hits them. Nothing depends on it: a source that is gone, slow or wrong costs a moment, no
+//! longer than computing would take, and the rest of the prompt is computed. Bytes are checked as they come, and
+//! names are keyed hashes chained from the tenant's namespace, so that nobody can ask for blocks whose prompt he does
+//! not know.
 //!
-//! `serve` gives, `bring` takes.
+//! `serve` gives; `bring` takes, by the ways of `from`, at the cost that `cost` knows, once for all that ask for the same
+//! (`loading`), and not from who has just failed (`pause`).
 
 mod bring;
+mod cost;
+mod from;
+mod loading;
+mod pause;
 mod serve;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mainstay_engine_abi::sdk::EngineError;
 use mainstay_identity::{Identity, Role};
 use mainstay_proto::client::{Connector, channel, connector};
 use mainstay_types::SequenceHash;
@@ -24,6 +31,12 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 pub(crate) use bring::bring_in;
+
+use crate::engine::KvImport;
+use crate::shared::Life;
+use cost::Rates;
+use loading::Loading;
+use pause::Pauses;
 pub(crate) use serve::export;
 
 /// Sources in one request.
@@ -34,10 +47,12 @@ const BLOCKS_MAX: usize = 1 << 18;
 const CHUNK_BYTES: usize = 4 << 20;
 /// Transfers that one worker serves, and takes, at once.
 const TRANSFERS_MAX: usize = 8;
+/// Copies in and out of the engine at once, all sides together; the host takes 16.
+const COPIES_MAX: usize = 12;
 /// Fewer blocks than these are not worth the way.
 const BLOCKS_MIN: usize = 4;
-/// How long bringing in may hold a request up. What has come by then stays; the rest is computed.
-const BRING_MAX: Duration = Duration::from_secs(3);
+/// How long one transfer may be served, however slowly it is read.
+const SERVE_MAX: Duration = Duration::from_millis(if cfg!(test) { 400 } else { 10_000 });
 /// Channels to other workers that are kept.
 const PEERS_MAX: usize = 256;
 
@@ -47,6 +62,11 @@ pub(crate) struct Transfers {
     peers: Mutex<HashMap<String, Channel>>,
     serving: Arc<Semaphore>,
     taking: Semaphore,
+    /// Copies in and out of the engine, of which it refuses more.
+    copies: Semaphore,
+    loading: Loading,
+    pauses: Mutex<Pauses>,
+    rates: Rates,
 }
 
 impl Transfers {
@@ -60,7 +80,27 @@ impl Transfers {
             peers: Mutex::default(),
             serving: Arc::new(Semaphore::new(TRANSFERS_MAX)),
             taking: Semaphore::new(TRANSFERS_MAX),
+            copies: Semaphore::new(COPIES_MAX),
+            loading: Loading::default(),
+            pauses: Mutex::default(),
+            rates: Rates::default(),
         }
+    }
+
+    /// The bytes of a chain's leading blocks, once it is their turn.
+    pub(crate) async fn export(
+        &self,
+        life: &Life,
+        blocks: Vec<u128>,
+    ) -> Result<Vec<u8>, EngineError> {
+        let _turn = self.copies.acquire().await;
+        life.engine.kv_export(blocks).await
+    }
+
+    /// Has the engine take blocks in, once it is their turn.
+    async fn import(&self, life: &Life, import: KvImport) -> Result<u32, EngineError> {
+        let _turn = self.copies.acquire().await;
+        life.engine.kv_import(import).await
     }
 
     /// A channel to another worker, opened when it is first used.

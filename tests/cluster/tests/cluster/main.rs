@@ -13,6 +13,7 @@ mod readme;
 mod responses;
 mod rolling;
 mod serve;
+mod tiers;
 mod transfer;
 
 use serde_json::{Value, json};

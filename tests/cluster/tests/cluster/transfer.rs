@@ -13,7 +13,7 @@ const SHAPE: Shape = Shape { members: 1, gateways: 1, workers: 2, blocks: 3_000 
 const ROUNDS: u64 = 5;
 
 /// A gateway that sends each request to the next worker, whoever holds what.
-fn by_turns(cluster: &Cluster, more: &[&str]) -> Result<(Process, Client)> {
+pub(crate) fn by_turns(cluster: &Cluster, more: &[&str]) -> Result<(Process, Client)> {
     let listen = format!("127.0.0.1:{}", free_port());
     let control = cluster.member_addresses.join(",");
     let fixed = ["gateway", "--control", &control, "--listen", &listen, "--policy", "round-robin"];
@@ -24,13 +24,13 @@ fn by_turns(cluster: &Cluster, more: &[&str]) -> Result<(Process, Client)> {
 }
 
 /// The answer and the time until its first (and only) token.
-async fn first_token(client: &Client, text: &str) -> Result<(Value, Duration)> {
+pub(crate) async fn first_token(client: &Client, text: &str) -> Result<(Value, Duration)> {
     let begun = Instant::now();
     let reply = client.chat(&json!([user(text)]), 1).await?;
     Ok((reply, begun.elapsed()))
 }
 
-fn content(reply: &Value) -> &Value {
+pub(crate) fn content(reply: &Value) -> &Value {
     &reply["choices"][0]["message"]
 }
 

@@ -1,0 +1,181 @@
+//! The ways by which blocks come in: this machine's tiers, the store, another worker.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use mainstay_engine_abi::limits::TRANSFER_BLOCKS_MAX;
+use mainstay_proto::v1;
+use mainstay_proto::v1::worker_client::WorkerClient;
+use mainstay_types::NamespaceId;
+
+use super::bring::{Ended, Load};
+use super::cost::{Far, Made};
+use super::{BLOCKS_MIN, CHUNK_BYTES, checksum};
+use crate::tiers::{Tiers, now_ms};
+
+/// What a message has beside its blocks.
+const MESSAGE_SPARE_BYTES: usize = 64 << 10;
+
+impl Load<'_> {
+    /// Bytes of a block.
+    fn of(&self) -> usize {
+        usize::try_from(self.life.info.block_bytes).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// Blocks of one import.
+    fn step(&self) -> usize {
+        (CHUNK_BYTES / self.of()).clamp(1, TRANSFER_BLOCKS_MAX as usize)
+    }
+
+    fn namespace(&self) -> NamespaceId {
+        NamespaceId(self.request.namespace)
+    }
+
+    /// From host memory and the disk.
+    pub(super) async fn take_local(&mut self, tiers: &Arc<Tiers>) -> Ended {
+        let Some(local) = tiers.local() else { return Ended::Source };
+        let mut aged = false;
+        while self.at < self.blocks.len() {
+            let end = (self.at + self.step()).min(self.blocks.len());
+            let keys = tiers.keys(self.namespace(), &self.blocks[self.at..end]);
+            let since_ms = if aged { None } else { local.since_ms(&keys[0]) };
+            let (asked, reading) = (keys.len(), Arc::clone(tiers));
+            let read = tokio::task::spawn_blocking(move || {
+                reading.local().map(|local| local.read(&keys)).unwrap_or_default()
+            });
+            let Ok(read) = read.await else { return Ended::Refused };
+            let Some(found) = read.found.first() else { return Ended::Source };
+            if let Some(since_ms) = since_ms {
+                let age = now_ms().saturating_sub(since_ms) as f64 / 1e3;
+                let tier = found.tier.name();
+                metrics::histogram!("mainstay_tier_age_at_hit_seconds", "tier" => tier).record(age);
+                aged = true;
+            }
+            let came = read.found.len();
+            if let Err(ended) = self.import(came, read.bytes).await {
+                return ended;
+            }
+            if came < asked {
+                return Ended::Source;
+            }
+        }
+        Ended::Source
+    }
+
+    /// From the store, as far as whole packs go.
+    pub(super) async fn take_remote(&mut self, tiers: &Arc<Tiers>) -> Ended {
+        let Some(remote) = tiers.remote() else { return Ended::Source };
+        let pack = remote.pack_blocks();
+        loop {
+            // The pack in whose middle the missing ones begin is read from its start.
+            let start = self.at - self.at % pack;
+            let whole = (self.blocks.len() - start) / pack * pack;
+            if start + whole < self.at + BLOCKS_MIN {
+                return Ended::Source;
+            }
+            let begun = Instant::now();
+            let wanted = &self.blocks[start..start + whole];
+            let Ok(run) = remote.load(self.namespace(), wanted).await else {
+                return Ended::Refused;
+            };
+            let took = begun.elapsed();
+            let made = Made {
+                asked_blocks: whole,
+                got_blocks: if run.more { whole } else { run.blocks.len() },
+                bytes: run.blocks.iter().map(|block| block.payload.len()).sum(),
+                first: run.blocks.is_empty().then_some(took),
+                total: took,
+            };
+            self.shared.transfers.rates.learn(Far::Remote, &made, self.shared.now_ms());
+            for last in run.blocks.chunks_exact(pack).filter_map(|pack| pack.last()) {
+                tiers.learn(last.key.hash);
+            }
+            let fresh = run.blocks.get(self.at - start..).unwrap_or_default();
+            let nothing = fresh.is_empty();
+            for part in fresh.chunks(self.step()) {
+                let bytes: Vec<u8> =
+                    part.iter().flat_map(|block| &block.payload[..]).copied().collect();
+                if let Err(ended) = self.import(part.len(), bytes).await {
+                    return ended;
+                }
+            }
+            if run.failed {
+                return Ended::Refused;
+            }
+            if nothing || !run.more {
+                return Ended::Source;
+            }
+        }
+    }
+
+    /// From another worker, up to the block before `reach`.
+    pub(super) async fn take_from_peer(&mut self, address: &str, reach: usize) -> Ended {
+        let Ok(channel) = self.shared.transfers.peer(address) else { return Ended::Refused };
+        let most = CHUNK_BYTES.max(self.of()) + MESSAGE_SPARE_BYTES;
+        let mut client = WorkerClient::new(channel).max_decoding_message_size(most);
+        let (from, begun) = (self.at, Instant::now());
+        let wanted = &self.blocks[from..reach];
+        let request = v1::ExportBlocksRequest {
+            blocks: wanted.iter().flat_map(|block| block.0.to_le_bytes()).collect(),
+            kv_layout: self.life.info.kv_layout,
+            namespace: self.request.namespace.to_le_bytes().to_vec().into(),
+        };
+        let mut stream = match client.export_blocks(request).await {
+            Ok(reply) => reply.into_inner(),
+            Err(status) => {
+                tracing::debug!(address, %status, "a source of blocks refused");
+                return Ended::Refused;
+            }
+        };
+        let mut first = None;
+        let ended = loop {
+            let next = stream.message().await;
+            first = first.or_else(|| Some(begun.elapsed()));
+            match next {
+                Ok(Some(chunk)) => {
+                    if let Err(ended) = self.take(chunk, reach).await {
+                        break ended;
+                    }
+                }
+                Ok(None) => break Ended::Source,
+                Err(_) => break Ended::Refused,
+            }
+        };
+        let got = self.at - from;
+        let made = Made {
+            asked_blocks: reach - from,
+            got_blocks: got,
+            bytes: got * self.of(),
+            first,
+            total: begun.elapsed(),
+        };
+        self.shared.transfers.rates.learn(Far::Peer, &made, self.shared.now_ms());
+        ended
+    }
+
+    /// Checks a message of another worker and has the engine take it.
+    async fn take(&mut self, chunk: v1::ExportedBlocks, reach: usize) -> Result<(), Ended> {
+        let count = chunk.count as usize;
+        let blocks = &self.blocks[self.at..reach];
+        let due = self.of().checked_mul(count);
+        let is_whole = count > 0
+            && count <= blocks.len()
+            && due == Some(chunk.content.len())
+            && checksum(blocks[0], &chunk.content) == chunk.checksum;
+        if !is_whole {
+            tracing::warn!(
+                count,
+                "blocks from another worker are damaged; they are computed instead"
+            );
+            return Err(Ended::Damaged);
+        }
+        let (before, of) = (self.at, self.of());
+        let ended = self.import(count, chunk.content.into()).await;
+        let taken = self.at - before;
+        metrics::counter!("mainstay_worker_transfer_blocks_total", "direction" => "in")
+            .increment(taken as u64);
+        metrics::counter!("mainstay_worker_transfer_bytes_total", "direction" => "in")
+            .increment((taken * of) as u64);
+        ended
+    }
+}
