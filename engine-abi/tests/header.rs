@@ -90,6 +90,7 @@ fn every_constant_is_what_gcc_says() {
         ("MSE_SAMPLING_IGNORE_EOS", i128::from(raw::SAMPLING_IGNORE_EOS)),
         ("MSE_CAP_GUIDED", i128::from(caps::GUIDED)),
         ("MSE_CAP_TRANSFER", i128::from(caps::TRANSFER)),
+        ("MSE_CAP_RESUME", i128::from(caps::RESUME)),
         ("MSE_GUIDED_JSON_SCHEMA", i128::from(raw::GUIDED_JSON_SCHEMA)),
         ("MSE_GUIDED_REGEX", i128::from(raw::GUIDED_REGEX)),
         ("MSE_GUIDED_LARK", i128::from(raw::GUIDED_LARK)),

@@ -48,8 +48,10 @@ pub mod caps {
     pub const GUIDED: u64 = 1 << 8;
     /// Blocks can be copied out and taken in.
     pub const TRANSFER: u64 = 1 << 9;
+    /// A sampled request that moved goes on with the very tokens it would have had; without it, only a greedy one.
+    pub const RESUME: u64 = 1 << 10;
     /// Every bit that this version of the ABI knows.
-    pub const KNOWN: u64 = (1 << 10) - 1;
+    pub const KNOWN: u64 = (1 << 11) - 1;
 }
 
 /// How tokens are chosen. The shims have refused values that are not finite or out of range.

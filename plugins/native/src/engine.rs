@@ -152,7 +152,8 @@ impl Engine for NativeEngine {
         | caps::LOGPROBS
         | caps::CANONICAL_HASH
         | caps::GUIDED
-        | caps::TRANSFER;
+        | caps::TRANSFER
+        | caps::RESUME;
 
     fn create(config_json: &str, lanes: Arc<Lanes>, log: HostLog) -> Result<Self, EngineError> {
         let options = Options::parse(config_json)?;

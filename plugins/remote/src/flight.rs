@@ -22,6 +22,7 @@ const HELD_WAIT: Duration = Duration::from_millis(1);
 /// The tokens that llama.cpp is asked for at once, where its stream left some out: a character has at most four
 /// bytes, and a token one at least.
 const AT_ONCE: u32 = 4;
+const AT_ONCE_MAX: u32 = 64;
 /// An answer that came at once.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
@@ -113,8 +114,9 @@ impl Flight {
 
     async fn serve(&self, progress: &mut Progress) -> Result<End, EngineError> {
         let mut manner = self.manner.clone();
+        let mut at_once = AT_ONCE;
         loop {
-            let rest = self.rest(progress, manner.at_once);
+            let rest = self.rest(progress, manner.at_once.then_some(at_once));
             let call = dialect::call(self.facts.server, &rest, &manner);
             let response = self.client.post(call.path, call.body.to_string()).await?;
             let part = if manner.at_once {
@@ -125,20 +127,26 @@ impl Flight {
             match part {
                 Part::Ended(end) => return Ok(end),
                 // What lies in the slot is this very request's now.
-                Part::GoesOn => (manner.at_once, manner.reuse) = (!manner.at_once, true),
+                Part::GoesOn => {
+                    if manner.at_once {
+                        // Where many characters are in parts, each change of manner would cost more than it saves.
+                        at_once = (at_once * 2).min(AT_ONCE_MAX);
+                    }
+                    (manner.at_once, manner.reuse) = (!manner.at_once, true);
+                }
             }
         }
     }
 
     /// The request from where it is now.
-    fn rest(&self, progress: &Progress, at_once: bool) -> Request {
+    fn rest(&self, progress: &Progress, at_once: Option<u32>) -> Request {
         let mut rest = self.request.clone();
         let said = progress.said.len() as u32;
         rest.tokens.extend(&progress.said);
         rest.sampled_before += said;
         rest.sampling.tokens_max -= said;
-        if at_once {
-            rest.sampling.tokens_max = rest.sampling.tokens_max.min(AT_ONCE);
+        if let Some(most) = at_once {
+            rest.sampling.tokens_max = rest.sampling.tokens_max.min(most);
         }
         rest
     }

@@ -126,7 +126,8 @@ impl Engine for SimEngine {
         | caps::PRIORITY
         | caps::RETENTION
         | caps::LOGPROBS
-        | caps::CANONICAL_HASH;
+        | caps::CANONICAL_HASH
+        | caps::RESUME;
 
     fn create(config_json: &str, lanes: Arc<Lanes>, log: HostLog) -> Result<Self, EngineError> {
         let options = Options::parse(config_json)?;
