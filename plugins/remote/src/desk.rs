@@ -7,9 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mainstay_engine_abi::sdk::{
-    Code, EngineError, Finish, Health, Lanes, Output, Request, Stats,
-};
+use mainstay_engine_abi::sdk::{Code, EngineError, Finish, Health, Lanes, Output, Request, Stats};
 use tokio::sync::mpsc;
 
 use crate::kv::listen::Snapshot;

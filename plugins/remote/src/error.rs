@@ -25,7 +25,9 @@ pub enum RemoteError {
         reason: String,
     },
     /// Another engine of this process serves by the same server.
-    #[error("another engine of this process serves by {0} already; give each engine a server of its own")]
+    #[error(
+        "another engine of this process serves by {0} already; give each engine a server of its own"
+    )]
     Taken(String),
 }
 

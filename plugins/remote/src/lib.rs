@@ -14,6 +14,7 @@ mod engine;
 mod error;
 mod flight;
 mod http;
+mod inner;
 mod kv;
 mod options;
 mod probe;

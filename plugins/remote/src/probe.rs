@@ -132,8 +132,7 @@ async fn vllm(client: &Client, model: &Value) -> Result<Told, RemoteError> {
 
 /// `block_size` and `num_gpu_blocks`, which vLLM writes as labels of a gauge.
 fn cache_config(metrics: &str) -> (Option<u32>, Option<u64>) {
-    let mut lines =
-        metrics.lines().filter_map(|line| line.strip_prefix("vllm:cache_config_info{"));
+    let mut lines = metrics.lines().filter_map(|line| line.strip_prefix("vllm:cache_config_info{"));
     let Some(labels) = lines.next() else { return (None, None) };
     let label = |name: &str| {
         let (_, rest) = labels.split_once(&format!("{name}=\""))?;

@@ -51,7 +51,8 @@ mod tests {
             queue.push(Request { id, priority, ..Request::default() });
         }
         assert!(queue.remove(4) && !queue.remove(4));
-        let order: Vec<u64> = std::iter::from_fn(|| queue.pop()).map(|request| request.id).collect();
+        let order: Vec<u64> =
+            std::iter::from_fn(|| queue.pop()).map(|request| request.id).collect();
         assert_eq!((order, queue.is_empty()), (vec![3, 1, 2], true));
     }
 }

@@ -81,7 +81,8 @@ mod tests {
 
     #[test]
     fn events_of_every_line_ending_are_read() {
-        let text = b": hello\n\ndata: {\"a\": 1}\n\ndata:x\r\ndata: y\r\n\r\nevent: e\rdata:\r\r\n\n";
+        let text =
+            b": hello\n\ndata: {\"a\": 1}\n\ndata:x\r\ndata: y\r\n\r\nevent: e\rdata:\r\r\n\n";
         assert_eq!(read(&[text]), ["{\"a\": 1}", "x\ny", ""]);
     }
 

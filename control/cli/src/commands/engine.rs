@@ -91,7 +91,9 @@ impl EngineArgs {
             );
         }
         if self.threads.is_some() || self.kv_bytes.is_some() {
-            bail!("--threads and --kv-bytes are the server's own with `--engine remote`; set them there");
+            bail!(
+                "--threads and --kv-bytes are the server's own with `--engine remote`; set them there"
+            );
         }
         for (key, value) in [
             ("upstream", &self.upstream),
@@ -195,7 +197,10 @@ mod tests {
         let whole = args(&[".", "--upstream", url, "--kv-events", "tcp://127.0.0.1:2"]);
         assert!(matches!(whole.source(), Ok(Source::Linked(_))));
         let config = whole.config("m", Map::new()).unwrap();
-        assert_eq!((&config["upstream"], &config["kv_events"]), (&json!(url), &json!("tcp://127.0.0.1:2")));
+        assert_eq!(
+            (&config["upstream"], &config["kv_events"]),
+            (&json!(url), &json!("tcp://127.0.0.1:2"))
+        );
         for (flags, word) in [
             (&["--upstream", url][..], "MODEL_DIR"),
             (&[".", "--engine", "remote"], "--upstream"),

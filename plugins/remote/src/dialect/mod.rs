@@ -91,8 +91,8 @@ impl Reader {
         if data == b"[DONE]" {
             return Ok(Delta { is_last: true, ..Delta::default() });
         }
-        let value: Value =
-            serde_json::from_slice(data).map_err(|_| nonsense(server, "an event that is no JSON"))?;
+        let value: Value = serde_json::from_slice(data)
+            .map_err(|_| nonsense(server, "an event that is no JSON"))?;
         if let Some(error) = value.get("error").filter(|error| !error.is_null()) {
             let said = crate::http::message_of(data);
             let code = error.get("code").and_then(Value::as_u64).unwrap_or(500);

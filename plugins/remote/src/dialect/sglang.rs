@@ -105,13 +105,8 @@ fn read_logprobs(own: &[Value], top: &[Value]) -> Result<Vec<Logprob>, &'static 
     let mut all = Vec::new();
     for (position, value) in own.iter().enumerate() {
         let chosen = pair(value).ok_or(WRONG)?;
-        let likeliest: Option<Vec<(u32, f32)>> = top
-            .get(position)
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-            .map(pair)
-            .collect();
+        let likeliest: Option<Vec<(u32, f32)>> =
+            top.get(position).and_then(Value::as_array).into_iter().flatten().map(pair).collect();
         all.extend(ranked(position, chosen, likeliest.ok_or(WRONG)?));
     }
     Ok(all)

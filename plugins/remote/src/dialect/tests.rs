@@ -65,7 +65,8 @@ fn a_request_that_moved_draws_other_numbers() {
     let mut moved = request();
     moved.sampled_before = 5;
     assert_ne!(seed(&request(), 63), seed(&moved, 63));
-    let bounded = Request { sampling: Sampling { seed: Some(u64::MAX), ..moved.sampling }, ..moved };
+    let bounded =
+        Request { sampling: Sampling { seed: Some(u64::MAX), ..moved.sampling }, ..moved };
     assert!(seed(&bounded, 31).unwrap() <= i32::MAX as u64);
 }
 
@@ -76,7 +77,7 @@ fn llama_cpp_says_what_it_lacks() {
     assert!(check(Server::Vllm, &least).is_ok());
 }
 
-fn read_all(server: Server, events: &[serde_json::Value]) -> Vec<Delta> {
+fn read_all(server: Server, events: &[Value]) -> Vec<Delta> {
     let mut reader = Reader::default();
     events.iter().map(|event| reader.read(server, event.to_string().as_bytes()).unwrap()).collect()
 }
@@ -126,9 +127,7 @@ fn a_stream_of_sglang_is_read_whether_it_repeats_or_not() {
 
 #[test]
 fn a_stream_of_llama_cpp_is_read_and_its_holes_are_seen() {
-    let token = |token: u32, made: u32| {
-        json!({"tokens": [token], "stop": false, "tokens_predicted": made, "content": "x"})
-    };
+    let token = |token: u32, made: u32| json!({"tokens": [token], "stop": false, "tokens_predicted": made, "content": "x"});
     let progress = json!({"tokens": [0], "stop": false, "tokens_predicted": 0,
         "prompt_progress": {"total": 9, "cache": 4, "processed": 9}});
     let last = json!({"tokens": [], "stop": true, "tokens_predicted": 2, "stop_type": "eos",

@@ -302,9 +302,7 @@ fn native(scalar: Scalar<'_>) -> Result<Native, Malformed> {
     match scalar {
         Scalar::Unsigned(number) => Ok(Native::Number(number)),
         Scalar::Signed(number) => Ok(Native::Number(number.cast_unsigned())),
-        Scalar::Bytes(bytes) => {
-            Ok(Native::Digest(bytes.try_into().map_err(|_| Malformed::Range)?))
-        }
+        Scalar::Bytes(bytes) => Ok(Native::Digest(bytes.try_into().map_err(|_| Malformed::Range)?)),
         _ => Err(Malformed::Kind),
     }
 }

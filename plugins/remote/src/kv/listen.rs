@@ -79,7 +79,7 @@ impl Listener {
             let began = Instant::now();
             let connected = tokio::select! {
                 peer = self.connect() => peer,
-                closed = self.serve_snapshots(&mut snapshots) => { let () = closed; return }
+                () = self.serve_snapshots(&mut snapshots) => return,
             };
             let error = match connected {
                 Ok(mut peer) => {

@@ -8,9 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
 use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
-use mainstay_engine_abi::sdk::{
-    Cause, KvEvent, TIER_DEVICE, TIER_DISK, TIER_HOST, TIER_REMOTE,
-};
+use mainstay_engine_abi::sdk::{Cause, KvEvent, TIER_DEVICE, TIER_DISK, TIER_HOST, TIER_REMOTE};
 
 use super::decode::{Event, Group, Medium, Native, Salt, Stored};
 use super::salts::Salts;
@@ -202,8 +200,7 @@ impl Mirror {
         }
         let mut run = Run { namespace, tier, parent, blocks: Vec::new() };
         for (native, name) in stored.blocks.iter().zip(&names).take(ours) {
-            let told =
-                Held { name: name.0, parent, namespace, depth, copies: [0; TIERS] };
+            let told = Held { name: name.0, parent, namespace, depth, copies: [0; TIERS] };
             let held = self.blocks.entry(*native).or_insert(told);
             if held.name != name.0 {
                 // One name of theirs for two of ours: nothing behind it can be believed.

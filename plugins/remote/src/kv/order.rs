@@ -74,7 +74,11 @@ impl Order {
             // What was before the oldest that is kept is lost for everyone.
             None => self.take(number, digest),
             Some((last, known)) if number == last => {
-                if known == digest { Verdict::Known } else { Verdict::Anew }
+                if known == digest {
+                    Verdict::Known
+                } else {
+                    Verdict::Anew
+                }
             }
             Some((last, _)) if number == last.saturating_add(1) => self.take(number, digest),
             Some((last, _)) if number > last => Verdict::Missing { from: last + 1 },

@@ -110,7 +110,9 @@ impl Peer {
             return Err(broken("the other end does not speak ZMTP 3"));
         }
         if &theirs[12..17] != b"NULL\0" {
-            return Err(broken("the other end wants a security mechanism; only NULL is spoken here"));
+            return Err(broken(
+                "the other end wants a security mechanism; only NULL is spoken here",
+            ));
         }
         self.read = greeting.len();
         let mut ready = vec![5];

@@ -4,9 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use rmp::encode::{
-    write_array_len, write_f64, write_map_len, write_nil, write_str, write_u64,
-};
+use rmp::encode::{write_array_len, write_f64, write_map_len, write_nil, write_str, write_u64};
 use tokio::sync::mpsc;
 use zeromq::{PubSocket, RouterSocket, Socket, SocketRecv, SocketSend, ZmqMessage};
 
@@ -36,11 +34,12 @@ fn message(frames: &[&[u8]]) -> ZmqMessage {
 }
 
 impl Publisher {
-    pub async fn start(events: SocketAddr, replay: Option<SocketAddr>) -> Self {
+    /// Listens at these addresses; answers with those that it got.
+    pub async fn start(events: SocketAddr, replay: SocketAddr) -> (Self, SocketAddr, SocketAddr) {
         let (sender, mut receiver) = mpsc::unbounded_channel::<Publish>();
         let kept: Kept = Kept::default();
         let mut publisher = PubSocket::new();
-        publisher.bind(&format!("tcp://{events}")).await.expect("the events' port");
+        let events = publisher.bind(&format!("tcp://{events}")).await.expect("the events' port");
         let to_keep = Arc::clone(&kept);
         tokio::spawn(async move {
             let mut number = 0_u64;
@@ -60,12 +59,14 @@ impl Publisher {
                 }
             }
         });
-        if let Some(replay) = replay {
-            let mut router = RouterSocket::new();
-            router.bind(&format!("tcp://{replay}")).await.expect("the replay's port");
-            tokio::spawn(answer(router, Arc::clone(&kept)));
-        }
-        Self { sender, kept }
+        let mut router = RouterSocket::new();
+        let replay = router.bind(&format!("tcp://{replay}")).await.expect("the replay's port");
+        tokio::spawn(answer(router, Arc::clone(&kept)));
+        let address = |endpoint: zeromq::Endpoint| {
+            let text = endpoint.to_string();
+            text.trim_start_matches("tcp://").parse().expect("an address")
+        };
+        (Self { sender, kept }, address(events), address(replay))
     }
 
     pub fn publish(&self, setting: &Setting, changes: &[Change], is_lost: bool) {

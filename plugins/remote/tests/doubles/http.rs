@@ -49,13 +49,15 @@ impl Out {
     }
 }
 
-pub async fn serve(address: SocketAddr, state: Arc<State>) {
+pub async fn serve(address: SocketAddr, state: Arc<State>) -> SocketAddr {
     let listener = TcpListener::bind(address).await.expect("the server's port");
+    let address = listener.local_addr().expect("its address");
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             tokio::spawn(connection(stream, Arc::clone(&state)));
         }
     });
+    address
 }
 
 async fn connection(stream: TcpStream, state: Arc<State>) {
@@ -172,7 +174,8 @@ impl<'a> Run<'a> {
             return (token, Some("stop"));
         }
         let len = self.wanted.prompt.len() + self.said.len();
-        let is_full = self.said.len() >= self.wanted.tokens_max || len >= self.state.setting.context;
+        let is_full =
+            self.said.len() >= self.wanted.tokens_max || len >= self.state.setting.context;
         (token, is_full.then_some("length"))
     }
 

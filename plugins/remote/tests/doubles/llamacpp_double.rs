@@ -1,16 +1,12 @@
 //! Speaks as llama.cpp's server does, as far as this engine hears it: slots instead of blocks, no salts, and a
 //! stream that leaves out tokens which end in the middle of a character (here: every token that 7 divides).
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::http::{Gone, Out, Run, number, tokens};
 use super::{State, Wanted};
-
-/// What lies in each slot, by the address of its double.
-static SLOTS: Mutex<Option<HashMap<(usize, u64), Vec<u32>>>> = Mutex::new(None);
 
 fn wanted(body: &Value) -> Wanted {
     Wanted {
@@ -58,9 +54,8 @@ pub async fn answer(
 
 /// What of a prompt lies in its slot, before the slot is taken over.
 fn take_slot(state: &State, body: &Value, prompt: &[u32]) -> usize {
-    let mut slots = SLOTS.lock().expect("no holder panics");
-    let key = (std::ptr::from_ref(state).addr(), number(body, "id_slot"));
-    let left = slots.get_or_insert_default().remove(&key).unwrap_or_default();
+    let mut slots = state.slots.lock().expect("no holder panics");
+    let left = slots.remove(&number(body, "id_slot")).unwrap_or_default();
     if body["cache_prompt"] != json!(true) {
         return 0;
     }
@@ -69,9 +64,8 @@ fn take_slot(state: &State, body: &Value, prompt: &[u32]) -> usize {
 }
 
 fn leave_slot(state: &State, body: &Value, tokens: Vec<u32>) {
-    let mut slots = SLOTS.lock().expect("no holder panics");
-    let key = (std::ptr::from_ref(state).addr(), number(body, "id_slot"));
-    slots.get_or_insert_default().insert(key, tokens);
+    let mut slots = state.slots.lock().expect("no holder panics");
+    slots.insert(number(body, "id_slot"), tokens);
 }
 
 async fn complete(state: &State, body: &Value, out: &mut Out) -> Result<(), Gone> {

@@ -12,8 +12,9 @@ pub mod llamacpp_double;
 pub mod sglang_double;
 pub mod vllm_double;
 
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -87,6 +88,8 @@ pub struct State {
     /// Prompt tokens that were asked for, and those that were hit: the server's own counters.
     pub queried: AtomicU64,
     pub hit: AtomicU64,
+    /// What lies in each of llama.cpp's slots.
+    pub slots: Mutex<HashMap<u64, Vec<u32>>>,
     /// Answers that were left by their client before their end.
     pub left: AtomicU64,
 }
@@ -138,14 +141,10 @@ pub struct Double {
     runtime: Option<tokio::runtime::Runtime>,
 }
 
-fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address")
-}
-
 impl Double {
     pub fn start(setting: Setting) -> Self {
-        Self::start_at(setting, free_port(), free_port(), free_port())
+        let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self::start_at(setting, free, free, free)
     }
 
     fn start_at(
@@ -159,8 +158,8 @@ impl Double {
             .enable_all()
             .build()
             .expect("a runtime");
-        let state = runtime.block_on(async {
-            let publisher = Publisher::start(events, setting.has_replay.then_some(replay)).await;
+        let (state, http, events, replay) = runtime.block_on(async {
+            let (publisher, events, replay) = Publisher::start(events, replay).await;
             let state = Arc::new(State {
                 setting,
                 faults: Faults::default(),
@@ -170,10 +169,11 @@ impl Double {
                 publisher,
                 queried: AtomicU64::new(0),
                 hit: AtomicU64::new(0),
+                slots: Mutex::default(),
                 left: AtomicU64::new(0),
             });
-            http::serve(http, Arc::clone(&state)).await;
-            state
+            let http = http::serve(http, Arc::clone(&state)).await;
+            (state, http, events, replay)
         });
         Self { state, http, events, replay, runtime: Some(runtime) }
     }

@@ -50,14 +50,16 @@ pub async fn answer(
 async fn complete(state: &State, body: &Value, out: &mut Out) -> Result<(), Gone> {
     let wanted = wanted(body);
     if wanted.prompt.is_empty() || wanted.prompt.len() + wanted.tokens_max > state.setting.context {
-        let error = json!({"message": "the context is too short", "type": "BadRequestError", "code": 400});
+        let error =
+            json!({"message": "the context is too short", "type": "BadRequestError", "code": 400});
         return out.json(400, &json!({ "error": error })).await;
     }
     let mut run = Run::begin(state, wanted).await?;
     out.begin_stream().await?;
     loop {
         let (token, finish) = run.step().await;
-        let reason = if finish == Some("stop") && token != super::END { json!(token) } else { Value::Null };
+        let reason =
+            if finish == Some("stop") && token != super::END { json!(token) } else { Value::Null };
         let choice = json!({"index": 0, "text": format!("t{token} "), "token_ids": [token],
             "logprobs": logprobs(&run, token), "finish_reason": finish, "stop_reason": reason});
         let event = json!({"id": "cmpl-1", "object": "text_completion", "created": 1,

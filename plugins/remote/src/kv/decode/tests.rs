@@ -1,7 +1,8 @@
 //! Both forms of both servers, written by hand with another encoder; and bytes that mean harm.
 
 use rmp::encode::{
-    write_array_len, write_bin, write_f64, write_map_len, write_nil, write_sint, write_str, write_u64,
+    write_array_len, write_bin, write_f64, write_map_len, write_nil, write_sint, write_str,
+    write_u64,
 };
 
 use super::*;

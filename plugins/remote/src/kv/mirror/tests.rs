@@ -64,7 +64,10 @@ fn blocks_get_our_names_and_their_children_theirs() {
     assert_eq!(told, [told_stored(due[1], &due[2..])]);
     let held = |mirror: &Mirror, prompt: &[u32]| mirror.held_tokens(NAMESPACE, prompt);
     assert_eq!(held(&mirror, &[1, 2, 3, 4, 5, 6, 7]), 6);
-    assert_eq!((held(&mirror, &[1, 2, 3, 4]), held(&mirror, &[2, 1, 3]), held(&mirror, &[])), (2, 0, 0));
+    assert_eq!(
+        (held(&mirror, &[1, 2, 3, 4]), held(&mirror, &[2, 1, 3]), held(&mirror, &[])),
+        (2, 0, 0)
+    );
     assert_eq!(mirror.held_tokens(NAMESPACE + 1, &[1, 2, 3]), 0);
     assert_eq!(apply(&mut mirror, removed(&[12, 99])), [told_removed(&due[2..])]);
     assert_eq!(held(&mirror, &[1, 2, 3, 4, 5, 6, 7]), 4);

@@ -43,7 +43,10 @@ async fn a_router_of_another_make_answers() {
     let mut peer = Peer::connect(&endpoint, Role::Dealer).await.unwrap();
     peer.send(&[b"", &9_u64.to_be_bytes()]).await.unwrap();
     let asked = router.recv().await.unwrap().into_vec();
-    assert_eq!((asked.len(), &asked[1][..], &asked[2][..]), (3, &b""[..], &9_u64.to_be_bytes()[..]));
+    assert_eq!(
+        (asked.len(), &asked[1][..], &asked[2][..]),
+        (3, &b""[..], &9_u64.to_be_bytes()[..])
+    );
     let identity = asked[0].clone();
     for n in 0..3_u8 {
         router.send(message(&[&identity, b"", &[n]])).await.unwrap();
@@ -99,7 +102,11 @@ async fn hostile_ends_are_left_with_a_reason() {
     let mut plain = greeting();
     plain[12..16].copy_from_slice(b"PLAI");
     for (bytes, word) in [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\nnot the protocol that was asked for here....".to_vec(), "ZMTP"),
+        (
+            b"HTTP/1.1 400 Bad Request\r\n\r\nnot the protocol that was asked for here...."
+                .to_vec(),
+            "ZMTP",
+        ),
         (plain, "mechanism"),
         (with(&huge), "at most"),
         (with(&endless), "too long"),
