@@ -115,6 +115,8 @@ typedef struct mse_host {
 #define MSE_CAP_GUIDED (1ull << 8)        /* honours mse_guided */
 #define MSE_CAP_TRANSFER (1ull << 9)      /* kv_export and kv_import; kv_layout is not 0 */
 #define MSE_CAP_LEASE (1ull << 10)        /* honours the leases of mse_request, and has `lease` */
+#define MSE_CAP_RESUME (1ull << 11)       /* a sampled request with sampled_before goes on with the very tokens that the
+                                             engine before would have sampled; without it, only a greedy one does */
 
 typedef struct mse_info {
   mse_hdr h;

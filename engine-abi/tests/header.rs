@@ -104,6 +104,7 @@ fn every_constant_is_what_gcc_says() {
         ("MSE_KIND_OUTPUT", RetentionClass::Output as i128),
         ("MSE_KIND_REASONING", RetentionClass::Reasoning as i128),
         ("MSE_KIND_SIDE", RetentionClass::Side as i128),
+        ("MSE_CAP_RESUME", i128::from(caps::RESUME)),
         ("MSE_GUIDED_JSON_SCHEMA", i128::from(raw::GUIDED_JSON_SCHEMA)),
         ("MSE_GUIDED_REGEX", i128::from(raw::GUIDED_REGEX)),
         ("MSE_GUIDED_LARK", i128::from(raw::GUIDED_LARK)),

@@ -18,6 +18,12 @@ pub trait Engine: Send + Sync + Sized + 'static {
     /// The bits of [`caps`](super::caps). `KV_SNAPSHOT` and `PIN` open the methods of those names.
     const CAPS: u64;
 
+    /// What this instance can do of [`Engine::CAPS`]: an engine that stands for several others learns in `create`
+    /// which it is. Bits with methods of their own (`KV_SNAPSHOT`, `PIN`, `TRANSFER`) stay as they are there.
+    fn caps(&self) -> u64 {
+        Self::CAPS
+    }
+
     /// Starts an engine. It may take long (loading weights). `config_json` is a JSON object of at
     /// most 1 MiB; outputs, events and op results go to `lanes` from the engine's threads.
     ///

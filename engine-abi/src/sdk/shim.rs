@@ -35,6 +35,14 @@ struct Instance<E> {
     broken: AtomicBool,
 }
 
+impl<E: Engine> Instance<E> {
+    /// The type's capabilities, without those bits that this instance lacks and that no slot stands for.
+    fn caps(&self) -> u64 {
+        const SLOTS: u64 = caps::KV_SNAPSHOT | caps::PIN | caps::TRANSFER;
+        E::CAPS & (SLOTS | self.engine.caps())
+    }
+}
+
 fn panic_text(payload: Box<dyn Any + Send>) -> String {
     let text = if let Some(text) = payload.downcast_ref::<&str>() {
         (*text).to_owned()
@@ -148,7 +156,7 @@ unsafe extern "C" fn info<E: Engine>(
             let info = &instance.info;
             let value = MseInfo {
                 h: MseHdr::of::<MseInfo>(),
-                caps: E::CAPS,
+                caps: instance.caps(),
                 block_tokens: info.block_tokens,
                 vocab: info.vocab,
                 context_tokens_max: info.context_tokens_max,
@@ -224,7 +232,7 @@ unsafe extern "C" fn submit<E: Engine>(
                 let message = "the host does not keep up with the outputs";
                 return Err(EngineError::exhausted(message, OUT_FULL_RETRY_MS));
             }
-            if request.guided.is_some() && E::CAPS & caps::GUIDED == 0 {
+            if request.guided.is_some() && instance.caps() & caps::GUIDED == 0 {
                 let message = "this engine gives its outputs no form";
                 return Err(EngineError::new(Code::Unimplemented, message));
             }

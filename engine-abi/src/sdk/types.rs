@@ -50,8 +50,10 @@ pub mod caps {
     pub const TRANSFER: u64 = 1 << 9;
     /// Honours [`Request::leases`](super::Request::leases), and leases can be changed.
     pub const LEASE: u64 = 1 << 10;
+    /// A sampled request that moved goes on with the very tokens it would have had; without it, only a greedy one.
+    pub const RESUME: u64 = 1 << 11;
     /// Every bit that this version of the ABI knows.
-    pub const KNOWN: u64 = (1 << 11) - 1;
+    pub const KNOWN: u64 = (1 << 12) - 1;
 }
 
 /// How tokens are chosen. The shims have refused values that are not finite or out of range.

@@ -157,7 +157,8 @@ impl Engine for NativeEngine {
         | caps::CANONICAL_HASH
         | caps::GUIDED
         | caps::TRANSFER
-        | caps::LEASE;
+        | caps::LEASE
+        | caps::RESUME;
 
     fn create(config_json: &str, lanes: Arc<Lanes>, log: HostLog) -> Result<Self, EngineError> {
         let options = Options::parse(config_json)?;

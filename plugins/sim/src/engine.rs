@@ -131,7 +131,8 @@ impl Engine for SimEngine {
         | caps::RETENTION
         | caps::LOGPROBS
         | caps::CANONICAL_HASH
-        | caps::LEASE;
+        | caps::LEASE
+        | caps::RESUME;
 
     fn create(config_json: &str, lanes: Arc<Lanes>, log: HostLog) -> Result<Self, EngineError> {
         let options = Options::parse(config_json)?;

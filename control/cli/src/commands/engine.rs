@@ -7,6 +7,8 @@ use mainstay_engine_host::Source;
 use serde_json::{Map, Value, json};
 
 const SIM: &str = "sim";
+const REMOTE: &str = "remote";
+const NATIVE: &str = "native";
 
 /// Flags about the engine, shared by `serve` and `worker`.
 #[derive(clap::Args, Clone)]
@@ -14,9 +16,19 @@ pub(crate) struct EngineArgs {
     /// A checkpoint in Hugging Face layout; the bundled model if left out
     #[arg(value_name = "MODEL_DIR")]
     pub(crate) model_dir: Option<PathBuf>,
-    /// `native`, `sim` (no model, answers by --script), or a vendor's FILE.so, which runs in a child process
-    #[arg(long, default_value = "native")]
+    /// `native`, `sim` (no model, answers by --script), `remote` (another server, by --upstream), or a vendor's
+    /// FILE.so, which runs in a child process
+    #[arg(long, default_value = NATIVE)]
     pub(crate) engine: String,
+    /// Serve by this server, vLLM, SGLang or llama.cpp's, such as http://127.0.0.1:8001; MODEL_DIR needs its tokenizer
+    #[arg(long, value_name = "URL")]
+    pub(crate) upstream: Option<String>,
+    /// Where that server publishes its cache's events, such as tcp://127.0.0.1:5557
+    #[arg(long, value_name = "ENDPOINT", requires = "upstream")]
+    pub(crate) kv_events: Option<String>,
+    /// Where it gives old events again, such as tcp://127.0.0.1:5558
+    #[arg(long, value_name = "ENDPOINT", requires = "kv_events")]
+    pub(crate) kv_replay: Option<String>,
     /// The name clients ask for [default: the folder's name]
     #[arg(long)]
     pub(crate) model_name: Option<String>,
@@ -59,18 +71,55 @@ impl EngineArgs {
         if self.engine == SIM { format!("{SIM}-{revision}") } else { revision }
     }
 
+    /// The engine's word: who names an upstream means the remote one.
+    fn kind(&self) -> &str {
+        if self.upstream.is_some() && self.engine == NATIVE { REMOTE } else { &self.engine }
+    }
+
+    /// What the remote engine is told, and what it can't be told.
+    fn config_remote(&self, config: &mut Map<String, Value>) -> anyhow::Result<()> {
+        if self.kind() != REMOTE {
+            if self.upstream.is_some() {
+                bail!("only `--engine remote` has an --upstream; leave out one of the two");
+            }
+            return Ok(());
+        }
+        if self.model_dir.is_none() {
+            bail!(
+                "the remote engine needs the tokenizer and the chat template of its server's model: name their \
+                 folder, as in `mainstay serve MODEL_DIR --upstream http://HOST:PORT`"
+            );
+        }
+        if self.threads.is_some() || self.kv_bytes.is_some() {
+            bail!(
+                "--threads and --kv-bytes are the server's own with `--engine remote`; set them there"
+            );
+        }
+        for (key, value) in [
+            ("upstream", &self.upstream),
+            ("kv_events", &self.kv_events),
+            ("kv_replay", &self.kv_replay),
+        ] {
+            if let Some(value) = value {
+                config.insert(key.into(), json!(value));
+            }
+        }
+        if !config.contains_key("upstream") {
+            bail!("`--engine remote` needs the server: --upstream http://HOST:PORT");
+        }
+        Ok(())
+    }
+
     /// Where the engine's code is.
     pub(crate) fn source(&self) -> anyhow::Result<Source> {
-        match self.engine.as_str() {
-            "native" => Ok(native()),
+        match self.kind() {
+            NATIVE => Ok(native()),
             SIM => Ok(Source::Linked(mainstay_sim::entry())),
-            "remote" => {
-                bail!("engine \"remote\" is not in this build; use native, sim or a FILE.so")
-            }
+            REMOTE => Ok(Source::Linked(mainstay_remote::entry())),
             file => {
                 let path = Path::new(file);
                 if !path.is_file() {
-                    bail!("engine {file:?} is neither `native`, `sim` nor a file");
+                    bail!("engine {file:?} is neither `native`, `sim`, `remote` nor a file");
                 }
                 let host_program =
                     std::env::current_exe().context("finding this program's own file")?;
@@ -86,6 +135,7 @@ impl EngineArgs {
     /// What the engine is told: the file's table, then the flags.
     pub(crate) fn config(&self, name: &str, file: Map<String, Value>) -> anyhow::Result<Value> {
         let mut config = file;
+        self.config_remote(&mut config)?;
         let dir = match &self.model_dir {
             Some(dir) => {
                 dir.canonicalize().with_context(|| format!("no folder {}", dir.display()))?
@@ -139,6 +189,27 @@ mod tests {
         let native = args(&["--script", "Cargo.toml"]).config("m", Map::new());
         assert!(native.unwrap_err().to_string().contains("sim"));
         assert!(args(&["--engine", "nothing"]).source().is_err());
+    }
+
+    #[test]
+    fn an_upstream_means_the_remote_engine_and_says_what_it_lacks() {
+        let url = "http://127.0.0.1:1";
+        let whole = args(&[".", "--upstream", url, "--kv-events", "tcp://127.0.0.1:2"]);
+        assert!(matches!(whole.source(), Ok(Source::Linked(_))));
+        let config = whole.config("m", Map::new()).unwrap();
+        assert_eq!(
+            (&config["upstream"], &config["kv_events"]),
+            (&json!(url), &json!("tcp://127.0.0.1:2"))
+        );
+        for (flags, word) in [
+            (&["--upstream", url][..], "MODEL_DIR"),
+            (&[".", "--engine", "remote"], "--upstream"),
+            (&[".", "--engine", "sim", "--upstream", url], "leave out"),
+            (&[".", "--upstream", url, "--threads", "2"], "set them there"),
+        ] {
+            let error = args(flags).config("m", Map::new()).unwrap_err().to_string();
+            assert!(error.contains(word), "{flags:?}: {error}");
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub(crate) struct Args {
 enum EngineCommand {
     /// Does an engine keep the promises of mainstay_engine.h? Exits with 1 if it breaks one
     Check {
-        /// `native`, `sim` or a vendor's FILE.so
+        /// `native`, `sim`, `remote` (with the server in --config) or a vendor's FILE.so
         #[arg(required_unless_present = "list")]
         engine: Option<String>,
         /// What the engine is created with: JSON, or a file of it. A small cache lets the kit fill it
@@ -142,8 +142,9 @@ fn subject(engine: &str) -> anyhow::Result<Subject> {
             Subject::Linked(engine.to_owned(), entry)
         }
         "sim" => Subject::Linked(engine.to_owned(), mainstay_sim::entry()),
+        "remote" => Subject::Linked(engine.to_owned(), mainstay_remote::entry()),
         file if Path::new(file).is_file() => Subject::Library(PathBuf::from(file)),
-        other => bail!("engine {other:?} is neither `native`, `sim` nor a file"),
+        other => bail!("engine {other:?} is neither `native`, `sim`, `remote` nor a file"),
     })
 }
 

@@ -81,8 +81,9 @@ pub(crate) fn worker_config(
     name: String,
     control: Vec<String>,
 ) -> anyhow::Result<WorkerConfig> {
+    let source = engine.source()?;
     let model = model_files(engine.model_dir.as_deref(), engine.model_name.as_deref())?;
-    let mut config = WorkerConfig::new(name, control, engine.source()?);
+    let mut config = WorkerConfig::new(name, control, source);
     config.engine_config = engine.config(&model.name, file.engine_json()?)?;
     config.model_name = model.name;
     config.revision = engine.revision(model.revision);

@@ -405,7 +405,7 @@ static mse_rc info(const mse_engine *e, mse_info *out, mse_err *err) {
   if (!e) return fail(err, MSE_E_INVALID, "the engine is null");
   mse_info value = {
       .caps = MSE_CAP_NAMESPACE | MSE_CAP_KV_EVENTS | MSE_CAP_KV_SNAPSHOT | MSE_CAP_PIN | MSE_CAP_PRIORITY |
-              MSE_CAP_RETENTION | MSE_CAP_LOGPROBS,
+              MSE_CAP_RETENTION | MSE_CAP_LOGPROBS | MSE_CAP_RESUME,
       .block_tokens = (uint32_t)e->config.block_tokens,
       .vocab = VOCAB,
       .context_tokens_max = (uint32_t)e->config.context,

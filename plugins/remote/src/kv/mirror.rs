@@ -1,0 +1,296 @@
+//! What the server holds, under our names: events go in, what is new to tell comes out. Pure.
+//!
+//! A block is told only if its first ancestor is known to be of a namespace of ours and every block between is
+//! held: so what is told is a subset of what is held, whatever was missed. Of vLLM, whose cache may hold a block
+//! twice and tells both, copies are counted.
+
+use std::collections::{HashMap, HashSet};
+
+use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
+use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
+use mainstay_engine_abi::sdk::{Cause, KvEvent, TIER_DEVICE, TIER_DISK, TIER_HOST, TIER_REMOTE};
+
+use super::decode::{Event, Group, Medium, Native, Salt, Stored};
+use super::salts::Salts;
+
+/// Tiers of the interface.
+const TIERS: usize = 4;
+
+/// What became of events that told nothing: a health figure each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Passed {
+    /// Of another client, an adapter, an image.
+    pub(crate) foreign: u64,
+    /// Behind a block that is not known.
+    pub(crate) orphans: u64,
+    /// Of another block size, or with tokens that do not fill the blocks.
+    pub(crate) misshapen: u64,
+    /// Removed where it was not.
+    pub(crate) strangers: u64,
+}
+
+/// What there is to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    Event(KvEvent),
+    /// Nothing is held any more.
+    Cleared,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    name: u128,
+    parent: u128,
+    namespace: u128,
+    /// How many blocks lie before it in its prefix.
+    depth: u32,
+    copies: [u32; TIERS],
+}
+
+/// The server's cache.
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    key: BlockHashKey,
+    block_tokens: u32,
+    counts_copies: bool,
+    blocks_max: usize,
+    blocks: HashMap<Native, Held>,
+    /// The names of all of them.
+    names: HashSet<u128>,
+    /// The one of several caches that is followed.
+    group: Option<u64>,
+    passed: Passed,
+}
+
+const fn tier_of(medium: Option<Medium>) -> u32 {
+    match medium {
+        None | Some(Medium::Device) => TIER_DEVICE,
+        Some(Medium::Host) => TIER_HOST,
+        Some(Medium::Disk) => TIER_DISK,
+        Some(Medium::Remote) => TIER_REMOTE,
+    }
+}
+
+impl Mirror {
+    /// Nothing is held. `blocks_max` bounds what is believed.
+    pub(crate) fn new(
+        key: HashKey,
+        block_tokens: u32,
+        counts_copies: bool,
+        blocks_max: usize,
+    ) -> Self {
+        Self {
+            key: BlockHashKey::new(key),
+            block_tokens,
+            counts_copies,
+            blocks_max,
+            blocks: HashMap::new(),
+            names: HashSet::new(),
+            group: None,
+            passed: Passed::default(),
+        }
+    }
+
+    /// Blocks held anywhere.
+    pub(crate) fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    pub(crate) const fn passed(&self) -> Passed {
+        self.passed
+    }
+
+    /// How many tokens of a prompt are held, in whole blocks from its first on; the last token is always computed.
+    pub(crate) fn held_tokens(&self, namespace: u128, tokens: &[u32]) -> u32 {
+        let usable = &tokens[..tokens.len().saturating_sub(1)];
+        let mut names = Vec::new();
+        self.key.chain(namespace, self.block_tokens, usable, &mut names);
+        let held = names.iter().take_while(|name| self.names.contains(&name.0)).count();
+        u32::try_from(held).unwrap_or(u32::MAX).saturating_mul(self.block_tokens)
+    }
+
+    /// Forgets all blocks; what there was to tell of them is void.
+    pub(crate) fn clear(&mut self) {
+        self.blocks.clear();
+        self.names.clear();
+        self.group = None;
+    }
+
+    /// Takes one event in.
+    pub(crate) fn apply(&mut self, event: Event, salts: &Salts, mut tell: impl FnMut(Change)) {
+        match event {
+            Event::Stored(stored) => {
+                if !self.follows(stored.group) {
+                    return;
+                }
+                if self.blocks.len() + stored.blocks.len() > self.blocks_max {
+                    // More than the server can hold: removals were missed, or it lies.
+                    self.clear();
+                    tell(Change::Cleared);
+                }
+                self.store(&stored, salts, &mut tell);
+            }
+            Event::Removed { blocks, medium, group } => {
+                if self.follows(group) {
+                    self.remove(&blocks, tier_of(medium), &mut tell);
+                }
+            }
+            Event::Cleared => {
+                self.clear();
+                tell(Change::Cleared);
+            }
+        }
+    }
+
+    /// Whether an event is about the cache in which whole prefixes live.
+    fn follows(&mut self, group: Group) -> bool {
+        if group.is_partial {
+            return false;
+        }
+        match (self.group, group.index) {
+            (None, Some(index)) => {
+                self.group = Some(index);
+                true
+            }
+            (Some(own), Some(index)) => own == index,
+            (_, None) => true,
+        }
+    }
+
+    /// The namespace, the name before the first block and its depth.
+    fn place(&mut self, stored: &Stored, salts: &Salts) -> Option<(u128, u128, u32)> {
+        if stored.salt == Salt::Foreign {
+            self.passed.foreign += 1;
+            return None;
+        }
+        if let Some(parent) = &stored.parent {
+            let Some(held) = self.blocks.get(parent) else {
+                self.passed.orphans += 1;
+                return None;
+            };
+            return Some((held.namespace, held.name, held.depth + 1));
+        }
+        let namespace = match &stored.salt {
+            Salt::Text(salt) => salts.namespace_of(salt),
+            Salt::Untold => salts.only_asker(&stored.tokens[..self.block_tokens as usize]),
+            Salt::None | Salt::Foreign => None,
+        };
+        if namespace.is_none() {
+            self.passed.foreign += 1;
+        }
+        namespace.map(|namespace| (namespace, namespace, 0))
+    }
+
+    fn store(&mut self, stored: &Stored, salts: &Salts, tell: &mut impl FnMut(Change)) {
+        let tokens_due = stored.blocks.len().checked_mul(self.block_tokens as usize);
+        if stored.blocks.is_empty()
+            || stored.block_tokens != self.block_tokens
+            || tokens_due != Some(stored.tokens.len())
+        {
+            self.passed.misshapen += 1;
+            return;
+        }
+        let Some((namespace, mut parent, mut depth)) = self.place(stored, salts) else { return };
+        let tier = tier_of(stored.medium);
+        let mut names = Vec::with_capacity(stored.blocks.len());
+        self.key.chain(parent, self.block_tokens, &stored.tokens, &mut names);
+        let ours = stored.foreign_from.unwrap_or(stored.blocks.len());
+        if ours < stored.blocks.len() {
+            self.passed.foreign += 1;
+        }
+        let mut run = Run { namespace, tier, parent, blocks: Vec::new() };
+        for (native, name) in stored.blocks.iter().zip(&names).take(ours) {
+            let told = Held { name: name.0, parent, namespace, depth, copies: [0; TIERS] };
+            let held = self.blocks.entry(*native).or_insert(told);
+            if held.name != name.0 {
+                // One name of theirs for two of ours: nothing behind it can be believed.
+                self.passed.misshapen += 1;
+                break;
+            }
+            let copies = &mut held.copies[tier as usize];
+            let is_new = *copies == 0;
+            *copies = if self.counts_copies { copies.saturating_add(1) } else { 1 };
+            self.names.insert(name.0);
+            if is_new {
+                run.blocks.push(name.0);
+            } else {
+                run.tell(name.0, tell);
+            }
+            parent = name.0;
+            depth = depth.saturating_add(1);
+        }
+        run.tell(parent, tell);
+    }
+
+    fn remove(&mut self, natives: &[Native], tier: u32, tell: &mut impl FnMut(Change)) {
+        let mut gone = Vec::new();
+        for native in natives {
+            let Some(held) = self.blocks.get_mut(native) else {
+                self.passed.strangers += 1;
+                continue;
+            };
+            let copies = &mut held.copies[tier as usize];
+            if *copies == 0 {
+                self.passed.strangers += 1;
+                continue;
+            }
+            *copies -= 1;
+            if *copies > 0 {
+                continue;
+            }
+            gone.push(held.name);
+            if held.copies == [0; TIERS] {
+                self.names.remove(&held.name);
+                self.blocks.remove(native);
+            }
+        }
+        if !gone.is_empty() {
+            let cause = Cause::Capacity;
+            tell(Change::Event(KvEvent::Removed { blocks: gone, tier, cause }));
+        }
+    }
+
+    /// Tells everything that is held, ancestors first, and answers with how many blocks that are.
+    pub(crate) fn snapshot(&self, mut tell: impl FnMut(KvEvent)) -> u32 {
+        let mut held: Vec<&Held> = self.blocks.values().collect();
+        held.sort_unstable_by_key(|held| held.depth);
+        for held in &held {
+            for tier in 0..TIERS as u32 {
+                if held.copies[tier as usize] > 0 {
+                    tell(KvEvent::Stored {
+                        namespace: held.namespace,
+                        parent: held.parent,
+                        blocks: vec![held.name],
+                        tier,
+                        snapshot: true,
+                    });
+                }
+            }
+        }
+        u32::try_from(held.len()).unwrap_or(u32::MAX)
+    }
+}
+
+/// Blocks in a row that are new to a tier.
+struct Run {
+    namespace: u128,
+    tier: u32,
+    parent: u128,
+    blocks: Vec<u128>,
+}
+
+impl Run {
+    /// Tells the row, if it is one; the next begins behind `next`.
+    fn tell(&mut self, next: u128, tell: &mut impl FnMut(Change)) {
+        let blocks = std::mem::take(&mut self.blocks);
+        let parent = std::mem::replace(&mut self.parent, next);
+        if !blocks.is_empty() {
+            let (namespace, tier) = (self.namespace, self.tier);
+            let event = KvEvent::Stored { namespace, parent, blocks, tier, snapshot: false };
+            tell(Change::Event(event));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
