@@ -9,7 +9,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use mainstay_replay::{
-    PolicyName, ReadSettings, Report, Settings, Slow, Trace, comparison_page, play,
+    PolicyName, QueueOrder, QueueSettings, ReadSettings, Report, Settings, Slow, Trace,
+    comparison_page, play,
 };
 use mainstay_sim_model::Profile;
 use serde_json::{Value, json};
@@ -85,6 +86,30 @@ pub(crate) struct Args {
     /// The share of sessions whose requests go last
     #[arg(long, default_value_t = 0.0)]
     background: f64,
+    /// Their priority; those that go last have as much below 0
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=3_600))]
+    urgent_priority: i32,
+    /// Their tier in the router's queue: a higher one goes before all lower ones
+    #[arg(long, default_value_t = 0)]
+    urgent_tier: u8,
+    /// Tell neither router nor engines of priorities; figures come by priority all the same
+    #[arg(long)]
+    hints_off: bool,
+    /// Requests tell how long their answers will be, as `osl` does
+    #[arg(long)]
+    tell_output: bool,
+    /// Requests wait at the router while every worker has more than so many steps' tokens waiting; kv policies only
+    #[arg(long, value_name = "SHARE", value_parser = parse_threshold)]
+    router_queue_threshold: Option<f64>,
+    /// In which order they go on: arrival, wspt or least-attained
+    #[arg(long, value_parser = parse_order, default_value = "arrival")]
+    queue_order: QueueOrder,
+    /// Host memory beside each device, as so many times its cache
+    #[arg(long, default_value_t = 0.0)]
+    host_cache: f64,
+    /// Workers bring in what others hold instead of computing it; kv policies only
+    #[arg(long)]
+    transfer: bool,
     /// Write a page with tables and plots there
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -97,6 +122,16 @@ pub(crate) struct Args {
     /// How to print
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
+}
+
+fn parse_order(text: &str) -> Result<QueueOrder, String> {
+    let names = QueueOrder::ALL.map(QueueOrder::name).join(", ");
+    QueueOrder::from_name(text).ok_or_else(|| format!("one of {names}"))
+}
+
+fn parse_threshold(text: &str) -> Result<f64, String> {
+    let share = text.parse::<f64>().ok().filter(|share| (0.0..=1_000.0).contains(share));
+    share.ok_or_else(|| "a share of one step's tokens, from 0 to 1000, such as 1.0".to_owned())
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -133,6 +168,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn settings(args: &Args) -> Result<Settings> {
     ensure!(args.load > 0.0, "--load must be above 0");
     ensure!(args.cache > 0.0, "--cache must be above 0");
+    ensure!(args.host_cache >= 0.0, "--host-cache must not be below 0");
     let shares = [args.urgent, args.background, args.urgent + args.background];
     let shares = shares.iter().all(|share| (0.0..=1.0).contains(share));
     ensure!(shares, "--urgent and --background are shares of one whole, from 0 to 1");
@@ -142,12 +178,22 @@ fn settings(args: &Args) -> Result<Settings> {
         load: args.load,
         seed: args.seed,
         requests: args.requests,
-        profile: profile.with_cache(args.cache),
+        profile: profile.with_cache(args.cache).with_host(args.host_cache),
         event_delay_ms: args.event_delay_ms,
         slow: slow(args)?,
         slow_unseen: args.slow_unseen,
         urgent: args.urgent,
         background: args.background,
+        queue: QueueSettings {
+            threshold: args.router_queue_threshold,
+            order: args.queue_order,
+            ..QueueSettings::default()
+        },
+        urgent_priority: args.urgent_priority,
+        urgent_tier: args.urgent_tier,
+        hints: !args.hints_off,
+        tell_output: args.tell_output,
+        transfer: args.transfer,
         series: args.series || args.html.is_some(),
     })
 }
@@ -255,6 +301,14 @@ fn as_json(args: &Args, trace: &Trace, reports: &[Report]) -> Result<Value> {
         "slow_unseen": args.slow_unseen,
         "urgent": args.urgent,
         "background": args.background,
+        "urgent_priority": args.urgent_priority,
+        "urgent_tier": args.urgent_tier,
+        "hints": !args.hints_off,
+        "tell_output": args.tell_output,
+        "router_queue_threshold": args.router_queue_threshold,
+        "queue_order": args.queue_order.name(),
+        "host_cache": args.host_cache,
+        "transfer": args.transfer,
         "event_delay_ms": args.event_delay_ms,
         "context_tokens": args.context_tokens,
         "pause_max_s": args.pause_max_s,
@@ -327,14 +381,18 @@ fn print_priorities(reports: &[Report]) {
                 format!("{:.0} ms", class.ttft_ms.p50),
                 format!("{:.0}", class.ttft_ms.p90),
                 format!("{:.0}", class.ttft_ms.p99),
+                format!("{:.0}", class.ttft_max_ms),
                 format!("{:.1}", class.request_tok_s.p50),
+                format!("{:.0}", class.fleet_tok_s),
             ]
         };
         report.by_priority.iter().map(row).collect::<Vec<_>>()
     });
     let rows: Vec<Vec<String>> = classes.collect();
     if !rows.is_empty() {
-        let headers = ["POLICY", "PRIORITY", "REQUESTS", "TTFT P50", "P90", "P99", "TOK/S"];
+        let headers = [
+            "POLICY", "PRIORITY", "REQUESTS", "TTFT P50", "P90", "P99", "MAX", "TOK/S", "FLEET",
+        ];
         print(&format!("\n{}", table(&headers, &rows)));
     }
 }

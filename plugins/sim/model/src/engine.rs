@@ -4,15 +4,20 @@
 //! the next in the queue; a prompt that does not fit is computed in pieces. A request is admitted when there are
 //! blocks for all its tokens, and looks for cached ones then. When a decoding request finds no block, the last in
 //! order loses all of its own and computes them again later. Steps without a prompt are taken together until the
-//! first of them ends a request; one that arrives meanwhile cuts the stretch at the step that is under way.
+//! first of them ends a request; one that arrives meanwhile cuts the stretch at the step that is under way. What a
+//! request can bring in from host memory or from another engine comes in before it is served, while others are.
 
 use std::collections::BTreeMap;
 
-use mainstay_engine_abi::sdk::{Cause, KvEvent};
+use mainstay_engine_abi::sdk::{Cause, KvEvent, TIER_DEVICE};
 use mainstay_engine_blocks::BlockPool;
 
 use crate::Profile;
+use crate::host::Host;
 use crate::sequence::{Place, Request, Sequence};
+use load::Loading;
+
+mod load;
 
 /// The share of blocks that pins may hold, as engines take it by default.
 const PIN_FRACTION: f64 = 0.5;
@@ -61,6 +66,10 @@ pub struct Load {
     pub blocks_total: u64,
     /// Blocks of running requests.
     pub blocks_used: u64,
+    /// What a token from host memory takes; 0 where there is none.
+    pub load_us_per_token: f32,
+    /// Tokens that are coming in from there.
+    pub loading_tokens: u64,
 }
 
 /// Sums since the beginning.
@@ -76,6 +85,10 @@ pub struct Counters {
     pub evicted_for_room: u64,
     /// Blocks whose retention had ended.
     pub evicted_expired: u64,
+    /// Tokens that came in from host memory.
+    pub loaded_tokens: u64,
+    /// Tokens that came in from other engines.
+    pub fetched_tokens: u64,
 }
 
 /// The step or stretch under way.
@@ -83,6 +96,7 @@ pub struct Counters {
 struct Stretch {
     start_us: u64,
     end_us: u64,
+    /// None while nothing is computed, until something has come in.
     steps: u32,
     /// Set where nothing but decoding goes on: how many requests, and tokens of their contexts at its start.
     decoding: Option<(u32, u64)>,
@@ -98,6 +112,8 @@ pub struct Engine {
     waiting: BTreeMap<Place, Sequence>,
     /// In the order of their admission.
     running: Vec<Sequence>,
+    host: Host,
+    loading: Loading,
     /// Tokens that those that wait will have to compute.
     waiting_tokens: u64,
     stretch: Option<Stretch>,
@@ -124,6 +140,8 @@ impl Engine {
         let blocks = profile.kv_tokens() / u64::from(block_tokens);
         Self {
             blocks: BlockPool::new(u32::try_from(blocks).unwrap_or(u32::MAX), PIN_FRACTION),
+            host: Host::new(profile.host_blocks(block_tokens)),
+            loading: Loading::default(),
             profile,
             block_tokens,
             waiting: BTreeMap::new(),
@@ -179,7 +197,11 @@ impl Engine {
             Some(stretch) => self.finish(stretch, notes),
             None => {}
         }
+        self.blocks.expire(now_us / 1_000);
         self.stretch = self.plan(now_us);
+        if let Some(ready_us) = self.loading.next_us() {
+            self.cut(ready_us);
+        }
     }
 
     /// Whether it needs [`Engine::advance`] to begin anything.
@@ -195,13 +217,17 @@ impl Engine {
         let reading = self.running.iter().filter(|s| !s.decodes());
         let unread: u64 = reading.map(|s| u64::from(s.unread())).sum();
         Load {
-            running: self.running.len() as u32,
+            running: (self.running.len() + self.loading.len()) as u32,
             waiting: self.waiting.len() as u32,
-            waiting_prefill_tokens: self.waiting_tokens + unread,
+            waiting_prefill_tokens: self.waiting_tokens
+                + unread
+                + self.loading.unread(self.block_tokens),
             prefill_us_per_token: self.prefill_us_per_token,
             decode_us_per_step: self.decode_us_per_step,
             blocks_total: u64::from(counts.total),
             blocks_used: u64::from(counts.used),
+            load_us_per_token: self.load_us_per_token(),
+            loading_tokens: self.loading.tokens(),
         }
     }
 
@@ -214,8 +240,9 @@ impl Engine {
     /// What was stored and removed since the last call, in order.
     pub fn drain_events(&mut self) -> impl Iterator<Item = KvEvent> {
         let counters = &mut self.counters;
-        self.blocks.drain_events().inspect(|event| {
-            if let KvEvent::Removed { blocks, cause, .. } = event {
+        let own = self.blocks.drain_events();
+        own.chain(self.loading.events.drain(..)).inspect(|event| {
+            if let KvEvent::Removed { blocks, cause, tier: TIER_DEVICE } = event {
                 let count = blocks.len() as u64;
                 match cause {
                     Cause::Expiry => counters.evicted_expired += count,
@@ -228,13 +255,14 @@ impl Engine {
     /// Whether there are events to drain.
     #[must_use]
     pub fn has_events(&self) -> bool {
-        self.blocks.has_events()
+        self.blocks.has_events() || !self.loading.events.is_empty()
     }
 
     fn enqueue(&mut self, mut sequence: Sequence) {
         let findable = sequence.findable(self.block_tokens);
         // A block is never cached without those before it.
         let hits = findable.partition_point(|hash| self.blocks.lookup(hash.0).is_some());
+        let hits = hits + self.can_bring_in(&sequence.request, &findable[hits..], hits);
         sequence.expected = sequence.tokens() - hits as u32 * self.block_tokens;
         self.waiting_tokens += u64::from(sequence.expected);
         self.waiting.insert(sequence.place, sequence);
@@ -243,6 +271,10 @@ impl Engine {
     /// Ends a stretch of decoding with the step that is under way.
     fn cut(&mut self, now_us: u64) {
         let Some(stretch) = &mut self.stretch else { return };
+        if stretch.steps == 0 {
+            stretch.end_us = stretch.end_us.min(now_us.max(stretch.start_us));
+            return;
+        }
         let Some((requests, context)) = stretch.decoding else { return };
         if self.running.len() >= self.profile.requests_max {
             return;
@@ -265,11 +297,15 @@ impl Engine {
 
     /// Decides what the next step does; `None` if there is nothing to do.
     fn plan(&mut self, now_us: u64) -> Option<Stretch> {
-        self.make_room();
+        self.come_in(now_us);
+        self.make_room(now_us);
         let budget = self.deal();
         self.admit(now_us, budget);
         if self.running.is_empty() {
-            return None;
+            // Nothing to compute until something has come in.
+            let end_us = self.loading.next_us()?.max(now_us);
+            let speed = self.speed;
+            return Some(Stretch { start_us: now_us, end_us, steps: 0, decoding: None, speed });
         }
         let speed = self.speed;
         let (mut tokens, mut pairs, mut context, mut decoding) = (0, 0.0, 0, 0);
@@ -294,7 +330,7 @@ impl Engine {
     }
 
     /// A block for the next token of each that decodes; the last in order lose theirs for it.
-    fn make_room(&mut self) {
+    fn make_room(&mut self, now_us: u64) {
         let mut at = 0;
         while at < self.running.len() {
             let sequence = &self.running[at];
@@ -309,22 +345,24 @@ impl Engine {
             }
             let last = (0..self.running.len()).max_by_key(|at| self.running[*at].place);
             let Some(last) = last else { return };
-            self.preempt(last);
+            self.preempt(last, now_us);
             // Those behind the preempted one have moved up by one place.
             at -= usize::from(last < at);
         }
     }
 
-    fn preempt(&mut self, at: usize) {
+    fn preempt(&mut self, at: usize, now_us: u64) {
         let mut sequence = self.running.remove(at);
-        self.give_back(&sequence);
+        self.give_back(&sequence, now_us);
         sequence.restart();
         self.counters.preemptions += 1;
         self.enqueue(sequence);
     }
 
-    fn give_back(&mut self, sequence: &Sequence) {
-        self.blocks.release(&sequence.table, 0, |_| None);
+    fn give_back(&mut self, sequence: &Sequence, now_us: u64) {
+        let claim = sequence.request.claim;
+        self.blocks.release(&sequence.table, now_us / 1_000, |_| claim);
+        self.copy_to_host(sequence);
         self.blocked = false;
     }
 
@@ -344,7 +382,10 @@ impl Engine {
     }
 
     fn admit(&mut self, now_us: u64, mut budget: u32) {
-        while budget > 0 && !self.blocked && self.running.len() < self.profile.requests_max {
+        while budget > 0
+            && !self.blocked
+            && self.running.len() + self.loading.len() < self.profile.requests_max
+        {
             let Some((_, mut sequence)) = self.waiting.pop_first() else { return };
             if !self.take_blocks(&mut sequence) {
                 self.blocked = true;
@@ -352,6 +393,10 @@ impl Engine {
                 return;
             }
             self.waiting_tokens -= u64::from(sequence.expected);
+            if self.begin_load(&mut sequence, now_us) {
+                self.loading.add(sequence);
+                continue;
+            }
             if sequence.admitted_us.is_none() {
                 sequence.admitted_us = Some(now_us);
                 sequence.cached_tokens = sequence.computed;
@@ -414,6 +459,9 @@ impl Engine {
     /// Takes in what the stretch has computed.
     fn finish(&mut self, stretch: Stretch, notes: &mut Vec<Note>) {
         let now_us = stretch.end_us;
+        if stretch.steps == 0 {
+            return;
+        }
         self.counters.busy_us += now_us - stretch.start_us;
         let decoded = self.running.iter().any(|s| s.decodes());
         let mut ended = false;
@@ -442,7 +490,7 @@ impl Engine {
             self.measure_decode(stretch);
         }
         if ended {
-            self.end_done(notes);
+            self.end_done(now_us, notes);
         }
     }
 
@@ -461,7 +509,7 @@ impl Engine {
         }
     }
 
-    fn end_done(&mut self, notes: &mut Vec<Note>) {
+    fn end_done(&mut self, now_us: u64, notes: &mut Vec<Note>) {
         let mut at = 0;
         while at < self.running.len() {
             if self.running[at].left() > 0 {
@@ -469,7 +517,7 @@ impl Engine {
                 continue;
             }
             let sequence = self.running.remove(at);
-            self.give_back(&sequence);
+            self.give_back(&sequence, now_us);
             notes.push(Note::Ended { id: sequence.request.id });
         }
     }

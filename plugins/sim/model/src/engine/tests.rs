@@ -32,6 +32,8 @@ fn request(id: u64, chain: &Arc<[SequenceHash]>, prompt: u32, output: u32) -> Re
         prompt_tokens: prompt,
         output_tokens: output,
         priority: 0,
+        claim: None,
+        fetch: None,
     }
 }
 
