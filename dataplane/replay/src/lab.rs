@@ -17,7 +17,7 @@ use mainstay_types::SequenceHash;
 
 use crate::fleet::{Fleet, Overlaps};
 use crate::ideal::Ideal;
-use crate::live::{Live, NAMESPACE, Step};
+use crate::live::{Live, Step};
 use crate::policy::{Chooser, PolicyName, Ticket};
 use crate::report::Report;
 use crate::rng::{Rng, mix};

@@ -28,6 +28,7 @@ impl Host {
         self.by_hash.contains_key(&hash)
     }
 
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.by_hash.len()
     }

@@ -139,10 +139,10 @@ impl Engine {
         let known = &chain[..sequence.registered];
         let mut new: Vec<bool> = known.iter().rev().map(|hash| self.host.take(hash.0)).collect();
         new.reverse();
-        let mut at = 0;
+        let mut at = 0_usize;
         for stretch in new.chunk_by(|a, b| a == b) {
             if stretch[0] {
-                let parent = at.checked_sub(1).map_or(*namespace, |above: usize| chain[above].0);
+                let parent = at.checked_sub(1).map_or(*namespace, |above| chain[above].0);
                 let blocks = chain[at..at + stretch.len()].iter().map(|hash| hash.0).collect();
                 let (namespace, tier) = (*namespace, TIER_HOST);
                 let stored = KvEvent::Stored { namespace, parent, blocks, tier, snapshot: false };
