@@ -32,7 +32,7 @@ pub(crate) struct Overlaps {
     pub(crate) near: Vec<Overlap>,
     /// In any tier; empty where there are no others.
     pub(crate) stored: Vec<Overlap>,
-    tiers: Vec<TierOverlap>,
+    pub(crate) tiers: Vec<TierOverlap>,
 }
 
 struct Late {

@@ -9,6 +9,7 @@ use mainstay_types::Region;
 
 use crate::commands::identity::IdentityArgs;
 use crate::commands::join::Newcomer;
+use crate::commands::queue::QueueArgs;
 use crate::commands::{addresses, asked_to_stop};
 use crate::config::FileConfig;
 use crate::output::print;
@@ -35,6 +36,8 @@ pub(crate) struct Args {
     /// one model must have equal weights, not only files of equal names and sizes
     #[arg(long)]
     transfer: bool,
+    #[command(flatten)]
+    queue: QueueArgs,
     #[command(flatten)]
     security: IdentityArgs,
     /// A join token, to get the certificate for --identity by
@@ -85,6 +88,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.region = args.region;
     config.region_penalty_ms = args.region_penalty_ms;
     config.transfer = args.transfer;
+    config.queue = args.queue.settings();
     config.metrics = Some(super::metrics_recorder()?);
     let handle = mainstay_gateway::start(config).await?;
     tokio::select! {

@@ -9,12 +9,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use mainstay_replay::{
-    PolicyName, QueueOrder, QueueSettings, ReadSettings, Report, Settings, Slow, Trace,
-    comparison_page, play,
+    PolicyName, ReadSettings, Report, Settings, Slow, Trace, comparison_page, play,
 };
 use mainstay_sim_model::Profile;
 use serde_json::{Value, json};
 
+use super::queue::QueueArgs;
 use super::trace::read;
 use crate::output::{Format, print, print_json, table};
 
@@ -98,12 +98,8 @@ pub(crate) struct Args {
     /// Requests tell how long their answers will be, as `osl` does
     #[arg(long)]
     tell_output: bool,
-    /// Requests wait at the router while every worker has more than so many steps' tokens waiting; kv policies only
-    #[arg(long, value_name = "SHARE", value_parser = parse_threshold)]
-    router_queue_threshold: Option<f64>,
-    /// In which order they go on: arrival, wspt or least-attained
-    #[arg(long, value_parser = parse_order, default_value = "arrival")]
-    queue_order: QueueOrder,
+    #[command(flatten)]
+    queue: QueueArgs,
     /// Host memory beside each device, as so many times its cache
     #[arg(long, default_value_t = 0.0)]
     host_cache: f64,
@@ -122,16 +118,6 @@ pub(crate) struct Args {
     /// How to print
     #[arg(short, long, value_enum, default_value = "table")]
     output: Format,
-}
-
-fn parse_order(text: &str) -> Result<QueueOrder, String> {
-    let names = QueueOrder::ALL.map(QueueOrder::name).join(", ");
-    QueueOrder::from_name(text).ok_or_else(|| format!("one of {names}"))
-}
-
-fn parse_threshold(text: &str) -> Result<f64, String> {
-    let share = text.parse::<f64>().ok().filter(|share| (0.0..=1_000.0).contains(share));
-    share.ok_or_else(|| "a share of one step's tokens, from 0 to 1000, such as 1.0".to_owned())
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -184,11 +170,7 @@ fn settings(args: &Args) -> Result<Settings> {
         slow_unseen: args.slow_unseen,
         urgent: args.urgent,
         background: args.background,
-        queue: QueueSettings {
-            threshold: args.router_queue_threshold,
-            order: args.queue_order,
-            ..QueueSettings::default()
-        },
+        queue: args.queue.settings(),
         urgent_priority: args.urgent_priority,
         urgent_tier: args.urgent_tier,
         hints: !args.hints_off,
@@ -305,8 +287,8 @@ fn as_json(args: &Args, trace: &Trace, reports: &[Report]) -> Result<Value> {
         "urgent_tier": args.urgent_tier,
         "hints": !args.hints_off,
         "tell_output": args.tell_output,
-        "router_queue_threshold": args.router_queue_threshold,
-        "queue_order": args.queue_order.name(),
+        "router_queue_threshold": args.queue.router_queue_threshold,
+        "router_queue_policy": args.queue.router_queue_policy.name(),
         "host_cache": args.host_cache,
         "transfer": args.transfer,
         "event_delay_ms": args.event_delay_ms,
