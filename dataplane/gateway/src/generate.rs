@@ -149,7 +149,7 @@ impl Runner {
     /// Takes an event in; the router hears of the first token.
     fn hear(&mut self, event: v1::GenerateEvent, placed: &Placed) -> Flow {
         if event.first {
-            placed.first_token();
+            placed.first_token(event.cached_tokens);
         }
         self.take(event)
     }

@@ -17,6 +17,7 @@ mod line;
 mod members;
 mod meters;
 mod model;
+mod pace;
 mod pins;
 mod placement;
 mod prompt;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use mainstay_index::Overlap;
 use mainstay_proto::v1;
 use mainstay_route::{
-    BookingId, Decision, Hints, Inputs, Policy, Router, WorkerLoad, WorkerView,
+    BookingId, Decision, Fetch, Hints, Inputs, Policy, Router, WorkerLoad, WorkerView,
 };
 use mainstay_types::{Region, TenantId, WorkerId};
 use parking_lot::Mutex;
@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use crate::config::GatewayConfig;
 use crate::generate::Job;
 use crate::line::{Lines, Queued, Room};
+use crate::pace::FetchPace;
 use crate::random;
 use crate::replica::Replica;
 use crate::workers::{WorkerEntry, Workers};
@@ -40,6 +41,7 @@ struct Inner {
     /// Where requests wait, if they do.
     lines: Option<Lines>,
     router: Mutex<Router>,
+    fetch_pace: Mutex<FetchPace>,
     started: Instant,
     decisions: Mutex<VecDeque<Explained>>,
 }
@@ -75,18 +77,25 @@ pub(crate) struct Placed {
     pub(crate) worker: Arc<WorkerEntry>,
     /// Who holds more of the prompt.
     pub(crate) sources: Vec<v1::BlockSource>,
+    /// When it was sent, what it holds itself, and what all but the way of what it lacks was expected to take.
+    sent_ms: u64,
+    own_tokens: u32,
+    rest_ms: f64,
     booking: BookingId,
     inner: Arc<Inner>,
 }
 
 impl Placed {
-    /// Its first token has come: the router learns from how long that took.
-    pub(crate) fn first_token(&self) {
-        // With what another worker held it came sooner, or later, than it was priced.
-        if !self.sources.is_empty() {
+    /// Its first token has come, with so many prompt tokens that it did not compute: the router learns from how long
+    /// that took.
+    pub(crate) fn first_token(&self, cached_tokens: u32) {
+        let now_ms = self.inner.ms_of(Instant::now());
+        let came = cached_tokens.saturating_sub(self.own_tokens);
+        if !self.sources.is_empty() && came > 0 {
+            let took_ms = now_ms.saturating_sub(self.sent_ms) as f64;
+            self.inner.fetch_pace.lock().took(came, took_ms - self.rest_ms);
             return;
         }
-        let now_ms = self.inner.ms_of(Instant::now());
         self.inner.router.lock().first_token(now_ms, self.booking);
     }
 
@@ -121,6 +130,7 @@ impl Placement {
             transfer: config.transfer,
             lines: Lines::new(config.queue),
             router: Mutex::new(Router::default()),
+            fetch_pace: Mutex::default(),
             started: Instant::now(),
             decisions: Mutex::default(),
         };
@@ -198,6 +208,8 @@ impl Placement {
         let mut overlaps = Vec::new();
         reader.lookup_into(&job.blocks, &mut overlaps);
         let inputs = self.inputs(job, &views, &overlaps);
+        let fetch = self.fetch(&overlaps, &entries, &views);
+        let inputs = Inputs { fetch, ..inputs };
         let hints = hints_of(job);
         let mut router = self.inner.router.lock();
         let decision = router.choose_with(&inputs, &hints).ok()?;
@@ -207,11 +219,35 @@ impl Placement {
         // From here on the booking is released by its guard, also when the worker has gone meanwhile.
         let worker = Arc::clone(entries.iter().find(|w| w.id == decision.worker)?);
         let inner = Arc::clone(&self.inner);
-        let sources =
-            if inner.transfer { sources(&overlaps, &worker, &entries) } else { Vec::new() };
-        let placed = Placed { worker, sources, booking, inner };
+        // Only where it costs less than computing.
+        let fetches = decision.fetched_blocks > decision.stored_blocks;
+        let sources = if fetches { sources(&overlaps, &worker, &entries) } else { Vec::new() };
+        let own_tokens = decision.stored_blocks.saturating_mul(job.block_tokens);
+        let rest_ms = decision.cost_ms - decision.terms.load_ms - decision.terms.memory_ms;
+        let sent_ms = inputs.now_ms;
+        let placed = Placed { worker, sources, sent_ms, own_tokens, rest_ms, booking, inner };
         self.remember(job, decision, hinted.flatten(), queued);
         Some(placed)
+    }
+
+    /// What workers of the own region would give, where they give anything.
+    fn fetch(
+        &self,
+        overlaps: &[Overlap],
+        entries: &[Arc<WorkerEntry>],
+        views: &[WorkerView],
+    ) -> Option<Fetch> {
+        if !self.inner.transfer {
+            return None;
+        }
+        let near = |o: &&Overlap| {
+            entries.iter().any(|w| w.id == o.worker && w.region == self.inner.region)
+        };
+        // The deepest first, so that few are looked for.
+        let mut deepest: Vec<&Overlap> = overlaps.iter().collect();
+        deepest.sort_unstable_by_key(|o| std::cmp::Reverse(o.blocks));
+        let blocks = deepest.into_iter().find(near).map_or(0, |o| o.blocks);
+        self.inner.fetch_pace.lock().fetch(blocks, views)
     }
 
     fn remember(
