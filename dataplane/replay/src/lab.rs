@@ -459,6 +459,9 @@ impl Lab<'_> {
                 self.sums.ttft_us.push(ttft_us);
                 self.sums.classes[class_place(asked.priority)].0.push(ttft_us);
                 self.sums.cached_tokens += u64::from(cached_tokens);
+                let class = &mut self.sums.class_prompts[class_place(asked.priority)];
+                class.0 += u64::from(asked.prompt_tokens);
+                class.1 += u64::from(cached_tokens);
                 if let Some(course) = &mut self.course {
                     course.first(now_us, ttft_us, asked.prompt_tokens, cached_tokens);
                 }

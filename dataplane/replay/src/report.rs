@@ -119,6 +119,8 @@ pub struct Class {
     pub requests: u64,
     /// As in the whole report.
     pub ttft_ms: Spread,
+    /// As in the whole report.
+    pub hit_rate: f64,
     /// The longest that anybody waited for a first token.
     pub ttft_max_ms: f64,
     /// As in the whole report.

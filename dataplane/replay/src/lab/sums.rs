@@ -25,6 +25,8 @@ pub(super) struct Sums {
     pub(super) full: Option<(u64, u64, u64, [u64; 3])>,
     /// Tokens said, as `classes`.
     pub(super) class_tokens: [u64; 3],
+    /// Prompt tokens, and those of them that were cached.
+    pub(super) class_prompts: [(u64, u64); 3],
     /// What those who waited in the router's queue waited, and how often anybody was turned away.
     pub(super) waits_us: Vec<u64>,
     pub(super) turned_away: u64,
@@ -82,7 +84,7 @@ impl Sums {
             queued: self.waits_us.len() as u64,
             queue_ms: Spread::of_thousandths(&mut self.waits_us),
             turned_away: self.turned_away,
-            by_priority: classes(&mut self.classes, class_tokens, seconds),
+            by_priority: classes(&mut self.classes, class_tokens, self.class_prompts, seconds),
             series,
         }
     }
@@ -97,13 +99,17 @@ pub(super) fn class_place(priority: i32) -> usize {
 fn classes(
     sums: &mut [(Vec<u64>, Vec<u64>); 3],
     tokens: [u64; 3],
+    prompts: [(u64, u64); 3],
     seconds: f64,
 ) -> Vec<Class> {
     let names = ["background", "ordinary", "urgent"];
-    let classes = sums.iter_mut().zip(names).zip(tokens).rev();
+    let share = |(of, part): (u64, u64)| part as f64 / of.max(1) as f64;
+    let hit_rates = prompts.map(|prompts| (share(prompts) * 1e6).round() / 1e6);
+    let classes = sums.iter_mut().zip(names).zip(tokens.into_iter().zip(hit_rates)).rev();
     let classes: Vec<Class> = classes
         .filter(|(((ttft_us, _), _), _)| !ttft_us.is_empty())
-        .map(|(((ttft_us, tok_ms), name), tokens)| Class {
+        .map(|(((ttft_us, tok_ms), name), (tokens, hit_rate))| Class {
+            hit_rate,
             priority: name,
             requests: tok_ms.len() as u64,
             ttft_ms: Spread::of_thousandths(ttft_us),

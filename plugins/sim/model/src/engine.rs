@@ -3,7 +3,8 @@
 //! A step gives each decoding request one token and the rest of its budget to prompts, first those that run, then
 //! the next in the queue; a prompt that does not fit is computed in pieces. A request is admitted when there are
 //! blocks for all its tokens, and looks for cached ones then. When a decoding request finds no block, the last in
-//! order loses all of its own and computes them again later. Steps without a prompt are taken together until the
+//! order loses all of its own and computes them again later; whoever waits with a higher priority takes tokens and
+//! blocks of those who run with a lower one, as in our own engines. Steps without a prompt are taken together until the
 //! first of them ends a request; one that arrives meanwhile cuts the stretch at the step that is under way. What a
 //! request can bring in from host memory or from another engine comes in before it is served, while others are.
 
@@ -110,7 +111,7 @@ pub struct Engine {
     block_tokens: u32,
     blocks: BlockPool,
     waiting: BTreeMap<Place, Sequence>,
-    /// In the order of their admission.
+    /// In their order: by priority, then as they came.
     running: Vec<Sequence>,
     host: Host,
     loading: Loading,
@@ -299,8 +300,8 @@ impl Engine {
     fn plan(&mut self, now_us: u64) -> Option<Stretch> {
         self.come_in(now_us);
         self.make_room(now_us);
-        let budget = self.deal();
-        self.admit(now_us, budget);
+        self.deal();
+        self.admit(now_us);
         if self.running.is_empty() {
             // Nothing to compute until something has come in.
             let end_us = self.loading.next_us()?.max(now_us);
@@ -366,8 +367,8 @@ impl Engine {
         self.blocked = false;
     }
 
-    /// Shares the step's tokens among those that run; answers with what is left.
-    fn deal(&mut self) -> u32 {
+    /// Shares the step's tokens among those that run, in their order.
+    fn deal(&mut self) {
         let decoding = self.running.iter().filter(|s| s.decodes()).count() as u32;
         let mut budget = self.profile.step_tokens_max.saturating_sub(decoding);
         for sequence in &mut self.running {
@@ -378,16 +379,22 @@ impl Engine {
                 budget -= sequence.piece;
             }
         }
-        budget
     }
 
-    fn admit(&mut self, now_us: u64, mut budget: u32) {
-        while budget > 0
-            && !self.blocked
-            && self.running.len() + self.loading.len() < self.profile.requests_max
-        {
+    /// Tokens of the step that those before a place leave.
+    fn budget_at(&self, place: Place) -> u32 {
+        let taken = self.running.iter().filter(|s| s.decodes() || s.place < place).map(|s| s.piece);
+        self.profile.step_tokens_max.saturating_sub(taken.sum())
+    }
+
+    fn admit(&mut self, now_us: u64) {
+        while !self.blocked && self.running.len() + self.loading.len() < self.profile.requests_max {
+            let Some((&place, _)) = self.waiting.first_key_value() else { return };
+            if self.budget_at(place) == 0 {
+                return;
+            }
             let Some((_, mut sequence)) = self.waiting.pop_first() else { return };
-            if !self.take_blocks(&mut sequence) {
+            if !self.take_blocks_of_lesser(&mut sequence, now_us) {
                 self.blocked = true;
                 self.waiting.insert(sequence.place, sequence);
                 return;
@@ -401,10 +408,29 @@ impl Engine {
                 sequence.admitted_us = Some(now_us);
                 sequence.cached_tokens = sequence.computed;
             }
-            sequence.piece = sequence.unread().min(budget);
-            budget -= sequence.piece;
-            self.running.push(sequence);
+            self.start(sequence);
+            // Those behind it get what it leaves.
+            self.deal();
         }
+    }
+
+    /// Runs a request, in its order.
+    fn start(&mut self, sequence: Sequence) -> usize {
+        let at = self.running.partition_point(|other| other.place < sequence.place);
+        self.running.insert(at, sequence);
+        at
+    }
+
+    /// The same as [`Engine::take_blocks`], where those of lower priority lose theirs.
+    fn take_blocks_of_lesser(&mut self, sequence: &mut Sequence, now_us: u64) -> bool {
+        while !self.take_blocks(sequence) {
+            let lesser = self.running.last().map(|last| last.request.priority);
+            if lesser.is_none_or(|priority| priority >= sequence.request.priority) {
+                return false;
+            }
+            self.preempt(self.running.len() - 1, now_us);
+        }
+        true
     }
 
     /// The cached blocks of a request and new ones for the rest of its tokens and one more; none if they are too

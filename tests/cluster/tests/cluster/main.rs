@@ -8,6 +8,7 @@ mod failover;
 mod keeper;
 mod members;
 mod pins;
+mod queue;
 mod readme;
 mod responses;
 mod rolling;

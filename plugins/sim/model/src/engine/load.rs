@@ -125,8 +125,8 @@ impl Engine {
                 sequence.admitted_us = Some(now_us);
                 sequence.cached_tokens = sequence.computed;
             }
-            self.running.push(sequence);
-            self.register(self.running.len() - 1);
+            let at = self.start(sequence);
+            self.register(at);
         }
     }
 
