@@ -27,7 +27,7 @@ pub struct Hints {
     pub priority: Option<i32>,
     /// `agent_hints.strict_priority`: queue tier that always goes first.
     pub strict_priority: Option<u32>,
-    /// `agent_hints.latency_sensitivity`: how much this turn minds waiting.
+    /// `agent_hints.latency_sensitivity`: how much this turn minds waiting; 1 and above is all that counts.
     pub latency_sensitivity: Option<f64>,
     /// `agent_hints.osl`: expected output tokens.
     pub osl: Option<u32>,
@@ -284,14 +284,13 @@ fn parse_agent_hints(value: &Value, request: &mut Request) {
         members.uses.had_no_effect(&["nvext.priority"]);
     }
     hints.strict_priority = members.number("strict_priority", 0.0, u32_max).map(|p| p as u32);
-    members.idle("agent_hints.strict_priority", hints.strict_priority.is_some());
+    members.used("agent_hints.strict_priority", hints.strict_priority.is_some());
     hints.latency_sensitivity = members.number("latency_sensitivity", 0.0, 1e9);
     if let Some(sensitivity) = hints.latency_sensitivity {
-        // The older form of `priority`, which wins where both came.
-        members.idle("agent_hints.latency_sensitivity", true);
+        members.used("agent_hints.latency_sensitivity", true);
+        // It was the older form of `priority`, too.
         if hints.priority.is_none() {
             hints.priority = Some(sensitivity.round() as i32);
-            members.used("agent_hints.latency_sensitivity", true);
         }
     }
     if let Some(osl) = members.length("osl", nat::OSL_TOKENS) {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use mainstay_chat::Media;
 use mainstay_identity::Identity;
-use mainstay_route::Policy;
+use mainstay_route::{Policy, QueueSettings};
 use mainstay_types::Region;
 use metrics_exporter_prometheus::PrometheusHandle;
 
@@ -34,6 +34,8 @@ pub struct GatewayConfig {
     pub keys: Vec<ApiKey>,
     /// How requests are placed.
     pub policy: Policy,
+    /// Where they wait while no worker has room; without a threshold they never do.
+    pub queue: QueueSettings,
     /// Whether `cache_control` makes pins.
     pub pins: bool,
     /// Which pins keep their tokens, unless the request says.
@@ -65,6 +67,7 @@ impl GatewayConfig {
             lifecycle: true,
             keys: Vec::new(),
             policy: Policy::Kv,
+            queue: QueueSettings::default(),
             pins: true,
             recompute: Recompute::Explicit,
             aliases: ModelAliases::default(),

@@ -16,6 +16,7 @@ use mainstay_proto::tokens::pack_into;
 use mainstay_proto::v1;
 use mainstay_types::{ErrorCode, NamespaceId, SequenceHash, TenantId, WorkerId};
 
+use crate::line::{Entered, Waited};
 use crate::placement::{Placed, Placement};
 use crate::retention::Keeping;
 
@@ -43,9 +44,17 @@ pub(crate) struct Job {
     pub(crate) prompt: Bytes,
     pub(crate) blocks: Arc<[SequenceHash]>,
     pub(crate) priority: i32,
+    /// Of the router's queue: a higher one goes before all lower ones.
+    pub(crate) tier: u8,
+    /// The agent's run that it belongs to, as a number; 0 for none.
+    pub(crate) program: u64,
+    /// From 0, where time does not matter, to 1; `None` where nobody said.
+    pub(crate) latency_sensitivity: Option<f32>,
     pub(crate) sampling: v1::Sampling,
     /// What its session wants kept; nothing for a request of no session.
     pub(crate) keeping: Option<Keeping>,
+    /// What the request itself wants kept.
+    pub(crate) ranges: Vec<v1::RetentionRange>,
     pub(crate) expected_output_tokens: u32,
     /// What the answer must obey, where the engine can hold it to that.
     pub(crate) guided: Option<v1::Guided>,
@@ -85,7 +94,9 @@ type Stream = tonic::Streaming<v1::GenerateEvent>;
 
 struct Runner {
     placement: Placement,
-    job: Job,
+    job: Arc<Job>,
+    /// That it waited for room, until its answer's length is known.
+    waited: Option<Waited>,
     sent: Vec<u32>,
     excluded: HashSet<WorkerId>,
     attempts: usize,
@@ -98,8 +109,14 @@ pub(crate) async fn start(
     job: Job,
     on_accepted: impl FnOnce(),
 ) -> Result<Generation, ApiError> {
-    let mut runner =
-        Runner { placement, job, sent: Vec::new(), excluded: HashSet::new(), attempts: 0 };
+    let mut runner = Runner {
+        placement,
+        job: Arc::new(job),
+        waited: None,
+        sent: Vec::new(),
+        excluded: HashSet::new(),
+        attempts: 0,
+    };
     let (stream, placed, first) = loop {
         let (mut stream, placed) = runner.accept().await?;
         match next_event(&mut stream).await {
@@ -136,7 +153,7 @@ impl Runner {
     /// Takes an event in; the router hears of the first token.
     fn hear(&mut self, event: v1::GenerateEvent, placed: &Placed) -> Flow {
         if event.first {
-            placed.first_token();
+            placed.first_token(event.cached_tokens);
         }
         self.take(event)
     }
@@ -261,12 +278,29 @@ impl Runner {
         (self.sent.len() >= sampling.tokens_max as usize).then_some(v1::Finish::Length)
     }
 
+    /// Waits until a worker has room, where anybody does: not once its client has tokens.
+    async fn queue(&mut self) -> Result<Option<Placed>, ApiError> {
+        let placement = self.placement.clone();
+        let Some(lines) = placement.lines().filter(|_| self.attempts == 0) else { return Ok(None) };
+        match lines.enter(&placement, &self.job).await? {
+            Entered::Placed(placed, waited) => {
+                self.waited = waited;
+                Ok(Some(placed))
+            }
+            Entered::Nowhere => Ok(None),
+        }
+    }
+
     /// Places the rest of the job and has a worker accept it.
     async fn accept(&mut self) -> Result<(Stream, Placed), ApiError> {
+        let mut queued = self.queue().await?;
         let deadline = Instant::now() + WAIT_FOR_WORKER;
         let mut last = String::from("no worker serves this model now");
         while self.attempts < ATTEMPTS_MAX {
-            let Some(placed) = self.placement.choose(&self.job, &self.excluded) else {
+            let chosen = queued
+                .take()
+                .or_else(|| self.placement.choose(&self.job, &self.excluded, None));
+            let Some(placed) = chosen else {
                 if Instant::now() >= deadline {
                     break;
                 }
@@ -309,7 +343,12 @@ impl Runner {
             sampled_before: sent,
             priority: self.job.priority,
             sampling: Some(sampling),
-            ranges: keeping.map(|keeping| keeping.ranges.clone()).unwrap_or_default(),
+            ranges: keeping
+                .iter()
+                .flat_map(|keeping| &keeping.ranges)
+                .chain(&self.job.ranges)
+                .copied()
+                .collect(),
             leases: keeping.map(|keeping| keeping.leases.clone()).unwrap_or_default(),
             expected_output_tokens: self.job.expected_output_tokens,
             epoch: placed.worker.epoch.0,
@@ -327,6 +366,15 @@ impl Runner {
         let mut tokens = prompt.to_vec();
         pack_into(&self.sent, &mut tokens);
         tokens.into()
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        if let Some(waited) = self.waited.take() {
+            let output_tokens = u32::try_from(self.sent.len()).unwrap_or(u32::MAX);
+            waited.answered(self.placement.now_ms(), output_tokens);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The gateway: HTTP in front, workers behind, a replica of the cluster's state in memory.
 //!
 //! Layout: [`config`] what it is told; `replica` the cluster's state; `members` whom it has that from; `workers` who serves; `model` tokenizer
-//! and template; `placement` where a request goes; `generate` one generation with its moves; `answer` from
+//! and template; `placement` where a request goes, `line` where it waits; `generate` one generation with its moves; `answer` from
 //! body to answer; `aliases` other names of models; `pins`; `tenant` and `quota`; `random` numbers; `stored` responses; `sessions` and their lives; `seal` on thinking; `http` the routes.
 //! It keeps no state that another gateway lacks, but for its view of sessions' lives, on which no answer rests: any of
 //! them can serve a session's next turn.
@@ -13,9 +13,11 @@ mod config;
 mod constrain;
 mod generate;
 mod http;
+mod line;
 mod members;
 mod meters;
 mod model;
+mod pace;
 mod pins;
 mod placement;
 mod prompt;
@@ -44,7 +46,7 @@ use tokio::task::JoinHandle;
 pub use aliases::ModelAliases;
 pub use config::{ApiKey, GatewayConfig, Recompute};
 pub use mainstay_chat::Media;
-pub use mainstay_route::Policy;
+pub use mainstay_route::{Policy, QueueOrder, QueueSettings};
 
 /// How long open streams, connections and turns in the background may go on after a shutdown was asked for.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);

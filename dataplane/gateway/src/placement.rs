@@ -6,12 +6,16 @@ use std::time::Instant;
 
 use mainstay_index::Overlap;
 use mainstay_proto::v1;
-use mainstay_route::{BookingId, Decision, Hints, Inputs, Policy, Router, WorkerLoad, WorkerView};
+use mainstay_route::{
+    BookingId, Decision, Fetch, Hints, Inputs, Policy, Router, WorkerLoad, WorkerView,
+};
 use mainstay_types::{Region, TenantId, WorkerId};
 use parking_lot::Mutex;
 
 use crate::config::GatewayConfig;
 use crate::generate::Job;
+use crate::line::{Lines, Queued, Room};
+use crate::pace::FetchPace;
 use crate::random;
 use crate::replica::Replica;
 use crate::workers::{WorkerEntry, Workers};
@@ -34,7 +38,10 @@ struct Inner {
     region: Region,
     region_penalty_ms: Option<f64>,
     transfer: bool,
+    /// Where requests wait, if they do.
+    lines: Option<Lines>,
     router: Mutex<Router>,
+    fetch_pace: Mutex<FetchPace>,
     started: Instant,
     decisions: Mutex<VecDeque<Explained>>,
 }
@@ -46,6 +53,23 @@ pub(crate) struct Explained {
     pub(crate) tenant: TenantId,
     pub(crate) prompt_blocks: usize,
     pub(crate) decision: Decision,
+    /// What came with the request, where anything did.
+    pub(crate) hints: Option<Hinted>,
+    /// What it went through before, if it waited.
+    pub(crate) queued: Option<Queued>,
+}
+
+/// Hints of a request, and what the choice would have been without them.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Hinted {
+    pub(crate) priority: i32,
+    pub(crate) tier: u8,
+    pub(crate) output_tokens: u32,
+    pub(crate) latency_sensitivity: Option<f32>,
+    /// Who would have been chosen.
+    pub(crate) without: WorkerId,
+    /// What the chosen one would have counted.
+    pub(crate) without_ms: Option<f64>,
 }
 
 /// A worker with the booking for a request on it; the booking ends with this.
@@ -53,18 +77,25 @@ pub(crate) struct Placed {
     pub(crate) worker: Arc<WorkerEntry>,
     /// Who holds more of the prompt.
     pub(crate) sources: Vec<v1::BlockSource>,
+    /// When it was sent, what it holds itself, and what all but the way of what it lacks was expected to take.
+    sent_ms: u64,
+    own_tokens: u32,
+    rest_ms: f64,
     booking: BookingId,
     inner: Arc<Inner>,
 }
 
 impl Placed {
-    /// Its first token has come: the router learns from how long that took.
-    pub(crate) fn first_token(&self) {
-        // With what another worker held it came sooner, or later, than it was priced.
-        if !self.sources.is_empty() {
+    /// Its first token has come, with so many prompt tokens that it did not compute: the router learns from how long
+    /// that took.
+    pub(crate) fn first_token(&self, cached_tokens: u32) {
+        let now_ms = self.inner.ms_of(Instant::now());
+        let came = cached_tokens.saturating_sub(self.own_tokens);
+        if !self.sources.is_empty() && came > 0 {
+            let took_ms = now_ms.saturating_sub(self.sent_ms) as f64;
+            self.inner.fetch_pace.lock().took(came, took_ms - self.rest_ms);
             return;
         }
-        let now_ms = self.inner.ms_of(Instant::now());
         self.inner.router.lock().first_token(now_ms, self.booking);
     }
 
@@ -97,64 +128,143 @@ impl Placement {
             region: config.region.clone(),
             region_penalty_ms: config.region_penalty_ms,
             transfer: config.transfer,
+            lines: Lines::new(config.queue),
             router: Mutex::new(Router::default()),
+            fetch_pace: Mutex::default(),
             started: Instant::now(),
             decisions: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }
 
-    /// The worker for a job, or `None` while no worker can take it.
-    pub(crate) fn choose(&self, job: &Job, excluded: &HashSet<WorkerId>) -> Option<Placed> {
-        let entries: Vec<_> = self
-            .inner
-            .workers
-            .of_model(&job.model, &job.revision)
-            .into_iter()
-            .filter(|w| w.routable() && !excluded.contains(&w.id))
-            .collect();
+    /// Where requests wait while no worker has room, if they do.
+    pub(crate) fn lines(&self) -> Option<&Lines> {
+        self.inner.lines.as_ref()
+    }
+
+    /// The router's clock.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.inner.ms_of(Instant::now())
+    }
+
+    /// Whether a worker that could take a job has at most so many prompt tokens waiting.
+    pub(crate) fn room(&self, job: &Job, room_tokens: f64) -> Room {
+        let entries = self.entries(job, &HashSet::new());
+        if entries.is_empty() {
+            return Room::Nobody;
+        }
         let views: Vec<WorkerView> = entries.iter().map(|w| self.view(w)).collect();
-        let reader = self.inner.replica.index_reader();
+        let inputs = self.inputs(job, &views, &[]);
+        let has_room = self.inner.router.lock().has_room(&inputs, room_tokens);
+        if has_room { Room::Some } else { Room::None }
+    }
+
+    /// Prompt tokens that whoever holds the most of it would have to compute.
+    pub(crate) fn uncached_tokens(&self, job: &Job) -> u32 {
         let mut overlaps = Vec::new();
-        reader.lookup_into(&job.blocks, &mut overlaps);
-        let now_ms = self.inner.ms_of(Instant::now());
-        let inputs = Inputs {
-            now_ms,
+        self.inner.replica.index_reader().lookup_into(&job.blocks, &mut overlaps);
+        let most = overlaps.iter().map(|overlap| overlap.blocks).max().unwrap_or(0);
+        job.prompt_tokens.saturating_sub(most.saturating_mul(job.block_tokens)).max(1)
+    }
+
+    fn entries(&self, job: &Job, excluded: &HashSet<WorkerId>) -> Vec<Arc<WorkerEntry>> {
+        let all = self.inner.workers.of_model(&job.model, &job.revision).into_iter();
+        all.filter(|w| w.routable() && !excluded.contains(&w.id)).collect()
+    }
+
+    fn inputs<'a>(
+        &self,
+        job: &'a Job,
+        workers: &'a [WorkerView],
+        overlaps: &'a [Overlap],
+    ) -> Inputs<'a> {
+        Inputs {
+            now_ms: self.now_ms(),
             prompt_blocks: &job.blocks,
             prompt_tokens: job.prompt_tokens,
             block_tokens: job.block_tokens,
-            overlaps: &overlaps,
-            workers: &views,
+            overlaps,
+            stored: &[],
+            fetch: None,
+            workers,
             excluded: &[],
             priority: job.priority,
             random: random::number(),
             policy: self.inner.policy,
             region_penalty_ms: self.inner.region_penalty_ms,
-        };
-        let (namespace, output_tokens) = (job.namespace, job.expected_output_tokens);
-        let hints = Hints { namespace, output_tokens, ..Hints::default() };
+        }
+    }
+
+    /// The worker for a job, or `None` while no worker can take it. `queued` is what it went through before.
+    pub(crate) fn choose(
+        &self,
+        job: &Job,
+        excluded: &HashSet<WorkerId>,
+        queued: Option<Queued>,
+    ) -> Option<Placed> {
+        let entries = self.entries(job, excluded);
+        let views: Vec<WorkerView> = entries.iter().map(|w| self.view(w)).collect();
+        let reader = self.inner.replica.index_reader();
+        let mut overlaps = Vec::new();
+        reader.lookup_into(&job.blocks, &mut overlaps);
+        let inputs = self.inputs(job, &views, &overlaps);
+        let fetch = self.fetch(&overlaps, &entries, &views);
+        let inputs = Inputs { fetch, ..inputs };
+        let hints = hints_of(job);
         let mut router = self.inner.router.lock();
         let decision = router.choose_with(&inputs, &hints).ok()?;
-        let booking = router.book(now_ms, &decision, &job.blocks);
+        let hinted = is_hinted(job).then(|| without(&mut router, job, &inputs, &decision));
+        let booking = router.book(inputs.now_ms, &decision, &job.blocks);
         drop(router);
         // From here on the booking is released by its guard, also when the worker has gone meanwhile.
         let worker = Arc::clone(entries.iter().find(|w| w.id == decision.worker)?);
         let inner = Arc::clone(&self.inner);
-        let sources =
-            if inner.transfer { sources(&overlaps, &worker, &entries) } else { Vec::new() };
-        let placed = Placed { worker, sources, booking, inner };
-        self.remember(job, decision);
+        // Only where it costs less than computing.
+        let fetches = decision.fetched_blocks > decision.stored_blocks;
+        let sources = if fetches { sources(&overlaps, &worker, &entries) } else { Vec::new() };
+        let own_tokens = decision.stored_blocks.saturating_mul(job.block_tokens);
+        let rest_ms = decision.cost_ms - decision.terms.load_ms - decision.terms.memory_ms;
+        let sent_ms = inputs.now_ms;
+        let placed = Placed { worker, sources, sent_ms, own_tokens, rest_ms, booking, inner };
+        self.remember(job, decision, hinted.flatten(), queued);
         Some(placed)
     }
 
-    fn remember(&self, job: &Job, decision: Decision) {
+    /// What workers of the own region would give, where they give anything.
+    fn fetch(
+        &self,
+        overlaps: &[Overlap],
+        entries: &[Arc<WorkerEntry>],
+        views: &[WorkerView],
+    ) -> Option<Fetch> {
+        if !self.inner.transfer {
+            return None;
+        }
+        let near = |o: &&Overlap| {
+            entries.iter().any(|w| w.id == o.worker && w.region == self.inner.region)
+        };
+        // The deepest first, so that few are looked for.
+        let mut deepest: Vec<&Overlap> = overlaps.iter().collect();
+        deepest.sort_unstable_by_key(|o| std::cmp::Reverse(o.blocks));
+        let blocks = deepest.into_iter().find(near).map_or(0, |o| o.blocks);
+        self.inner.fetch_pace.lock().fetch(blocks, views)
+    }
+
+    fn remember(
+        &self,
+        job: &Job,
+        decision: Decision,
+        hints: Option<Hinted>,
+        queued: Option<Queued>,
+    ) {
         let mut decisions = self.inner.decisions.lock();
         if decisions.len() >= DECISIONS_MAX {
             decisions.pop_front();
         }
         let (request, tenant) = (job.request_id.clone(), job.tenant.clone());
         let prompt_blocks = job.blocks.len();
-        decisions.push_back(Explained { request, tenant, prompt_blocks, decision });
+        let explained = Explained { request, tenant, prompt_blocks, decision, hints, queued };
+        decisions.push_back(explained);
     }
 
     /// The decision about a tenant's request, or about its latest one for `last`.
@@ -178,6 +288,8 @@ impl Placement {
                 waiting_prefill_tokens: load.waiting_prefill_tokens,
                 prefill_us_per_token: load.prefill_us_per_token,
                 decode_us_per_step: load.decode_us_per_step,
+                load_us_per_token: 0.0,
+                loading_tokens: 0,
                 blocks_total: Some(load.blocks_total),
                 // Cached blocks may be evicted; those in use and those that pins protect may not.
                 blocks_free: Some(
@@ -186,6 +298,46 @@ impl Placement {
             },
         }
     }
+}
+
+/// What the router is told beside the prompt.
+fn hints_of(job: &Job) -> Hints {
+    let usual = Hints { namespace: job.namespace, ..Hints::default() };
+    Hints {
+        output_tokens: job.expected_output_tokens,
+        latency_sensitivity: job.latency_sensitivity.unwrap_or(usual.latency_sensitivity),
+        ..usual
+    }
+}
+
+/// Whether a client said anything that a decision goes by.
+fn is_hinted(job: &Job) -> bool {
+    let latency = job.latency_sensitivity.is_some();
+    job.priority != 0 || job.tier != 0 || job.expected_output_tokens != 0 || latency
+}
+
+/// What the same moment would have come to if nothing had been said.
+fn without(
+    router: &mut Router,
+    job: &Job,
+    inputs: &Inputs<'_>,
+    decision: &Decision,
+) -> Option<Hinted> {
+    // Turns are the only thing that asking twice would change.
+    if inputs.policy == Policy::RoundRobin {
+        return None;
+    }
+    let plain = Hints { namespace: job.namespace, ..Hints::default() };
+    let plain = router.choose_with(&Inputs { priority: 0, ..*inputs }, &plain).ok()?;
+    let same = plain.candidates.iter().find(|c| c.worker == decision.worker);
+    Some(Hinted {
+        priority: job.priority,
+        tier: job.tier,
+        output_tokens: job.expected_output_tokens,
+        latency_sensitivity: job.latency_sensitivity,
+        without: plain.worker,
+        without_ms: same.map(|candidate| candidate.cost_ms),
+    })
 }
 
 /// Who of `entries` holds more of the prompt than the chosen worker, the most first. Those of its own region only: far

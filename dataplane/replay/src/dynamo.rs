@@ -4,17 +4,20 @@
 //! cost = (prompt tokens not computed yet + prompt) / block - overlap      at least 0
 //!      + different blocks of active requests there, with this one
 //! ```
-//! Its defaults: overlap counts fully, no weight for the number of requests, answers are not tracked, the least cost
+//! Blocks of host memory count three quarters. Its defaults: overlap counts fully, no weight for the number of requests, answers are not tracked, the least cost
 //! wins and ties are drawn. With a temperature it draws from a softmax over costs scaled to their range. It goes by
 //! what it sent, not by what workers report, and knows of first tokens and ends at once.
 
 use std::sync::Arc;
 
-use mainstay_index::Overlap;
 use mainstay_types::SequenceHash;
 
+use crate::fleet::Overlaps;
 use crate::policy::{Question, Ticket};
 use crate::rng::mix;
+
+/// What a block of host memory counts beside one of the device.
+const HOST_CREDIT: f64 = 0.75;
 
 /// A request that has not ended.
 struct Active {
@@ -67,6 +70,7 @@ pub(crate) struct DynamoCost {
     last_id: u64,
     costs: Vec<f64>,
     overlap_blocks: Vec<u32>,
+    credits: Vec<f64>,
 }
 
 impl DynamoCost {
@@ -78,6 +82,7 @@ impl DynamoCost {
             last_id: 0,
             costs: Vec::new(),
             overlap_blocks: Vec::new(),
+            credits: Vec::new(),
         }
     }
 
@@ -85,22 +90,30 @@ impl DynamoCost {
     pub(crate) fn choose(
         &mut self,
         question: &Question<'_>,
-        overlaps: &[Overlap],
+        overlaps: &Overlaps,
     ) -> (u32, Ticket) {
         self.overlap_blocks.clear();
         self.overlap_blocks.resize(self.books.len(), 0);
-        for overlap in overlaps {
+        for overlap in &overlaps.near {
             if let Some(blocks) = self.overlap_blocks.get_mut(overlap.worker.0 as usize) {
                 *blocks = overlap.blocks.min(question.prompt_blocks);
             }
         }
+        self.credits.clear();
+        self.credits.extend(self.overlap_blocks.iter().map(|blocks| f64::from(*blocks)));
+        for overlap in &overlaps.stored {
+            if let Some(credit) = self.credits.get_mut(overlap.worker.0 as usize) {
+                let further = f64::from(overlap.blocks.min(question.prompt_blocks)) - *credit;
+                *credit += further.max(0.0) * HOST_CREDIT;
+            }
+        }
         self.costs.clear();
-        for (books, overlap) in self.books.iter().zip(&self.overlap_blocks) {
+        for (books, credit) in self.books.iter().zip(&self.credits) {
             let tokens = books.prefill_tokens + u64::from(question.prompt_tokens);
             let raw = tokens as f64 / f64::from(self.block_tokens);
             let new = books.new_blocks(question.chain, question.prompt_blocks);
             let decode = books.blocks + u64::from(new);
-            self.costs.push((raw - f64::from(*overlap)).max(0.0) + decode as f64);
+            self.costs.push((raw - credit).max(0.0) + decode as f64);
         }
         let worker = self.pick(question.random);
         let cached = u64::from(self.overlap_blocks[worker]) * u64::from(self.block_tokens);
@@ -155,6 +168,7 @@ impl DynamoCost {
 
 #[cfg(test)]
 mod tests {
+    use mainstay_index::Overlap;
     use mainstay_types::WorkerId;
 
     use super::*;
@@ -172,23 +186,30 @@ mod tests {
             prompt_tokens: chain.len() as u32 * 10 + 5,
             block_tokens: 10,
             priority: 0,
+            output_tokens: 0,
+            fetch_us_per_token: None,
             random,
         }
+    }
+
+    fn near(blocks: u32) -> Overlaps {
+        let near = vec![Overlap { worker: WorkerId(1), blocks }];
+        Overlaps { near, ..Overlaps::default() }
     }
 
     #[test]
     fn costs_are_those_of_the_formula() {
         let mut cost = DynamoCost::new(2, 10, 0.0);
         let (a, b) = (chain(100, 10), chain(200, 8));
-        let overlap = [Overlap { worker: WorkerId(1), blocks: 6 }];
+        let overlap = near(6);
         let (worker, first) = cost.choose(&question(&a, 0), &overlap);
         assert_eq!((worker, &cost.costs[..]), (1, &[20.5, 14.5][..]));
         // 45 tokens wait at worker 1; of ten blocks there b shares four.
-        cost.choose(&question(&b, 0), &[]);
+        cost.choose(&question(&b, 0), &near(0));
         assert_eq!(cost.costs, [16.5, 8.5 + 4.5 + 14.0]);
         let Ticket::Dynamo { worker, id } = first else { panic!("its own ticket") };
         cost.prefilled(worker, id);
-        cost.choose(&question(&b, 0), &[]);
+        cost.choose(&question(&b, 0), &near(0));
         assert_eq!(cost.costs[1], 8.5 + 14.0);
         cost.ended(worker, id);
         assert_eq!(cost.books[1].active.len(), 1);
@@ -202,7 +223,7 @@ mod tests {
             let mut seen = [0; 2];
             for random in 0..200 {
                 let mut cost = DynamoCost::new(2, 10, temperature);
-                let overlap = [Overlap { worker: WorkerId(1), blocks: 6 }];
+                let overlap = near(6);
                 seen[cost.choose(&question(&a, random), &overlap).0 as usize] += 1;
             }
             seen
@@ -219,7 +240,7 @@ mod tests {
         let mut tickets = Vec::new();
         for number in 0..60_u64 {
             let chain = chain(u128::from(number % 7) * 50, 3 + u128::from(number % 11));
-            tickets.push(cost.choose(&question(&chain, number), &[]).1);
+            tickets.push(cost.choose(&question(&chain, number), &near(0)).1);
             if number % 3 == 0 {
                 let at = number as usize % tickets.len();
                 if let Ticket::Dynamo { worker, id } = tickets.swap_remove(at) {

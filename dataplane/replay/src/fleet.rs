@@ -6,13 +6,13 @@
 use std::collections::VecDeque;
 
 use mainstay_engine_abi::sdk::KvEvent;
-use mainstay_index::{BlockIndex, BlockName, IndexReader, Overlap};
+use mainstay_index::{BlockIndex, BlockName, IndexReader, Overlap, TierOverlap};
 use mainstay_route::{WorkerLoad, WorkerView};
 use mainstay_sim_model::{Counters, Engine, Load, Note, Profile, Request};
 use mainstay_types::{Epoch, NamespaceId, SequenceHash, Tier, WorkerId};
 
 /// How often workers publish their loads: as the real ones do.
-const LOAD_INTERVAL_US: u64 = 50_000;
+pub(crate) const LOAD_INTERVAL_US: u64 = 50_000;
 
 struct Worker {
     engine: Engine,
@@ -21,6 +21,18 @@ struct Worker {
     since_us: u64,
     /// The paces that it reports are so many times those that it has.
     reports: f32,
+    /// When it can give blocks to others again.
+    lends_us: u64,
+}
+
+/// What the index knows of a prompt.
+#[derive(Default)]
+pub(crate) struct Overlaps {
+    /// In devices.
+    pub(crate) near: Vec<Overlap>,
+    /// In any tier; empty where there are no others.
+    pub(crate) stored: Vec<Overlap>,
+    pub(crate) tiers: Vec<TierOverlap>,
 }
 
 struct Late {
@@ -41,6 +53,9 @@ pub(crate) struct Fleet {
     workers: Vec<Worker>,
     views: Vec<WorkerView>,
     index: Option<Index>,
+    /// Workers have a tier below the device.
+    tiered: bool,
+    peer_us_per_token: f64,
 }
 
 fn published(load: &Load, reports: f32, heard_us: u64) -> WorkerLoad {
@@ -53,6 +68,8 @@ fn published(load: &Load, reports: f32, heard_us: u64) -> WorkerLoad {
         decode_us_per_step: load.decode_us_per_step * reports,
         blocks_free: Some(load.blocks_total.saturating_sub(load.blocks_used)),
         blocks_total: Some(load.blocks_total),
+        load_us_per_token: load.load_us_per_token,
+        loading_tokens: load.loading_tokens,
     }
 }
 
@@ -69,6 +86,7 @@ impl Fleet {
             load: Load::default(),
             since_us: 0,
             reports: 1.0,
+            lends_us: 0,
         };
         let mut workers: Vec<Worker> = (0..count).map(worker).collect();
         workers.iter_mut().for_each(|worker| worker.load = worker.engine.load());
@@ -80,12 +98,15 @@ impl Fleet {
             abroad: false,
         };
         let views = workers.iter().enumerate().map(view).collect();
-        let blocks = profile.kv_tokens() / u64::from(block_tokens.max(1)) + 1;
+        let tiered = workers.iter().any(|worker| worker.load.load_us_per_token > 0.0);
+        let tokens = profile.kv_tokens() + profile.host_tokens();
+        let blocks = tokens / u64::from(block_tokens.max(1)) + 1;
         let index = delay_us.map(|delay_us| {
             let index = BlockIndex::new(blocks.saturating_mul(u64::from(count)));
             Index { reader: index.reader(), index, late: VecDeque::new(), delay_us }
         });
-        Self { workers, views, index }
+        let peer_us_per_token = profile.peer_us_per_token().unwrap_or(0.0);
+        Self { workers, views, index, tiered, peer_us_per_token }
     }
 
     pub(crate) fn submit(&mut self, worker: u32, request: Request, now_us: u64) -> Option<Note> {
@@ -128,6 +149,8 @@ impl Fleet {
             sum.preemptions += counters.preemptions;
             sum.evicted_for_room += counters.evicted_for_room;
             sum.evicted_expired += counters.evicted_expired;
+            sum.loaded_tokens += counters.loaded_tokens;
+            sum.fetched_tokens += counters.fetched_tokens;
         }
         sum
     }
@@ -150,13 +173,15 @@ impl Fleet {
                 blocks.into_iter().map(SequenceHash).collect()
             };
             match event {
-                KvEvent::Stored { namespace, parent, blocks, .. } => {
+                KvEvent::Stored { namespace, parent, blocks, tier, .. } => {
                     let parent = SequenceHash(parent).key();
-                    let (namespace, tier) = (NamespaceId(namespace), Tier::Device);
+                    let namespace = NamespaceId(namespace);
+                    let Some(tier) = Tier::from_number(tier) else { continue };
                     index.index.store(worker, namespace, parent, &names(blocks), tier);
                 }
-                KvEvent::Removed { blocks, .. } => {
-                    index.index.remove(worker, &names(blocks), Tier::Device);
+                KvEvent::Removed { blocks, tier, .. } => {
+                    let Some(tier) = Tier::from_number(tier) else { continue };
+                    index.index.remove(worker, &names(blocks), tier);
                 }
                 KvEvent::PinExpired { .. } => {}
             }
@@ -164,11 +189,27 @@ impl Fleet {
     }
 
     /// What the index knows of a prompt.
-    pub(crate) fn overlaps(&self, prompt_blocks: &[SequenceHash], out: &mut Vec<Overlap>) {
-        out.clear();
-        if let Some(index) = &self.index {
-            index.reader.lookup_into(prompt_blocks, out);
+    pub(crate) fn overlaps(&self, prompt_blocks: &[SequenceHash], out: &mut Overlaps) {
+        out.near.clear();
+        out.stored.clear();
+        let Some(index) = &self.index else { return };
+        if !self.tiered {
+            index.reader.lookup_into(prompt_blocks, &mut out.near);
+            return;
         }
+        index.reader.tiers_into(prompt_blocks, &mut out.tiers);
+        for TierOverlap { worker, blocks: [device, .., all] } in out.tiers.iter().copied() {
+            out.near.push(Overlap { worker, blocks: device });
+            out.stored.push(Overlap { worker, blocks: all });
+        }
+    }
+
+    /// A worker gives so many tokens to another one; when it can begin.
+    pub(crate) fn lend(&mut self, from: u32, tokens: u32, now_us: u64) -> u64 {
+        let Some(worker) = self.workers.get_mut(from as usize) else { return now_us };
+        let begin_us = worker.lends_us.max(now_us);
+        worker.lends_us = begin_us + (f64::from(tokens) * self.peer_us_per_token) as u64;
+        begin_us
     }
 
     fn changed(&mut self, at: u32, now_us: u64) {
@@ -213,6 +254,8 @@ mod tests {
             prompt_tokens: 645,
             output_tokens: 30,
             priority: 0,
+            claim: None,
+            fetch: None,
         };
         let now_us = 60_000;
         assert_eq!(fleet.submit(1, request, now_us), None);
@@ -224,14 +267,14 @@ mod tests {
         let first_us = fleet.next_us(1).unwrap();
         fleet.advance(1, first_us, &mut notes);
         assert_eq!(notes, [Note::First { id: 1, cached_tokens: 0 }]);
-        let mut overlaps = Vec::new();
+        let mut overlaps = Overlaps::default();
         for (at_us, blocks) in [(first_us + 29_999, 0), (first_us + 30_000, 10)] {
             fleet.catch_up(at_us);
             fleet.overlaps(&chain, &mut overlaps);
-            let found = overlaps.first().map_or(0, |overlap| overlap.blocks);
+            let found = overlaps.near.first().map_or(0, |overlap| overlap.blocks);
             assert_eq!(found, blocks);
         }
-        assert_eq!(overlaps[0].worker, WorkerId(1));
+        assert_eq!(overlaps.near[0].worker, WorkerId(1));
         let unheard = fleet.views(first_us)[0].load;
         assert_eq!((unheard.running, unheard.blocks_free), (0, Some(profile.kv_tokens() / 64)));
     }

@@ -4,20 +4,21 @@
 //! policy. There are no events for tokens and none for loads; what a request costs here is its share of steps with
 //! prompts, and a few passes over its blocks.
 
+mod line;
 mod sums;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 
-use mainstay_index::Overlap;
-use mainstay_sim_model::{Note, Profile, Request};
+use mainstay_route::{QueueSettings, RequestQueue, Waiting};
+use mainstay_sim_model::{Note, Profile};
 use mainstay_types::SequenceHash;
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Overlaps};
 use crate::ideal::Ideal;
-use crate::live::{Live, NAMESPACE, Step};
-use crate::policy::{Chooser, PolicyName, Question, Ticket};
+use crate::live::{Live, Step};
+use crate::policy::{Chooser, PolicyName, Ticket};
 use crate::report::Report;
 use crate::rng::{Rng, mix};
 use crate::series::Course;
@@ -64,6 +65,18 @@ pub struct Settings {
     pub urgent: f64,
     /// See `urgent`.
     pub background: f64,
+    /// The router's queue, for policies that are its own; one without a threshold is none.
+    pub queue: QueueSettings,
+    /// The priority of `urgent` sessions; those of `background` have as much below 0.
+    pub urgent_priority: i32,
+    /// The queue's tier of `urgent` sessions.
+    pub urgent_tier: u8,
+    /// Whether router and engines are told of priorities: else sessions are only counted by them.
+    pub hints: bool,
+    /// Whether requests tell how long their answers will be.
+    pub tell_output: bool,
+    /// Workers bring in what others hold, where the policy is one of the router's.
+    pub transfer: bool,
     /// Whether the report has its distribution and course, for plots.
     pub series: bool,
 }
@@ -83,6 +96,12 @@ impl Settings {
             slow_unseen: false,
             urgent: 0.0,
             background: 0.0,
+            queue: QueueSettings::default(),
+            urgent_priority: 1,
+            urgent_tier: 0,
+            hints: true,
+            tell_output: false,
+            transfer: false,
             series: false,
         }
     }
@@ -98,6 +117,10 @@ enum Event {
     Start,
     /// A change of speed, by its place in the settings.
     Slow(u32),
+    /// Those who wait may go on, if there is room now.
+    Pump,
+    /// Who was turned away comes again.
+    Again(u32),
 }
 
 /// A request that is being served.
@@ -111,8 +134,14 @@ struct Asked {
     output_tokens: u32,
     chain: Arc<[SequenceHash]>,
     chain_blocks: u32,
+    /// What it is counted by, whether anybody is told or not.
     priority: i32,
-    ticket: Ticket,
+    prompt_blocks: u32,
+    /// The serial of its session.
+    session: u64,
+    ticket: Option<Ticket>,
+    /// As what it waited, if it did.
+    waited: Option<Box<Waiting>>,
 }
 
 struct Lab<'a> {
@@ -130,10 +159,14 @@ struct Lab<'a> {
     queue: std::vec::IntoIter<(u32, u64)>,
     alive: Slab<Live>,
     asked: Slab<Asked>,
+    /// Who waits for room, where a queue is asked for and the policy has one.
+    line: Option<RequestQueue>,
+    pumping: bool,
     started: u64,
     notes: Vec<Note>,
     steps: Vec<Step>,
-    overlaps: Vec<Overlap>,
+    overlaps: Overlaps,
+    fetch_us_per_token: Option<f32>,
     sums: Sums,
     course: Option<Course>,
 }
@@ -165,10 +198,13 @@ pub fn play(
         queue: queue.into_iter(),
         alive: Slab::default(),
         asked: Slab::default(),
+        line: line::of(settings, policy),
+        pumping: false,
         started: 0,
         notes: Vec::new(),
         steps: Vec::new(),
-        overlaps: Vec::new(),
+        overlaps: Overlaps::default(),
+        fetch_us_per_token: fetch_us_per_token(settings),
         sums: Sums::default(),
         course: settings.series.then(Course::default),
         rng,
@@ -190,11 +226,18 @@ pub fn play(
             Event::Worker(worker) => lab.step(worker, now_us),
             Event::Ask { slot, agent } => lab.ask(slot, agent, now_us, &mut stopwatch),
             Event::Start => lab.start(now_us),
+            Event::Pump => lab.pump(now_us, &mut stopwatch),
+            Event::Again(id) => lab.enter(id, now_us, &mut stopwatch),
         }
     }
     let counters = lab.fleet.counters();
     let run = Run { name, workers, end_us: now_us, sessions: lab.started, counters };
     lab.sums.report(&run, lab.course.as_ref())
+}
+
+/// What a token from another worker takes, where workers bring blocks in from each other.
+fn fetch_us_per_token(settings: &Settings) -> Option<f32> {
+    settings.profile.peer_us_per_token().filter(|_| settings.transfer).map(|us| us as f32)
 }
 
 /// How many sessions are alive at once.
@@ -259,8 +302,12 @@ impl Lab<'_> {
         let drawn = mix(mix(self.settings.seed ^ 0x7072_696f) ^ serial) >> 11;
         let drawn = drawn as f64 / (1_u64 << 53) as f64;
         match self.settings {
-            Settings { urgent, .. } if drawn < *urgent => 1,
-            Settings { urgent, background, .. } if drawn < urgent + background => -1,
+            Settings { urgent, urgent_priority, .. } if drawn < *urgent => *urgent_priority,
+            Settings { urgent, background, urgent_priority, .. }
+                if drawn < urgent + background =>
+            {
+                urgent_priority.saturating_neg()
+            }
             _ => 0,
         }
     }
@@ -308,8 +355,8 @@ impl Lab<'_> {
 
     fn no_more_to_start(&mut self, now_us: u64) {
         let busy_us = self.fleet.counters().busy_us;
-        let tokens = self.sums.output_tokens;
-        self.sums.full.get_or_insert((now_us, tokens, busy_us));
+        let (tokens, by_class) = (self.sums.output_tokens, self.sums.class_tokens);
+        self.sums.full.get_or_insert((now_us, tokens, busy_us, by_class));
     }
 
     /// Does what the agents of a session want.
@@ -349,28 +396,7 @@ impl Lab<'_> {
         let block_tokens = self.trace.block_tokens;
         let (serial, own) = (live.serial, i32::from(turn.priority));
         let priority = if own == 0 { self.class(serial) } else { own };
-        let question = Question {
-            now_ms: now_us / 1_000,
-            session: serial,
-            chain: &chain,
-            prompt_blocks: turn.prompt_blocks,
-            prompt_tokens: turn.prompt_tokens,
-            block_tokens,
-            priority,
-            random: self.rng.draw(),
-        };
-        let prompt = question.prompt();
-        self.fleet.catch_up(now_us);
-        self.fleet.views(now_us);
-        let before_ns = stopwatch.as_mut().map(|clock| clock());
-        self.fleet.overlaps(prompt, &mut self.overlaps);
-        let views = self.fleet.views(now_us);
-        let Some((worker, ticket)) = self.chooser.choose(&question, &self.overlaps, views) else {
-            return;
-        };
-        if let (Some(clock), Some(before_ns)) = (stopwatch, before_ns) {
-            self.sums.decision_ns.push(clock().saturating_sub(before_ns));
-        }
+        let prompt = &chain[..turn.prompt_blocks as usize];
         let hits = (self.ideal.hits(prompt) as u32).min((turn.prompt_tokens - 1) / block_tokens);
         self.ideal.add(prompt);
         let ideal_tokens = u64::from(hits) * u64::from(block_tokens);
@@ -386,24 +412,18 @@ impl Lab<'_> {
             chain: Arc::clone(&chain),
             chain_blocks: turn.chain_blocks,
             priority,
-            ticket,
+            prompt_blocks: turn.prompt_blocks,
+            session: serial,
+            ticket: None,
+            waited: None,
         });
         if let Some(course) = &mut self.course {
             course.arrived(now_us);
         }
-        let request = Request {
-            id: u64::from(id),
-            namespace: NAMESPACE,
-            chain,
-            chain_blocks: turn.chain_blocks,
-            prompt_tokens: turn.prompt_tokens,
-            output_tokens: turn.output_tokens,
-            priority,
-        };
-        self.send(worker, request, now_us);
+        self.enter(id, now_us, stopwatch);
     }
 
-    fn send(&mut self, worker: u32, request: Request, now_us: u64) {
+    fn send(&mut self, worker: u32, request: mainstay_sim_model::Request, now_us: u64) {
         if let Some(note) = self.fleet.submit(worker, request, now_us) {
             self.heed(note, now_us);
             return;
@@ -439,11 +459,15 @@ impl Lab<'_> {
                 self.sums.ttft_us.push(ttft_us);
                 self.sums.classes[class_place(asked.priority)].0.push(ttft_us);
                 self.sums.cached_tokens += u64::from(cached_tokens);
+                let class = &mut self.sums.class_prompts[class_place(asked.priority)];
+                class.0 += u64::from(asked.prompt_tokens);
+                class.1 += u64::from(cached_tokens);
                 if let Some(course) = &mut self.course {
                     course.first(now_us, ttft_us, asked.prompt_tokens, cached_tokens);
                 }
-                let ticket = asked.ticket;
-                self.chooser.first_token(now_us / 1000, ticket);
+                if let Some(ticket) = asked.ticket {
+                    self.chooser.first_token(now_us / 1000, ticket);
+                }
             }
             Note::Ended { id } => {
                 let Some(asked) = self.asked.take(id as u32) else { return };
@@ -456,6 +480,7 @@ impl Lab<'_> {
                     course.ended(now_us, tokens);
                 }
                 self.sums.output_tokens += tokens;
+                self.sums.class_tokens[class_place(asked.priority)] += tokens;
                 self.ideal.add(&asked.chain[..asked.chain_blocks as usize]);
                 self.go_on(&asked, now_us);
             }
@@ -474,7 +499,12 @@ impl Lab<'_> {
 
     /// The session goes on after a request.
     fn go_on(&mut self, asked: &Asked, now_us: u64) {
-        self.chooser.ended(asked.ticket);
+        if let Some(ticket) = asked.ticket {
+            self.chooser.ended(ticket);
+        }
+        if let (Some(line), Some(waited)) = (&mut self.line, &asked.waited) {
+            line.answered(now_us / 1_000, waited, asked.output_tokens);
+        }
         let Some(live) = self.alive.get(asked.slot) else { return };
         let session = &self.trace.sessions[live.session as usize];
         live.ended(session, asked.agent, &mut self.steps);

@@ -35,6 +35,7 @@ pub use analyze::{
     analyze,
 };
 pub use lab::{Settings, Stopwatch, play};
+pub use mainstay_route::{QueueOrder, QueueSettings};
 pub use mix::Mix;
 pub use policy::PolicyName;
 pub use read::{ReadSettings, claude_code_session, rows};

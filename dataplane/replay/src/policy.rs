@@ -6,11 +6,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use mainstay_index::Overlap;
-use mainstay_route::{BookingId, Inputs, Policy, Router, Weights, WorkerView};
+use mainstay_route::{
+    BookingId, Decision, Fetch, Hints, Inputs, Policy, Router, Weights, WorkerView,
+};
 use mainstay_types::SequenceHash;
 
 use crate::dynamo::DynamoCost;
+use crate::fleet::Overlaps;
 
 /// A policy by its name.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,14 +58,14 @@ impl PolicyName {
         }
     }
 
+    /// Whether it is the router's own, with its queue and its ways to bring blocks in.
+    pub(crate) fn is_routers(self) -> bool {
+        matches!(self, Self::Router(Policy::Kv | Policy::KvLearned) | Self::Weighted { .. })
+    }
+
     /// Whether it looks at what workers hold.
     pub(crate) fn reads_index(self) -> bool {
-        matches!(
-            self,
-            Self::Router(Policy::Kv | Policy::KvLearned)
-                | Self::Weighted { .. }
-                | Self::Dynamo { .. }
-        )
+        self.is_routers() || matches!(self, Self::Dynamo { .. })
     }
 }
 
@@ -77,6 +79,10 @@ pub(crate) struct Question<'a> {
     pub(crate) prompt_tokens: u32,
     pub(crate) block_tokens: u32,
     pub(crate) priority: i32,
+    /// Tokens of the answer; 0 if nobody is told.
+    pub(crate) output_tokens: u32,
+    /// What a token from another worker costs, where workers bring blocks in from each other.
+    pub(crate) fetch_us_per_token: Option<f32>,
     pub(crate) random: u64,
 }
 
@@ -84,6 +90,15 @@ impl Question<'_> {
     pub(crate) fn prompt(&self) -> &[SequenceHash] {
         &self.chain[..self.prompt_blocks as usize]
     }
+}
+
+/// What was chosen.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chosen {
+    pub(crate) worker: u32,
+    pub(crate) ticket: Ticket,
+    /// Who gives it blocks, up to which one, and up to which it has them itself.
+    pub(crate) fetch: Option<(u32, u32, u32)>,
 }
 
 /// What names a request in the books of whoever chose.
@@ -119,20 +134,34 @@ impl Chooser {
     pub(crate) fn choose(
         &mut self,
         question: &Question<'_>,
-        overlaps: &[Overlap],
+        overlaps: &Overlaps,
         views: &[WorkerView],
-    ) -> Option<(u32, Ticket)> {
+    ) -> Option<Chosen> {
         match self {
             Self::Router { router, policy } => ask(router, question, overlaps, views, *policy),
             Self::Sticky { router, homes } => {
                 let home = homes.get(&question.session).map(|home| *home as usize);
                 let views = home.map_or(views, |home| &views[home..=home]);
                 let chosen = ask(router, question, overlaps, views, Policy::LeastLoaded)?;
-                homes.insert(question.session, chosen.0);
+                homes.insert(question.session, chosen.worker);
                 Some(chosen)
             }
-            Self::Dynamo(cost) => Some(cost.choose(question, overlaps)),
+            Self::Dynamo(cost) => {
+                let (worker, ticket) = cost.choose(question, overlaps);
+                Some(Chosen { worker, ticket, fetch: None })
+            }
         }
+    }
+
+    /// Whether some worker has at most so many tokens waiting; those without a queue send at once.
+    pub(crate) fn has_room(
+        &mut self,
+        now_ms: u64,
+        views: &[WorkerView],
+        room_tokens: f64,
+    ) -> bool {
+        let Self::Router { router, policy } = self else { return true };
+        router.has_room(&inputs(now_ms, views, *policy), room_tokens)
     }
 
     /// A request's prompt is computed.
@@ -166,26 +195,64 @@ impl Chooser {
 fn ask(
     router: &mut Router,
     question: &Question<'_>,
-    overlaps: &[Overlap],
+    overlaps: &Overlaps,
     views: &[WorkerView],
     policy: Policy,
-) -> Option<(u32, Ticket)> {
+) -> Option<Chosen> {
+    let most = overlaps.near.iter().map(|overlap| overlap.blocks).max().unwrap_or(0);
+    let fetch = question.fetch_us_per_token.filter(|_| most > 0);
     let inputs = Inputs {
-        now_ms: question.now_ms,
         prompt_blocks: question.prompt(),
         prompt_tokens: question.prompt_tokens,
         block_tokens: question.block_tokens,
-        overlaps,
-        workers: views,
-        excluded: &[],
+        overlaps: &overlaps.near,
+        stored: &overlaps.stored,
+        fetch: fetch.map(|us_per_token| Fetch { blocks: most, us_per_token }),
         priority: question.priority,
         random: question.random,
+        ..inputs(question.now_ms, views, policy)
+    };
+    let hints = Hints { output_tokens: question.output_tokens, ..Hints::default() };
+    let decision = router.choose_with(&inputs, &hints).ok()?;
+    let booking = router.book(question.now_ms, &decision, question.prompt());
+    let fetch = source(&decision, question, overlaps);
+    Some(Chosen { worker: decision.worker.0, ticket: Ticket::Booking(booking), fetch })
+}
+
+/// What is the same for all questions of an instant.
+fn inputs(now_ms: u64, views: &[WorkerView], policy: Policy) -> Inputs<'_> {
+    Inputs {
+        now_ms,
+        prompt_blocks: &[],
+        prompt_tokens: 0,
+        block_tokens: 1,
+        overlaps: &[],
+        stored: &[],
+        fetch: None,
+        workers: views,
+        excluded: &[],
+        priority: 0,
+        random: 0,
         policy,
         region_penalty_ms: None,
-    };
-    let decision = router.choose(&inputs).ok()?;
-    let booking = router.book(question.now_ms, &decision, question.prompt());
-    Some((decision.worker.0, Ticket::Booking(booking)))
+    }
+}
+
+/// Who gives the chosen worker what the decision counts on: any of those that hold it.
+fn source(
+    decision: &Decision,
+    question: &Question<'_>,
+    overlaps: &Overlaps,
+) -> Option<(u32, u32, u32)> {
+    let (blocks, own) = (decision.fetched_blocks, decision.stored_blocks);
+    if blocks <= own {
+        return None;
+    }
+    let holds = |o: &&mainstay_index::Overlap| o.blocks >= blocks && o.worker != decision.worker;
+    let holders = overlaps.near.iter().filter(holds);
+    let turn = question.random.checked_rem(holders.clone().count() as u64)?;
+    let from = holders.map(|o| o.worker.0).nth(turn as usize)?;
+    Some((from, blocks, own))
 }
 
 #[cfg(test)]

@@ -87,6 +87,16 @@ pub struct Report {
     pub preemptions: u64,
     /// Evicted blocks by cause.
     pub evictions: Evictions,
+    /// Tokens that came in from host memory instead of being computed.
+    pub loaded_tokens: u64,
+    /// Tokens that came in from other workers.
+    pub fetched_tokens: u64,
+    /// Requests that waited in the router's queue, and for how long.
+    pub queued: u64,
+    /// See `queued`.
+    pub queue_ms: Spread,
+    /// How often that queue turned somebody away, who came again.
+    pub turned_away: u64,
     /// The whole run, in virtual seconds.
     pub virtual_s: f64,
     /// What a decision took, index included, in microseconds of real time; only where it was measured.
@@ -110,7 +120,13 @@ pub struct Class {
     /// As in the whole report.
     pub ttft_ms: Spread,
     /// As in the whole report.
+    pub hit_rate: f64,
+    /// The longest that anybody waited for a first token.
+    pub ttft_max_ms: f64,
+    /// As in the whole report.
     pub request_tok_s: Spread,
+    /// Tokens a second of all of them while the fleet was full.
+    pub fleet_tok_s: f64,
 }
 
 #[cfg(test)]

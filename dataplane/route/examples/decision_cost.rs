@@ -84,6 +84,8 @@ impl Bench {
             prompt_tokens: blocks.len() as u32 * BLOCK_TOKENS + 5,
             block_tokens: BLOCK_TOKENS,
             overlaps,
+            stored: &[],
+            fetch: None,
             workers: &self.workers,
             excluded: &[],
             priority: 0,

@@ -5,6 +5,9 @@
 //! queue   = prompt tokens that wait there, and those just sent there,
 //!           less those that the request will share                    * prefill rate * share that goes first
 //! decode  = requests there, and those just sent there                 * decode rate  * length of the answer
+//! load    = tokens that lie in the worker's lower tiers, and those that
+//!           are on their way into it                                  * load rate
+//!         + tokens that another worker gives                          * fetch rate
 //! memory  = tokens in blocks that must be taken from running requests * prefill rate
 //!         + tokens that will come into the cache                      * prefill rate * share that pushes others out
 //! region  = what was set for workers of other regions
@@ -20,6 +23,9 @@
 //! of the cache; the share is the square of how full the worker is of conversations that are warm, at most a half where
 //! a conversation would move. Who says that time does not matter counts memory half as much again, who says that only
 //! time matters half as much; who says how long the answer will be counts the requests beside it by that.
+//!
+//! What can be brought in is not computed, where bringing it in takes less; what it pushes out of a worker that has lower
+//! tiers comes back from them, too.
 //!
 //! A rate that was not measured yet is the mean of those that were: a new worker is like its peers until it shows
 //! otherwise. Each term is finite and at least 0 for any input, and none grows with the overlap.
@@ -74,6 +80,8 @@ pub struct Terms {
     pub queue_ms: f64,
     /// Sharing steps with what runs.
     pub decode_ms: f64,
+    /// Bringing in what lies in lower tiers or on other workers.
+    pub load_ms: f64,
     /// Recomputing for others what has to make room.
     pub memory_ms: f64,
     /// The way to another region.
@@ -87,7 +95,7 @@ impl Terms {
     #[must_use]
     pub fn total_ms(&self) -> f64 {
         let own = self.prefill_ms + self.queue_ms + self.decode_ms;
-        own + self.memory_ms + self.region_ms + self.away_ms
+        own + self.load_ms + self.memory_ms + self.region_ms + self.away_ms
     }
 }
 
@@ -133,6 +141,9 @@ pub(crate) struct Standing {
     pub(crate) requests: f64,
     pub(crate) blocks_free: f64,
     pub(crate) blocks_total: f64,
+    /// Of a token from lower tiers; that of computing it where there are none.
+    pub(crate) load_ms: f64,
+    pub(crate) loading_tokens: f64,
     /// 1 in another region, else 0.
     pub(crate) abroad: f64,
 }
@@ -144,6 +155,8 @@ pub(crate) struct There {
     pub(crate) known_blocks: f64,
     /// By what was just sent there; 0 if nothing was.
     pub(crate) predicted_blocks: f64,
+    /// Leading blocks in any of its tiers.
+    pub(crate) stored_blocks: f64,
     /// Sent, and not in the worker's load yet.
     pub(crate) booked_tokens: f64,
     pub(crate) booked_requests: f64,
@@ -178,6 +191,9 @@ pub(crate) struct Question {
     /// Blocks that a conversation which begins is expected to have; 0 if this one goes on.
     expected_blocks: f64,
     full_max: f64,
+    /// Leading blocks that somebody gives, and what a token of them costs.
+    fetch_blocks: f64,
+    fetch_ms: f64,
     prefill: f64,
     queue: f64,
     decode: f64,
@@ -211,6 +227,8 @@ impl Question {
             cacheable: f64::from(inputs.block_tokens.min(1)),
             expected_blocks: expected_blocks.unwrap_or(0) as f64,
             full_max: if expected_blocks.is_some() { FULL_MAX } else { FULL_MAX_MOVE },
+            fetch_blocks: inputs.fetch.map_or(0.0, |fetch| f64::from(fetch.blocks)),
+            fetch_ms: inputs.fetch.map_or(f64::INFINITY, |fetch| fetch_ms(fetch.us_per_token)),
             prefill: Weights::sane(weights.prefill),
             queue: Weights::sane(weights.queue) * share,
             decode: Weights::sane(weights.decode) * output,
@@ -224,7 +242,16 @@ impl Question {
     pub(crate) fn terms(&self, worker: Standing, there: There) -> Terms {
         let cached = more(there.known_blocks, there.predicted_blocks);
         // The last token is always computed: without it there is nothing to sample from.
-        let uncached_tokens = more(self.tokens - cached * self.block_tokens, 1.0);
+        let stored = more(cached, there.stored_blocks);
+        // Others give nothing where computing takes no longer.
+        let gives = if self.fetch_ms < worker.prefill_ms { self.fetch_blocks } else { 0.0 };
+        let given = more(stored, gives);
+        let uncached_tokens = more(self.tokens - given * self.block_tokens, 1.0);
+        let load_tokens = (stored - cached) * self.block_tokens;
+        let fetch_tokens = (given - stored) * self.block_tokens;
+        // Behind what is on its way already, if anything is to come in at all.
+        let behind = if load_tokens > 0.0 { worker.loading_tokens } else { 0.0 };
+        let fetch_ms = if fetch_tokens > 0.0 { fetch_tokens * self.fetch_ms } else { 0.0 };
         let shared_tokens = (cached - there.known_blocks) * self.block_tokens;
         let waiting = worker.waiting_tokens + there.booked_tokens;
         let waiting_tokens = more(waiting - shared_tokens, 0.0);
@@ -239,11 +266,17 @@ impl Question {
             prefill_ms: uncached_tokens * worker.prefill_ms * self.prefill,
             queue_ms: waiting_tokens * worker.prefill_ms * self.queue,
             decode_ms: requests * worker.decode_ms * self.decode,
-            memory_ms: pushed_tokens * worker.prefill_ms * self.memory,
+            load_ms: ((load_tokens + behind) * worker.load_ms + fetch_ms) * self.prefill,
+            memory_ms: pushed_tokens * worker.load_ms * self.memory,
             region_ms: worker.abroad * self.region_ms,
             away_ms: 0.0,
         }
     }
+}
+
+/// What a token from another worker costs. What is no positive number is for ever: nothing is fetched.
+fn fetch_ms(us_per_token: f32) -> f64 {
+    measured(us_per_token).map_or(f64::INFINITY, |us| us / 1_000.0)
 }
 
 /// Tokens of a prompt to compute when `overlap_blocks` are cached.

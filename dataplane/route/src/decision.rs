@@ -42,6 +42,10 @@ pub struct Decision {
     pub terms: Terms,
     /// Leading blocks expected to be cached there.
     pub overlap_blocks: u32,
+    /// The same with what comes in from its lower tiers.
+    pub stored_blocks: u32,
+    /// The same with what another worker gives it: more than `stored_blocks` only where fetching costs less.
+    pub fetched_blocks: u32,
     /// Prompt tokens expected to be computed there.
     pub uncached_tokens: u32,
     /// How many workers were considered.

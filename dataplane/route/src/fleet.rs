@@ -71,6 +71,8 @@ pub(crate) struct Fleet {
     requests: Vec<f64>,
     blocks_free: Vec<f64>,
     blocks_total: Vec<f64>,
+    load_ms: Vec<f64>,
+    loading_tokens: Vec<f64>,
     /// 0 where a worker takes requests, else endless.
     closed: Vec<f64>,
     /// 1 in another region.
@@ -79,6 +81,9 @@ pub(crate) struct Fleet {
     // Of one question.
     pub(crate) known_blocks: Vec<i32>,
     pub(crate) predicted_blocks: Vec<i32>,
+    stored_blocks: Vec<i32>,
+    /// Somebody has lower tiers with something of the prompt.
+    any_stored: bool,
     booked_tokens: Vec<f64>,
     booked_requests: Vec<f64>,
     warm_blocks: Vec<f64>,
@@ -100,6 +105,8 @@ impl Fleet {
             &mut self.requests,
             &mut self.blocks_free,
             &mut self.blocks_total,
+            &mut self.load_ms,
+            &mut self.loading_tokens,
             &mut self.closed,
             &mut self.abroad,
             &mut self.costs_ms,
@@ -114,6 +121,11 @@ impl Fleet {
         self.predicted_blocks.resize(length, 0);
         self.known_blocks.clear();
         self.known_blocks.resize(length, 0);
+        if self.any_stored || self.stored_blocks.len() != length {
+            self.stored_blocks.clear();
+            self.stored_blocks.resize(length, 0);
+            self.any_stored = false;
+        }
         // Few workers have any of these: only those are wiped.
         for at in self.touched.drain(..).filter(|at| *at < length) {
             self.booked_tokens[at] = 0.0;
@@ -125,6 +137,10 @@ impl Fleet {
         if unmeasured {
             self.fill_in(workers);
         }
+        // Where there are no lower tiers, or they are no quicker, what is missing is computed.
+        for (load, prefill) in self.load_ms.iter_mut().zip(&self.prefill_ms) {
+            *load = if *load > 0.0 && *load < *prefill { *load } else { *prefill };
+        }
     }
 
     /// Fills the columns; answers whether some rate was not measured.
@@ -135,6 +151,7 @@ impl Fleet {
         let (prefill_ms, decode_ms) = (&mut self.prefill_ms[..n], &mut self.decode_ms[..n]);
         let (waiting, requests) = (&mut self.waiting_tokens[..n], &mut self.requests[..n]);
         let (free, total) = (&mut self.blocks_free[..n], &mut self.blocks_total[..n]);
+        let (loads, loading) = (&mut self.load_ms[..n], &mut self.loading_tokens[..n]);
         let (closed, abroad) = (&mut self.closed[..n], &mut self.abroad[..n]);
         let (mut unmeasured, mut any_abroad) = (false, false);
         for (at, view) in workers.iter().enumerate() {
@@ -149,6 +166,8 @@ impl Fleet {
             free[at] = load.blocks_free.map_or(f64::INFINITY, float);
             // One that does not say how large it is never fills up.
             total[at] = load.blocks_total.filter(|n| *n > 0).map_or(f64::INFINITY, float);
+            loads[at] = measured(load.load_us_per_token).unwrap_or(0.0) * MS_PER_US;
+            loading[at] = float(load.loading_tokens);
             closed[at] = if view.draining { f64::INFINITY } else { 0.0 };
             abroad[at] = if view.abroad { 1.0 } else { 0.0 };
             any_abroad |= view.abroad;
@@ -215,6 +234,16 @@ impl Fleet {
         }
     }
 
+    /// How much lies in any tier of a worker. One that has told no pace of loading has to compute it.
+    pub(crate) fn stores(&mut self, worker: WorkerId, blocks: i32) {
+        if let Some(at) = self.places.get(worker)
+            && self.load_ms[at] < self.prefill_ms[at]
+        {
+            self.any_stored = true;
+            self.stored_blocks[at] = self.stored_blocks[at].max(blocks);
+        }
+    }
+
     /// What is expected at a worker, by what it is known to have.
     pub(crate) fn predicted(&mut self, worker: WorkerId, epoch: Epoch) -> Option<&mut i32> {
         let at = self.places.get(worker)?;
@@ -227,6 +256,16 @@ impl Fleet {
 
     pub(crate) fn overlap_blocks(&self, at: usize) -> u32 {
         self.known_blocks[at].max(self.predicted_blocks[at]).max(0) as u32
+    }
+
+    /// Leading blocks in any tier.
+    pub(crate) fn stored_blocks(&self, at: usize) -> u32 {
+        self.overlap_blocks(at).max(self.stored_blocks[at].max(0) as u32)
+    }
+
+    /// What computing a token takes there.
+    pub(crate) fn prefill_ms(&self, at: usize) -> f64 {
+        self.prefill_ms[at]
     }
 
     /// Requests running, waiting or just sent.
@@ -257,11 +296,14 @@ impl Fleet {
             requests: self.requests[at],
             blocks_free: self.blocks_free[at],
             blocks_total: self.blocks_total[at],
+            load_ms: self.load_ms[at],
+            loading_tokens: self.loading_tokens[at],
             abroad: self.abroad[at],
         };
         let there = There {
             known_blocks: f64::from(self.known_blocks[at]),
             predicted_blocks: f64::from(self.predicted_blocks[at]),
+            stored_blocks: f64::from(self.stored_blocks[at]),
             booked_tokens: self.booked_tokens[at],
             booked_requests: self.booked_requests[at],
             warm_blocks: self.warm_blocks[at],
@@ -277,7 +319,9 @@ impl Fleet {
         let (prefill_ms, decode_ms) = (&self.prefill_ms[..n], &self.decode_ms[..n]);
         let (waiting_tokens, requests) = (&self.waiting_tokens[..n], &self.requests[..n]);
         let (blocks_free, blocks_total) = (&self.blocks_free[..n], &self.blocks_total[..n]);
+        let (loads, loading) = (&self.load_ms[..n], &self.loading_tokens[..n]);
         let (closed, abroad) = (&self.closed[..n], &self.abroad[..n]);
+        let stored = &self.stored_blocks[..n];
         let (known, predicted) = (&self.known_blocks[..n], &self.predicted_blocks[..n]);
         let (booked_tokens, booked_requests) =
             (&self.booked_tokens[..n], &self.booked_requests[..n]);
@@ -290,11 +334,14 @@ impl Fleet {
                 requests: requests[at],
                 blocks_free: blocks_free[at],
                 blocks_total: blocks_total[at],
+                load_ms: loads[at],
+                loading_tokens: loading[at],
                 abroad: abroad[at],
             };
             let there = There {
                 known_blocks: f64::from(known[at]),
                 predicted_blocks: f64::from(predicted[at]),
+                stored_blocks: f64::from(stored[at]),
                 booked_tokens: booked_tokens[at],
                 booked_requests: booked_requests[at],
                 warm_blocks: warm_blocks[at],

@@ -69,6 +69,10 @@ pub struct WorkerLoad {
     pub blocks_free: Option<u64>,
     /// All its blocks; `None` if it does not say.
     pub blocks_total: Option<u64>,
+    /// What a token costs that comes in from its lower tiers. Measured; 0 until then, or where it has none.
+    pub load_us_per_token: f32,
+    /// Tokens that are coming in from its lower tiers or from others, or wait to.
+    pub loading_tokens: u64,
 }
 
 /// A worker that serves the request's model.
@@ -97,8 +101,12 @@ pub struct Inputs<'a> {
     pub prompt_tokens: u32,
     /// Tokens per block.
     pub block_tokens: u32,
-    /// What the index found for `prompt_blocks`.
+    /// What the index found for `prompt_blocks`, near enough to be used as it is.
     pub overlaps: &'a [Overlap],
+    /// The same for all tiers of each worker; empty where all that is known is near.
+    pub stored: &'a [Overlap],
+    /// What others have of the prompt and would give.
+    pub fetch: Option<Fetch>,
     /// The workers that could serve it.
     pub workers: &'a [WorkerView],
     /// Workers that were tried already.
@@ -112,6 +120,15 @@ pub struct Inputs<'a> {
     /// What a worker abroad costs more, in milliseconds. `None` keeps to the workers of the own region while one of
     /// them can be chosen.
     pub region_penalty_ms: Option<f64>,
+}
+
+/// Blocks that a worker can get from another one instead of computing them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fetch {
+    /// Leading blocks of the prompt that somebody gives.
+    pub blocks: u32,
+    /// What a token of them costs.
+    pub us_per_token: f32,
 }
 
 /// What is known of a request beside its prompt. All of it is optional.

@@ -67,7 +67,8 @@ impl Features {
     #[must_use]
     pub fn of(cost: &CandidateCost) -> Self {
         let terms = &cost.terms;
-        let expected_ms = terms.prefill_ms + terms.queue_ms + terms.decode_ms + terms.region_ms;
+        let waits_ms = terms.queue_ms + terms.decode_ms;
+        let expected_ms = terms.prefill_ms + terms.load_ms + waits_ms + terms.region_ms;
         let whole = expected_ms.max(TIME_FLOOR_MS);
         let size = (whole / 100.0).ln().clamp(-4.0, 4.0) / 4.0;
         let share = |part_ms: f64| (part_ms / whole).clamp(0.0, 1.0);

@@ -27,13 +27,15 @@ mod lifetimes;
 mod predictions;
 mod queue;
 mod router;
+mod worth;
 
 pub use bookings::{BOOKINGS_MAX, BookingId};
 pub use contexts::CONTEXTS_MAX;
 pub use cost::{DECODE_US_PER_STEP_DEFAULT, PREFILL_US_PER_TOKEN_DEFAULT, Terms, Weights};
 pub use decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
-pub use inputs::{Affinity, Hints, Inputs, Policy, Rule, WorkerLoad, WorkerView};
+pub use inputs::{Affinity, Fetch, Hints, Inputs, Policy, Rule, WorkerLoad, WorkerView};
 pub use learned::{Draw, Features, LEARNED_WORKERS_MAX, Learner, Lesson};
 pub use predictions::{PREDICTED_BLOCKS_MAX, PREDICTIONS_MAX};
 pub use queue::{QueueOrder, QueueSettings, Refusal, RequestQueue, WAITING_MAX, Waiting};
 pub use router::Router;
+pub use worth::{Worth, worth};

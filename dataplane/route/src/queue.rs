@@ -3,9 +3,10 @@
 //! A worker's own queue serves whoever was sent first, and what was sent cannot be taken back; so while every worker
 //! has enough to do, requests wait here, one queue for the workers of one model. The highest tier goes first; of it the
 //! tenant who got the least service while others waited; of that tenant's requests the first by the order that is set.
-//! While somebody has waited for as long as anybody may, tiers count no more: the tenant who got the least goes, and of
-//! his requests the one that is overdue. That is the bound on starvation, and no way around the shares: who is overdue
-//! because he asks for much does not hold up who asks for little. A tenant who comes back is taken to have got what the
+//! While somebody has waited for as long as anybody may, tiers and priorities count nothing in every fourth turn: the
+//! tenant who got the least goes, and of his requests the one that is overdue. That is the bound on starvation, and no
+//! way around the shares: who is overdue because he asks for much does not hold up who asks for little. The turns
+//! between are for the urgent: where all wait for long, everybody is overdue, and nobody would be urgent any more. A tenant who comes back is taken to have got what the
 //! least served of those who wait has: nobody saves up. Limits turn away what would wait in vain, and say when to come
 //! again by how quickly the queue moves. What others do there is told to nobody.
 //!
@@ -29,6 +30,8 @@ pub const WAITING_MAX: usize = 65_536;
 const IDLE_TENANTS_MAX: usize = 4_096;
 /// A priority counts for an hour at most.
 const PRIORITY_S_MAX: i32 = 3_600;
+/// While somebody is overdue, one of so many turns is for those who are.
+const OVERDUE_EVERY: u32 = 4;
 /// What a token that is said costs beside one that is read.
 const OUTPUT_TOKEN_COST: u64 = 2;
 /// The least and the most weight of a tenant.
@@ -77,7 +80,7 @@ pub struct QueueSettings {
     pub step_tokens: u32,
     /// The order within a tenant and tier.
     pub order: QueueOrder,
-    /// Who has waited for so long goes next, by the tenants' shares.
+    /// Who has waited for so long goes soon, by the tenants' shares, whatever its tier and priority.
     pub starvation_ms: u64,
     /// Requests that wait at most, of all and of one tenant.
     pub requests_max: usize,
@@ -236,6 +239,8 @@ pub struct RequestQueue {
     pace: Pace,
     tokens: u64,
     last_turn: u64,
+    /// Turns since one was for those who are overdue, while there are any.
+    passed: Option<u32>,
 }
 
 impl RequestQueue {
@@ -342,7 +347,7 @@ impl RequestQueue {
 
     /// The request that goes now; only asked while some worker has room. `None` if nobody waits.
     pub fn next(&mut self, now_ms: u64) -> Option<Waiting> {
-        let turn = self.overdue(now_ms).or_else(|| self.fair())?;
+        let turn = self.due(now_ms).or_else(|| self.fair())?;
         let entry = self.take(turn)?;
         let waiting = entry.waiting;
         let (cost, tokens) = (waiting.cost() as f64, u64::from(waiting.uncached_tokens));
@@ -417,6 +422,15 @@ impl RequestQueue {
     pub fn overdue_at_ms(&self) -> Option<u64> {
         let (arrived_ms, _) = self.by_arrival.first()?;
         Some(arrived_ms.saturating_add(self.settings.starvation_ms))
+    }
+
+    /// The one for whom it is time because of its age, in the turns that are for those.
+    fn due(&mut self, now_ms: u64) -> Option<u64> {
+        let turn = self.overdue(now_ms);
+        let passed = self.passed.map_or(OVERDUE_EVERY, |passed| passed + 1);
+        let due = turn.is_some() && passed >= OVERDUE_EVERY;
+        self.passed = turn.map(|_| if due { 0 } else { passed });
+        turn.filter(|_| due)
     }
 
     /// While somebody has waited for as long as anybody may: the one of the least served tenant that came first, or

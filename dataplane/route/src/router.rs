@@ -8,7 +8,7 @@ use mainstay_types::{Epoch, SequenceHash, WorkerId};
 use crate::bookings::{Booking, BookingId, Bookings};
 use crate::choice::{Named, Pick, Ranks, cheapest, note, pick};
 use crate::contexts::{Contexts, Known};
-use crate::cost::{Question, Weights, away_ms, uncached_tokens};
+use crate::cost::{Question, Weights, away_ms, measured, uncached_tokens};
 use crate::decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
 use crate::fleet::Fleet;
 use crate::inputs::{Affinity, Hints, Inputs, Policy, Rule};
@@ -111,13 +111,21 @@ impl Router {
             self.last_turn = Some(chosen.worker);
         }
         let place = self.fleet.place(chosen.worker).unwrap_or(plain.at);
+        let stored_blocks = self.fleet.stored_blocks(place);
+        let gives = inputs.fetch.filter(|fetch| {
+            let fetch_ms = measured(fetch.us_per_token).unwrap_or(f64::INFINITY) / 1_000.0;
+            fetch_ms < self.fleet.prefill_ms(place)
+        });
+        let fetched_blocks = gives.map_or(0, |fetch| fetch.blocks).max(stored_blocks);
         Ok(Decision {
             worker: chosen.worker,
             epoch: self.fleet.epochs[place],
             cost_ms: chosen.cost_ms,
             terms: chosen.terms,
             overlap_blocks: chosen.overlap_blocks,
-            uncached_tokens: uncached_tokens(inputs, chosen.overlap_blocks),
+            stored_blocks,
+            fetched_blocks,
+            uncached_tokens: uncached_tokens(inputs, fetched_blocks),
             considered,
             note: match hints.affinity {
                 Affinity::Hard { .. } => Note::Bound,
@@ -180,6 +188,10 @@ impl Router {
             let blocks = i32::try_from(overlap.blocks).unwrap_or(i32::MAX).min(length);
             fleet.knows(overlap.worker, blocks);
             most = most.max(blocks);
+        }
+        for overlap in inputs.stored {
+            let blocks = i32::try_from(overlap.blocks).unwrap_or(i32::MAX).min(length);
+            fleet.stores(overlap.worker, blocks);
         }
         predictions.find(inputs.prompt_blocks, |worker, epoch, shared| {
             if let Some(blocks) = fleet.predicted(worker, epoch) {

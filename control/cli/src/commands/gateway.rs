@@ -9,6 +9,7 @@ use mainstay_types::Region;
 
 use crate::commands::identity::IdentityArgs;
 use crate::commands::join::Newcomer;
+use crate::commands::queue::QueueArgs;
 use crate::commands::{addresses, asked_to_stop};
 use crate::config::FileConfig;
 use crate::output::print;
@@ -39,6 +40,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_value = "on",
           default_missing_value = "on", value_parser = parse_switch, action = clap::ArgAction::Set)]
     lifecycle: bool,
+    #[command(flatten)]
+    queue: QueueArgs,
     #[command(flatten)]
     security: IdentityArgs,
     /// A join token, to get the certificate for --identity by
@@ -98,6 +101,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.region_penalty_ms = args.region_penalty_ms;
     config.transfer = args.transfer;
     config.lifecycle = args.lifecycle;
+    config.queue = args.queue.settings();
     config.metrics = Some(super::metrics_recorder()?);
     let handle = mainstay_gateway::start(config).await?;
     tokio::select! {

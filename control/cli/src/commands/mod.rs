@@ -12,6 +12,7 @@ pub(crate) mod join;
 pub(crate) mod members;
 pub(crate) mod offline;
 pub(crate) mod pin;
+pub(crate) mod queue;
 pub(crate) mod replay;
 pub(crate) mod request;
 pub(crate) mod serve;

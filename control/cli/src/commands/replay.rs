@@ -14,6 +14,7 @@ use mainstay_replay::{
 use mainstay_sim_model::Profile;
 use serde_json::{Value, json};
 
+use super::queue::QueueArgs;
 use super::trace::read;
 use crate::output::{Format, print, print_json, table};
 
@@ -85,6 +86,26 @@ pub(crate) struct Args {
     /// The share of sessions whose requests go last
     #[arg(long, default_value_t = 0.0)]
     background: f64,
+    /// Their priority; those that go last have as much below 0
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=3_600))]
+    urgent_priority: i32,
+    /// Their tier in the router's queue: a higher one goes before all lower ones
+    #[arg(long, default_value_t = 0)]
+    urgent_tier: u8,
+    /// Tell neither router nor engines of priorities; figures come by priority all the same
+    #[arg(long)]
+    hints_off: bool,
+    /// Requests tell how long their answers will be, as `osl` does
+    #[arg(long)]
+    tell_output: bool,
+    #[command(flatten)]
+    queue: QueueArgs,
+    /// Host memory beside each device, as so many times its cache
+    #[arg(long, default_value_t = 0.0)]
+    host_cache: f64,
+    /// Workers bring in what others hold instead of computing it; kv policies only
+    #[arg(long)]
+    transfer: bool,
     /// Write a page with tables and plots there
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -133,6 +154,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn settings(args: &Args) -> Result<Settings> {
     ensure!(args.load > 0.0, "--load must be above 0");
     ensure!(args.cache > 0.0, "--cache must be above 0");
+    ensure!(args.host_cache >= 0.0, "--host-cache must not be below 0");
     let shares = [args.urgent, args.background, args.urgent + args.background];
     let shares = shares.iter().all(|share| (0.0..=1.0).contains(share));
     ensure!(shares, "--urgent and --background are shares of one whole, from 0 to 1");
@@ -142,12 +164,18 @@ fn settings(args: &Args) -> Result<Settings> {
         load: args.load,
         seed: args.seed,
         requests: args.requests,
-        profile: profile.with_cache(args.cache),
+        profile: profile.with_cache(args.cache).with_host(args.host_cache),
         event_delay_ms: args.event_delay_ms,
         slow: slow(args)?,
         slow_unseen: args.slow_unseen,
         urgent: args.urgent,
         background: args.background,
+        queue: args.queue.settings(),
+        urgent_priority: args.urgent_priority,
+        urgent_tier: args.urgent_tier,
+        hints: !args.hints_off,
+        tell_output: args.tell_output,
+        transfer: args.transfer,
         series: args.series || args.html.is_some(),
     })
 }
@@ -255,6 +283,14 @@ fn as_json(args: &Args, trace: &Trace, reports: &[Report]) -> Result<Value> {
         "slow_unseen": args.slow_unseen,
         "urgent": args.urgent,
         "background": args.background,
+        "urgent_priority": args.urgent_priority,
+        "urgent_tier": args.urgent_tier,
+        "hints": !args.hints_off,
+        "tell_output": args.tell_output,
+        "router_queue_threshold": args.queue.router_queue_threshold,
+        "router_queue_policy": args.queue.router_queue_policy.name(),
+        "host_cache": args.host_cache,
+        "transfer": args.transfer,
         "event_delay_ms": args.event_delay_ms,
         "context_tokens": args.context_tokens,
         "pause_max_s": args.pause_max_s,
@@ -327,14 +363,18 @@ fn print_priorities(reports: &[Report]) {
                 format!("{:.0} ms", class.ttft_ms.p50),
                 format!("{:.0}", class.ttft_ms.p90),
                 format!("{:.0}", class.ttft_ms.p99),
+                format!("{:.0}", class.ttft_max_ms),
                 format!("{:.1}", class.request_tok_s.p50),
+                format!("{:.0}", class.fleet_tok_s),
             ]
         };
         report.by_priority.iter().map(row).collect::<Vec<_>>()
     });
     let rows: Vec<Vec<String>> = classes.collect();
     if !rows.is_empty() {
-        let headers = ["POLICY", "PRIORITY", "REQUESTS", "TTFT P50", "P90", "P99", "TOK/S"];
+        let headers = [
+            "POLICY", "PRIORITY", "REQUESTS", "TTFT P50", "P90", "P99", "MAX", "TOK/S", "FLEET",
+        ];
         print(&format!("\n{}", table(&headers, &rows)));
     }
 }

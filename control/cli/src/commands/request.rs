@@ -46,6 +46,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         "prefill_ms",
         "queue_ms",
         "decode_ms",
+        "load_ms",
         "region_ms",
         "cost_ms",
         "note",
@@ -54,8 +55,37 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let rows: Vec<Vec<String>> =
         candidates.iter().map(|c: &Value| keys.iter().map(|k| cell(c, k)).collect()).collect();
     print(&table(
-        &["WORKER", "REGION", "OVERLAP", "PREFILL", "QUEUE", "DECODE", "AWAY", "COST", "NOTE"],
+        &[
+            "WORKER", "REGION", "OVERLAP", "PREFILL", "QUEUE", "DECODE", "LOAD", "AWAY", "COST", "NOTE",
+        ],
         &rows,
     ));
+    print_hints(&explained);
     Ok(())
+}
+
+/// What the request was told with, and what that changed.
+fn print_hints(explained: &Value) {
+    if let Some(queued) = explained.get("queued").filter(|queued| !queued.is_null()) {
+        print(&format!(
+            "waited {} ms at the router, and went before {} that came earlier",
+            cell(queued, "wait_ms"),
+            cell(queued, "overtook")
+        ));
+    }
+    let Some(hints) = explained.get("hints").filter(|hints| !hints.is_null()) else { return };
+    let names = ["priority", "strict_priority", "osl", "latency_sensitivity"];
+    let told = |name: &&str| hints[*name].as_f64().is_some_and(|value| value != 0.0);
+    let told: Vec<String> =
+        names.iter().filter(told).map(|name| format!("{name} {}", cell(hints, name))).collect();
+    let without = &hints["without"];
+    let effect = match without["changed"].as_bool() {
+        Some(true) => format!("without them it would have gone to {}", cell(without, "worker")),
+        _ => "it would have gone there without them, too".to_owned(),
+    };
+    let cost = match without["cost_ms"].as_f64() {
+        Some(_) => format!("; this worker would have counted {} ms", cell(without, "cost_ms")),
+        None => String::new(),
+    };
+    print(&format!("hints: {}: {effect}{cost}", told.join(", ")));
 }

@@ -11,6 +11,7 @@ use mainstay_identity::Role;
 use mainstay_types::NodeId;
 
 use super::engine::EngineArgs;
+use super::queue::QueueArgs;
 use super::tiers::{HashKeyArgs, TierArgs};
 use super::worker::worker_config;
 use crate::commands::asked_to_stop;
@@ -38,6 +39,8 @@ pub(crate) struct Args {
     /// Take any model's name for the one served here: clients have names of their own built in
     #[arg(long)]
     any_model: bool,
+    #[command(flatten)]
+    queue: QueueArgs,
     /// A TOML file: [[keys]] with key and tenant, [models], [engine]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -65,6 +68,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut config = GatewayConfig::new(listen, members.clone());
     file.apply(&mut config)?;
     config.aliases = config.aliases.with_any(args.any_model);
+    config.queue = args.queue.settings();
     config.identity = inner.identity(Role::Gateway, "g1")?;
     config.metrics = Some(super::metrics_recorder()?);
     let gateway = mainstay_gateway::start(config).await?;

@@ -184,16 +184,13 @@ impl HeaderHints {
         let (hints, uses) = (&mut request.hints, &mut request.uses);
         if let Some(priority) = self.priority {
             hints.priority = Some(priority);
-            uses.had_no_effect(&[
-                "agent_hints.priority",
-                "agent_hints.latency_sensitivity",
-                "nvext.priority",
-            ]);
+            uses.had_no_effect(&["agent_hints.priority", "nvext.priority"]);
             uses.used("x-dynamo-request-priority");
         }
         if let Some(priority) = self.strict_priority {
             hints.strict_priority = Some(priority);
-            uses.idle("x-dynamo-request-strict-priority");
+            uses.had_no_effect(&["agent_hints.strict_priority"]);
+            uses.used("x-dynamo-request-strict-priority");
         }
         self.nat.apply(hints, uses, &HEADERS);
         for _ in 0..self.ignored {

@@ -61,16 +61,21 @@ fn priorities_have_many_names_and_one_order() {
     assert_eq!(used(&bare()), (Some(4), vec!["nvext.priority"]));
     let both =
         || nvext(json!({"priority": 4, "agent_hints": {"priority": 5, "latency_sensitivity": 9}}));
-    assert_eq!(used(&both()), (Some(5), vec!["agent_hints.priority"]));
+    let sensitivity = "agent_hints.latency_sensitivity";
+    assert_eq!(used(&both()), (Some(5), vec!["agent_hints.priority", sensitivity]));
     // Releases before `priority` had a sensitivity, which meant the same.
     let older = nvext(json!({"agent_hints": {"latency_sensitivity": 7.4}}));
-    assert_eq!(used(&older), (Some(7), vec!["agent_hints.latency_sensitivity"]));
-    assert_eq!(used(&header(both(), "-2")), (Some(-2), vec!["x-dynamo-request-priority"]));
+    assert_eq!(used(&older), (Some(7), vec![sensitivity]));
+    let named = vec![sensitivity, "x-dynamo-request-priority"];
+    assert_eq!(used(&header(both(), "-2")), (Some(-2), named));
     let broken = header(bare(), "soon");
     assert_eq!(used(&broken), (Some(4), vec!["nvext.priority"]));
     assert_eq!(broken.told_header().as_deref(), Some("hint-ignored;count=1"));
     let huge = nvext(json!({"agent_hints": {"latency_sensitivity": 1e8, "strict_priority": 1}}));
     assert_eq!(huge.hints.priority, Some(100_000_000));
+    let tier = [("x-dynamo-request-strict-priority", "3")];
+    let huge = with_headers(huge, &tier);
+    assert_eq!(huge.hints.strict_priority, Some(3));
     assert!(huge.hints_header().ends_with("unused=(agent_hints.strict_priority)"));
 }
 

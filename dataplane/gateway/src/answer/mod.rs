@@ -9,6 +9,7 @@ mod edits;
 mod read;
 mod writer;
 
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
@@ -17,6 +18,7 @@ use mainstay_chat::{
     ApiError, Conversation, Endpoint, ErrorKind, Request, RequestKind, Sealer, encode, history,
 };
 use mainstay_proto::v1;
+use mainstay_route::worth;
 use mainstay_types::TenantId;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -43,6 +45,9 @@ const PIN_HINTS: [&str; 5] = [
     "kv_hints.kv.pin",
     "kv_hints.kv.retain",
 ];
+
+/// Hints about the router's queue alone, and come to nothing where there is none.
+const QUEUE_HINTS: [&str; 2] = ["agent_hints.strict_priority", "x-dynamo-request-strict-priority"];
 
 /// A request on its way.
 struct Turn {
@@ -320,6 +325,9 @@ impl<F: FnOnce(&mut Request)> Asked<F> {
         if !app.pins_on {
             request.uses.had_no_effect(&PIN_HINTS);
         }
+        if app.placement.lines().is_none() {
+            request.uses.had_no_effect(&QUEUE_HINTS);
+        }
         let card = app.model(&request.model)?;
         let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {
             ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
@@ -344,6 +352,31 @@ impl<F: FnOnce(&mut Request)> Asked<F> {
             created_unix_s,
         })
     }
+}
+
+/// The tier of the router's queue; more than a byte counts as the highest.
+fn tier_of(request: &Request) -> u8 {
+    u8::try_from(request.hints.strict_priority.unwrap_or(0)).unwrap_or(u8::MAX)
+}
+
+/// A number for the agent's run, within its tenant; 0 where the client names none.
+fn program_of(request: &Request) -> u64 {
+    let ids = &request.session;
+    let named = ids.session.as_ref().map(|session| (session, &ids.agent));
+    named.map_or(0, |name| foldhash::fast::FixedState::default().hash_one(name).max(1))
+}
+
+/// What engines keep the prompt's blocks for afterwards, by how urgent it is.
+fn ranges_of(request: &Request) -> Vec<v1::RetentionRange> {
+    let worth = worth(request.hints.priority.unwrap_or(0));
+    let range = worth.map(|worth| v1::RetentionRange {
+        start: 0,
+        end: u32::MAX,
+        priority: worth.priority.into(),
+        duration_ms: worth.duration_ms,
+        ..v1::RetentionRange::default()
+    });
+    range.into_iter().collect()
 }
 
 /// The answer that a request continues.
@@ -379,8 +412,12 @@ impl Turn {
             prompt: self.prompt.packed.clone(),
             blocks: Arc::clone(&self.prompt.blocks),
             priority: self.request.hints.priority.unwrap_or(0),
+            tier: tier_of(&self.request),
+            program: program_of(&self.request),
+            latency_sensitivity: self.request.hints.latency_sensitivity.map(|s| s.min(1.0) as f32),
             sampling,
             keeping: self.keeping.clone(),
+            ranges: ranges_of(&self.request),
             expected_output_tokens: self.request.hints.osl.unwrap_or(0),
             guided: self.guided.clone(),
         }

@@ -434,7 +434,8 @@ fn explain_json(app: &App, explained: &Explained) -> Value {
                 "worker": name(c.worker), "region": region(c.worker),
                 "overlap_blocks": c.overlap_blocks, "region_ms": round(c.terms.region_ms),
                 "prefill_ms": round(c.terms.prefill_ms), "queue_ms": round(c.terms.queue_ms),
-                "decode_ms": round(c.terms.decode_ms), "memory_ms": round(c.terms.memory_ms),
+                "decode_ms": round(c.terms.decode_ms), "load_ms": round(c.terms.load_ms),
+                "memory_ms": round(c.terms.memory_ms),
                 "cost_ms": round(c.cost_ms), "predicted": c.predicted,
                 "note": match (c.worker == decision.worker, c.abroad) {
                     (true, _) => "chosen",
@@ -450,6 +451,17 @@ fn explain_json(app: &App, explained: &Explained) -> Value {
         "region": region(decision.worker), "gateway_region": app.region.as_str(),
         "cost_ms": round(decision.cost_ms), "reason": decision.note.to_string(),
         "candidates": candidates,
+        "queued": explained.queued.map(|queued| json!({
+            "wait_ms": round(queued.took.as_secs_f64() * 1_000.0), "overtook": queued.overtook,
+        })),
+        "hints": explained.hints.as_ref().map(|hints| json!({
+            "priority": hints.priority, "strict_priority": hints.tier,
+            "osl": hints.output_tokens, "latency_sensitivity": hints.latency_sensitivity,
+            "without": {
+                "worker": name(hints.without), "cost_ms": hints.without_ms.map(round),
+                "changed": hints.without != decision.worker,
+            },
+        })),
     })
 }
 

@@ -1,5 +1,7 @@
 //! Whole runs: figures that can be worked out by hand, and what must hold whatever the traffic is.
 
+use mainstay_route::QueueOrder;
+
 use super::*;
 use crate::mix::Mix;
 use crate::read::{ReadSettings, claude_code_session, rows};
@@ -165,4 +167,62 @@ fn a_page_has_every_policy_and_the_same_bytes_each_time() {
     assert_eq!(text.matches("<figure>").count(), 5);
     assert_eq!(text.matches("<td>round-robin</td>").count(), 1 + 2);
     assert!(text.contains("&lt;1&gt;") && !text.contains("NaN") && !text.contains("http"));
+}
+
+fn queued(threshold: f64, order: QueueOrder) -> QueueSettings {
+    QueueSettings { threshold: Some(threshold), order, ..QueueSettings::default() }
+}
+
+#[test]
+fn the_queue_keeps_every_request_and_the_same_bytes() {
+    let trace = Mix::named("agents").unwrap().generate(12, 7).unwrap();
+    // 48 sessions fill 16 places three times.
+    let all: usize = (0..4).map(|_| trace.request_count()).sum();
+    for order in QueueOrder::ALL {
+        let settings = Settings { queue: queued(0.5, order), ..settings(2, 8.0) };
+        let report = run(&trace, &settings, "kv");
+        assert_eq!(report.requests as usize, all);
+        assert!(report.queued > 0 && report.queue_ms.p99 > 0.0, "{}", order.name());
+        assert_eq!(report, run(&trace, &settings, "kv"), "{}", order.name());
+    }
+    let settings_of = || settings(2, 8.0);
+    let others = Settings { queue: queued(0.5, QueueOrder::Arrival), ..settings_of() };
+    assert_eq!(run(&trace, &others, "round-robin").queued, 0, "others have no queue");
+    let few = QueueSettings { requests_max: 2, ..queued(0.1, QueueOrder::Arrival) };
+    let report = run(&trace, &Settings { queue: few, ..settings_of() }, "kv");
+    assert!(report.turned_away > 0, "and comes again");
+    assert_eq!(report.requests as usize, all);
+}
+
+#[test]
+fn who_is_urgent_waits_less_where_he_says_so() {
+    let trace = Mix::named("agents").unwrap().generate(24, 7).unwrap();
+    let told = Settings {
+        urgent: 0.2,
+        urgent_priority: 30,
+        queue: queued(1.0, QueueOrder::Arrival),
+        profile: Profile::named("h200-8b").unwrap().with_cache(0.3),
+        ..settings(2, 8.0)
+    };
+    let quiet = Settings { hints: false, ..told.clone() };
+    let [told, quiet] = [told, quiet].map(|settings| run(&trace, &settings, "kv"));
+    let urgent = |report: &Report| report.by_priority[0];
+    assert_eq!((urgent(&told).priority, urgent(&quiet).priority), ("urgent", "urgent"));
+    let (told, quiet) = (urgent(&told).ttft_ms, urgent(&quiet).ttft_ms);
+    assert!(told.mean * 1.5 < quiet.mean, "{told:?} {quiet:?}");
+}
+
+#[test]
+fn host_memory_and_other_workers_save_computation() {
+    let trace = Mix::named("agents").unwrap().generate(16, 7).unwrap();
+    let small = Profile::named("h200-8b").unwrap().with_cache(0.3);
+    let settings = Settings { profile: small, ..settings(4, 4.0) };
+    let plain = run(&trace, &settings, "kv");
+    let tiered = Settings { profile: settings.profile.clone().with_host(8.0), ..settings.clone() };
+    let tiered = run(&trace, &tiered, "kv");
+    assert_eq!((plain.loaded_tokens, plain.fetched_tokens), (0, 0));
+    assert!(tiered.loaded_tokens > 0 && tiered.hit_share > plain.hit_share + 0.02);
+    assert!(tiered.ttft_ms.mean < plain.ttft_ms.mean, "{:?} {:?}", tiered.ttft_ms, plain.ttft_ms);
+    let given = run(&trace, &Settings { transfer: true, ..settings }, "kv");
+    assert!(given.fetched_tokens > 0 && given.prefill_amplification < plain.prefill_amplification);
 }

@@ -230,6 +230,18 @@ fn time_in_which_nobody_waited_makes_nobody_wait_longer() {
 }
 
 #[test]
+fn the_overdue_get_every_fourth_turn_and_the_urgent_the_others() {
+    let mut queue = queue(QueueOrder::Arrival);
+    for id in 0..4 {
+        queue.offer(0, request(id, 1, 100)).unwrap();
+    }
+    for id in 10..16 {
+        queue.offer(1, Waiting { priority: 30, ..request(id, 1, 100) }).unwrap();
+    }
+    assert_eq!(drain(&mut queue, 20_000), [0, 10, 11, 12, 1, 13, 14, 15, 2, 3]);
+}
+
+#[test]
 fn who_said_less_than_expected_gets_it_back_but_saves_nothing_up() {
     let served = |queue: &RequestQueue, of| queue.tenants[&tenant(of)].served;
     let mut queue = queue(QueueOrder::Arrival);
@@ -287,6 +299,8 @@ struct Model {
     waiting: Vec<(u64, u64, Waiting)>,
     served: BTreeMap<TenantId, f64>,
     turn: u64,
+    /// Turns since one was for those who are overdue.
+    passed: Option<u32>,
 }
 
 impl Model {
@@ -312,7 +326,10 @@ impl Model {
 
     fn next(&mut self, now_ms: u64, starvation_ms: u64) -> Option<Waiting> {
         let first = self.waiting.iter().min_by_key(|(arrived, turn, _)| (*arrived, *turn))?;
-        let turn = if first.0 + starvation_ms <= now_ms {
+        let overdue = first.0 + starvation_ms <= now_ms;
+        let passed = self.passed.map_or(OVERDUE_EVERY, |passed| passed + 1);
+        self.passed = overdue.then_some(if passed >= OVERDUE_EVERY { 0 } else { passed });
+        let turn = if self.passed == Some(0) {
             let oldest = self.waiting.iter().min_by(|a, b| {
                 let served = self.served(&a.2.tenant).total_cmp(&self.served(&b.2.tenant));
                 served.then((a.0, a.1).cmp(&(b.0, b.1)))
@@ -409,13 +426,14 @@ proptest! {
                     let arrived = model.waiting.clone();
                     let next = queue.next(now_ms);
                     prop_assert_eq!(next.is_some(), oldest.is_some());
-                    if let Some(next) = &next && overdue {
+                    let expected = model.next(now_ms, 10_000);
+                    if let Some(next) = &next && overdue && model.passed == Some(0) {
                         let of = arrived.iter().find(|(_, _, w)| w.id == next.id).map(|w| w.0);
                         let own = arrived.iter().filter(|(_, _, w)| w.tenant == next.tenant);
                         let own = own.map(|(arrived, _, _)| *arrived).min();
                         prop_assert!(of == own || own.is_some_and(|ms| ms + 10_000 > now_ms));
                     }
-                    prop_assert_eq!(next, model.next(now_ms, 10_000));
+                    prop_assert_eq!(next, expected);
                 }
             }
             prop_assert_eq!(queue.len(), model.waiting.len());

@@ -52,6 +52,8 @@ fn ask<'a>(
         prompt_tokens: blocks.len() as u32 * BLOCK_TOKENS + 5,
         block_tokens: BLOCK_TOKENS,
         overlaps,
+        stored: &[],
+        fetch: None,
         workers,
         excluded: &[],
         priority: 0,
@@ -106,8 +108,7 @@ fn each_term_counts_what_it_says() {
         queue_ms: 100.0,
         decode_ms: 50.0,
         memory_ms: 11.2,
-        region_ms: 0.0,
-        away_ms: 0.0,
+        ..Terms::default()
     };
     for (got, want) in [
         (decision.terms.prefill_ms, expected.prefill_ms),

@@ -3,16 +3,22 @@
 //! A step gives each decoding request one token and the rest of its budget to prompts, first those that run, then
 //! the next in the queue; a prompt that does not fit is computed in pieces. A request is admitted when there are
 //! blocks for all its tokens, and looks for cached ones then. When a decoding request finds no block, the last in
-//! order loses all of its own and computes them again later. Steps without a prompt are taken together until the
-//! first of them ends a request; one that arrives meanwhile cuts the stretch at the step that is under way.
+//! order loses all of its own and computes them again later; whoever waits with a higher priority takes tokens and
+//! blocks of those who run with a lower one, as in our own engines. Steps without a prompt are taken together until the
+//! first of them ends a request; one that arrives meanwhile cuts the stretch at the step that is under way. What a
+//! request can bring in from host memory or from another engine comes in before it is served, while others are.
 
 use std::collections::BTreeMap;
 
-use mainstay_engine_abi::sdk::{Cause, KvEvent};
+use mainstay_engine_abi::sdk::{Cause, KvEvent, RetentionRange, TIER_DEVICE};
 use mainstay_engine_blocks::{BlockPool, Wishes};
 
 use crate::Profile;
-use crate::sequence::{Place, Request, Sequence};
+use crate::host::Host;
+use crate::sequence::{Claim, Place, Request, Sequence};
+use load::Loading;
+
+mod load;
 
 /// The share of blocks that pins may hold, as engines take it by default.
 const PIN_FRACTION: f64 = 0.5;
@@ -61,6 +67,10 @@ pub struct Load {
     pub blocks_total: u64,
     /// Blocks of running requests.
     pub blocks_used: u64,
+    /// What a token from host memory takes; 0 where there is none.
+    pub load_us_per_token: f32,
+    /// Tokens that are coming in from there.
+    pub loading_tokens: u64,
 }
 
 /// Sums since the beginning.
@@ -76,6 +86,10 @@ pub struct Counters {
     pub evicted_for_room: u64,
     /// Blocks whose retention had ended.
     pub evicted_expired: u64,
+    /// Tokens that came in from host memory.
+    pub loaded_tokens: u64,
+    /// Tokens that came in from other engines.
+    pub fetched_tokens: u64,
 }
 
 /// The step or stretch under way.
@@ -83,6 +97,7 @@ pub struct Counters {
 struct Stretch {
     start_us: u64,
     end_us: u64,
+    /// None while nothing is computed, until something has come in.
     steps: u32,
     /// Set where nothing but decoding goes on: how many requests, and tokens of their contexts at its start.
     decoding: Option<(u32, u64)>,
@@ -96,8 +111,10 @@ pub struct Engine {
     block_tokens: u32,
     blocks: BlockPool,
     waiting: BTreeMap<Place, Sequence>,
-    /// In the order of their admission.
+    /// In their order: by priority, then as they came.
     running: Vec<Sequence>,
+    host: Host,
+    loading: Loading,
     /// Tokens that those that wait will have to compute.
     waiting_tokens: u64,
     stretch: Option<Stretch>,
@@ -126,6 +143,8 @@ impl Engine {
         let blocks = profile.kv_tokens() / u64::from(block_tokens);
         Self {
             blocks: BlockPool::new(u32::try_from(blocks).unwrap_or(u32::MAX), PIN_FRACTION),
+            host: Host::new(profile.host_blocks(block_tokens)),
+            loading: Loading::default(),
             profile,
             block_tokens,
             waiting: BTreeMap::new(),
@@ -183,7 +202,11 @@ impl Engine {
             Some(stretch) => self.finish(stretch, notes),
             None => {}
         }
+        self.blocks.expire(now_us / 1_000);
         self.stretch = self.plan(now_us);
+        if let Some(ready_us) = self.loading.next_us() {
+            self.cut(ready_us);
+        }
     }
 
     /// Whether it needs [`Engine::advance`] to begin anything.
@@ -199,13 +222,17 @@ impl Engine {
         let reading = self.running.iter().filter(|s| !s.decodes());
         let unread: u64 = reading.map(|s| u64::from(s.unread())).sum();
         Load {
-            running: self.running.len() as u32,
+            running: (self.running.len() + self.loading.len()) as u32,
             waiting: self.waiting.len() as u32,
-            waiting_prefill_tokens: self.waiting_tokens + unread,
+            waiting_prefill_tokens: self.waiting_tokens
+                + unread
+                + self.loading.unread(self.block_tokens),
             prefill_us_per_token: self.prefill_us_per_token,
             decode_us_per_step: self.decode_us_per_step,
             blocks_total: u64::from(counts.total),
             blocks_used: u64::from(counts.used),
+            load_us_per_token: self.load_us_per_token(),
+            loading_tokens: self.loading.tokens(),
         }
     }
 
@@ -218,8 +245,9 @@ impl Engine {
     /// What was stored and removed since the last call, in order.
     pub fn drain_events(&mut self) -> impl Iterator<Item = KvEvent> {
         let counters = &mut self.counters;
-        self.blocks.drain_events().inspect(|event| {
-            if let KvEvent::Removed { blocks, cause, .. } = event {
+        let own = self.blocks.drain_events();
+        own.chain(self.loading.events.drain(..)).inspect(|event| {
+            if let KvEvent::Removed { blocks, cause, tier: TIER_DEVICE } = event {
                 let count = blocks.len() as u64;
                 match cause {
                     Cause::Expiry => counters.evicted_expired += count,
@@ -232,13 +260,14 @@ impl Engine {
     /// Whether there are events to drain.
     #[must_use]
     pub fn has_events(&self) -> bool {
-        self.blocks.has_events()
+        self.blocks.has_events() || !self.loading.events.is_empty()
     }
 
     fn enqueue(&mut self, mut sequence: Sequence) {
         let findable = sequence.findable(self.block_tokens);
         // A block is never cached without those before it.
         let hits = findable.partition_point(|hash| self.blocks.holds(hash.0));
+        let hits = hits + self.can_bring_in(&sequence.request, &findable[hits..], hits);
         sequence.expected = sequence.tokens() - hits as u32 * self.block_tokens;
         self.waiting_tokens += u64::from(sequence.expected);
         self.waiting.insert(sequence.place, sequence);
@@ -247,6 +276,10 @@ impl Engine {
     /// Ends a stretch of decoding with the step that is under way.
     fn cut(&mut self, now_us: u64) {
         let Some(stretch) = &mut self.stretch else { return };
+        if stretch.steps == 0 {
+            stretch.end_us = stretch.end_us.min(now_us.max(stretch.start_us));
+            return;
+        }
         let Some((requests, context)) = stretch.decoding else { return };
         if self.running.len() >= self.profile.requests_max {
             return;
@@ -269,11 +302,15 @@ impl Engine {
 
     /// Decides what the next step does; `None` if there is nothing to do.
     fn plan(&mut self, now_us: u64) -> Option<Stretch> {
-        self.make_room();
-        let budget = self.deal();
-        self.admit(now_us, budget);
+        self.come_in(now_us);
+        self.make_room(now_us);
+        self.deal();
+        self.admit(now_us);
         if self.running.is_empty() {
-            return None;
+            // Nothing to compute until something has come in.
+            let end_us = self.loading.next_us()?.max(now_us);
+            let speed = self.speed;
+            return Some(Stretch { start_us: now_us, end_us, steps: 0, decoding: None, speed });
         }
         let speed = self.speed;
         let (mut tokens, mut pairs, mut context, mut decoding) = (0, 0.0, 0, 0);
@@ -298,7 +335,7 @@ impl Engine {
     }
 
     /// A block for the next token of each that decodes; the last in order lose theirs for it.
-    fn make_room(&mut self) {
+    fn make_room(&mut self, now_us: u64) {
         let mut at = 0;
         while at < self.running.len() {
             let sequence = &self.running[at];
@@ -314,33 +351,36 @@ impl Engine {
             }
             let last = (0..self.running.len()).max_by_key(|at| self.running[*at].place);
             let Some(last) = last else { return };
-            self.preempt(last);
+            self.preempt(last, now_us);
             // Those behind the preempted one have moved up by one place.
             at -= usize::from(last < at);
         }
     }
 
-    fn preempt(&mut self, at: usize) {
+    fn preempt(&mut self, at: usize, now_us: u64) {
         let mut sequence = self.running.remove(at);
-        self.give_back(&mut sequence);
+        self.give_back(&mut sequence, now_us);
         sequence.restart();
         self.counters.preemptions += 1;
         self.enqueue(sequence);
     }
 
-    fn give_back(&mut self, sequence: &mut Sequence) {
+    fn give_back(&mut self, sequence: &mut Sequence, now_us: u64) {
+        let ranges: Vec<RetentionRange> =
+            sequence.request.claim.iter().map(Claim::over_all).collect();
         let wishes = Wishes {
             namespace: sequence.request.namespace,
             block_tokens: self.block_tokens as usize,
-            ranges: &[],
+            ranges: &ranges,
             leases: &[],
         };
-        self.blocks.release(&mut sequence.table, &wishes, self.now_ms);
+        self.blocks.release(&mut sequence.table, &wishes, now_us / 1_000);
+        self.copy_to_host(sequence);
         self.blocked = false;
     }
 
-    /// Shares the step's tokens among those that run; answers with what is left.
-    fn deal(&mut self) -> u32 {
+    /// Shares the step's tokens among those that run, in their order.
+    fn deal(&mut self) {
         let decoding = self.running.iter().filter(|s| s.decodes()).count() as u32;
         let mut budget = self.profile.step_tokens_max.saturating_sub(decoding);
         for sequence in &mut self.running {
@@ -351,26 +391,58 @@ impl Engine {
                 budget -= sequence.piece;
             }
         }
-        budget
     }
 
-    fn admit(&mut self, now_us: u64, mut budget: u32) {
-        while budget > 0 && !self.blocked && self.running.len() < self.profile.requests_max {
+    /// Tokens of the step that those before a place leave.
+    fn budget_at(&self, place: Place) -> u32 {
+        let taken = self.running.iter().filter(|s| s.decodes() || s.place < place).map(|s| s.piece);
+        self.profile.step_tokens_max.saturating_sub(taken.sum())
+    }
+
+    fn admit(&mut self, now_us: u64) {
+        while !self.blocked && self.running.len() + self.loading.len() < self.profile.requests_max {
+            let Some((&place, _)) = self.waiting.first_key_value() else { return };
+            if self.budget_at(place) == 0 {
+                return;
+            }
             let Some((_, mut sequence)) = self.waiting.pop_first() else { return };
-            if !self.take_blocks(&mut sequence) {
+            if !self.take_blocks_of_lesser(&mut sequence, now_us) {
                 self.blocked = true;
                 self.waiting.insert(sequence.place, sequence);
                 return;
             }
             self.waiting_tokens -= u64::from(sequence.expected);
+            if self.begin_load(&mut sequence, now_us) {
+                self.loading.add(sequence);
+                continue;
+            }
             if sequence.admitted_us.is_none() {
                 sequence.admitted_us = Some(now_us);
                 sequence.cached_tokens = sequence.computed;
             }
-            sequence.piece = sequence.unread().min(budget);
-            budget -= sequence.piece;
-            self.running.push(sequence);
+            self.start(sequence);
+            // Those behind it get what it leaves.
+            self.deal();
         }
+    }
+
+    /// Runs a request, in its order.
+    fn start(&mut self, sequence: Sequence) -> usize {
+        let at = self.running.partition_point(|other| other.place < sequence.place);
+        self.running.insert(at, sequence);
+        at
+    }
+
+    /// The same as [`Engine::take_blocks`], where those of lower priority lose theirs.
+    fn take_blocks_of_lesser(&mut self, sequence: &mut Sequence, now_us: u64) -> bool {
+        while !self.take_blocks(sequence) {
+            let lesser = self.running.last().map(|last| last.request.priority);
+            if lesser.is_none_or(|priority| priority >= sequence.request.priority) {
+                return false;
+            }
+            self.preempt(self.running.len() - 1, now_us);
+        }
+        true
     }
 
     /// The cached blocks of a request and new ones for the rest of its tokens and one more; none if they are too
@@ -423,6 +495,9 @@ impl Engine {
     /// Takes in what the stretch has computed.
     fn finish(&mut self, stretch: Stretch, notes: &mut Vec<Note>) {
         let now_us = stretch.end_us;
+        if stretch.steps == 0 {
+            return;
+        }
         self.counters.busy_us += now_us - stretch.start_us;
         let decoded = self.running.iter().any(|s| s.decodes());
         let mut ended = false;
@@ -451,7 +526,7 @@ impl Engine {
             self.measure_decode(stretch);
         }
         if ended {
-            self.end_done(notes);
+            self.end_done(now_us, notes);
         }
     }
 
@@ -468,7 +543,7 @@ impl Engine {
         }
     }
 
-    fn end_done(&mut self, notes: &mut Vec<Note>) {
+    fn end_done(&mut self, now_us: u64, notes: &mut Vec<Note>) {
         let mut at = 0;
         while at < self.running.len() {
             if self.running[at].left() > 0 {
@@ -476,7 +551,7 @@ impl Engine {
                 continue;
             }
             let mut sequence = self.running.remove(at);
-            self.give_back(&mut sequence);
+            self.give_back(&mut sequence, now_us);
             notes.push(Note::Ended { id: sequence.request.id });
         }
     }

@@ -5,14 +5,16 @@
 //! formula over a [`Profile`], and no measurement. Pure and deterministic: time comes in, events and notes go out.
 //! A request that can never fit is refused with a note, whatever its sizes.
 //!
-//! Layout: `profile` reads the constants and costs a step, `engine` plans steps, `sequence` is one request in it.
+//! Layout: `profile` reads the constants and costs a step, `engine` plans steps, `sequence` is one request in it, `host`
+//! the memory beside the device.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 mod engine;
+mod host;
 mod profile;
 mod sequence;
 
 pub use engine::{Counters, Engine, Load, Note};
 pub use profile::{Profile, ProfileError};
-pub use sequence::Request;
+pub use sequence::{Claim, Fetch, Request};

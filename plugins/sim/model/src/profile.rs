@@ -52,6 +52,10 @@ struct Raw {
     reserve_bytes: f64,
     step_tokens_max: f64,
     requests_max: f64,
+    #[serde(default)]
+    host_bytes_per_s: f64,
+    #[serde(default)]
+    peer_bytes_per_s: f64,
 }
 
 impl Raw {
@@ -84,9 +88,13 @@ impl Raw {
         let number = numbers.iter().find(|n| bad(n.0, f64::MIN_POSITIVE, NUMBER_MAX));
         let share = shares.iter().find(|n| bad(n.0, f64::MIN_POSITIVE, 1.0));
         let count = counts.iter().find(|n| bad(n.0, 1.0, COUNT_MAX));
-        let reserve = (self.reserve_bytes, "reserve_bytes must not be negative");
-        let reserve = Some(&reserve).filter(|n| bad(n.0, 0.0, NUMBER_MAX));
-        number.or(share).or(count).or(reserve).map_or(Ok(()), |n| Err(ProfileError::Number(n.1)))
+        let others = [
+            (self.reserve_bytes, "reserve_bytes must not be negative"),
+            (self.host_bytes_per_s, "host_bytes_per_s must not be negative"),
+            (self.peer_bytes_per_s, "peer_bytes_per_s must not be negative"),
+        ];
+        let other = others.iter().find(|n| bad(n.0, 0.0, NUMBER_MAX));
+        number.or(share).or(count).or(other).map_or(Ok(()), |n| Err(ProfileError::Number(n.1)))
     }
 }
 
@@ -99,6 +107,10 @@ pub struct Profile {
     kv_us_per_token: f64,
     overhead_us: f64,
     kv_tokens: u64,
+    /// Endless where there is no such way.
+    host_us_per_token: f64,
+    peer_us_per_token: f64,
+    host_tokens: u64,
     pub(crate) step_tokens_max: u32,
     pub(crate) requests_max: usize,
 }
@@ -147,6 +159,10 @@ impl Profile {
             kv_us_per_token: 1e6 * kv_bytes / bytes_per_s,
             overhead_us: raw.overhead_us,
             kv_tokens: kv_tokens as u64,
+            // By nothing is endless.
+            host_us_per_token: 1e6 * kv_bytes / raw.host_bytes_per_s / raw.gpus,
+            peer_us_per_token: 1e6 * kv_bytes / raw.peer_bytes_per_s / raw.gpus,
+            host_tokens: 0,
             step_tokens_max: raw.step_tokens_max as u32,
             requests_max: raw.requests_max as usize,
         })
@@ -161,6 +177,8 @@ impl Profile {
         self.attention_us_per_pair /= sane(arithmetic);
         self.weights_us /= sane(bandwidth);
         self.kv_us_per_token /= sane(bandwidth);
+        self.host_us_per_token /= sane(bandwidth);
+        self.peer_us_per_token /= sane(bandwidth);
         self
     }
 
@@ -172,6 +190,37 @@ impl Profile {
             self.kv_tokens = ((self.kv_tokens as f64 * times) as u64).max(1);
         }
         self
+    }
+
+    /// The same engine with host memory for so many times the tokens of its cache. What is not positive is none.
+    #[must_use]
+    pub fn with_host(mut self, times: f64) -> Self {
+        // A cast from a float stops at the ends of the range, and what is no number becomes 0.
+        self.host_tokens = (self.kv_tokens as f64 * times) as u64;
+        self
+    }
+
+    /// What a token from another engine takes; `None` where the profile knows no way.
+    #[must_use]
+    pub fn peer_us_per_token(&self) -> Option<f64> {
+        Some(self.peer_us_per_token).filter(|us| us.is_finite())
+    }
+
+    /// Tokens that its host memory holds.
+    #[must_use]
+    pub fn host_tokens(&self) -> u64 {
+        self.host_tokens
+    }
+
+    /// The same for host memory, where there is any.
+    pub(crate) fn host_us_per_token(&self) -> Option<f64> {
+        Some(self.host_us_per_token).filter(|us| us.is_finite() && self.host_tokens > 0)
+    }
+
+    /// Blocks that host memory holds.
+    pub(crate) fn host_blocks(&self, block_tokens: u32) -> usize {
+        let blocks = self.host_us_per_token().map_or(0, |_| self.host_tokens);
+        (blocks / u64::from(block_tokens.max(1))) as usize
     }
 
     /// Tokens that its cache holds.

@@ -6,8 +6,26 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
+use mainstay_engine_abi::sdk::{RetentionRange, TOKENS_TO_END};
 use mainstay_engine_blocks::Table;
 use mainstay_types::SequenceHash;
+
+/// What a request wants for all its blocks once it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// 0 to 100; 100 goes last.
+    pub priority: u8,
+    /// From the end of the request; `None` is for good.
+    pub duration_ms: Option<u64>,
+}
+
+impl Claim {
+    pub(crate) fn over_all(&self) -> RetentionRange {
+        let duration_ms = self.duration_ms.map_or(0, |ms| ms.clamp(1, u64::from(u32::MAX)) as u32);
+        let (end, priority) = (TOKENS_TO_END, self.priority);
+        RetentionRange { end, priority, duration_ms, ..RetentionRange::default() }
+    }
+}
 
 /// What an engine is asked.
 #[derive(Debug, Clone)]
@@ -26,6 +44,19 @@ pub struct Request {
     pub output_tokens: u32,
     /// Higher goes first.
     pub priority: i32,
+    /// What its blocks are worth afterwards; `None` is what all are.
+    pub claim: Option<Claim>,
+    /// Leading blocks that another engine gives, and from when on.
+    pub fetch: Option<Fetch>,
+}
+
+/// Blocks that another engine gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fetch {
+    /// Leading blocks of the prompt.
+    pub blocks: u32,
+    /// When the other one can begin.
+    pub from_us: u64,
 }
 
 /// The order in which requests are served: by priority, then as they came.
@@ -51,6 +82,10 @@ pub(crate) struct Sequence {
     pub(crate) piece: u32,
     /// Tokens that it was expected to compute when it was queued.
     pub(crate) expected: u32,
+    /// When all has come in that is to come in.
+    pub(crate) ready_us: u64,
+    /// Leading blocks of the table that have come in by then, or were there.
+    pub(crate) there_blocks: u32,
 }
 
 impl Sequence {
@@ -70,6 +105,8 @@ impl Sequence {
             registered: 0,
             piece: 0,
             expected: 0,
+            ready_us: 0,
+            there_blocks: 0,
         }
     }
 

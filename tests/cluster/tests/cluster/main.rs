@@ -9,6 +9,7 @@ mod keeper;
 mod lifecycle;
 mod members;
 mod pins;
+mod queue;
 mod readme;
 mod responses;
 mod rolling;

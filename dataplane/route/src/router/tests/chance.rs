@@ -4,14 +4,17 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cost::{Standing, There};
+use crate::inputs::Fetch;
 
 fn load() -> impl Strategy<Value = WorkerLoad> {
     let counts = (any::<u32>(), any::<u32>(), any::<u64>(), proptest::option::of(any::<u64>()));
     let small = (0_u32..50, 0_u32..50, 0_u64..100_000, proptest::option::of(0_u64..500));
     let rates = (proptest::num::f32::ANY, proptest::num::f32::ANY, any::<u64>());
     let total = proptest::option::of(prop_oneof![any::<u64>(), 0_u64..500]);
-    (prop_oneof![1 => counts, 3 => small], rates, total).prop_map(
-        |(counts, (prefill, decode, heard_ms), blocks_total)| {
+    let lower = (proptest::num::f32::ANY, any::<u64>());
+    (prop_oneof![1 => counts, 3 => small], rates, total, lower).prop_map(
+        |(counts, (prefill, decode, heard_ms), blocks_total, lower)| {
+            let (load_us_per_token, loading_tokens) = lower;
             let (running, waiting, waiting_prefill_tokens, blocks_free) = counts;
             WorkerLoad {
                 blocks_total,
@@ -22,6 +25,8 @@ fn load() -> impl Strategy<Value = WorkerLoad> {
                 prefill_us_per_token: prefill,
                 decode_us_per_step: decode,
                 blocks_free,
+                load_us_per_token,
+                loading_tokens,
             }
         },
     )
@@ -49,12 +54,18 @@ proptest! {
         workers in views(),
         excluded in proptest::collection::vec((0_u32..12).prop_map(WorkerId), 0..4),
         overlaps in proptest::collection::vec((0_u32..12, any::<u32>()), 0..8),
+        stored in proptest::collection::vec((0_u32..12, any::<u32>()), 0..8),
+        fetch in proptest::option::of((any::<u32>(), proptest::num::f32::ANY)),
         tokens in any::<u32>(),
         block_tokens in any::<u32>(),
         questions in proptest::collection::vec((any::<u64>(), any::<u64>(), any::<i32>(), 0_usize..5, proptest::option::of(any::<f64>())), 1..6),
     ) {
         let blocks = chain(1, 20);
-        let overlaps: Vec<_> = overlaps.into_iter().map(|(id, n)| overlap(id, n)).collect();
+        let all = |of: Vec<(u32, u32)>| -> Vec<_> {
+            of.into_iter().map(|(id, n)| overlap(id, n)).collect()
+        };
+        let (overlaps, stored) = (all(overlaps), all(stored));
+        let fetch = fetch.map(|(blocks, us_per_token)| Fetch { blocks, us_per_token });
         let mut router = Router::default();
         for (random, now_ms, priority, policy, region_penalty_ms) in questions {
             let inputs = Inputs {
@@ -66,6 +77,8 @@ proptest! {
                 random,
                 policy: Policy::ALL[policy],
                 region_penalty_ms,
+                stored: &stored,
+                fetch,
                 ..ask(&workers, &blocks, &overlaps)
             };
             let good = |view: &WorkerView| !view.draining && !excluded.contains(&view.id);
@@ -118,6 +131,7 @@ proptest! {
             let there = There {
                 known_blocks: f64::from(known_blocks),
                 predicted_blocks: 0.0,
+                stored_blocks: 0.0,
                 booked_tokens: 0.0,
                 booked_requests: 0.0,
                 warm_blocks: blocks as f64,

@@ -1,6 +1,7 @@
 //! What is known beside a prompt, what was learned, and rules of one's own.
 
 use super::*;
+use crate::inputs::Fetch;
 
 /// What questions cost by the columns, and by the formula for one worker alone.
 #[test]
@@ -339,4 +340,49 @@ fn a_life_that_comes_back_late_is_borne() {
     let workers = at(1);
     let decision = router.choose(&ask(&workers, &blocks, &[])).expect("it");
     assert_eq!((router.booking_count(), decision.terms.queue_ms), (0, 0.0));
+}
+
+#[test]
+fn what_lies_in_lower_tiers_or_with_others_costs_its_way_and_not_its_computation() {
+    let blocks = chain(1, 100);
+    let mut tiered = worker(1);
+    // A tenth of what computing takes.
+    (tiered.load.load_us_per_token, tiered.load.loading_tokens) = (10.0, 500);
+    let workers = [tiered, worker(2)];
+    let near = [overlap(1, 10)];
+    let stored = [overlap(1, 60), overlap(2, 90)];
+    let inputs = Inputs { stored: &stored, ..ask(&workers, &blocks, &near) };
+    let decision = Router::default().choose(&inputs).expect("a worker");
+    // 50 blocks come from its memory, behind 500 tokens; 40 blocks and five tokens are computed.
+    assert_eq!((decision.worker, decision.stored_blocks), (WorkerId(1), 60));
+    assert_eq!((decision.fetched_blocks, decision.uncached_tokens), (60, 645));
+    assert!((decision.terms.load_ms - (800.0 + 500.0) * 0.01).abs() < 1e-9, "{decision:?}");
+    assert!((decision.terms.prefill_ms - 64.5).abs() < 1e-9, "{decision:?}");
+    // The second never told how quickly its tiers are: what they hold is computed.
+    assert_eq!(decision.candidates[1].terms.load_ms, 0.0);
+    let fetch = |us_per_token| {
+        let fetch = Some(Fetch { blocks: 90, us_per_token });
+        let inputs = Inputs { fetch, ..inputs };
+        Router::default().choose(&inputs).expect("a worker")
+    };
+    let (quick, slow) = (fetch(20.0), fetch(100.0));
+    // The busy tier of the first is worth it all the same: what it has itself comes cheaper.
+    assert_eq!((quick.worker, quick.fetched_blocks), (WorkerId(1), 90));
+    assert!((quick.terms.load_ms - 13.0 - 480.0 * 0.02).abs() < 1e-9, "{quick:?}");
+    assert_eq!((slow.fetched_blocks, slow.terms), (60, decision.terms));
+    for us_per_token in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        assert_eq!(fetch(us_per_token).terms, decision.terms, "{us_per_token}");
+    }
+}
+
+#[test]
+fn a_busy_holder_is_left_where_its_blocks_can_be_fetched() {
+    let blocks = chain(1, 100);
+    let workers = [busy(1, 0, 1_000), worker(2)];
+    let held = [overlap(1, 100)];
+    let alone = ask(&workers, &blocks, &held);
+    let there = Router::default().choose(&alone).expect("a worker");
+    let fetch = Some(Fetch { blocks: 100, us_per_token: 10.0 });
+    let copied = Router::default().choose(&Inputs { fetch, ..alone }).expect("a worker");
+    assert_eq!((there.worker.0, copied.worker.0, copied.fetched_blocks), (1, 2, 100));
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mainstay_engine_abi::sdk::TIER_DEVICE;
 use mainstay_types::SequenceHash;
 
 use super::*;
@@ -32,6 +33,8 @@ fn request(id: u64, chain: &Arc<[SequenceHash]>, prompt: u32, output: u32) -> Re
         prompt_tokens: prompt,
         output_tokens: output,
         priority: 0,
+        claim: None,
+        fetch: None,
     }
 }
 
@@ -219,4 +222,103 @@ fn random_traffic_ends_once_each_and_the_same_way_each_time() {
     };
     assert_eq!(play(1), play(1));
     assert_ne!(play(1), play(2));
+}
+
+/// A profile with room for so many tokens in the device and as many in host memory.
+fn tiered(kv_tokens: u64) -> Profile {
+    profile(kv_tokens).with_host(4.0)
+}
+
+#[test]
+fn what_was_evicted_comes_back_from_host_memory_and_is_not_computed() {
+    let profile = tiered(20_000);
+    let mut engine = Engine::new(profile.clone(), BLOCK);
+    let (first, second) = (chain(1, 0, 1_000), chain(2, 0, 1_000));
+    for (id, blocks, at_us) in [(1, &first, 0), (2, &second, 10_000_000)] {
+        engine.submit(request(id, blocks, 16_000, 1), at_us);
+        run(&mut engine, at_us);
+    }
+    let computed = engine.counters().prefill_tokens;
+    engine.drain_events().for_each(drop);
+    assert!(engine.counters().evicted_for_room > 0, "one pushes the other out");
+    let now_us = 20_000_000;
+    engine.submit(request(3, &first, 16_000, 1), now_us);
+    let expected = engine.load().waiting_prefill_tokens;
+    assert_eq!(expected, 16, "what lies in host memory is not to be computed");
+    let seen = run(&mut engine, now_us);
+    let Note::First { cached_tokens: 15_984, .. } = seen[0].1 else { panic!("{:?}", seen[0]) };
+    assert_eq!(engine.counters().prefill_tokens, computed + 16);
+    let loaded = engine.counters().loaded_tokens;
+    assert!(loaded > 10_000 && loaded < 15_985, "{loaded}: the rest was still in the device");
+    // 131,072 bytes a token over 50 GB/s, then a step of one block.
+    let load_us = loaded as f64 * 131_072.0 / 50e9 * 1e6;
+    let step_us = profile.step_us(16, 16.0 * 15_992.0, 0);
+    let took_us = (seen[0].0 - now_us) as f64;
+    assert!((took_us - load_us - step_us).abs() < 3.0, "{took_us} {load_us} {step_us}");
+    let events: Vec<KvEvent> = engine.drain_events().collect();
+    let back = |e: &KvEvent| matches!(e, KvEvent::Stored { tier: TIER_DEVICE, .. });
+    assert!(events.iter().any(back), "the index hears that it is near again");
+}
+
+#[test]
+fn others_are_served_while_blocks_come_in() {
+    let mut engine = Engine::new(tiered(20_000), BLOCK);
+    let (first, second) = (chain(1, 0, 1_000), chain(2, 0, 1_000));
+    for (id, blocks, at_us) in [(1, &first, 0), (2, &second, 10_000_000)] {
+        engine.submit(request(id, blocks, 16_000, 1), at_us);
+        run(&mut engine, at_us);
+    }
+    let now_us = 20_000_000;
+    engine.submit(request(3, &first, 16_000, 1), now_us);
+    let mut notes = Vec::new();
+    engine.advance(now_us, &mut notes);
+    assert_eq!((engine.load().running, engine.load().loading_tokens > 0), (1, true));
+    engine.submit(request(4, &chain(3, 0, 4), 64, 1), now_us + 1_000);
+    let seen = run(&mut engine, now_us + 1_000);
+    let order: Vec<u64> = seen.iter().map(|(_, note)| first_of(note)).filter(|id| *id > 0).collect();
+    assert_eq!(order, [4, 3]);
+    assert_eq!((engine.load().loading_tokens, engine.load().blocks_used), (0, 0));
+}
+
+/// Whose first token it is; 0 for other notes.
+fn first_of(note: &Note) -> u64 {
+    if let Note::First { id, .. } = note { *id } else { 0 }
+}
+
+#[test]
+fn what_another_engine_gives_takes_its_link_and_comes_behind_what_is_there() {
+    let profile = profile(40_000);
+    let mut engine = Engine::new(profile, BLOCK);
+    let blocks = chain(1, 0, 1_000);
+    let from_us = 7_000;
+    let fetch = Some(crate::Fetch { blocks: 900, from_us });
+    engine.submit(Request { fetch, ..request(1, &blocks, 16_000, 1) }, 0);
+    let seen = run(&mut engine, 0);
+    let Note::First { cached_tokens, .. } = seen[0].1 else { panic!("{:?}", seen[0]) };
+    assert_eq!((cached_tokens, engine.counters().fetched_tokens), (14_400, 14_400));
+    assert_eq!(engine.counters().prefill_tokens, 1_600);
+    assert!(seen[0].0 as f64 > 7_000.0 + 14_400.0 * 131_072.0 / 40e9 * 1e6);
+}
+
+#[test]
+fn blocks_of_the_urgent_stay_for_a_while() {
+    let blocks = [chain(1, 0, 500), chain(2, 0, 500), chain(3, 0, 600)];
+    let left = |claim: Option<crate::Claim>, last_us: u64| {
+        let mut engine = Engine::new(profile(20_000), BLOCK);
+        let urgent = Request { claim, ..request(1, &blocks[0], 8_000, 1) };
+        engine.submit(urgent, 0);
+        run(&mut engine, 0);
+        for (id, at_us) in [(2, 10_000_000), (3, last_us)] {
+            engine.submit(request(id, &blocks[id as usize - 1], 8_000, 1), at_us);
+            run(&mut engine, at_us);
+        }
+        engine.submit(request(4, &blocks[0], 8_000, 1), last_us + 10_000_000);
+        let seen = run(&mut engine, last_us + 10_000_000);
+        let Note::First { cached_tokens, .. } = seen[0].1 else { panic!("{:?}", seen[0]) };
+        cached_tokens
+    };
+    let claim = crate::Claim { priority: 60, duration_ms: Some(60_000) };
+    assert_eq!(left(Some(claim), 20_000_000), 7_984);
+    assert!(left(None, 20_000_000) < 7_984, "the oldest goes first");
+    assert_eq!(left(Some(claim), 200_000_000), left(None, 200_000_000), "not for good");
 }
