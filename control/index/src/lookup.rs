@@ -29,12 +29,11 @@ pub(crate) trait Sink {
     }
 }
 
-/// A head that a walk rests on: where its slot lies, the version of its line, and what the slot said.
+/// A head that a walk rests on: where it lies, and its version.
 #[derive(Clone, Copy)]
 struct Note {
     at: u32,
     version: u32,
-    slot: u64,
 }
 
 /// The heads that a walk rests on. The first `count` of `few` are written: to clear them all for each walk costs
@@ -52,8 +51,8 @@ impl Noted {
     }
 
     #[inline(always)]
-    fn add(&mut self, found: Found, version: u32) {
-        let note = Note { at: found.at, version, slot: found.slot };
+    fn add(&mut self, found: Found) {
+        let note = Note { at: found.at, version: found.control.version() };
         match self.few.get_mut(self.count) {
             Some(place) => {
                 place.write(note);
@@ -64,11 +63,8 @@ impl Noted {
     }
 
     #[inline(always)]
-    fn still_hold(&self, shared: &Shared, view: &View<'_>) -> bool {
-        let holds = |note: &Note| {
-            let found = Found { at: note.at, slot: note.slot };
-            view.is_still(found) && shared.heads[found.line()].version() == note.version
-        };
+    fn still_hold(&self, view: &View<'_>) -> bool {
+        let holds = |note: &Note| view.line(note.at).is_still(note.version);
         // SAFETY: `add` wrote the first `count` places, or all of them.
         let few = |note: &MaybeUninit<Note>| holds(unsafe { note.assume_init_ref() });
         self.few[..self.count.min(NOTED)].iter().all(few)
@@ -112,21 +108,29 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
 
     #[inline(always)]
     fn probe(&self) -> Option<Found> {
-        let key = self.prefix[self.at].key();
-        let heads = &self.shared.heads;
-        self.view.find(key, |found| heads[found.line()].first() == key)
+        self.view.find(self.prefix[self.at].key())
+    }
+
+    /// The head as it is or, while it is being changed, as it was.
+    #[inline(always)]
+    fn head(&self, found: Found) -> Head {
+        if found.control.is_changing() {
+            return self.shared.journal.load_journal::<W>();
+        }
+        self.view.line(found.at).load::<W>(found.control)
     }
 
     /// Takes in the run that starts at the current block.
     #[inline(always)]
     fn advance<S: Sink, const ANY: bool>(&mut self, found: Found, sink: &mut S) -> Step {
-        let head = self.shared.heads[found.line()].load::<W>();
+        let head = self.head(found);
         let rest = &self.prefix[self.at..];
         let length = head.length as usize;
-        if length == 0 || head.first != rest[0].key() {
+        if length == 0 {
+            // The journal went on to another line meanwhile.
             return Step::Stale;
         }
-        self.noted.add(found, head.changes);
+        self.noted.add(found);
         let matched = if length <= rest.len() && rest[length - 1].key() == head.last {
             length
         } else {
@@ -278,8 +282,7 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
             }
         }
         fence(Ordering::Acquire);
-        self.noted.still_hold(self.shared, &self.view)
-            && self.shared.table.state() == self.view.state()
+        self.noted.still_hold(&self.view) && self.shared.table.state() == self.view.state()
     }
 }
 
@@ -383,9 +386,6 @@ fn burst<N: BlockName, S: Sink>(
         walk.view.prefetch(prefix[0].key());
         *lane = Some(walk);
     }
-    for walk in walks.iter().flatten() {
-        walk.prefetch_head();
-    }
     let mut open = prefixes.len();
     while open > 0 {
         for (at, lane) in walks.iter_mut().enumerate() {
@@ -404,20 +404,36 @@ fn burst<N: BlockName, S: Sink>(
             *lane = None;
             open -= 1;
         }
-        for walk in walks.iter().flatten() {
-            walk.prefetch_head();
-        }
     }
 }
 
-impl<N: BlockName, const W: usize> Walk<'_, N, W> {
-    /// Fetches the head that the next step will most likely need.
-    #[inline(always)]
-    fn prefetch_head(&self) {
-        let key = self.prefix[self.at].key();
-        self.view.find(key, |found| {
-            prefetch(&self.shared.heads, found.line());
-            true
-        });
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use mainstay_types::{NamespaceId, Tier, WorkerId};
+
+    use crate::{BlockIndex, BlockKey, Group};
+
+    /// A writer that sleeps in the middle of a change keeps nobody waiting, and nobody sees half of it.
+    #[test]
+    fn a_walk_takes_from_the_journal_what_is_being_changed() {
+        let mut index = BlockIndex::new(u64::MAX);
+        let blocks: Vec<BlockKey> = (1..9_u64).map(|n| BlockKey(n << 40 | n)).collect();
+        let (namespace, worker) = (NamespaceId(5), WorkerId(3));
+        index.store(worker, namespace, 5, &blocks, Tier::Device);
+        let mut other = index.clone();
+        other.store(WorkerId(4), namespace, 5, &blocks, Tier::Device);
+        let shared = &index.runs.shared;
+        let view = shared.table.view();
+        let line = view.line(view.find(blocks[0].0).expect("it was stored").at);
+        line.begin_change(&shared.journal);
+        let new = other.runs.shared.table.view();
+        let new = new.line(new.find(blocks[0].0).expect("it was stored").at).head();
+        line.store_words(&crate::head::Head { last: 0, start: 1 << 20, ..new });
+        let mut groups: Vec<Group> = Vec::new();
+        index.reader().groups_into(&blocks, &mut groups);
+        assert_eq!(groups, [Group { word: 0, depth: 8, bits: 1 << 3 }]);
+        groups.clear();
+        index.reader().groups_into(&blocks[..5], &mut groups);
+        assert_eq!(groups, [Group { word: 0, depth: 5, bits: 1 << 3 }]);
     }
 }
