@@ -16,16 +16,17 @@ pub(crate) const WORDS_MAX: usize = 128;
 /// Blocks of a run at most.
 pub(crate) const RUN_BLOCKS_MAX: u32 = 32_768;
 
-const FILTER_BITS: u32 = 20;
-const FILTER: u64 = (1 << FILTER_BITS) - 1;
-const LENGTH_SHIFT: u32 = FILTER_BITS;
+const FOLDED: u64 = 0xffff;
+const LENGTH_SHIFT: u32 = 16;
 const LENGTH: u64 = 0xffff << LENGTH_SHIFT;
 const WIDE: u64 = 1 << (LENGTH_SHIFT + 16);
 const USED: u64 = WIDE << 1;
-const VERSION_SHIFT: u32 = LENGTH_SHIFT + 18;
+/// The last word is the filter. Nobody of the last 64 workers holds all of the run.
+const ROOMY: u64 = WIDE << 2;
+const VERSION_SHIFT: u32 = LENGTH_SHIFT + 19;
 const VERSION_STEP: u64 = 1 << VERSION_SHIFT;
 
-/// Version, length and filter of a line, in one word.
+/// Version and length of a line, and its filter where that has no word of its own, in one word.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Control(u64);
 
@@ -48,7 +49,7 @@ impl Control {
         self.0 & VERSION_STEP != 0
     }
 
-    /// Changes whenever the line does. 26 bits.
+    /// Changes whenever the line does. 29 bits.
     #[inline(always)]
     pub(crate) fn version(self) -> u32 {
         (self.0 >> VERSION_SHIFT) as u32
@@ -58,19 +59,20 @@ impl Control {
         (self.0 >> LENGTH_SHIFT) as u32 & 0xffff
     }
 
-    fn filter(self) -> u32 {
-        (self.0 & FILTER) as u32
+    #[inline(always)]
+    fn is_roomy(self) -> bool {
+        self.0 & ROOMY != 0
     }
 
     /// The next stable version, with what `head` says.
     #[inline(always)]
     fn after(self, head: &Head) -> Self {
         let wide = if head.wide { WIDE } else { 0 };
-        let content = u64::from(head.length) << LENGTH_SHIFT | wide | u64::from(head.filter);
-        Self(self.next_version() | USED | content)
+        let filter = if head.is_roomy() { ROOMY } else { fold(head.filter) };
+        Self(self.next_version() | USED | u64::from(head.length) << LENGTH_SHIFT | wide | filter)
     }
 
-    /// The version after next, alone: a stable one. It starts over after 2^25 changes of a line.
+    /// The version after next, alone: a stable one. It starts over after 2^28 changes of a line.
     #[inline(always)]
     fn next_version(self) -> u64 {
         (self.0 >> VERSION_SHIFT).wrapping_add(2) << VERSION_SHIFT
@@ -102,7 +104,7 @@ pub(crate) struct Head {
     /// The list of segments, in units of their arena; 0 for none.
     pub(crate) segments: u32,
     /// One bit per child head, by [`filter_bit`]; others may be set too.
-    pub(crate) filter: u32,
+    pub(crate) filter: u64,
     /// The first block.
     pub(crate) first: u64,
     /// The last block.
@@ -113,11 +115,40 @@ pub(crate) struct Head {
     pub(crate) wide: bool,
 }
 
+impl Head {
+    /// Whether the last word of its line is free for the filter.
+    #[inline(always)]
+    fn is_roomy(&self) -> bool {
+        !self.wide && self.words[WORDS - 1] == 0
+    }
+}
+
 /// The bit of a head's filter that stands for a child whose first block is `key`.
 #[inline(always)]
-pub(crate) fn filter_bit(key: u64) -> u32 {
-    let mixed = (key.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 44) as u32;
-    1 << (mixed * FILTER_BITS >> 20)
+pub(crate) fn filter_bit(key: u64) -> u64 {
+    1 << (key.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 58)
+}
+
+/// A filter in a quarter of its bits: each stands for four neighbours.
+#[inline(always)]
+fn fold(filter: u64) -> u64 {
+    let pairs = filter | filter >> 1;
+    let mut bits = (pairs | pairs >> 2) & 0x1111_1111_1111_1111;
+    bits = (bits | bits >> 3) & 0x0303_0303_0303_0303;
+    bits = (bits | bits >> 6) & 0x000f_000f_000f_000f;
+    bits = (bits | bits >> 12) & 0x0000_00ff_0000_00ff;
+    (bits | bits >> 24) & FOLDED
+}
+
+/// All bits that a folded filter may stand for.
+#[inline(always)]
+fn unfold(folded: u64) -> u64 {
+    let mut bits = folded & FOLDED;
+    bits = (bits | bits << 24) & 0x0000_00ff_0000_00ff;
+    bits = (bits | bits << 12) & 0x000f_000f_000f_000f;
+    bits = (bits | bits << 6) & 0x0303_0303_0303_0303;
+    bits = (bits | bits << 3) & 0x1111_1111_1111_1111;
+    bits * 0xf
 }
 
 impl Line {
@@ -144,14 +175,19 @@ impl Line {
     pub(crate) fn load<const W: usize>(&self, control: Control) -> Head {
         let word = |at: usize| if at < W { self.words[at].load(Ordering::Relaxed) } else { 0 };
         let place = self.place.load(Ordering::Relaxed);
+        let (filter, last_word) = if control.is_roomy() {
+            (self.words[WORDS - 1].load(Ordering::Relaxed), 0)
+        } else {
+            (unfold(control.0), word(WORDS - 1))
+        };
         Head {
             start: place as u32,
             length: control.length(),
             segments: (place >> 32) as u32,
-            filter: control.filter(),
+            filter,
             first: self.first.load(Ordering::Relaxed),
             last: self.last.load(Ordering::Relaxed),
-            words: [word(0), word(1), word(2), word(3)],
+            words: [word(0), word(1), word(2), last_word],
             wide: control.0 & WIDE != 0,
         }
     }
@@ -234,24 +270,32 @@ impl Line {
         let place = u64::from(head.segments) << 32 | u64::from(head.start);
         self.last.store(head.last, Ordering::Relaxed);
         self.place.store(place, Ordering::Relaxed);
-        for (word, value) in self.words.iter().zip(head.words) {
+        let last = if head.is_roomy() { head.filter } else { head.words[WORDS - 1] };
+        let [a, b, c, _] = head.words;
+        for (word, value) in self.words.iter().zip([a, b, c, last]) {
             word.store(value, Ordering::Relaxed);
         }
     }
 
     /// Lets readers look for a child. It needs no new version: a reader that misses the bit came before.
     #[inline(always)]
-    pub(crate) fn add_filter(&self, bits: u32) {
-        let now = self.control.load(Ordering::Relaxed);
-        if now & u64::from(bits) != u64::from(bits) {
-            self.control.store(now | u64::from(bits), Ordering::Release);
+    pub(crate) fn add_filter(&self, bits: u64) {
+        let control = Control(self.control.load(Ordering::Relaxed));
+        let (word, bits) = if control.is_roomy() {
+            (&self.words[WORDS - 1], bits)
+        } else {
+            (&self.control, fold(bits))
+        };
+        let now = word.load(Ordering::Relaxed);
+        if now & bits != bits {
+            word.store(now | bits, Ordering::Release);
         }
     }
 
     /// What the filter says now.
     #[inline(always)]
-    pub(crate) fn filter(&self) -> u32 {
-        Control(self.control.load(Ordering::Relaxed)).filter()
+    pub(crate) fn filter(&self) -> u64 {
+        self.head().filter
     }
 }
 
@@ -263,7 +307,7 @@ mod tests {
         start: u32::MAX,
         length: RUN_BLOCKS_MAX,
         segments: u32::MAX - 1,
-        filter: FILTER as u32,
+        filter: u64::MAX,
         first: 0,
         last: u64::MAX,
         words: [1, 2, 3, u64::MAX],
@@ -279,7 +323,14 @@ mod tests {
         line.change(&narrow, &journal);
         assert_eq!((line.head(), Head { first: HEAD.first, ..journal.head() }), (narrow, HEAD));
         line.add_filter(1 << 19);
-        assert_eq!(line.filter(), 1 << 19);
+        assert_eq!(line.filter(), 0xf << 16, "a folded filter stands for more");
+        let roomy = Head { words: [1, 2, 3, 0], filter: 1 << 63, ..narrow };
+        line.change(&roomy, &journal);
+        assert_eq!(line.head(), roomy);
+        line.add_filter(1 << 19);
+        assert_eq!(line.filter(), 1 << 63 | 1 << 19);
+        assert_eq!(line.load::<1>(line.control()).filter, line.filter());
+        assert_eq!(line.load::<1>(line.control()).words, [1, 0, 0, 0]);
     }
 
     #[test]
@@ -304,8 +355,17 @@ mod tests {
     }
 
     #[test]
+    fn a_folded_filter_keeps_every_bit() {
+        for bit in 0..64 {
+            assert_eq!(fold(1 << bit), 1 << (bit / 4));
+            assert_eq!(unfold(1 << (bit / 4)), 0xf << (bit / 4 * 4));
+        }
+        assert_eq!((fold(u64::MAX), unfold(FOLDED), fold(0), unfold(0)), (FOLDED, u64::MAX, 0, 0));
+    }
+
+    #[test]
     fn children_spread_over_the_whole_filter() {
-        let seen = (0..2_000_u64).fold(0, |all, n| all | filter_bit(n.wrapping_mul(0x9e37_79b9)));
-        assert_eq!(u64::from(seen), FILTER);
+        let bits = (0..2_000_u64).map(|n| filter_bit(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        assert_eq!(bits.fold(0, |all, bit| all | bit), u64::MAX);
     }
 }

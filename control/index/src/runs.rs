@@ -142,7 +142,7 @@ pub(crate) struct Runs {
     pub(crate) live: usize,
     /// Filter bits of children that came to a run while it had no head: between giving its first block up and
     /// getting another one. Only who lies about parents makes such children.
-    owed_filter: u32,
+    owed_filter: u64,
     /// Keys in use at which huge pages are asked for next.
     widen_at: usize,
 }
@@ -670,7 +670,7 @@ impl Runs {
 
     /// Lets readers of `run` look for children whose first blocks have these bits.
     #[inline(always)]
-    pub(crate) fn add_filter(&mut self, run: u32, bits: u32) {
+    pub(crate) fn add_filter(&mut self, run: u32, bits: u64) {
         match self.meta(run).at {
             NOWHERE => self.owed_filter |= bits,
             at => self.shared.table.line(at).add_filter(bits),
@@ -680,7 +680,7 @@ impl Runs {
     /// A block came to `run`: its children, orphans so far or another run's, are that run's now. Answers the bits
     /// that the run's filter needs for them.
     #[must_use]
-    pub(crate) fn adopt(&mut self, key: u64, run: u32) -> u32 {
+    pub(crate) fn adopt(&mut self, key: u64, run: u32) -> u64 {
         let mut at = self.children.get(&key).copied().unwrap_or(0);
         let mut bits = 0;
         while at != 0 {

@@ -212,23 +212,21 @@ macro_rules! our_index {
         }
 
         fn $fill(_: u32, changes: &[Change]) -> (Box<dyn Contestant>, f64) {
-            use $index::EventRef::{Remove, Store};
+            fn event_of(change: &Change) -> $index::EventRef<'_, Key> {
+                let (tier, blocks) = ($types::Tier::Device, &change.blocks[..]);
+                let worker = $types::WorkerId(change.worker);
+                if !change.stored {
+                    return $index::EventRef::Remove { worker, blocks, tier };
+                }
+                let namespace = $types::NamespaceId(NAMESPACE as _);
+                let parent = change.parent.unwrap_or(NAMESPACE as u64);
+                $index::EventRef::Store { worker, namespace, parent, blocks, tier }
+            }
             let mut index = $index::BlockIndex::new(u64::MAX);
             let reader = index.reader();
-            let (tier, namespace) = ($types::Tier::Device, $types::NamespaceId(NAMESPACE as _));
             let start = cpu();
             for batch in changes.chunks(BATCH) {
-                let event = |change| {
-                    let Change { stored, worker, parent, blocks } = change;
-                    let worker = $types::WorkerId(*worker);
-                    if *stored {
-                        let parent = parent.unwrap_or(NAMESPACE as u64);
-                        Store { worker, namespace, parent, blocks, tier }
-                    } else {
-                        Remove { worker, blocks, tier }
-                    }
-                };
-                let events: Vec<$index::EventRef<'_, Key>> = batch.iter().map(event).collect();
+                let events: Vec<_> = batch.iter().map(event_of).collect();
                 index.apply_batch(&events);
             }
             let used = cpu() - start;
@@ -369,7 +367,7 @@ fn check(timeline: &Timeline, contestants: &[Option<Box<dyn Contestant>>; 3]) {
     }
 }
 
-fn duel(name: &str, rounds: usize, seconds: f64, who: &str) {
+fn duel(name: &str, rounds: usize, seconds: f64, who: &str, readers_max: usize) {
     let timeline = load(name);
     let named = |at: usize| who.split(',').any(|name| name == NAMES[at]);
     let mut contestants: [Option<Box<dyn Contestant>>; 3] = [const { None }; 3];
@@ -389,12 +387,16 @@ fn duel(name: &str, rounds: usize, seconds: f64, who: &str) {
         }
     }
     print_line(name, "events", events);
-    let one = |questions| vec![shuffled(questions, 0)];
-    let two = |questions| vec![shuffled(questions, 0), shuffled(questions, 1)];
     let (future, hot) = (&timeline.future, &timeline.hot);
-    let sets = [("future1", one(future)), ("hot1", one(hot)), ("future2", two(future)), ("hot2", two(hot))];
+    let mut sets = Vec::new();
+    for readers in 1..=readers_max {
+        for (set, questions) in [("future", future), ("hot", hot)] {
+            let all: Vec<_> = (0..readers as u64).map(|seed| shuffled(questions, seed)).collect();
+            sets.push((format!("{set}{readers}"), all));
+        }
+    }
     for groups in [false, true] {
-        let mut least = [[f64::MAX; 3]; 4];
+        let mut least = vec![[f64::MAX; 3]; sets.len()];
         for round in 0..rounds {
             for (least, (_, readers)) in least.iter_mut().zip(&sets) {
                 for at in (0..3).map(|at| (at + round) % 3) {
@@ -413,13 +415,14 @@ fn duel(name: &str, rounds: usize, seconds: f64, who: &str) {
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [rounds, seconds, who, names @ ..] = &words[..] else {
-        panic!("usage: duel ROUNDS SECONDS proto,base,fresh CONFIGURATION...");
+    let [rounds, seconds, who, readers, names @ ..] = &words[..] else {
+        panic!("usage: duel ROUNDS SECONDS proto,base,fresh READERS CONFIGURATION...");
     };
     let rounds = rounds.parse().expect("a number of rounds");
     let seconds = seconds.parse().expect("seconds of a measurement");
+    let readers = readers.parse().expect("a number of readers");
     println!("# configuration measure proto base fresh base/proto fresh/proto fresh/base (ns)");
     for name in names {
-        duel(name, rounds, seconds, who);
+        duel(name, rounds, seconds, who, readers);
     }
 }

@@ -5,17 +5,18 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-usage: duel.sh SHARED_DIR BASE_REVISION [--rounds N] [--seconds S] [--who proto,base,fresh] CONFIGURATION...
+usage: duel.sh SHARED_DIR BASE_REVISION [--rounds N] [--seconds S] [--who proto,base,fresh] [--readers 1|2] CONFIGURATION...
   a configuration is corpus-workers-route: weka|conv|dyn, 8|64|256, random|kv; "all" for the eighteen
 prints ns: configuration, measure, proto, base, fresh, base/proto, fresh/proto, fresh/base
 TEXT
 }
 
-ROUNDS=24 SECONDS_EACH=0.03 WHO=proto,base,fresh WORDS=()
+ROUNDS=24 SECONDS_EACH=0.03 WHO=proto,base,fresh READERS=2 WORDS=()
 while [ $# -gt 0 ]; do
   case $1 in
     --rounds) ROUNDS=${2:?--rounds needs a number}; shift ;;
     --seconds) SECONDS_EACH=${2:?--seconds needs a number}; shift ;;
+    --readers) READERS=${2:?--readers needs a number}; shift ;;
     --who) WHO=${2:?--who needs a list}; shift ;;
     -*) usage >&2; exit 2 ;;
     *) WORDS+=("$1") ;;
@@ -87,4 +88,4 @@ debug = 1
 panic = "abort"
 TOML
 (cd "$DUEL" && env -u RUSTFLAGS CARGO_TARGET_DIR="$CACHE/target" cargo build --release)
-BENCH_TRACES=$CACHE/traces "$CACHE/target/release/duel" "$ROUNDS" "$SECONDS_EACH" "$WHO" "${NAMES[@]}"
+BENCH_TRACES=$CACHE/traces "$CACHE/target/release/duel" "$ROUNDS" "$SECONDS_EACH" "$WHO" "$READERS" "${NAMES[@]}"
