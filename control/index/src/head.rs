@@ -192,12 +192,6 @@ impl Line {
         }
     }
 
-    /// What the journal has of the line that is being changed; it counts only if that line's version stays odd.
-    #[cold]
-    pub(crate) fn load_journal<const W: usize>(&self) -> Head {
-        self.load::<W>(Control(self.control.load(Ordering::Relaxed)))
-    }
-
     /// The writer's own look.
     #[inline(always)]
     pub(crate) fn head(&self) -> Head {

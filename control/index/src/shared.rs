@@ -1,6 +1,6 @@
 //! What the writer and its readers share, and the sizes that bound it.
 
-use crate::head::Line;
+use crate::head::{Control, Line};
 use crate::head_table::HeadTable;
 use crate::region::{Region, prefetch};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -71,6 +71,14 @@ impl Shared {
             own_numbers: AtomicU64::new(u64::MAX),
             worker_ids: Region::new(if cfg!(any(miri, loom)) { 64 } else { SLOTS_MAX as usize }),
         }
+    }
+
+    /// What the journal has of the line that is being changed; it counts only if that line's version stays odd. Rare
+    /// enough for a call, which keeps the common way free of a choice between two lines.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn journal_line(&self) -> (&Line, Control) {
+        (&self.journal, self.journal.control())
     }
 
     #[inline(always)]
