@@ -145,3 +145,48 @@ fn workers_of_high_slots_hold_parts_of_runs() {
     assert_eq!(depth(&index, 8_191, &blocks), 3);
     assert_eq!(index.held_count(), 3);
 }
+
+/// The map doubles several times while blocks leave, come back and move to other runs; both maps are asked meanwhile.
+#[test]
+fn a_map_that_grows_step_by_step_loses_and_keeps_nothing() {
+    let mut index = BlockIndex::new(u64::MAX);
+    index.grow_in_steps_from(500);
+    let (chains, length) = (900_u64, 60);
+    let mut held = vec![0_u64; chains as usize];
+    let (mut dice, mut seen) = (1_u64, 0);
+    let mut map_bytes = index.memory().block_map;
+    for number in 0..chains {
+        store(&mut index, 1, &chain(number, length));
+        held[number as usize] = length;
+        dice = mix(dice + 1);
+        // An old chain loses its end, or a hole; the one after it gets its end back.
+        let old = dice % (number + 1);
+        let blocks = chain(old, length);
+        let from = (dice >> 40) % length;
+        if dice >> 33 & 1 == 0 {
+            let mut end = blocks[from as usize..held[old as usize].max(from) as usize].to_vec();
+            end.reverse();
+            let gone = index.remove(WorkerId(1), &end, DEVICE).removed;
+            assert_eq!(gone, end.len() as u64);
+            held[old as usize] = held[old as usize].min(from);
+        } else {
+            let added = index.store(WorkerId(1), NAMESPACE, NAMESPACE.0 as u64, &blocks, DEVICE);
+            assert_eq!(added.added, length - held[old as usize], "chain {old}");
+            held[old as usize] = length;
+        }
+        let now = index.memory().block_map;
+        seen += usize::from(now < map_bytes);
+        map_bytes = now;
+        let look = mix(dice) % (number + 1);
+        let blocks = chain(look, length);
+        assert_eq!(u64::from(depth(&index, 1, &blocks)), held[look as usize], "chain {look}");
+        let here = blocks.iter().filter(|block| index.holds(WorkerId(1), **block)).count();
+        assert_eq!(here as u64, held[look as usize], "chain {look}");
+    }
+    assert!(seen >= 4, "the old map went {seen} times");
+    let all: u64 = held.iter().sum();
+    assert_eq!((index.block_count(), index.worker_block_count(WorkerId(1))), (all, all));
+    check_books(&index, 1, chains, length);
+    assert_eq!(index.remove_worker(WorkerId(1)), all);
+    assert_eq!(index.block_count(), 0);
+}
