@@ -15,6 +15,9 @@ use mainstay_types::TenantId;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::history::unix_ms;
+use crate::lanes::{Lanes, OpenTurn, Taken, TurnEnd};
+
 /// Changes on their way to observers.
 const CHANGES_MAX: usize = 8_192;
 /// How often silence is looked for.
@@ -37,7 +40,9 @@ pub(crate) struct Sessions {
 
 struct Shared {
     started: Instant,
+    started_unix_ms: u64,
     table: Mutex<Lifecycle>,
+    lanes: Lanes,
     changes: mpsc::Sender<Lived>,
 }
 
@@ -49,7 +54,10 @@ impl Sessions {
 
     fn with(table: Lifecycle, changes_max: usize) -> (Self, Changes) {
         let (changes, receiver) = mpsc::channel(changes_max);
-        let shared = Shared { started: Instant::now(), table: Mutex::new(table), changes };
+        let (started, lanes) = (Instant::now(), Lanes::default());
+        let started_unix_ms = unix_ms();
+        let table = Mutex::new(table);
+        let shared = Shared { started, started_unix_ms, table, lanes, changes };
         (Self { shared: Arc::new(shared) }, receiver)
     }
 
@@ -67,7 +75,16 @@ impl Sessions {
         if !finished.is_empty() {
             self.change(|table, now_ms| (table.consumed(now_ms, tenant.as_str(), &finished), ()));
         }
-        Life { sessions: self.clone(), ticket: asked.ticket }
+        let begun = |ticket: &Ticket| {
+            self.shared.lanes.begun(tenant, Arc::clone(ticket.key()), ticket.is_aside())
+        };
+        let turn = asked.ticket.as_ref().map(begun);
+        Life { sessions: self.clone(), ticket: asked.ticket, turn }
+    }
+
+    /// The latest turns of each session.
+    pub(crate) fn lanes(&self) -> &Lanes {
+        &self.shared.lanes
     }
 
     /// Changes the table and tells what came of it, in one step: an observer must not hear of a change before those
@@ -91,6 +108,13 @@ impl Sessions {
         most: usize,
     ) -> (Vec<SessionView>, bool) {
         self.shared.table.lock().list(self.now_ms(), tenant.as_str(), all, most)
+    }
+
+    /// The same with the time that their ages are counted from, in milliseconds since 1970 and steady.
+    pub(crate) fn list_at(&self, tenant: &TenantId, most: usize) -> (u64, Vec<SessionView>, bool) {
+        let now_ms = self.now_ms();
+        let (sessions, more) = self.shared.table.lock().list(now_ms, tenant.as_str(), true, most);
+        (self.shared.started_unix_ms.saturating_add(now_ms), sessions, more)
     }
 
     /// One of them.
@@ -126,12 +150,28 @@ impl Sessions {
 pub(crate) struct Life {
     sessions: Sessions,
     ticket: Option<Ticket>,
+    turn: Option<OpenTurn>,
 }
 
 impl Life {
+    /// A worker has taken it, and its first token is here.
+    pub(crate) fn taken(&self, taken: Taken<'_>) {
+        if let Some(turn) = &self.turn {
+            self.sessions.shared.lanes.taken(turn, taken);
+        }
+    }
+
     /// Takes the end of the answer; only the first one counts.
     pub(crate) fn answered(&mut self, transcript: &Transcript, finish: &Finish, usage: Usage) {
         let Some(ticket) = self.ticket.take() else { return };
+        if let Some(turn) = self.turn.take() {
+            let end = match finish {
+                Finish::Error(_) => TurnEnd::Failed,
+                Finish::Cancelled => TurnEnd::GivenUp,
+                _ => TurnEnd::Served,
+            };
+            self.sessions.shared.lanes.ended(&turn, end, usage);
+        }
         let outcome = Outcome { transcript, finish, usage };
         self.sessions.change(|table, now_ms| (table.answered(now_ms, ticket, &outcome), ()));
     }
