@@ -16,18 +16,18 @@ export function value(name, v) {
 const rows = (object) => pairs(Object.entries(object).filter(([, v]) => v === null || typeof v !== "object"
   || Array.isArray(v)).map(([name, v]) => [h("code", {}, name), value(name, v)]));
 
-const card = (title, ...children) => [h("h2", {}, title), h("div", { class: "card" }, children)];
+const card = (title, body) => h("section", {}, h("h2", {}, title), h("div", { class: "card" }, body));
 
 function drawn(config) {
-  return [
-    ...card("This gateway", rows({ ...config.gateway, program_version: config.program_version })),
-    ...card(`Your tenant: ${config.tenant.name}`,
+  return h("div", { class: "grid2" }, [
+    card("This gateway", rows({ ...config.gateway, program_version: config.program_version })),
+    card(`Your tenant: ${config.tenant.name}`,
       rows({ in_the_log: config.tenant.in_the_log, pinned_blocks: config.tenant.pinned_blocks,
         ...config.tenant.quota })),
-    ...config.models.flatMap((model) => card(`Model ${model.name}`, rows(model))),
-    ...card("Cluster", rows({ version: config.cluster.version, asks_for_keys: config.cluster.asks_for_keys })),
-    ...card("Limits of the replicated state", rows(config.cluster.limits)),
-  ];
+    config.models.map((model) => card(`Model ${model.name}`, rows(model))),
+    card("Cluster", rows({ version: config.cluster.version, asks_for_keys: config.cluster.asks_for_keys })),
+    card("Limits of the replicated state", rows(config.cluster.limits)),
+  ].flat());
 }
 
 export function config() {
@@ -35,7 +35,7 @@ export function config() {
   const abort = new AbortController();
   const load = async () => {
     try {
-      body.replaceChildren(...drawn(await get("console/config", abort.signal)));
+      body.replaceChildren(drawn(await get("console/config", abort.signal)));
     } catch (error) {
       if (error.name !== "AbortError") body.replaceChildren(h("p", { class: "alert bad" }, error.message));
     }

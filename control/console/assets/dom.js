@@ -42,7 +42,7 @@ export function tiles(names) {
       say(parts.get(name).note, note ?? "");
     }
   };
-  return { element: h("div", { class: "tiles" }, list), update };
+  return { element: h("div", { class: `tiles n${names.length}` }, list), update };
 }
 
 /** A bar of parts of a whole: [[class, value], …]. */

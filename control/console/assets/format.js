@@ -1,4 +1,4 @@
-// Numbers, times and names as people read them. Pure: values in, texts out; the tests of `tests/console` import it.
+// Numbers, times and names as people read them. Pure: values in, texts out.
 
 const GROUPS = new Intl.NumberFormat("en");
 const COMPACT = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
@@ -26,6 +26,9 @@ export function ms(value) {
   if (value < 1_000) return `${Math.round(value)} ms`;
   return value < 60_000 ? `${(value / 1_000).toFixed(1)} s` : span(value);
 }
+
+/** Microseconds, of which most are few: 12.5 µs, 9 ms. */
+export const us = (value) => (value < 1_000 ? `${Math.round(value * 10) / 10} µs` : ms(value / 1_000));
 
 /** A length of time in its two largest units: 4m12s. */
 export function span(value) {

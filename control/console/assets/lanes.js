@@ -100,7 +100,7 @@ export class Lanes {
     context.strokeStyle = palette.line;
     context.fillStyle = palette.dim;
     context.font = "12px system-ui,sans-serif";
-    const steps = width > 500 ? 6 : 3;
+    const steps = width > 500 ? 6 : width > 280 ? 3 : 1;
     for (let n = 0; n <= steps; n += 1) {
       const at = this.from + ((this.to - this.from) * n) / steps;
       context.beginPath();

@@ -5,14 +5,13 @@ import { choice, h, tiles } from "./dom.js";
 import { count, many, ms, rate, share, short } from "./format.js";
 import { Plot } from "./plot.js";
 
-const SHORT_MAX = 900;
+/** How often plots are drawn anew: as often as there is a new step. */
+const PACE_MS = { "15m": 5_000, "24h": 60_000 };
 const TILES = [
   ["hits", "Found in caches"], ["held", "Held where placed"], ["ttft", "Time to first token"],
   ["requests", "Requests"], ["tokens", "Tokens written"], ["workers", "Workers"], ["pins", "Live pins"],
   ["control", "Control plane"],
 ];
-const COLUMNS = ["requests", "refused", "prompt_tokens", "cached_tokens", "completion_tokens", "ttft_p50_ms",
-  "ttft_p95_ms", "running", "waiting", "evictions"];
 
 function plots() {
   return {
@@ -41,17 +40,6 @@ function draw(all, columns) {
   all.evictions.update(at, [per("evictions")]);
 }
 
-/** Adds a second that the stream told to the columns; answers whether it is a new one. */
-export function append(columns, second) {
-  if (!second.at_unix_ms || second.at_unix_ms <= (columns.at_unix_ms.at(-1) ?? 0)) return false;
-  const figures = { ...second.gateway, ...second.fleet };
-  for (const name of ["at_unix_ms", ...COLUMNS]) {
-    columns[name].push(name === "at_unix_ms" ? second.at_unix_ms : figures[name]);
-    if (columns[name].length > SHORT_MAX) columns[name].shift();
-  }
-  return true;
-}
-
 function figures(now) {
   const [minutes, placed, control] = [now.last_5_minutes.gateway, now.placements, now.control ?? {}];
   const here = share(placed.held_where_placed, placed.prompt_blocks);
@@ -76,13 +64,13 @@ export function overview() {
   const [top, all] = [tiles(TILES), plots()];
   const reasons = h("div", { role: "status" });
   const about = h("p", { class: "note" });
-  let [columns, span, abort, told] = [null, "15m", new AbortController(), ""];
+  let [span, abort, told, drawn] = ["15m", new AbortController(), "", 0];
   const load = async () => {
     abort.abort();
     abort = new AbortController();
+    drawn = Date.now();
     try {
-      columns = await get(`console/history?span=${span}`, abort.signal);
-      draw(all, columns);
+      draw(all, await get(`console/history?span=${span}`, abort.signal));
     } catch {
       // The stream says what is wrong; the plots wait for it.
     }
@@ -93,7 +81,6 @@ export function overview() {
   });
   const grid = h("div", { class: "grid2" }, Object.values(all).map((plot) => plot.element));
   const element = h("div", {}, reasons, top.element, h("h2", {}, "Lately"), spans, grid, about);
-  const minute = setInterval(() => span === "24h" && load(), 60_000);
   load();
   return {
     title: "Overview",
@@ -102,7 +89,6 @@ export function overview() {
     element,
     end() {
       abort.abort();
-      clearInterval(minute);
     },
     changed() {
       const { rows, about: fixed } = table("overview");
@@ -120,8 +106,7 @@ export function overview() {
         + `policy ${fixed.policy}, version ${fixed.program_version}, models ${now.models.join(", ") || "none yet"}); `
         + "those of workers count what all gateways asked of them. “Held somewhere” is the most that any one "
         + "worker held, not what an infinite cache would.";
-      if (columns && span === "15m" && append(columns, now.second)) draw(all, columns);
-      else if (!columns) load();
+      if (Date.now() - drawn >= PACE_MS[span]) load();
     },
   };
 }

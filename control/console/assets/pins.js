@@ -46,7 +46,7 @@ const COLUMNS = [
   { title: "Blocks", num: true, sort: (p) => p.blocks, cell: (p) => count(p.blocks) },
   { title: "Copies", num: true, sort: (p) => p.copies, cell: (p) => `${p.copies} of ${p.copies_min}` },
   { title: "Held by", sign: holders, wide: true, cell: (p) => holders(p) },
-  { title: "Computed again if lost", sort: (p) => Number(p.recompute),
+  { title: "Recompute", sort: (p) => Number(p.recompute),
     cell: (p) => (p.orders ? many(p.orders, "order") : p.recompute ? "yes" : "no") },
   { title: "Scope", sort: (p) => p.scope, cell: (p) => p.scope },
   { title: "Made", sort: (p) => p.created_unix_ms, cell: (p) => clock(p.created_unix_ms) },

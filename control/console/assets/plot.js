@@ -4,7 +4,7 @@ import { h, legend, say } from "./dom.js";
 import { clock } from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [640, 200, 62, 12, 10, 24];
+const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [200, 62, 12, 10, 24];
 
 function s(tag, props) {
   const element = document.createElementNS(SVG, tag);
@@ -19,17 +19,17 @@ export function step(most) {
   return power * ([1, 2, 5, 10].find((n) => n * power >= rough * 0.999) ?? 10);
 }
 
-/** The path of a line; a value that is none is a gap, and a point between two gaps a dash. */
+/** Steps without a value that a line goes over; more of them are a gap. */
+const BRIDGED_MAX = 6;
+
+/** The path of a line; values that are none are gone over, many of them are a gap, and a lone point is a dash. */
 export function path(values, x, y) {
-  let [text, open] = ["", false];
+  let [text, last] = ["", null];
   values.forEach((value, at) => {
-    if (value == null) {
-      open = false;
-      return;
-    }
+    if (value == null) return;
     const [px, py] = [x(at).toFixed(1), y(value).toFixed(1)];
-    text += open ? `L${px} ${py}` : `M${px} ${py}h0.1`;
-    open = true;
+    text += last != null && at - last <= BRIDGED_MAX ? `L${px} ${py}` : `M${px} ${py}h0.1`;
+    last = at;
   });
   return text;
 }
@@ -37,8 +37,8 @@ export function path(values, x, y) {
 export class Plot {
   /** `series` are [[class, name], …], `text` writes a value, `most` fixes the upper end. */
   constructor({ title, series, text, most = null }) {
-    Object.assign(this, { series, text, most, at: [], values: [], cursor: null });
-    this.svg = s("svg", { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", tabindex: "0" });
+    Object.assign(this, { series, text, most, at: [], values: [], cursor: null, width: 560 });
+    this.svg = s("svg", { class: "plot", height: HEIGHT, role: "img", tabindex: "0" });
     this.title = title;
     this.svg.setAttribute("aria-label", title);
     this.frame = s("g", {});
@@ -52,16 +52,23 @@ export class Plot {
     this.svg.addEventListener("pointerleave", () => this.point(null));
     this.svg.addEventListener("blur", () => this.point(null));
     this.svg.addEventListener("keydown", (event) => this.press(event));
+    // As wide as there is room, so that letters keep their size.
+    new ResizeObserver(([{ contentRect }]) => {
+      const width = Math.max(220, Math.round(contentRect.width));
+      if (width === this.width) return;
+      this.width = width;
+      requestAnimationFrame(() => this.update(this.at, this.values));
+    }).observe(this.svg);
   }
 
   x(at) {
-    return LEFT + (at / Math.max(1, this.at.length - 1)) * (WIDTH - LEFT - RIGHT);
+    return LEFT + (at / Math.max(1, this.at.length - 1)) * (this.width - LEFT - RIGHT);
   }
 
   under(event) {
     const box = this.svg.getBoundingClientRect();
-    const place = ((event.clientX - box.left) / box.width) * WIDTH;
-    const at = Math.round(((place - LEFT) / (WIDTH - LEFT - RIGHT)) * (this.at.length - 1));
+    const place = ((event.clientX - box.left) / box.width) * this.width;
+    const at = Math.round(((place - LEFT) / (this.width - LEFT - RIGHT)) * (this.at.length - 1));
     return at >= 0 && at < this.at.length ? at : null;
   }
 
@@ -101,12 +108,12 @@ export class Plot {
     const y = (value) => HEIGHT - BOTTOM - (Math.min(value, top) / top) * (HEIGHT - TOP - BOTTOM);
     const frame = [];
     for (let value = 0; value <= top * 1.001; value += by) {
-      frame.push(s("line", { class: "rule", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }));
+      frame.push(s("line", { class: "rule", x1: LEFT, x2: this.width - RIGHT, y1: y(value), y2: y(value) }));
       const label = s("text", { class: "yt", x: LEFT - 8, y: y(value) + 4 });
       label.textContent = this.text(value);
       frame.push(label);
     }
-    for (const place of at.length > 1 ? [0, 0.25, 0.5, 0.75, 1] : []) {
+    for (const place of at.length > 1 ? (this.width > 400 ? [0, 0.25, 0.5, 0.75, 1] : [0, 0.5, 1]) : []) {
       const n = Math.round(place * (at.length - 1));
       const anchor = place === 0 ? "start" : place === 1 ? "end" : "middle";
       const label = s("text", { class: "xt", x: this.x(n), y: HEIGHT - 6, "text-anchor": anchor });

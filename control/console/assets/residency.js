@@ -2,7 +2,7 @@
 
 import { get, table } from "./feed.js";
 import { LiveTable, h, legend, pairs, stack, tag, tiles } from "./dom.js";
-import { count, many, ms, share, short } from "./format.js";
+import { count, many, share, short, us } from "./format.js";
 import { Grid, Waffle } from "./grid.js";
 
 const MEMORY = [["k3", "pinned"], ["k0", "cached"], ["k1", "in use, not yet full"], ["kfree", "free"]];
@@ -82,7 +82,7 @@ class Detail {
     this.tiers = new LiveTable({ caption: "Blocks by tier and class, from the index", empty: "it holds no blocks",
       columns: [
         { title: "Tier", cell: (t) => t.tier },
-        { title: "", sign: (t) => JSON.stringify(t),
+        { title: "Classes", sign: (t) => JSON.stringify(t),
           cell: (t) => stack([["k3", t.pinned], ["k0", t.sole], ["k5", t.shared]], t.pinned + t.sole + t.shared) },
         { title: "Pinned", num: true, cell: (t) => count(t.pinned) },
         { title: "Only here", num: true, cell: (t) => count(t.sole) },
@@ -107,7 +107,7 @@ class Detail {
     this.worker = worker;
     this.element.hidden = false;
     this.title.textContent = `Worker ${worker.name}`;
-    const of = (value, unit) => (value ? `${ms(value / 1_000)} ${unit}` : "not measured yet");
+    const of = (value, unit) => (value ? `${us(value)} ${unit}` : "not measured yet");
     this.facts.replaceChildren(pairs([
       ["State", state(worker)[0]], ["Address", worker.address], ["Model", worker.model],
       ["Epoch", count(worker.epoch)], ["Changed at log index", count(worker.changed_index)],

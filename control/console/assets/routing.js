@@ -17,7 +17,7 @@ const COLUMNS = (choose) => [
   { title: "Most held", num: true, sort: most, cell: (d) => count(most(d)) },
   { title: "Cost", num: true, sort: (d) => d.cost_ms, cell: (d) => ms(d.cost_ms) },
   { title: "Considered", num: true, sort: (d) => d.considered, cell: (d) => count(d.considered) },
-  { title: "Why", sort: (d) => d.reason, cell: (d) => d.reason },
+  { title: "Why", wide: true, sort: (d) => d.reason, cell: (d) => d.reason },
 ];
 
 /** The most blocks that a candidate held. */
@@ -33,7 +33,8 @@ const CANDIDATES = (highest) => [
   { title: "Made of", sign: (c) => JSON.stringify(c),
     cell: (c) => stack(TERMS.map(([name, colour]) => [colour, Math.max(0, c[name])]), highest()) },
   ...TERMS.map(([name, , label]) => ({ title: label, num: true, sort: (c) => c[name], cell: (c) => ms(c[name]) })),
-  { title: "", sign: (c) => c.note, cell: (c) => (c.note ? tag(c.note, c.note === "chosen" ? "good" : "quiet") : []) },
+  { title: "Note", sign: (c) => c.note,
+    cell: (c) => (c.note ? tag(c.note, c.note === "chosen" ? "good" : "quiet") : []) },
 ];
 
 export function routing() {

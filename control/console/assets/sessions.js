@@ -56,11 +56,10 @@ const COLUMNS = (choose) => [
   { title: "Context", num: true, sort: (s) => s.context_tokens, cell: (s) => short(s.context_tokens) },
   { title: "Found", num: true, sort: (s) => s.cached_tokens / Math.max(1, s.prompt_tokens),
     cell: (s) => share(s.cached_tokens, s.prompt_tokens) },
-  { title: "Computed again", num: true, sort: again, cell: (s) => short(again(s)) },
-  { title: "Compactions", num: true, sort: (s) => s.compactions, cell: (s) => count(s.compactions) },
+  { title: "Again", num: true, sort: again, cell: (s) => short(again(s)) },
+  { title: "Compacted", num: true, sort: (s) => s.compactions, cell: (s) => count(s.compactions) },
   { title: "Waits for", sign: (s) => s.waits_for.join(), cell: (s) => s.waits_for.join(", ") || "–" },
   { title: "On", sort: last, cell: last },
-  { title: "Children", num: true, sort: (s) => s.children_count, cell: (s) => count(s.children_count) },
   { title: "Seen", num: true, sort: (s) => s.seen_unix_ms, cell: (s) => clock(s.seen_unix_ms) },
 ];
 
@@ -76,7 +75,7 @@ const TURNS = [
   { title: "Found", num: true, cell: (t) => share(t.cached_tokens, t.prompt_tokens) },
   { title: "Again", num: true, cell: (t) => count(t.again_tokens) },
   { title: "Written", num: true, cell: (t) => count(t.completion_tokens) },
-  { title: "", sign: (t) => `${t.end} ${t.cold} ${t.aside}`, cell: (t) => notes(t) },
+  { title: "Notes", sign: (t) => `${t.end} ${t.cold} ${t.aside}`, cell: (t) => notes(t) },
 ];
 
 function notes(turn) {
@@ -103,7 +102,7 @@ export function sessions() {
     tell();
     title.focus();
   };
-  const list = new LiveTable({ caption: "Sessions of your tenant, as this gateway served them", order: 11,
+  const list = new LiveTable({ caption: "Sessions of your tenant, as this gateway served them", order: 10,
     descending: true, columns: COLUMNS(choose), shown: 25,
     empty: "No session yet. Harnesses name theirs by themselves; a header x-session-id does, too." });
   const spans = choice("Time shown", SPANS, shown, (value) => {

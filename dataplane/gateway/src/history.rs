@@ -23,6 +23,8 @@ const SECONDS_MAX: usize = 900;
 const MINUTES_MAX: usize = 1_440;
 /// Seconds in a sample of the longer ring.
 const MERGED: usize = 60;
+/// Seconds in a step of what is shown of the shorter one: single ones are noise.
+const SHOWN_STEP_MS: u64 = 5_000;
 /// Between two samples.
 const PACE: Duration = Duration::from_secs(1);
 /// Buckets of times to the first token; the last takes all that is longer.
@@ -242,6 +244,21 @@ impl Rings {
     }
 }
 
+/// Seconds taken together to whole steps of the clock; the first and the last, which may lack some, are left out.
+fn steps<'a>(seconds: impl Iterator<Item = &'a Sample>) -> Vec<Sample> {
+    let mut steps: Vec<Sample> = Vec::new();
+    for second in seconds {
+        let step = |sample: &Sample| sample.at_unix_ms / SHOWN_STEP_MS;
+        match steps.last_mut().filter(|last| step(last) == step(second)) {
+            Some(last) => last.and_then(second),
+            None => steps.push(*second),
+        }
+    }
+    steps.pop();
+    steps.drain(..steps.len().min(1));
+    steps
+}
+
 fn bounded(ring: &mut VecDeque<Sample>, sample: Sample, most: usize) {
     if ring.len() >= most {
         ring.pop_front();
@@ -267,7 +284,7 @@ pub(crate) struct History {
 /// How far back is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Span {
-    /// A quarter of an hour by the second.
+    /// A quarter of an hour, in steps of five seconds.
     Short,
     /// A day by the minute.
     Long,
@@ -309,13 +326,13 @@ impl History {
         let samples: Vec<Sample> = {
             let rings = self.rings.lock();
             match span {
-                Span::Short => rings.seconds.iter().copied().collect(),
+                Span::Short => steps(rings.seconds.iter()),
                 Span::Long => rings.minutes.iter().copied().collect(),
             }
         };
         let column = |of: fn(&Sample) -> Value| samples.iter().map(of).collect::<Value>();
         json!({
-            "step_ms": match span { Span::Short => 1_000, Span::Long => 60_000 },
+            "step_ms": match span { Span::Short => SHOWN_STEP_MS, Span::Long => 60_000 },
             "at_unix_ms": column(|s| s.at_unix_ms.into()),
             "requests": column(|s| s.requests.into()),
             "refused": column(|s| s.refused.into()),

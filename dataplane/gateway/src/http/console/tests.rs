@@ -184,7 +184,7 @@ async fn a_span_is_short_or_long() {
         let query = HistoryQuery { span: span.map(str::to_owned) };
         history(State(app.clone()), testing::headers(), Params(query))
     };
-    assert_eq!(ok(asked(None).await).await["step_ms"], 1_000);
+    assert_eq!(ok(asked(None).await).await["step_ms"], 5_000);
     assert_eq!(ok(asked(Some("24h")).await).await["step_ms"], 60_000);
     assert_eq!(status_of(asked(Some("1y")).await), StatusCode::BAD_REQUEST);
 }

@@ -143,7 +143,7 @@ fn fleet_json(sample: &Sample) -> Value {
 
 fn overview(app: &App, tenant: &TenantId, status: Option<Status>) -> Table {
     let history = &app.console.history;
-    let (second, minutes) = (history.last(1), history.last(300));
+    let minutes = history.last(300);
     let control = match status {
         Some(Ok(s)) => json!({
             "leader": s.leader, "term": s.term, "members": s.members.len(),
@@ -165,7 +165,6 @@ fn overview(app: &App, tenant: &TenantId, status: Option<Status>) -> Table {
     let (_, indexed) = app.replica.held(&[]);
     let [count, prompt, placed, best] = app.placement.overlaps();
     let row = json!({
-        "second": {"at_unix_ms": second.at_unix_ms, "gateway": sums(&second), "fleet": fleet_json(&second)},
         "last_5_minutes": {"gateway": sums(&minutes), "fleet": fleet_json(&minutes)},
         "placements": {
             "count": count, "prompt_blocks": prompt, "held_where_placed": placed, "held_somewhere": best,
