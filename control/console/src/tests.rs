@@ -47,7 +47,8 @@ fn nothing_comes_from_elsewhere_and_nothing_breaks_the_policy() {
         for banned in ["http://", "https://", "//cdn", "url(", "innerHTML", "outerHTML"] {
             assert!(!text.contains(banned), "{} has {banned}", asset.name);
         }
-        for banned in ["insertAdjacentHTML", "document.write", "eval(", "new Function", "onclick=", "onload="]
+        for banned in
+            ["insertAdjacentHTML", "document.write", "eval(", "new Function", "onclick=", "onload="]
         {
             assert!(!text.contains(banned), "{} has {banned}", asset.name);
         }

@@ -149,7 +149,8 @@ impl Table {
 
     fn drop_oldest_of(&mut self, tenant: &TenantId) {
         let Some(lanes) = self.tenants.get_mut(tenant) else { return };
-        let oldest = lanes.iter().min_by_key(|(_, lane)| lane.touched).map(|(key, _)| Arc::clone(key));
+        let oldest =
+            lanes.iter().min_by_key(|(_, lane)| lane.touched).map(|(key, _)| Arc::clone(key));
         if oldest.is_some_and(|key| lanes.remove(&key).is_some()) {
             self.lanes -= 1;
         }

@@ -181,7 +181,12 @@ impl Placement {
         decisions.iter().fold([0; 4], |[count, prompt, placed, best], e| {
             let most = e.decision.candidates.iter().map(|c| c.overlap_blocks).max().unwrap_or(0);
             let here = u64::from(e.decision.overlap_blocks);
-            [count + 1, prompt + e.prompt_blocks as u64, placed + here, best + here.max(most.into())]
+            [
+                count + 1,
+                prompt + e.prompt_blocks as u64,
+                placed + here,
+                best + here.max(most.into()),
+            ]
         })
     }
 

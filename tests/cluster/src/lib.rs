@@ -17,6 +17,7 @@ pub mod history;
 mod process;
 pub mod proxy;
 pub mod rng;
+pub mod schema;
 
 pub use client::{Client, Reply, Streamed};
 pub use process::{Cluster, Process, Shape, binary, free_port, library, run_cli};

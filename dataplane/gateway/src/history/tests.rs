@@ -14,7 +14,8 @@ fn quantiles_are_right_to_within_a_bucket() {
         tally.first_token(Duration::from_millis(ms));
     }
     let sample = Sample::between(&before, &tally.read(), 0, Fleet::default());
-    for (share, true_ms) in [(0.5, 500.0), (0.95, 950.0), (0.99, 990.0), (0.0, 1.0), (1.0, 1_000.0)] {
+    for (share, true_ms) in [(0.5, 500.0), (0.95, 950.0), (0.99, 990.0), (0.0, 1.0), (1.0, 1_000.0)]
+    {
         let ms = sample.times.quantile(share).expect("there are some");
         assert!((ms / true_ms).max(true_ms / ms) <= BUCKET_GROWTH, "{share}: {ms} for {true_ms}");
     }
@@ -36,7 +37,12 @@ fn a_sample_is_what_came_since_the_one_before() {
     let before = tally.read();
     tally.asked();
     tally.refused();
-    tally.used(&Usage { prompt_tokens: 9, cached_tokens: 4, completion_tokens: 2, ..Usage::default() });
+    tally.used(&Usage {
+        prompt_tokens: 9,
+        cached_tokens: 4,
+        completion_tokens: 2,
+        ..Usage::default()
+    });
     let sample = Sample::between(&before, &tally.read(), 5, Fleet::default());
     assert_eq!((sample.requests, sample.refused, sample.prompt_tokens), (1, 1, 9));
     assert_eq!((sample.cached_tokens, sample.completion_tokens), (4, 2));

@@ -168,7 +168,8 @@ fn pieces(run: &RunSnapshot, worker: WorkerId, pinned: &HashSet<u64>) -> Vec<Pie
 pub(super) fn map(app: &App, tenant: &TenantId, worker: WorkerId) -> Result<Value, ApiError> {
     let census = census(app);
     let Some(found) = &census.found else {
-        let text = format!("the index has more than {ENTRIES_MAX} entries, too many to show one by one");
+        let text =
+            format!("the index has more than {ENTRIES_MAX} entries, too many to show one by one");
         return Err(ApiError::new(ErrorKind::Unavailable, text));
     };
     let own = own_namespaces(app, tenant);

@@ -313,8 +313,7 @@ mod tests {
     fn streams_are_few_and_places_come_back() {
         let streams = Streams::default();
         let tenant = |n: usize| TenantId::new(&format!("t{n}")).expect("a name");
-        let own: Vec<_> =
-            (0..STREAMS_PER_TENANT_MAX).map(|_| streams.enter(&tenant(0))).collect();
+        let own: Vec<_> = (0..STREAMS_PER_TENANT_MAX).map(|_| streams.enter(&tenant(0))).collect();
         assert!(own.iter().all(Result::is_ok));
         let refused = streams.enter(&tenant(0)).err().expect("one too many");
         assert_eq!(refused.kind, ErrorKind::RateLimited);

@@ -200,7 +200,12 @@ pub(super) async fn blocks(
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> Result<Response, AdminError> {
-    let unknown = || ApiError::new(ErrorKind::NotFound, "no such worker; its number is in /api/v1/console/workers");
+    let unknown = || {
+        ApiError::new(
+            ErrorKind::NotFound,
+            "no such worker; its number is in /api/v1/console/workers",
+        )
+    };
     let worker = id.parse().ok().map(WorkerId);
     let worker = worker.filter(|w| app.replica.read(|m| m.worker(*w).is_some()));
     let made = answer(&app, &headers, async |tenant| {
@@ -230,7 +235,10 @@ pub(super) async fn no_slash() -> Response {
 }
 
 /// `GET /console/`
-pub(super) async fn page(State(app): State<App>, headers: HeaderMap) -> Result<Response, AdminError> {
+pub(super) async fn page(
+    State(app): State<App>,
+    headers: HeaderMap,
+) -> Result<Response, AdminError> {
     served(&app, &headers, mainstay_console::PAGE)
 }
 

@@ -34,7 +34,11 @@ fn worker(name: &str) -> Command {
         name: name.to_owned(),
         address: "127.0.0.1:9".to_owned(),
         incarnation: 7,
-        model: ModelSpec { name: "demo".to_owned(), revision: "1".to_owned(), ..Default::default() },
+        model: ModelSpec {
+            name: "demo".to_owned(),
+            revision: "1".to_owned(),
+            ..Default::default()
+        },
         blocks_total: 512,
         region: Region::default(),
     }
@@ -103,8 +107,14 @@ async fn everybody_sees_workers_and_a_table_says_where_it_stands() {
 async fn nobody_comes_in_without_a_key() {
     let (app, _stop) = app();
     for headers in [HeaderMap::new(), with_key("Bearer nonsense")] {
-        assert_eq!(status_of(pins(State(app.clone()), headers.clone()).await), StatusCode::UNAUTHORIZED);
-        assert_eq!(status_of(config(State(app.clone()), headers.clone()).await), StatusCode::UNAUTHORIZED);
+        assert_eq!(
+            status_of(pins(State(app.clone()), headers.clone()).await),
+            StatusCode::UNAUTHORIZED
+        );
+        assert_eq!(
+            status_of(config(State(app.clone()), headers.clone()).await),
+            StatusCode::UNAUTHORIZED
+        );
         let query = || Params(serde_json::from_str("{}").expect("no query"));
         let answer = events(State(app.clone()), headers.clone(), query()).await;
         assert_eq!(status_of(answer), StatusCode::UNAUTHORIZED);
@@ -117,7 +127,10 @@ async fn nobody_comes_in_without_a_key() {
 async fn settings_tell_no_secret() {
     let (app, _stop) = app();
     let body = ok(config(State(app), testing::headers()).await).await;
-    assert_eq!((&body["tenant"]["name"], &body["gateway"]["configured_keys"]), (&json!("acme"), &json!(1)));
+    assert_eq!(
+        (&body["tenant"]["name"], &body["gateway"]["configured_keys"]),
+        (&json!("acme"), &json!(1))
+    );
     assert_eq!(body["gateway"]["policy"], "kv");
     assert!(!body.to_string().contains("\"key\""), "the only key is `key`: {body}");
 }
@@ -143,7 +156,12 @@ async fn files_have_types_tags_and_a_policy() {
         assert_eq!(response.status(), StatusCode::OK, "{}", asset.name);
         let told = response.headers().clone();
         assert_eq!(told[header::CONTENT_TYPE], asset.media_type());
-        assert!(told[header::CONTENT_SECURITY_POLICY].to_str().expect("text").contains("default-src 'none'"));
+        assert!(
+            told[header::CONTENT_SECURITY_POLICY]
+                .to_str()
+                .expect("text")
+                .contains("default-src 'none'")
+        );
         assert_eq!(told[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
         let known = HeaderMap::from_iter([(header::IF_NONE_MATCH, told[header::ETAG].clone())]);
         let again = file(State(app.clone()), known, Path(asset.name.to_owned())).await;
@@ -226,7 +244,10 @@ async fn a_stream_tells_all_and_then_what_changes() {
     let (app, _stop) = app();
     let mut reader = Reader::open(&app, testing::headers(), "pins").await;
     let (name, first) = reader.next().await.expect("all pins");
-    assert_eq!((name.as_str(), &first["topic"], &first["whole"]), ("rows", &json!("pins"), &json!(true)));
+    assert_eq!(
+        (name.as_str(), &first["topic"], &first["whole"]),
+        ("rows", &json!("pins"), &json!(true))
+    );
     assert_eq!(first["rows"].as_object().map(serde_json::Map::len), Some(1));
     app.replica.test_apply(pin(3, "zeta"));
     app.replica.test_apply(pin(4, "acme"));

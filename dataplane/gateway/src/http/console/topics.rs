@@ -45,14 +45,8 @@ pub(super) enum Topic {
 }
 
 impl Topic {
-    pub(super) const ALL: [Self; 6] = [
-        Self::Overview,
-        Self::Workers,
-        Self::Pins,
-        Self::Sessions,
-        Self::Decisions,
-        Self::Members,
-    ];
+    pub(super) const ALL: [Self; 6] =
+        [Self::Overview, Self::Workers, Self::Pins, Self::Sessions, Self::Decisions, Self::Members];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
