@@ -7,6 +7,7 @@ keyboard, a crowd of workers. Exit status 0 if nothing is wrong, 1 if something 
 
 import argparse
 import json
+import re
 import shutil
 import statistics
 import sys
@@ -18,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "clients")]
 
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
-from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402
+from playwright.sync_api import Browser, Page, Route, sync_playwright  # noqa: E402
 
 import crowd  # noqa: E402
 from harness.cluster import MODEL, Cluster, free_port  # noqa: E402
@@ -45,8 +46,8 @@ SERIOUS = {"serious", "critical"}
 class Check:
     """One run: what was looked at, and what was wrong."""
 
-    def __init__(self, browser: Browser, shots: Path):
-        self.browser, self.shots = browser, shots
+    def __init__(self, browser: Browser, shots: Path, assets: Path | None = None):
+        self.browser, self.shots, self.assets = browser, shots, assets
         self.wrong: list[str] = []
         self.passed = 0
 
@@ -59,12 +60,21 @@ class Check:
 
     def page(self, name: str, width: int = 1280, theme: str = "light") -> Page:
         context = self.browser.new_context(viewport={"width": width, "height": WIDTHS[width]}, color_scheme=theme)
+        if self.assets:
+            context.route(re.compile(r"/console/[^/]*$"), self.from_folder)
         page = context.new_page()
         page.set_default_timeout(WAIT_MS)
         complain = self.wrong.append
         page.on("pageerror", lambda error: complain(f"{name}: {error}"))
         page.on("console", lambda message: message.type in ("error", "warning") and complain(f"{name}: {message.text}"))
         return page
+
+    def from_folder(self, route: Route) -> None:
+        """The file as it is in the folder, with the headers that the program gives it."""
+        name = route.request.url.rsplit("/", 1)[1] or "index.html"
+        headers = {**route.fetch().headers}
+        headers.pop("content-length", None)
+        route.fulfill(headers=headers, body=(self.assets / name).read_text())
 
     def axe(self, page: Page, name: str) -> None:
         found = [v for v in Axe().run(page).response["violations"] if v["impact"] in SERIOUS]
@@ -188,6 +198,39 @@ def keys(check: Check, url: str) -> None:
     page.context.close()
 
 
+# Functions of the modules that need no page, with what they must answer.
+PURE = r"""async () => {
+    const [format, plot, feed, residency, sessions, lanes] = await Promise.all(
+        ['format', 'plot', 'feed', 'residency', 'sessions', 'lanes'].map(name => import(`./${name}.js`)));
+    const turn = (began, first, ended) => ({ began_unix_ms: began, first_unix_ms: first, ended_unix_ms: ended });
+    const row = (parent, seen) => ({ parent, seen_unix_ms: seen, lane: [], marks: [] });
+    const family = new Map([['a', row(null, 5)], ['b', row('a', 9)], ['c', row(null, 7)], ['x', row('y', 1)],
+        ['y', row('x', 1)]]);
+    const paused = { state: 'paused', lane: [turn(0, 1, 10), turn(50, 60, 70)],
+        marks: [{ at_unix_ms: 10, change: 'paused' }, { at_unix_ms: 70, change: 'paused' }] };
+    return [
+        [format.share(1, 0), '–'], [format.share(1, 3), '33.3 %'], [format.span(3_725_000), '1h02m'],
+        [format.ms(1_234), '1.2 s'], [format.us(12.5), '12.5 µs'], [format.brief('abcdefghij', 7), 'abc…hij'],
+        [plot.step(10), 5], [plot.step(0.7), 0.5], [plot.step(0) > 0, true],
+        [plot.path([1, null, 2], x => x, y => y), 'M0.0 1.0h0.1L2.0 2.0'], [plot.path([null], x => x, y => y), ''],
+        [JSON.stringify(feed.events('event: rows\ndata: {}\n\n: alive\n\nevent: r')),
+            JSON.stringify({ found: [{ name: 'rows', data: '{}' }], rest: 'event: r' })],
+        [JSON.stringify(residency.memory({ blocks_total: 10, blocks_used: 4, blocks_pinned: 2, blocks_cached: 3 })),
+            JSON.stringify({ pinned: 2, cached: 1, using: 1, total: 10, free: 6 })],
+        [sessions.tree(family).map(row => row.key + row.depth).join(), 'a0,b1,c0,x0,y1'],
+        [JSON.stringify(lanes.pauses(paused, 99)), '[[10,50],[70,99]]'],
+    ].filter(([is, wanted]) => is !== wanted).map(pair => JSON.stringify(pair));
+}"""
+
+
+def pure(check: Check, url: str) -> None:
+    page = check.page("pure")
+    page.goto(f"{url}/console/")
+    wrong = page.evaluate(PURE)
+    check.expect(not wrong, f"functions without a page answer as they should: {wrong}")
+    page.context.close()
+
+
 def keyboard(check: Check, url: str) -> None:
     page = check.page("keyboard")
     page.goto(f"{url}/console/#/overview")
@@ -259,7 +302,7 @@ def warm(url: str, traffic: Traffic) -> None:
 
 
 def run(args: argparse.Namespace, browser: Browser) -> Check:
-    check = Check(browser, args.shots)
+    check = Check(browser, args.shots, args.assets)
     cluster = Cluster(args.binary, HERE / "script.toml", gateways=1, workers=3, members=3)
     traffic = None
     try:
@@ -272,7 +315,7 @@ def run(args: argparse.Namespace, browser: Browser) -> Check:
         cluster.spawn("g2", "gateway", control, f"--listen={locked}", f"--config={with_keys}")
         traffic = Traffic(url, MODEL)
         warm(url, traffic)
-        steps = {"paint": lambda: first_paint(check, url, args.first_paint_ms),
+        steps = {"pure": lambda: pure(check, url), "paint": lambda: first_paint(check, url, args.first_paint_ms),
                  "pages": lambda: every_page(check, url), "chosen": lambda: chosen_rows(check, url),
                  "prompts": lambda: no_prompts(check, url), "keyboard": lambda: keyboard(check, url),
                  "crowd": lambda: crowded(check, url), "keys": lambda: keys(check, f"http://{locked}"),
@@ -301,8 +344,9 @@ def main() -> int:
     parser.add_argument("--binary", type=Path, required=True, help="the program to check")
     parser.add_argument("--shots", type=Path, required=True, help="a folder for pictures")
     parser.add_argument("--browser", default=shutil.which("chromium") or shutil.which("google-chrome"))
+    parser.add_argument("--assets", type=Path, help="files to show in place of the program's, to see a change before a build")
     parser.add_argument("--first-paint-ms", type=float, default=300.0)
-    parser.add_argument("--only", help="some of paint,pages,chosen,prompts,keyboard,crowd,keys,killed,returns")
+    parser.add_argument("--only", help="some of pure,paint,pages,chosen,prompts,keyboard,crowd,keys,killed,returns")
     args = parser.parse_args()
     if not args.browser:
         print("skipped: no chromium; install one or name it with --browser")

@@ -10,12 +10,13 @@ import { clock } from "./format.js";
 export const LANE_HEIGHT = 30;
 const AXIS = 22;
 
-/** Where the pauses of a session are: from a turn that ended in a call to what came next. */
+/** Where the pauses of a session are: from a turn that ended in a call to what came next. The call is marked after
+ * its turn has ended. */
 export function pauses(row, now) {
   const found = [];
   const starts = row.marks.filter((mark) => mark.change === "paused").map((mark) => mark.at_unix_ms);
   for (const from of starts) {
-    const next = row.lane.find((turn) => !turn.aside && turn.began_unix_ms >= from - 50);
+    const next = row.lane.find((turn) => !turn.aside && (turn.ended_unix_ms ?? Infinity) > from);
     const end = row.marks.find((mark) => mark.change === "ended" && mark.at_unix_ms >= from)?.at_unix_ms;
     const open = row.state === "paused" ? now : from;
     found.push([from, Math.min(next?.began_unix_ms ?? Infinity, end ?? Infinity, next || end ? Infinity : open)]);
