@@ -22,6 +22,8 @@ pub(crate) struct FileConfig {
     pub(crate) models: ModelsConfig,
     /// How the Responses API is served.
     pub(crate) responses: ResponsesConfig,
+    /// The page for people.
+    pub(crate) console: ConsoleConfig,
     /// Passed to the engine as it is, beside what flags set.
     pub(crate) engine: toml::Table,
 }
@@ -50,6 +52,14 @@ pub(crate) struct ModelsConfig {
 pub(crate) struct ResponsesConfig {
     /// Whether over WebSocket, too; true if it does not say.
     websocket: Option<bool>,
+}
+
+/// `[console]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ConsoleConfig {
+    /// Whether gateways serve it; true if it does not say.
+    enabled: Option<bool>,
 }
 
 /// One API key.
@@ -88,6 +98,7 @@ impl FileConfig {
         let aliases = self.models.aliases.iter().map(|(a, b)| (a.clone(), b.clone()));
         gateway.aliases = ModelAliases::new(aliases).map_err(|e| anyhow!("models.aliases: {e}"))?;
         gateway.websocket = self.responses.websocket.unwrap_or(gateway.websocket);
+        gateway.console = self.console.enabled.unwrap_or(gateway.console);
         if let Some(name) = &self.models.media {
             gateway.media = Media::from_name(name).with_context(|| {
                 let names: Vec<&str> = Media::ALL.iter().map(|choice| choice.name()).collect();

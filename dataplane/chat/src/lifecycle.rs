@@ -207,12 +207,12 @@ pub struct Ticket {
 
 impl Ticket {
     /// The session's key.
-    pub fn key(&self) -> &str {
+    pub fn key(&self) -> &Arc<str> {
         &self.key
     }
 
-    /// Whether the request is one beside the conversation, like a title.
-    pub fn is_side(&self) -> bool {
+    /// Whether it is a request beside its session's conversation, like one for a title.
+    pub fn is_aside(&self) -> bool {
         self.part == Part::Side
     }
 }

@@ -44,6 +44,16 @@ impl ModelAliases {
         self
     }
 
+    /// Patterns and what they stand for, the most exact first.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = &(String, String)> {
+        self.patterns.iter()
+    }
+
+    /// Whether any other name stands for the first model that is served.
+    pub(crate) fn takes_any(&self) -> bool {
+        self.any
+    }
+
     /// The model that `name` stands for; `served` are the names of those served, sorted.
     pub(crate) fn target<'a>(&'a self, name: &str, served: &'a [String]) -> Option<&'a str> {
         let matching = self.patterns.iter().find(|(pattern, _)| matches(pattern, name));

@@ -46,6 +46,8 @@ pub struct GatewayConfig {
     pub media: Media,
     /// Whether Responses are served over WebSocket, too; else its clients are told to go on by POST.
     pub websocket: bool,
+    /// Whether the console is served.
+    pub console: bool,
     /// Requests in progress at most; beyond it clients are told to retry.
     pub requests_max: usize,
     /// Who it is towards members and workers; without it, it calls them in plain text.
@@ -73,6 +75,7 @@ impl GatewayConfig {
             aliases: ModelAliases::default(),
             media: Media::default(),
             websocket: true,
+            console: true,
             requests_max: REQUESTS_MAX,
             identity: None,
             metrics: None,

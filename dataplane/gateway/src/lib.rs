@@ -1,8 +1,10 @@
 //! The gateway: HTTP in front, workers behind, a replica of the cluster's state in memory.
 //!
 //! Layout: [`config`] what it is told; `replica` the cluster's state; `members` whom it has that from; `workers` who serves; `model` tokenizer
-//! and template; `placement` where a request goes, `line` where it waits; `generate` one generation with its moves; `answer` from
-//! body to answer; `aliases` other names of models; `pins`; `tenant` and `quota`; `random` numbers; `stored` responses; `sessions` and their lives; `seal` on thinking; `http` the routes.
+//! and template; `placement` where a request goes, `line` where it waits; `generate` one generation with its moves;
+//! `answer` from body to answer; `aliases` other names of models; `pins`; `tenant` and `quota`; `random` numbers;
+//! `stored` responses; `sessions` and their lives, `lanes` of their turns, `retention` what they want kept; `history` of
+//! the last hours; `seal` on thinking; `http` the routes.
 //! It keeps no state that another gateway lacks, but for its view of sessions' lives, on which no answer rests: any of
 //! them can serve a session's next turn.
 #![forbid(unsafe_code)]
@@ -12,7 +14,9 @@ mod answer;
 mod config;
 mod constrain;
 mod generate;
+mod history;
 mod http;
+mod lanes;
 mod line;
 mod members;
 mod meters;
@@ -98,15 +102,22 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
     let workers = workers::Workers::new(replica.clone(), connect(&config, Role::Worker));
     let (retainer, letters) = retention::Retainer::new(config.lifecycle, workers.clone());
     let (sessions, changes) = sessions::Sessions::new(retainer.clone());
-    let followers = vec![
+    let mut followers = vec![
         tokio::spawn(replica.clone().follow(members)),
         tokio::spawn(workers.clone().follow()),
-        tokio::spawn(sessions.clone().follow(changes, vec![Box::new(sessions::Counted)])),
+        tokio::spawn(sessions.clone().follow(
+            changes,
+            vec![Box::new(sessions::Counted), Box::new(sessions.lanes().clone())],
+        )),
         tokio::spawn(retention::deliver(letters, workers.clone())),
     ];
     let (stop, stopped) = watch::channel(false);
     let lives = (sessions, retainer);
     let app = http::App::new(config, control, replica, workers, tenants, lives, stopped);
+    if app.console.is_on() {
+        let (history, tally) = (app.console.history.clone(), app.meters.tally.clone());
+        followers.push(tokio::spawn(history.follow(tally, app.workers.clone())));
+    }
     let server = tokio::spawn(http::serve(listener, app.clone()));
     Ok(GatewayHandle { address, app, stop, server, followers })
 }

@@ -1,11 +1,17 @@
 //! The figures that every request counts, looked up once: a name and its labels cost more to find than to count.
 
+use std::sync::Arc;
+
 use mainstay_chat::{Endpoint, Usage};
 use metrics::{Counter, Histogram, counter, histogram};
+
+use crate::history::Tally;
 
 /// Figures by endpoint, and those of all of them.
 pub(crate) struct Meters {
     endpoints: [Meter; 4],
+    /// The same once more, for the console.
+    pub(crate) tally: Arc<Tally>,
     prompt_tokens: Counter,
     cached_tokens: Counter,
     completion_tokens: Counter,
@@ -30,6 +36,7 @@ impl Default for Meters {
     fn default() -> Self {
         Self {
             endpoints: ["chat", "responses", "messages", "counttokens"].map(Meter::new),
+            tally: Arc::default(),
             prompt_tokens: counter!("mainstay_gateway_prompt_tokens_total"),
             cached_tokens: counter!("mainstay_gateway_cached_tokens_total"),
             completion_tokens: counter!("mainstay_gateway_completion_tokens_total"),
@@ -50,6 +57,7 @@ impl Meters {
 
     /// Counts what an answer took.
     pub(crate) fn used(&self, usage: &Usage) {
+        self.tally.used(usage);
         self.prompt_tokens.increment(usage.prompt_tokens);
         self.cached_tokens.increment(usage.cached_tokens);
         self.completion_tokens.increment(usage.completion_tokens);

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 
 use crate::config::GatewayConfig;
 use crate::generate::Job;
+use crate::history::unix_ms;
 use crate::line::{Lines, Queued, Room};
 use crate::pace::FetchPace;
 use crate::random;
@@ -52,6 +53,8 @@ pub(crate) struct Explained {
     pub(crate) request: String,
     pub(crate) tenant: TenantId,
     pub(crate) prompt_blocks: usize,
+    /// When, in milliseconds since 1970.
+    pub(crate) at_unix_ms: u64,
     pub(crate) decision: Decision,
     /// What came with the request, where anything did.
     pub(crate) hints: Option<Hinted>,
@@ -263,8 +266,16 @@ impl Placement {
         }
         let (request, tenant) = (job.request_id.clone(), job.tenant.clone());
         let prompt_blocks = job.blocks.len();
-        let explained = Explained { request, tenant, prompt_blocks, decision, hints, queued };
-        decisions.push_back(explained);
+        let at_unix_ms = unix_ms();
+        decisions.push_back(Explained {
+            request,
+            tenant,
+            prompt_blocks,
+            at_unix_ms,
+            decision,
+            hints,
+            queued,
+        });
     }
 
     /// The decision about a tenant's request, or about its latest one for `last`.
@@ -272,6 +283,34 @@ impl Placement {
         let decisions = self.inner.decisions.lock();
         let asked = |e: &&Explained| request == "last" || e.request == request;
         decisions.iter().rev().filter(|e| e.tenant == *tenant).find(asked).cloned()
+    }
+
+    /// The decisions about a tenant's requests that are kept, the latest first.
+    pub(crate) fn recent(&self, tenant: &TenantId) -> Vec<Explained> {
+        let decisions = self.inner.decisions.lock();
+        decisions.iter().rev().filter(|e| e.tenant == *tenant).cloned().collect()
+    }
+
+    /// Of everybody's placements that are kept: how many, their prompts' blocks, how many of these were expected where
+    /// they were placed, and how many at most anywhere.
+    pub(crate) fn overlaps(&self) -> [u64; 4] {
+        let decisions = self.inner.decisions.lock();
+        decisions.iter().fold([0; 4], |[count, prompt, placed, best], e| {
+            let most = e.decision.candidates.iter().map(|c| c.overlap_blocks).max().unwrap_or(0);
+            let here = u64::from(e.decision.overlap_blocks);
+            [
+                count + 1,
+                prompt + e.prompt_blocks as u64,
+                placed + here,
+                best + here.max(most.into()),
+            ]
+        })
+    }
+
+    /// Where a request was placed last.
+    pub(crate) fn worker_of(&self, request: &str) -> Option<WorkerId> {
+        let decisions = self.inner.decisions.lock();
+        decisions.iter().rev().find(|e| e.request == request).map(|e| e.decision.worker)
     }
 
     fn view(&self, entry: &WorkerEntry) -> WorkerView {

@@ -49,6 +49,17 @@ pub(crate) fn options_of(request: &Request, tenant: &TenantId) -> RenderOptions 
     RenderOptions { asker: ASKERS.hash_one(tenant.as_str()), ..RenderOptions::of(request) }
 }
 
+/// Where a tenant's prompts for a model are cached.
+pub(crate) fn namespace_of(
+    key: &BlockHashKey,
+    tenant: &TenantId,
+    card: &ModelCard,
+    salt: &str,
+) -> NamespaceId {
+    let model = format!("{}@{}", card.name, card.revision);
+    key.namespace(tenant.as_str(), &model, salt, card.block_tokens)
+}
+
 /// Renders, tokenises and hashes. Pure computation, milliseconds for a long prompt.
 pub(crate) fn prepare(
     request: &Request,
@@ -73,10 +84,9 @@ pub(crate) fn prepare(
     marks.sort_unstable();
     let offsets: Vec<usize> = marks.iter().map(|m| m.0).collect();
     let salt = request.hints.cache_salt.as_deref().unwrap_or_default();
-    let model = format!("{}@{}", card.name, card.revision);
     let hash_key = key;
     let key = BlockHashKey::new(key);
-    let namespace = key.namespace(tenant.as_str(), &model, salt, card.block_tokens);
+    let namespace = namespace_of(&key, tenant, card, salt);
     let naming = Naming { key: &key, namespace, block_tokens: card.block_tokens };
     let prepared = card.tokenizer.prepare(tenant.as_str(), rendered.text, &offsets, &naming)?;
     let Prepared { tokens, packed, blocks, tokens_before } = prepared;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use mainstay_index::IndexReader;
+use mainstay_index::{BlockIndex, IndexReader, RunSnapshot};
 use mainstay_proto::convert::{event_view, mark_from_wire, proposal_from_wire};
 use mainstay_proto::v1;
 use mainstay_proto::v1::control_client::ControlClient;
@@ -94,6 +94,29 @@ impl Replica {
     /// Looks at the state. The closure holds a lock: it must not wait for anything.
     pub(crate) fn read<T>(&self, look: impl FnOnce(&Machine) -> T) -> T {
         look(&self.inner.machine.read())
+    }
+
+    /// All runs of the index with their holders, unless it has more than `entries_max` entries: the walk keeps frames
+    /// waiting.
+    pub(crate) fn runs(&self, entries_max: u64) -> Option<Vec<RunSnapshot>> {
+        let walk =
+            |index: &BlockIndex| (index.held_count() <= entries_max).then(|| index.snapshot());
+        if self.inner.plain.load(Ordering::Acquire) {
+            return self.read(|m| walk(m.index()));
+        }
+        walk(self.inner.streams.lock().index())
+    }
+
+    /// How many blocks each of these workers holds, and how many different ones there are.
+    pub(crate) fn held(&self, workers: &[WorkerId]) -> (Vec<u64>, u64) {
+        let count = |index: &BlockIndex| {
+            let held = workers.iter().map(|id| index.worker_block_count(*id)).collect();
+            (held, index.block_count())
+        };
+        if self.inner.plain.load(Ordering::Acquire) {
+            return self.read(|m| count(m.index()));
+        }
+        count(self.inner.streams.lock().index())
     }
 
     /// Whether there is any state to look at.

@@ -15,6 +15,8 @@ use mainstay_types::TenantId;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use crate::history::unix_ms;
+use crate::lanes::{Lanes, OpenTurn, Taken, TurnEnd};
 use crate::retention::Retainer;
 
 /// Changes on their way to observers.
@@ -39,7 +41,9 @@ pub(crate) struct Sessions {
 
 struct Shared {
     started: Instant,
+    started_unix_ms: u64,
     table: Mutex<Lifecycle>,
+    lanes: Lanes,
     changes: mpsc::Sender<Lived>,
     retainer: Retainer,
 }
@@ -52,8 +56,10 @@ impl Sessions {
 
     fn with(table: Lifecycle, changes_max: usize, retainer: Retainer) -> (Self, Changes) {
         let (changes, receiver) = mpsc::channel(changes_max);
-        let (started, table) = (Instant::now(), Mutex::new(table));
-        let shared = Shared { started, table, changes, retainer };
+        let (started, lanes) = (Instant::now(), Lanes::default());
+        let started_unix_ms = unix_ms();
+        let table = Mutex::new(table);
+        let shared = Shared { started, started_unix_ms, table, lanes, changes, retainer };
         (Self { shared: Arc::new(shared) }, receiver)
     }
 
@@ -71,7 +77,16 @@ impl Sessions {
         if !finished.is_empty() {
             self.change(|table, now_ms| (table.consumed(now_ms, tenant.as_str(), &finished), ()));
         }
-        Life { sessions: self.clone(), ticket: asked.ticket }
+        let begun = |ticket: &Ticket| {
+            self.shared.lanes.begun(tenant, Arc::clone(ticket.key()), ticket.is_aside())
+        };
+        let turn = asked.ticket.as_ref().map(begun);
+        Life { sessions: self.clone(), ticket: asked.ticket, turn }
+    }
+
+    /// The latest turns of each session.
+    pub(crate) fn lanes(&self) -> &Lanes {
+        &self.shared.lanes
     }
 
     /// Changes the table and tells what came of it, in one step: an observer must not hear of a change before those
@@ -97,6 +112,13 @@ impl Sessions {
         most: usize,
     ) -> (Vec<SessionView>, bool) {
         self.shared.table.lock().list(self.now_ms(), tenant.as_str(), all, most)
+    }
+
+    /// The same with the time that their ages are counted from, in milliseconds since 1970 and steady.
+    pub(crate) fn list_at(&self, tenant: &TenantId, most: usize) -> (u64, Vec<SessionView>, bool) {
+        let now_ms = self.now_ms();
+        let (sessions, more) = self.shared.table.lock().list(now_ms, tenant.as_str(), true, most);
+        (self.shared.started_unix_ms.saturating_add(now_ms), sessions, more)
     }
 
     /// One of them.
@@ -132,17 +154,33 @@ impl Sessions {
 pub(crate) struct Life {
     sessions: Sessions,
     ticket: Option<Ticket>,
+    turn: Option<OpenTurn>,
 }
 
 impl Life {
     /// Whether the request is one beside its session's conversation.
     pub(crate) fn is_side(&self) -> bool {
-        self.ticket.as_ref().is_some_and(Ticket::is_side)
+        self.ticket.as_ref().is_some_and(Ticket::is_aside)
+    }
+
+    /// A worker has taken it, and its first token is here.
+    pub(crate) fn taken(&self, taken: Taken<'_>) {
+        if let Some(turn) = &self.turn {
+            self.sessions.shared.lanes.taken(turn, taken);
+        }
     }
 
     /// Takes the end of the answer; only the first one counts.
     pub(crate) fn answered(&mut self, transcript: &Transcript, finish: &Finish, usage: Usage) {
         let Some(ticket) = self.ticket.take() else { return };
+        if let Some(turn) = self.turn.take() {
+            let end = match finish {
+                Finish::Error(_) => TurnEnd::Failed,
+                Finish::Cancelled => TurnEnd::GivenUp,
+                _ => TurnEnd::Served,
+            };
+            self.sessions.shared.lanes.ended(&turn, end, usage);
+        }
         let outcome = Outcome { transcript, finish, usage };
         self.sessions.change(|table, now_ms| (table.answered(now_ms, ticket, &outcome), ()));
     }

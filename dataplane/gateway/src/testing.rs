@@ -39,7 +39,11 @@ pub(crate) fn config(requests_max: usize) -> GatewayConfig {
 
 /// What handlers share, and what ends it.
 pub(crate) fn app(requests_max: usize) -> (App, watch::Sender<bool>) {
-    let config = config(requests_max);
+    app_of(config(requests_max))
+}
+
+/// The same with a configuration of one's own.
+pub(crate) fn app_of(config: GatewayConfig) -> (App, watch::Sender<bool>) {
     let control = ControlPlane::new(&config.control).expect("an address");
     let replica = Replica::new();
     let workers = Workers::new(replica.clone(), Arc::new(channel));

@@ -125,6 +125,14 @@ impl Workers {
         self.inner.slots.read().get(&id).map(|slot| Arc::clone(&slot.entry))
     }
 
+    /// All workers, by number.
+    pub(crate) fn all(&self) -> Vec<Arc<WorkerEntry>> {
+        let slots = self.inner.slots.read();
+        let mut found: Vec<_> = slots.values().map(|s| Arc::clone(&s.entry)).collect();
+        found.sort_by_key(|e| e.id);
+        found
+    }
+
     /// A model that some worker serves.
     pub(crate) fn model(&self, name: &str) -> Option<Arc<ModelCard>> {
         self.inner.models.read().get(name).cloned()

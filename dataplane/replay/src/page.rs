@@ -3,13 +3,11 @@
 //! Nothing is loaded from anywhere and nothing runs, so a page can be mailed, kept beside the trace and opened in ten
 //! years. Text is escaped here; figures come escaped.
 
+use mainstay_console::PALETTE;
+
 use crate::plot::{Plot, escaped};
 
 const STYLE: &str = r#"
-:root{color-scheme:light dark;--bg:#fbfbfa;--card:#fff;--fg:#1c1f24;--dim:#626975;--line:#e3e5e8;
---c0:#2456d6;--c1:#c2570c;--c2:#0b8457;--c3:#b3246e;--c4:#6d3fd1;--c5:#0a7d96;--c6:#5b7a10;--c7:#b42318}
-@media (prefers-color-scheme:dark){:root{--bg:#14161a;--card:#1c1f25;--fg:#e6e8eb;--dim:#9aa2ae;--line:#31363f;
---c0:#7da2ff;--c1:#ff9f5a;--c2:#4fd3a0;--c3:#ff7db8;--c4:#b79bff;--c5:#56cfe6;--c6:#b5d45a;--c7:#ff8a7d}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif}
 main{max-width:1320px;margin:0 auto;padding:28px 20px 60px}
@@ -42,7 +40,7 @@ impl Page {
     pub(crate) fn new(title: &str, lead: &str) -> Self {
         let (title, lead) = (escaped(title), escaped(lead));
         let text = format!(
-            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>{title}</title><style>{STYLE}</style></head><body><main><h1>{title}</h1><p class=\"lead\">{lead}</p>\n"
+            "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><title>{title}</title><style>{PALETTE}{STYLE}</style></head><body><main><h1>{title}</h1><p class=\"lead\">{lead}</p>\n"
         );
         Self { text }
     }

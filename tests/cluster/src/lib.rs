@@ -18,6 +18,7 @@ mod process;
 pub mod proxy;
 pub mod rng;
 pub mod s3;
+pub mod schema;
 
 pub use client::{Client, Reply, Streamed};
 pub use process::{Cluster, Process, Shape, binary, free_port, library, run_cli};

@@ -25,6 +25,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::constrain;
 use crate::generate::{self, Job};
 use crate::http::App;
+use crate::lanes::Taken;
 use crate::model::ModelCard;
 use crate::prompt::{self, Prompt, options_of};
 use crate::quota::Spending;
@@ -285,6 +286,13 @@ impl App {
             .map(|n| Box::pin(generate::start(self.placement.clone(), turn.job(n), || {})));
         all.extend(futures::future::try_join_all(more).await?);
         let generations = Generations::new(all);
+        life.taken(Taken {
+            request: &turn.request_id,
+            worker: self.placement.worker_of(&turn.request_id),
+            prompt_tokens: tokens as u64,
+            cached_tokens: u64::from(generations.cached_tokens),
+            block_tokens: u64::from(turn.card.block_tokens),
+        });
         let writer = Writer::new(turn, &generations, self.clone(), pins, life);
         Ok((writer, generations))
     }

@@ -257,7 +257,7 @@ pub(super) fn pin_json(pin: &v1::Pin) -> Value {
 }
 
 /// The followed member's view: near, and there also when the others are out of reach; else whoever answers.
-async fn ask_status(app: &App) -> Result<v1::StatusReply, tonic::Status> {
+pub(super) async fn ask_status(app: &App) -> Result<v1::StatusReply, tonic::Status> {
     if let Some((_, mut near)) = app.replica.followed() {
         let asked = near.status(v1::StatusRequest::default());
         if let Ok(Ok(reply)) = tokio::time::timeout(STATUS_WAIT, asked).await {
@@ -270,21 +270,28 @@ async fn ask_status(app: &App) -> Result<v1::StatusReply, tonic::Status> {
     call.await
 }
 
+fn known(region: &str) -> Option<&str> {
+    Some(region).filter(|region| !region.is_empty())
+}
+
+/// Members of older programs say none.
+fn version(version: u32) -> Option<u32> {
+    Some(version).filter(|v| *v > 0)
+}
+
+/// A member as JSON.
+pub(super) fn member_json(m: &v1::Member) -> Value {
+    json!({
+        "id": m.id, "address": m.address, "role": m.role, "last_log_index": m.last_log_index,
+        "applied_index": m.applied_index, "lag": m.lag, "reachable": m.reachable,
+        "region": known(&m.region), "version": version(m.version),
+    })
+}
+
 pub(super) async fn status(State(app): State<App>, headers: HeaderMap) -> Reply {
     let _admitted = app.admit(&headers)?;
     let s = ask_status(&app).await?;
-    let known = |region: &str| (!region.is_empty()).then(|| region.to_owned());
-    // Members of older programs say none.
-    let version = |version: u32| Some(version).filter(|v| *v > 0);
-    let members: Vec<Value> = s
-        .members
-        .iter()
-        .map(|m| json!({
-            "id": m.id, "address": m.address, "role": m.role, "last_log_index": m.last_log_index,
-            "applied_index": m.applied_index, "lag": m.lag, "reachable": m.reachable,
-            "region": known(&m.region), "version": version(m.version),
-        }))
-        .collect();
+    let members: Vec<Value> = s.members.iter().map(member_json).collect();
     let workers: Vec<Value> = s
         .workers
         .iter()

@@ -1,6 +1,7 @@
 //! The gateway's routes.
 
 mod admin;
+mod console;
 mod door;
 mod health;
 mod inflate;
@@ -96,6 +97,7 @@ pub(crate) struct Parts {
     pub(crate) stopped: watch::Receiver<bool>,
     pub(crate) metrics: Option<PrometheusHandle>,
     pub(crate) meters: Meters,
+    pub(crate) console: console::Console,
 }
 
 impl App {
@@ -121,6 +123,7 @@ impl App {
             bodies: Some(bodies),
             ..ParseOptions::default()
         };
+        let console = console::Console::new(&config);
         let parts = Parts {
             stored: Stored::new(control.clone(), replica.clone(), parsing.clone()),
             sockets: websocket::Sockets::new(config.websocket),
@@ -135,6 +138,7 @@ impl App {
             stopped,
             metrics: config.metrics,
             meters: Meters::default(),
+            console,
             sessions,
             retainer,
             region: config.region,
@@ -154,6 +158,24 @@ impl App {
         // It is never closed; if it were, there would be no requests.
         let _ = self.permits.acquire_many(all).await;
     }
+}
+
+/// What the console is made of, and what it asks for.
+fn console_routes() -> Router<App> {
+    Router::new()
+        .route("/api/v1/console/overview", get(console::overview))
+        .route("/api/v1/console/history", get(console::history))
+        .route("/api/v1/console/workers", get(console::workers))
+        .route("/api/v1/console/workers/{id}/blocks", get(console::blocks))
+        .route("/api/v1/console/pins", get(console::pins))
+        .route("/api/v1/console/sessions", get(console::sessions))
+        .route("/api/v1/console/decisions", get(console::decisions))
+        .route("/api/v1/console/members", get(console::members))
+        .route("/api/v1/console/config", get(console::config))
+        .route("/api/v1/console/events", get(console::events))
+        .route("/console", get(console::no_slash))
+        .route("/console/", get(console::page))
+        .route("/console/{file}", get(console::file))
 }
 
 /// Serves until told to stop; open streams then go on until they end.
@@ -179,6 +201,7 @@ pub(crate) async fn serve(listener: TcpListener, app: App) {
         .route("/v1/sessions/{key}", get(sessions::show))
         .route("/api/v1/status", get(admin::status))
         .route("/api/v1/requests/{id}/explain", get(admin::explain))
+        .merge(console_routes())
         .route("/openapi.json", get(openapi::description))
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
@@ -293,6 +316,7 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
     .await;
     let meter = app.meters.of(endpoint);
     meter.requests.increment(1);
+    app.meters.tally.asked();
     let told = outcome.as_ref().ok().map(|answer| answer.told.clone());
     let mut response = match outcome.map(|answer| answer.form) {
         Ok(AnswerForm::Json(body)) => {
@@ -303,7 +327,9 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
         }
         Ok(AnswerForm::Stream(frames)) => {
             // The first token is in hand by now, so this is the time to first token.
-            meter.ttft_seconds.record(started.elapsed().as_secs_f64());
+            let waited = started.elapsed();
+            meter.ttft_seconds.record(waited.as_secs_f64());
+            app.meters.tally.first_token(waited);
             let frames = tokio_stream::wrappers::ReceiverStream::new(frames);
             let mut response = Response::new(Body::from_stream(frames));
             let headers = response.headers_mut();
@@ -313,6 +339,7 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
         }
         Err(error) => {
             tracing::info!(request = %request_id, kind = ?error.kind, "request refused");
+            app.meters.tally.refused();
             failure(&error, endpoint, &request_id)
         }
     };

@@ -51,7 +51,7 @@ fn list_json(sessions: &[SessionView], has_more: bool) -> Value {
     json!({"object": "list", "data": data, "has_more": has_more})
 }
 
-fn session_json(session: &SessionView) -> Value {
+pub(super) fn session_json(session: &SessionView) -> Value {
     json!({
         "object": "session",
         "key": session.key,

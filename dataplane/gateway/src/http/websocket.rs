@@ -256,6 +256,7 @@ impl Connection {
     async fn answer(&mut self, message: Bytes, permit: OwnedSemaphorePermit) -> Result<(), Gone> {
         metrics::counter!("mainstay_gateway_requests_total", "endpoint" => "websocket")
             .increment(1);
+        self.app.meters.tally.asked();
         let envelope = serde_json::from_slice::<Envelope>(&message);
         let refused = match &envelope {
             Err(error) => Some(ApiError::invalid("", &format!("not a request ({error})"))),
@@ -278,6 +279,7 @@ impl Connection {
         };
         let Err(error) = outcome else { return Ok(()) };
         tracing::info!(kind = ?error.kind, "websocket request refused");
+        self.app.meters.tally.refused();
         if let Some(previous) = envelope.ok().and_then(|e| e.previous_response_id) {
             self.last.take(&previous);
         }

@@ -4,6 +4,7 @@
 
 mod access;
 mod bad_starts;
+mod console;
 mod failover;
 mod keeper;
 mod lifecycle;
