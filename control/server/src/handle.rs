@@ -92,13 +92,9 @@ pub async fn start(mut config: ControlConfig) -> Result<ControlHandle, ControlEr
             tracing::error!(%error, "the control plane's listener has ended");
         }
     });
+    let (connector, hash_key) = (Arc::clone(&config.connector), config.hash_key);
     let tasks = vec![
-        tokio::spawn(duties::run(
-            group.clone(),
-            leases,
-            Arc::clone(&config.connector),
-            config.hash_key,
-        )),
+        tokio::spawn(duties::run(group.clone(), leases, connector, hash_key)),
         tokio::spawn(versions::run(group.clone(), Arc::clone(&config.connector))),
         tokio::spawn(cuts::run(group.clone())),
         tokio::spawn(freshness::run(group.clone(), place, Arc::clone(&config.connector))),

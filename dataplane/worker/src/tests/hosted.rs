@@ -29,6 +29,8 @@ pub(crate) struct Parrot {
     held: Mutex<BTreeSet<u128>>,
     /// Blocks that it takes in at most; all unless `"takes"` says otherwise.
     takes: usize,
+    /// What it says that a prompt took; a millisecond unless `"prefill_us"` says otherwise.
+    prefill_us: u64,
 }
 
 impl Engine for Parrot {
@@ -42,7 +44,8 @@ impl Engine for Parrot {
         let key = config["hash_key"].as_str().and_then(HashKey::from_hex);
         let key = key.ok_or_else(|| EngineError::invalid("no hash key"))?;
         let takes = config["takes"].as_u64().map_or(usize::MAX, |takes| takes as usize);
-        Ok(Self { key, lanes, held: Mutex::default(), takes })
+        let prefill_us = config["prefill_us"].as_u64().unwrap_or(1_000);
+        Ok(Self { key, lanes, held: Mutex::default(), takes, prefill_us })
     }
 
     fn info(&self) -> Info {
@@ -90,7 +93,7 @@ impl Engine for Parrot {
                 first: at == 0,
                 finish: last.then_some(Finish::Stop),
                 cached_tokens,
-                prefill_us: 1_000,
+                prefill_us: self.prefill_us,
                 ..Output::default()
             });
         }

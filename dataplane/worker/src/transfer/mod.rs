@@ -52,7 +52,7 @@ const COPIES_MAX: usize = 12;
 /// Fewer blocks than these are not worth the way.
 const BLOCKS_MIN: usize = 4;
 /// How long one transfer may be served, however slowly it is read.
-const SERVE_MAX: Duration = Duration::from_millis(if cfg!(test) { 400 } else { 10_000 });
+const SERVE_MAX: Duration = Duration::from_millis(if cfg!(test) { 3_000 } else { 10_000 });
 /// Channels to other workers that are kept.
 const PEERS_MAX: usize = 256;
 

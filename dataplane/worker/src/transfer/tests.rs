@@ -229,15 +229,15 @@ const BLOCKS: u32 = WHOLE / BLOCK_TOKENS;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_hangs_holds_up_no_longer_than_computing_and_is_left_alone() {
     let control = FakeControl::start().await;
-    let worker = worker(&control, "patient").await;
-    // The worker knows its pace from here on: a prompt is computed in a millisecond.
+    let worker = worker_that(&control, "patient", serde_json::json!({"prefill_us": 400_000})).await;
+    // The worker knows its pace from here on: computing a prompt takes 0.4 s, and a load may take as long.
     let first: Vec<u32> = (100..141).collect();
     assert_eq!(cached_of(&worker, &[], &first).await, 0);
     let (address, asked) = source(|_| {}, Duration::from_secs(60)).await;
     let sources = [(address.to_string(), BLOCKS)];
     let (late, begun) = (loads("late"), Instant::now());
     assert_eq!(cached(&worker, &sources).await, 0);
-    assert!(begun.elapsed() < Duration::from_millis(1_500), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(2_500), "{:?}", begun.elapsed());
     assert_eq!(loads("late"), late + 1);
     let other: Vec<u32> = (200..241).collect();
     assert_eq!(cached_of(&worker, &sources, &other).await, 0);
@@ -272,12 +272,11 @@ async fn a_client_that_leaves_ends_its_load_and_is_not_computed_for() {
     let control = FakeControl::start().await;
     let worker = worker(&control, "left").await;
     let (address, asked) = source(|_| {}, Duration::from_secs(60)).await;
-    let (left, begun) = (loads("left"), Instant::now());
+    let left = loads("left");
     let sources = [(address.to_string(), BLOCKS)];
     let generating = cached(&worker, &sources);
     assert!(tokio::time::timeout(Duration::from_millis(500), generating).await.is_err());
     eventually("left", || loads("left") == left + 1).await;
-    assert!(begun.elapsed() < Duration::from_secs(2), "before the three seconds of a load");
     assert_eq!(asked.load(Ordering::Acquire), 1);
     // Its place is free, and nothing was computed.
     assert_eq!(cached(&worker, &[]).await, 0);
@@ -316,8 +315,13 @@ async fn a_transfer_that_hangs_ends_and_frees_its_place() {
     let ended = open[0].message().await.expect_err("too late");
     assert_eq!(ended.code(), tonic::Code::DeadlineExceeded);
     // The others are not read at all, and end too.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    for _ in 0..super::TRANSFERS_MAX {
-        open.push(stage.client().export_blocks(request()).await.expect("taken").into_inner());
+    let mut again = Vec::new();
+    let begun = Instant::now();
+    while again.len() < super::TRANSFERS_MAX {
+        assert!(begun.elapsed() < super::SERVE_MAX, "only {} are free", again.len());
+        match stage.client().export_blocks(request()).await {
+            Ok(stream) => again.push(stream),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
     }
 }
