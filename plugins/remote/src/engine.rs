@@ -135,14 +135,6 @@ impl Engine for RemoteEngine {
                 return Err(error);
             }
         };
-        if facts.server == Server::LlamaCpp && options.kv_events.is_some() {
-            desk.close();
-            let _ = thread.join();
-            return Err(RemoteError::Options(
-                "llama.cpp tells no events; leave --kv-events out".to_owned(),
-            )
-            .into());
-        }
         say(&options, &facts, log);
         Ok(Self {
             info: info(&options, &facts),

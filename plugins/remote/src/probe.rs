@@ -57,6 +57,10 @@ pub(crate) async fn probe(client: &Client, options: &Options) -> Result<Facts, R
         Some(server) => server,
         None => server_of(model).map_err(&wrong)?,
     };
+    if server == Server::LlamaCpp && options.kv_events.is_some() {
+        let message = "llama.cpp tells no events; leave --kv-events out";
+        return Err(RemoteError::Options(message.to_owned()));
+    }
     let told = match server {
         Server::Vllm => vllm(client, model).await?,
         Server::Sglang => sglang(client, model).await?,

@@ -112,6 +112,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Batch, Malformed> {
     }
     if items > 2 {
         let mut own = cursor;
+        cursor.skip()?;
         if let Ok(Scalar::Unsigned(rank)) = own.scalar() {
             batch.rank = Some(rank);
         }

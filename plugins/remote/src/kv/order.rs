@@ -25,6 +25,8 @@ pub(crate) struct Order {
     live: Option<u64>,
     /// Up to this number, replay has given what may come once more, live.
     overlap: Option<u64>,
+    /// The other end of this connection may live another life than the last batch is of.
+    is_doubtful: bool,
 }
 
 impl Order {
@@ -32,12 +34,14 @@ impl Order {
     pub(crate) const fn connected(&mut self) {
         self.live = None;
         self.overlap = None;
+        self.is_doubtful = self.last.is_some();
     }
 
     /// Nothing is known any more.
     pub(crate) const fn forget(&mut self) {
         self.last = None;
         self.overlap = None;
+        self.is_doubtful = false;
     }
 
     /// Whether nothing was taken yet.
@@ -58,6 +62,7 @@ impl Order {
         }
         self.live = Some(number);
         match self.last {
+            Some((last, _)) if self.is_doubtful => Verdict::Missing { from: last },
             None if number == 0 => self.take(number, digest),
             None => Verdict::Missing { from: 0 },
             Some((last, _)) if number == last.saturating_add(1) => self.take(number, digest),
@@ -93,12 +98,14 @@ impl Order {
             return false;
         }
         self.overlap = self.last.map(|(number, _)| number);
+        self.is_doubtful = false;
         true
     }
 
     /// Takes a batch although what was before it is lost; nothing before it may be believed.
     pub(crate) fn begin_at(&mut self, number: u64, digest: u64) {
         self.last = Some((number, digest));
+        self.is_doubtful = false;
     }
 
     const fn take(&mut self, number: u64, digest: u64) -> Verdict {
@@ -147,7 +154,7 @@ mod tests {
         assert!(order.is_new());
         assert_eq!(order.replayed(2, 2), Verdict::Apply, "the oldest that is kept");
         order.connected();
-        assert_eq!(order.live(1, 1), Verdict::Anew, "without a replay on this connection");
+        assert_eq!(order.live(3, 3), Verdict::Missing { from: 2 }, "that may be another life's");
     }
 
     proptest::proptest! {

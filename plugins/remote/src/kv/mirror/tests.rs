@@ -187,9 +187,9 @@ proptest::proptest! {
         for (kind, prompt) in steps {
             let prefixes: Vec<Vec<u32>> =
                 (1..=3).map(|blocks| prompt[..blocks * BLOCK as usize].to_vec()).collect();
-            let fresh = natives.len() as u64;
-            for (n, prefix) in prefixes.iter().enumerate() {
-                natives.entry(prefix.clone()).or_insert(fresh + n as u64 + 1000);
+            for prefix in &prefixes {
+                let fresh = natives.len() as u64;
+                natives.entry(prefix.clone()).or_insert(fresh);
             }
             if kind > 0 {
                 // As vLLM: blocks that are held are shared, those behind them are new, or doubled.

@@ -13,43 +13,43 @@ use super::cache::Table;
 use super::{END, Kind, State, Wanted, llamacpp_double, next_token, sglang_double, vllm_double};
 
 /// The client's end of an answer.
-pub struct Out(OwnedWriteHalf);
+pub(crate) struct Out(OwnedWriteHalf);
 
 /// The client has gone, or the double fails on purpose.
-pub struct Gone;
+pub(crate) struct Gone;
 
 impl Out {
     async fn write(&mut self, bytes: &[u8]) -> Result<(), Gone> {
         self.0.write_all(bytes).await.map_err(|_| Gone)
     }
 
-    pub async fn whole(&mut self, status: u16, kind: &str, body: &str) -> Result<(), Gone> {
+    pub(crate) async fn whole(&mut self, status: u16, kind: &str, body: &str) -> Result<(), Gone> {
         let len = body.len();
         let head =
             format!("HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\ncontent-length: {len}\r\n\r\n");
         self.write(&[head.as_bytes(), body.as_bytes()].concat()).await
     }
 
-    pub async fn json(&mut self, status: u16, body: &Value) -> Result<(), Gone> {
+    pub(crate) async fn json(&mut self, status: u16, body: &Value) -> Result<(), Gone> {
         self.whole(status, "application/json", &body.to_string()).await
     }
 
-    pub async fn begin_stream(&mut self) -> Result<(), Gone> {
+    pub(crate) async fn begin_stream(&mut self) -> Result<(), Gone> {
         let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
         self.write(head.as_bytes()).await
     }
 
-    pub async fn event(&mut self, data: &str) -> Result<(), Gone> {
+    pub(crate) async fn event(&mut self, data: &str) -> Result<(), Gone> {
         let text = format!("data: {data}\n\n");
         self.write(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).await
     }
 
-    pub async fn end_stream(&mut self) -> Result<(), Gone> {
+    pub(crate) async fn end_stream(&mut self) -> Result<(), Gone> {
         self.write(b"0\r\n\r\n").await
     }
 }
 
-pub async fn serve(address: SocketAddr, state: Arc<State>) -> SocketAddr {
+pub(crate) async fn serve(address: SocketAddr, state: Arc<State>) -> SocketAddr {
     let listener = TcpListener::bind(address).await.expect("the server's port");
     let address = listener.local_addr().expect("its address");
     tokio::spawn(async move {
@@ -114,17 +114,17 @@ async fn answer(state: &Arc<State>, path: &str, body: Value, out: &mut Out) -> R
 }
 
 /// A request that runs: its blocks are given back when it is dropped.
-pub struct Run<'a> {
+pub(crate) struct Run<'a> {
     state: &'a State,
-    pub wanted: Wanted,
+    pub(crate) wanted: Wanted,
     table: Table,
-    pub said: Vec<u32>,
+    pub(crate) said: Vec<u32>,
     _permit: tokio::sync::SemaphorePermit<'a>,
 }
 
 impl<'a> Run<'a> {
     /// Waits for its turn and for room in the cache.
-    pub async fn begin(state: &'a State, wanted: Wanted) -> Result<Run<'a>, Gone> {
+    pub(crate) async fn begin(state: &'a State, wanted: Wanted) -> Result<Run<'a>, Gone> {
         let permit = state.running.acquire().await.map_err(|_| Gone)?;
         let table = loop {
             let has_room = state.room.notified();
@@ -146,7 +146,7 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    pub fn cached_tokens(&self) -> usize {
+    pub(crate) fn cached_tokens(&self) -> usize {
         self.table.cached_tokens
     }
 
@@ -160,7 +160,7 @@ impl<'a> Run<'a> {
     }
 
     /// Says the next token; the second is the reason if it is the last.
-    pub async fn step(&mut self) -> (u32, Option<&'static str>) {
+    pub(crate) async fn step(&mut self) -> (u32, Option<&'static str>) {
         if self.state.setting.decode.is_zero() {
             tokio::task::yield_now().await;
         } else {
@@ -180,7 +180,7 @@ impl<'a> Run<'a> {
     }
 
     /// Whether the answer breaks off here, on purpose.
-    pub async fn fails(&self, out: &mut Out) -> bool {
+    pub(crate) async fn fails(&self, out: &mut Out) -> bool {
         let faults = &self.state.faults;
         if self.state.fails(&faults.garbage_after, self.said.len()) {
             let _ = out.event("{\"choices\": [{\"token_ids\": \"so\0many\"").await;
@@ -198,19 +198,19 @@ impl Drop for Run<'_> {
 }
 
 /// Tells what changed, in one batch.
-pub fn publish(state: &State, cache: &mut super::cache::Cache) {
+pub(crate) fn publish(state: &State, cache: &mut super::cache::Cache) {
     let changes = std::mem::take(&mut cache.changes);
     let is_lost = state.faults.loses_events.load(Ordering::Relaxed);
     state.publisher.publish(&state.setting, &changes, is_lost);
 }
 
 /// `value[key]` as a number.
-pub fn number(value: &Value, key: &str) -> u64 {
+pub(crate) fn number(value: &Value, key: &str) -> u64 {
     value.get(key).and_then(Value::as_u64).unwrap_or(0)
 }
 
 /// `value[key]` as tokens.
-pub fn tokens(value: &Value, key: &str) -> Vec<u32> {
+pub(crate) fn tokens(value: &Value, key: &str) -> Vec<u32> {
     let list = value.get(key).and_then(Value::as_array);
     list.into_iter().flatten().filter_map(|token| Some(token.as_u64()? as u32)).collect()
 }

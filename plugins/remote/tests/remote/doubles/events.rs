@@ -22,9 +22,8 @@ struct Publish {
 type Kept = Arc<Mutex<VecDeque<(u64, Vec<u8>)>>>;
 
 /// Takes batches; the rest happens elsewhere.
-pub struct Publisher {
+pub(crate) struct Publisher {
     sender: mpsc::UnboundedSender<Publish>,
-    pub kept: Kept,
 }
 
 fn message(frames: &[&[u8]]) -> ZmqMessage {
@@ -35,7 +34,10 @@ fn message(frames: &[&[u8]]) -> ZmqMessage {
 
 impl Publisher {
     /// Listens at these addresses; answers with those that it got.
-    pub async fn start(events: SocketAddr, replay: SocketAddr) -> (Self, SocketAddr, SocketAddr) {
+    pub(crate) async fn start(
+        events: SocketAddr,
+        replay: SocketAddr,
+    ) -> (Self, SocketAddr, SocketAddr) {
         let (sender, mut receiver) = mpsc::unbounded_channel::<Publish>();
         let kept: Kept = Kept::default();
         let mut publisher = PubSocket::new();
@@ -66,10 +68,10 @@ impl Publisher {
             let text = endpoint.to_string();
             text.trim_start_matches("tcp://").parse().expect("an address")
         };
-        (Self { sender, kept }, address(events), address(replay))
+        (Self { sender }, address(events), address(replay))
     }
 
-    pub fn publish(&self, setting: &Setting, changes: &[Change], is_lost: bool) {
+    pub(crate) fn publish(&self, setting: &Setting, changes: &[Change], is_lost: bool) {
         if !changes.is_empty() && setting.kind != Kind::LlamaCpp {
             let payload = encode(setting, changes);
             let _ = self.sender.send(Publish { payload, is_lost });
@@ -96,7 +98,7 @@ async fn answer(mut router: RouterSocket, kept: Kept) {
 }
 
 /// A batch in the words of the server that is played.
-pub fn encode(setting: &Setting, changes: &[Change]) -> Vec<u8> {
+pub(crate) fn encode(setting: &Setting, changes: &[Change]) -> Vec<u8> {
     let mut out = Vec::new();
     write_array_len(&mut out, 3).expect("memory");
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// What changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     Stored { hashes: Vec<u64>, parent: Option<u64>, tokens: Vec<u32>, salt: Option<String> },
     Removed(Vec<u64>),
     Cleared,
@@ -18,33 +18,29 @@ struct Block {
 }
 
 #[derive(Debug)]
-pub struct Cache {
+pub(crate) struct Cache {
     blocks: HashMap<u64, Block>,
     /// Blocks of running requests that are not full yet, or not computed.
     open: usize,
     capacity: usize,
     block_tokens: usize,
     clock: u64,
-    pub changes: Vec<Change>,
+    pub(crate) changes: Vec<Change>,
 }
 
 /// The blocks of one request.
 #[derive(Debug)]
-pub struct Table {
+pub(crate) struct Table {
     hashes: Vec<u64>,
     registered: usize,
     total: usize,
-    pub cached_tokens: usize,
+    pub(crate) cached_tokens: usize,
 }
 
 impl Cache {
-    pub fn new(capacity: usize, block_tokens: usize) -> Self {
+    pub(crate) fn new(capacity: usize, block_tokens: usize) -> Self {
         let blocks = HashMap::new();
         Self { blocks, open: 0, capacity, block_tokens, clock: 0, changes: Vec::new() }
-    }
-
-    pub fn len(&self) -> usize {
-        self.blocks.len()
     }
 
     fn hashes(&self, salt: &str, tokens: &[u32]) -> Vec<u64> {
@@ -62,7 +58,7 @@ impl Cache {
     }
 
     /// Room for a prompt and its answer; `None` while there is none.
-    pub fn admit(&mut self, salt: &str, prompt: &[u32], tokens_max: usize) -> Option<Table> {
+    pub(crate) fn admit(&mut self, salt: &str, prompt: &[u32], tokens_max: usize) -> Option<Table> {
         let hashes = self.hashes(salt, prompt);
         let usable = (prompt.len() - 1) / self.block_tokens;
         let hits = hashes.iter().take(usable).take_while(|h| self.blocks.contains_key(h)).count();
@@ -99,7 +95,7 @@ impl Cache {
     }
 
     /// These tokens of a request are computed: its full blocks can be hit from now on.
-    pub fn computed(&mut self, table: &mut Table, salt: &str, tokens: &[u32]) {
+    pub(crate) fn computed(&mut self, table: &mut Table, salt: &str, tokens: &[u32]) {
         let hashes = self.hashes(salt, tokens);
         let parent = table.registered.checked_sub(1).map(|before| hashes[before]);
         let new = &hashes[table.registered..];
@@ -133,13 +129,13 @@ impl Cache {
     }
 
     /// The request has ended, whichever way.
-    pub fn release(&mut self, table: &Table) {
+    pub(crate) fn release(&mut self, table: &Table) {
         let hashes = table.hashes.clone();
         self.unuse(&hashes);
         self.open = self.open.saturating_sub(table.total.saturating_sub(table.registered));
     }
 
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.blocks.retain(|_, block| block.users > 0);
         self.changes.push(Change::Cleared);
     }

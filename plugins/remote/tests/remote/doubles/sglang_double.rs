@@ -25,7 +25,7 @@ fn wanted(body: &Value) -> Wanted {
     }
 }
 
-pub async fn answer(
+pub(crate) async fn answer(
     state: &Arc<State>,
     path: &str,
     body: &Value,

@@ -3,14 +3,12 @@
 //! Each has a cache of blocks that really hits, fills and evicts, so that what it tells of it can be held against
 //! what it does. They run in a thread of their own and can be told to fail.
 
-#![expect(dead_code, reason = "each test program uses its part of them")]
-
-pub mod cache;
-pub mod events;
-pub mod http;
-pub mod llamacpp_double;
-pub mod sglang_double;
-pub mod vllm_double;
+pub(crate) mod cache;
+pub(crate) mod events;
+pub(crate) mod http;
+pub(crate) mod llamacpp_double;
+pub(crate) mod sglang_double;
+pub(crate) mod vllm_double;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -26,7 +24,7 @@ use events::Publisher;
 
 /// Which server is played.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// With the events of vLLM since 0.24.
     Vllm,
     /// With those of vLLM before, which are arrays and do not tell salts.
@@ -37,20 +35,20 @@ pub enum Kind {
 
 /// How large it is.
 #[derive(Clone, Copy, Debug)]
-pub struct Setting {
-    pub kind: Kind,
-    pub block_tokens: usize,
-    pub blocks: usize,
-    pub requests: usize,
-    pub context: usize,
-    pub vocab: u32,
-    pub decode: Duration,
+pub(crate) struct Setting {
+    pub(crate) kind: Kind,
+    pub(crate) block_tokens: usize,
+    pub(crate) blocks: usize,
+    pub(crate) requests: usize,
+    pub(crate) context: usize,
+    pub(crate) vocab: u32,
+    pub(crate) decode: Duration,
     /// Whether old batches can be asked for.
-    pub has_replay: bool,
+    pub(crate) has_replay: bool,
 }
 
 impl Setting {
-    pub fn new(kind: Kind) -> Self {
+    pub(crate) fn new(kind: Kind) -> Self {
         Self {
             kind,
             block_tokens: 16,
@@ -66,40 +64,40 @@ impl Setting {
 
 /// What goes wrong, while it does.
 #[derive(Debug, Default)]
-pub struct Faults {
+pub(crate) struct Faults {
     /// Answers 503 to everything.
-    pub is_overloaded: AtomicBool,
+    pub(crate) is_overloaded: AtomicBool,
     /// Streams end after so many tokens, without an end; 0 is never.
-    pub breaks_after: AtomicU64,
+    pub(crate) breaks_after: AtomicU64,
     /// Streams become nonsense after so many tokens; 0 is never.
-    pub garbage_after: AtomicU64,
+    pub(crate) garbage_after: AtomicU64,
     /// Batches of events that are not sent, though they are kept for replay.
-    pub loses_events: AtomicBool,
+    pub(crate) loses_events: AtomicBool,
 }
 
 /// What all parts of a double share.
-pub struct State {
-    pub setting: Setting,
-    pub faults: Faults,
-    pub cache: Mutex<Cache>,
-    pub room: Notify,
-    pub running: Semaphore,
-    pub publisher: Publisher,
+pub(crate) struct State {
+    pub(crate) setting: Setting,
+    pub(crate) faults: Faults,
+    pub(crate) cache: Mutex<Cache>,
+    pub(crate) room: Notify,
+    pub(crate) running: Semaphore,
+    pub(crate) publisher: Publisher,
     /// Prompt tokens that were asked for, and those that were hit: the server's own counters.
-    pub queried: AtomicU64,
-    pub hit: AtomicU64,
+    pub(crate) queried: AtomicU64,
+    pub(crate) hit: AtomicU64,
     /// What lies in each of llama.cpp's slots.
-    pub slots: Mutex<HashMap<u64, Vec<u32>>>,
+    pub(crate) slots: Mutex<HashMap<u64, Vec<u32>>>,
     /// Answers that were left by their client before their end.
-    pub left: AtomicU64,
+    pub(crate) left: AtomicU64,
 }
 
 impl State {
-    pub fn cache(&self) -> MutexGuard<'_, Cache> {
+    pub(crate) fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().expect("no holder panics")
     }
 
-    pub fn fails(&self, after: &AtomicU64, tokens: usize) -> bool {
+    pub(crate) fn fails(&self, after: &AtomicU64, tokens: usize) -> bool {
         let after = after.load(Ordering::Relaxed);
         after > 0 && tokens as u64 >= after
     }
@@ -107,23 +105,23 @@ impl State {
 
 /// What a request wants, in any server's words.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
-    pub prompt: Vec<u32>,
-    pub salt: String,
-    pub tokens_max: usize,
-    pub temperature: f64,
-    pub seed: u64,
-    pub stops: Vec<u32>,
-    pub ignores_end: bool,
-    pub logprobs: Option<usize>,
-    pub is_stream: bool,
+pub(crate) struct Wanted {
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) salt: String,
+    pub(crate) tokens_max: usize,
+    pub(crate) temperature: f64,
+    pub(crate) seed: u64,
+    pub(crate) stops: Vec<u32>,
+    pub(crate) ignores_end: bool,
+    pub(crate) logprobs: Option<usize>,
+    pub(crate) is_stream: bool,
 }
 
 /// The end of sequence.
-pub const END: u32 = 2;
+pub(crate) const END: u32 = 2;
 
 /// The next token. A sampled one depends on the seed and on how many were drawn, as a generator's does.
-pub fn next_token(wanted: &Wanted, said: &[u32], vocab: u32) -> u32 {
+pub(crate) fn next_token(wanted: &Wanted, said: &[u32], vocab: u32) -> u32 {
     let mut hasher = DefaultHasher::new();
     wanted.prompt.iter().chain(said).for_each(|token| token.hash(&mut hasher));
     if wanted.temperature > 0.0 {
@@ -133,16 +131,16 @@ pub fn next_token(wanted: &Wanted, said: &[u32], vocab: u32) -> u32 {
 }
 
 /// A double that runs.
-pub struct Double {
-    pub state: Arc<State>,
-    pub http: SocketAddr,
-    pub events: SocketAddr,
-    pub replay: SocketAddr,
+pub(crate) struct Double {
+    pub(crate) state: Arc<State>,
+    pub(crate) http: SocketAddr,
+    pub(crate) events: SocketAddr,
+    pub(crate) replay: SocketAddr,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Double {
-    pub fn start(setting: Setting) -> Self {
+    pub(crate) fn start(setting: Setting) -> Self {
         let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self::start_at(setting, free, free, free)
     }
@@ -179,24 +177,26 @@ impl Double {
     }
 
     /// Ends it as a crash does: nothing is finished.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(Duration::from_secs(5));
         }
     }
 
     /// A new one in its place, with an empty cache.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.kill();
         *self = Self::start_at(self.state.setting, self.http, self.events, self.replay);
     }
 
     /// What the engine is created with.
-    pub fn config(&self, events: bool) -> serde_json::Value {
+    pub(crate) fn config(&self, events: bool) -> serde_json::Value {
         let mut config = serde_json::json!({
             "upstream": format!("http://{}", self.http),
             "vocab": self.state.setting.vocab,
             "cache": "engine",
+            // vLLM does not say it.
+            "requests_max": self.state.setting.requests,
         });
         if events {
             config["kv_events"] = format!("tcp://{}", self.events).into();

@@ -1,13 +1,11 @@
 //! What goes wrong between two machines, with doubles that do it on purpose.
 
-mod doubles;
-
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use doubles::{Double, Kind, Setting};
+use crate::doubles::{Double, Kind, Setting};
 use mainstay_engine_abi::sdk::types_of_mainstay::{BlockHasher, HashKey, NamespaceId};
 use mainstay_engine_abi::sdk::{
     Code, Engine, Finish, Health, HostLog, KvEvent, Lanes, Output, Request, Sampling, caps,
@@ -196,6 +194,20 @@ fn lost_events_are_asked_for_again() {
 }
 
 #[test]
+fn a_cache_that_is_cleared_is_told_as_empty() {
+    let double = Double::start(Setting::new(Kind::Vllm));
+    let mut rig = Rig::new(&double, true);
+    rig.ask(&prompt(1, 32), 1);
+    rig.wait_held("the first", |held| held.len() == 2);
+    let mut stream = std::net::TcpStream::connect(double.http).unwrap();
+    std::io::Write::write_all(&mut stream, b"POST /reset_prefix_cache HTTP/1.1\r\n\r\n").unwrap();
+    rig.wait_held("nothing", HashSet::is_empty);
+    assert_eq!(rig.ask(&prompt(1, 32), 1).2, [0, 0]);
+    rig.wait_held("it is computed again", |held| held.len() == 2);
+    assert_eq!(rig.resets, 1);
+}
+
+#[test]
 fn without_replay_a_gap_begins_a_new_epoch() {
     let mut setting = Setting::new(Kind::Vllm);
     setting.has_replay = false;
@@ -302,10 +314,11 @@ fn llama_cpp_holes_are_filled_and_slots_are_not_shared() {
     let first = prompt(7, 60);
     let (said, finish, _) = rig.ask(&first, 60);
     assert_eq!((said.len(), finish), (60, Finish::Length));
-    let wanted = doubles::Wanted { prompt: first.clone(), ..doubles::Wanted::default() };
+    let wanted =
+        crate::doubles::Wanted { prompt: first.clone(), ..crate::doubles::Wanted::default() };
     let mut due = Vec::new();
     for _ in 0..60 {
-        due.push(doubles::next_token(&wanted, &due, setting.vocab));
+        due.push(crate::doubles::next_token(&wanted, &due, setting.vocab));
     }
     assert!(due.iter().any(|token| token % 7 == 0), "there is a hole to be filled");
     assert_eq!(said, due);

@@ -21,7 +21,7 @@ fn wanted(body: &Value) -> Wanted {
     }
 }
 
-pub async fn answer(
+pub(crate) async fn answer(
     state: &Arc<State>,
     path: &str,
     body: &Value,
@@ -41,6 +41,13 @@ pub async fn answer(
                 "vllm:cache_config_info{{block_size=\"{size}\",engine=\"0\",num_gpu_blocks=\"{blocks}\"}} 1.0\n"
             );
             out.whole(200, "text/plain", &text).await
+        }
+        "/reset_prefix_cache" => {
+            let mut cache = state.cache();
+            cache.clear();
+            super::http::publish(state, &mut cache);
+            drop(cache);
+            out.whole(200, "text/plain", "").await
         }
         "/v1/completions" => complete(state, body, out).await,
         _ => out.json(404, &json!({"detail": "Not Found"})).await,

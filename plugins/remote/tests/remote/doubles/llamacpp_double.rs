@@ -28,7 +28,7 @@ fn is_part(token: u32) -> bool {
     token % 7 == 0
 }
 
-pub async fn answer(
+pub(crate) async fn answer(
     state: &Arc<State>,
     path: &str,
     body: &Value,
