@@ -4,7 +4,7 @@
 //! waits until its turn comes, its client leaves, or it has waited for as long as anybody may. What goes on is placed
 //! under the same lock, so that those behind it see its booking. The task lives while somebody waits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -145,7 +145,7 @@ impl Lines {
             match placement.room(job, self.room_tokens()) {
                 Room::Nobody => return Ok(Entered::Nowhere),
                 Room::Some if !busy => {
-                    let placed = placement.choose(job, &Default::default(), None);
+                    let placed = placement.choose(job, &HashSet::new(), None);
                     return Ok(placed.map_or(Entered::Nowhere, |p| Entered::Placed(p, None)));
                 }
                 Room::Some | Room::None => {}
@@ -242,7 +242,7 @@ impl Lines {
             let overtook = before.take(OVERTOOK_MAX).count();
             let took = came.elapsed();
             let queued = Queued { took, overtook };
-            let placed = placement.choose(&job, &Default::default(), Some(queued));
+            let placed = placement.choose(&job, &HashSet::new(), Some(queued));
             let (lines, key) = (self.clone(), key.clone());
             let waited = Waited { lines, key, waiting, took, overtook };
             // Whoever left meanwhile gives his booking back.
