@@ -56,7 +56,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         candidates.iter().map(|c: &Value| keys.iter().map(|k| cell(c, k)).collect()).collect();
     print(&table(
         &[
-            "WORKER", "REGION", "OVERLAP", "PREFILL", "QUEUE", "DECODE", "LOAD", "AWAY", "COST", "NOTE",
+            "WORKER", "REGION", "OVERLAP", "PREFILL", "QUEUE", "DECODE", "LOAD", "AWAY", "COST",
+            "NOTE",
         ],
         &rows,
     ));

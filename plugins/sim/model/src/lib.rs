@@ -16,6 +16,6 @@ mod profile;
 mod sequence;
 
 pub use engine::{Counters, Engine, Load, Note};
-pub use profile::{Profile, ProfileError};
 pub use mainstay_engine_blocks::Claim;
+pub use profile::{Profile, ProfileError};
 pub use sequence::{Fetch, Request};
