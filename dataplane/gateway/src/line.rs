@@ -72,9 +72,7 @@ pub(crate) struct Waited {
     key: Key,
     waiting: Waiting,
     /// For how long.
-    pub(crate) took: Duration,
-    /// How many that came before it were still waiting then.
-    pub(crate) overtook: usize,
+    took: Duration,
 }
 
 impl Waited {
@@ -244,18 +242,12 @@ impl Lines {
             let queued = Queued { took, overtook };
             let placed = placement.choose(&job, &HashSet::new(), Some(queued));
             let (lines, key) = (self.clone(), key.clone());
-            let waited = Waited { lines, key, waiting, took, overtook };
+            let waited = Waited { lines, key, waiting, took };
             // Whoever left meanwhile gives his booking back.
             if let Err(Turn { placed: Some(placed), .. }) = go.send(Turn { placed, waited }) {
                 placed.cancel();
             }
         }
-    }
-
-    /// How many wait.
-    #[cfg(test)]
-    pub(crate) fn waiting(&self) -> usize {
-        self.inner.state.lock().lines.values().map(|line| line.queue.len()).sum()
     }
 }
 
@@ -263,6 +255,7 @@ impl Lines {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Queued {
     pub(crate) took: Duration,
+    /// How many that came before it were still waiting then.
     pub(crate) overtook: usize,
 }
 

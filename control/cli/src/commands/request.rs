@@ -76,7 +76,7 @@ fn print_hints(explained: &Value) {
     }
     let Some(hints) = explained.get("hints").filter(|hints| !hints.is_null()) else { return };
     let names = ["priority", "strict_priority", "osl", "latency_sensitivity"];
-    let told = |name: &&str| hints[*name].as_f64().is_some_and(|value| value != 0.0);
+    let told = |name: &&&str| hints[**name].as_f64().is_some_and(|value| value != 0.0);
     let told: Vec<String> =
         names.iter().filter(told).map(|name| format!("{name} {}", cell(hints, name))).collect();
     let without = &hints["without"];
