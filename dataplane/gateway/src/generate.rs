@@ -297,9 +297,8 @@ impl Runner {
         let deadline = Instant::now() + WAIT_FOR_WORKER;
         let mut last = String::from("no worker serves this model now");
         while self.attempts < ATTEMPTS_MAX {
-            let chosen = queued
-                .take()
-                .or_else(|| self.placement.choose(&self.job, &self.excluded, None));
+            let chosen =
+                queued.take().or_else(|| self.placement.choose(&self.job, &self.excluded, None));
             let Some(placed) = chosen else {
                 if Instant::now() >= deadline {
                     break;

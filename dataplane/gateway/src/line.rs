@@ -4,7 +4,7 @@
 //! waits until its turn comes, its client leaves, or it has waited for as long as anybody may. What goes on is placed
 //! under the same lock, so that those behind it see its booking. The task lives while somebody waits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -72,9 +72,7 @@ pub(crate) struct Waited {
     key: Key,
     waiting: Waiting,
     /// For how long.
-    pub(crate) took: Duration,
-    /// How many that came before it were still waiting then.
-    pub(crate) overtook: usize,
+    took: Duration,
 }
 
 impl Waited {
@@ -145,7 +143,7 @@ impl Lines {
             match placement.room(job, self.room_tokens()) {
                 Room::Nobody => return Ok(Entered::Nowhere),
                 Room::Some if !busy => {
-                    let placed = placement.choose(job, &Default::default(), None);
+                    let placed = placement.choose(job, &HashSet::new(), None);
                     return Ok(placed.map_or(Entered::Nowhere, |p| Entered::Placed(p, None)));
                 }
                 Room::Some | Room::None => {}
@@ -242,20 +240,14 @@ impl Lines {
             let overtook = before.take(OVERTOOK_MAX).count();
             let took = came.elapsed();
             let queued = Queued { took, overtook };
-            let placed = placement.choose(&job, &Default::default(), Some(queued));
+            let placed = placement.choose(&job, &HashSet::new(), Some(queued));
             let (lines, key) = (self.clone(), key.clone());
-            let waited = Waited { lines, key, waiting, took, overtook };
+            let waited = Waited { lines, key, waiting, took };
             // Whoever left meanwhile gives his booking back.
             if let Err(Turn { placed: Some(placed), .. }) = go.send(Turn { placed, waited }) {
                 placed.cancel();
             }
         }
-    }
-
-    /// How many wait.
-    #[cfg(test)]
-    pub(crate) fn waiting(&self) -> usize {
-        self.inner.state.lock().lines.values().map(|line| line.queue.len()).sum()
     }
 }
 
@@ -263,6 +255,7 @@ impl Lines {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Queued {
     pub(crate) took: Duration,
+    /// How many that came before it were still waiting then.
     pub(crate) overtook: usize,
 }
 

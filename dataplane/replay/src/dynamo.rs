@@ -87,11 +87,7 @@ impl DynamoCost {
     }
 
     /// Chooses, and notes that the request is on its way there.
-    pub(crate) fn choose(
-        &mut self,
-        question: &Question<'_>,
-        overlaps: &Overlaps,
-    ) -> (u32, Ticket) {
+    pub(crate) fn choose(&mut self, question: &Question<'_>, overlaps: &Overlaps) -> (u32, Ticket) {
         self.overlap_blocks.clear();
         self.overlap_blocks.resize(self.books.len(), 0);
         for overlap in &overlaps.near {

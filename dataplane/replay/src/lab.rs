@@ -303,9 +303,7 @@ impl Lab<'_> {
         let drawn = drawn as f64 / (1_u64 << 53) as f64;
         match self.settings {
             Settings { urgent, urgent_priority, .. } if drawn < *urgent => *urgent_priority,
-            Settings { urgent, background, urgent_priority, .. }
-                if drawn < urgent + background =>
-            {
+            Settings { urgent, background, urgent_priority, .. } if drawn < urgent + background => {
                 urgent_priority.saturating_neg()
             }
             _ => 0,

@@ -154,12 +154,7 @@ impl Chooser {
     }
 
     /// Whether some worker has at most so many tokens waiting; those without a queue send at once.
-    pub(crate) fn has_room(
-        &mut self,
-        now_ms: u64,
-        views: &[WorkerView],
-        room_tokens: f64,
-    ) -> bool {
+    pub(crate) fn has_room(&mut self, now_ms: u64, views: &[WorkerView], room_tokens: f64) -> bool {
         let Self::Router { router, policy } = self else { return true };
         router.has_room(&inputs(now_ms, views, *policy), room_tokens)
     }

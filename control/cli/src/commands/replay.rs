@@ -372,9 +372,8 @@ fn print_priorities(reports: &[Report]) {
     });
     let rows: Vec<Vec<String>> = classes.collect();
     if !rows.is_empty() {
-        let headers = [
-            "POLICY", "PRIORITY", "REQUESTS", "TTFT P50", "P90", "P99", "MAX", "TOK/S", "FLEET",
-        ];
+        let headers =
+            ["POLICY", "PRIORITY", "REQUESTS", "TTFT P50", "P90", "P99", "MAX", "TOK/S", "FLEET"];
         print(&format!("\n{}", table(&headers, &rows)));
     }
 }

@@ -56,7 +56,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         candidates.iter().map(|c: &Value| keys.iter().map(|k| cell(c, k)).collect()).collect();
     print(&table(
         &[
-            "WORKER", "REGION", "OVERLAP", "PREFILL", "QUEUE", "DECODE", "LOAD", "AWAY", "COST", "NOTE",
+            "WORKER", "REGION", "OVERLAP", "PREFILL", "QUEUE", "DECODE", "LOAD", "AWAY", "COST",
+            "NOTE",
         ],
         &rows,
     ));
@@ -75,7 +76,7 @@ fn print_hints(explained: &Value) {
     }
     let Some(hints) = explained.get("hints").filter(|hints| !hints.is_null()) else { return };
     let names = ["priority", "strict_priority", "osl", "latency_sensitivity"];
-    let told = |name: &&str| hints[*name].as_f64().is_some_and(|value| value != 0.0);
+    let told = |name: &&&str| hints[**name].as_f64().is_some_and(|value| value != 0.0);
     let told: Vec<String> =
         names.iter().filter(told).map(|name| format!("{name} {}", cell(hints, name))).collect();
     let without = &hints["without"];

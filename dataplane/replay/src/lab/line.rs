@@ -22,12 +22,7 @@ pub(super) fn of(settings: &Settings, policy: PolicyName) -> Option<RequestQueue
 
 impl Lab<'_> {
     /// A request that came, or comes again.
-    pub(super) fn enter(
-        &mut self,
-        id: u32,
-        now_us: u64,
-        stopwatch: &mut Option<Stopwatch<'_>>,
-    ) {
+    pub(super) fn enter(&mut self, id: u32, now_us: u64, stopwatch: &mut Option<Stopwatch<'_>>) {
         let waits = match &self.line {
             None => false,
             // Nobody overtakes those who wait.

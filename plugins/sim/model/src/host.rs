@@ -3,15 +3,21 @@
 //! It is inclusive: what a request leaves behind is copied here while it lies in the device, too, as engines with a
 //! lower tier write through. Blocks are used from the last of a chain to the first, so that a prefix outlives its end.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, VecDeque};
+
+use foldhash::fast::FixedState;
+
+/// Uses that are remembered for each block before those that are over are swept out.
+const USES_PER_BLOCK: usize = 4;
 
 /// The copies.
 #[derive(Default)]
 pub(crate) struct Host {
     blocks_max: usize,
     uses: u64,
-    by_hash: HashMap<u128, u64>,
-    by_use: BTreeMap<u64, u128>,
+    by_hash: HashMap<u128, u64, FixedState>,
+    /// The oldest first; a block's last use counts.
+    by_use: VecDeque<(u64, u128)>,
 }
 
 impl Host {
@@ -36,12 +42,13 @@ impl Host {
     /// A block is used, and there from now on; whether it was not before.
     pub(crate) fn take(&mut self, hash: u128) -> bool {
         self.uses += 1;
-        let before = self.by_hash.insert(hash, self.uses);
-        if let Some(before) = before {
-            self.by_use.remove(&before);
+        let is_new = self.by_hash.insert(hash, self.uses).is_none();
+        self.by_use.push_back((self.uses, hash));
+        if self.by_use.len() > USES_PER_BLOCK * self.by_hash.len() + USES_PER_BLOCK {
+            let by_hash = &self.by_hash;
+            self.by_use.retain(|(used, hash)| by_hash.get(hash) == Some(used));
         }
-        self.by_use.insert(self.uses, hash);
-        before.is_none()
+        is_new
     }
 
     /// One that has to go, while there are too many.
@@ -49,9 +56,13 @@ impl Host {
         if self.by_hash.len() <= self.blocks_max {
             return None;
         }
-        let (_, hash) = self.by_use.pop_first()?;
-        self.by_hash.remove(&hash);
-        Some(hash)
+        while let Some((used, hash)) = self.by_use.pop_front() {
+            if self.by_hash.get(&hash) == Some(&used) {
+                self.by_hash.remove(&hash);
+                return Some(hash);
+            }
+        }
+        None
     }
 }
 
@@ -66,5 +77,9 @@ mod tests {
         assert_eq!((host.evict(), host.evict()), (Some(2), None));
         assert!(host.holds(1) && host.holds(3) && host.len() == 2);
         assert!(!Host::new(0).is_there());
+        // What is used again and again takes no more room for it.
+        (0..10_000).for_each(|_| assert!(!host.take(3)));
+        assert!(host.by_use.len() <= 12 && host.take(4));
+        assert_eq!(host.evict(), Some(1));
     }
 }

@@ -16,5 +16,6 @@ mod profile;
 mod sequence;
 
 pub use engine::{Counters, Engine, Load, Note};
+pub use engine::{Counters, Engine, Load, Note};
 pub use profile::{Profile, ProfileError};
 pub use sequence::{Claim, Fetch, Request};

@@ -75,9 +75,8 @@ impl Engine {
         if given <= hits && !self.host.is_there() {
             return 0;
         }
-        let stops = |(at, hash): (usize, &SequenceHash)| {
-            !self.host.holds(hash.0) && hits + at >= given
-        };
+        let stops =
+            |(at, hash): (usize, &SequenceHash)| !self.host.holds(hash.0) && hits + at >= given;
         let mut all = rest.iter().enumerate();
         let count = all.position(stops).unwrap_or(rest.len());
         let least = LOAD_TOKENS_MIN.div_ceil(self.block_tokens) as usize;
@@ -97,7 +96,8 @@ impl Engine {
         let here = here.count() as u32 * self.block_tokens;
         let given = count as u32 * self.block_tokens - here;
         let mut ready_us = now_us;
-        let take_us = |tokens: u32, rate: Option<f64>| (f64::from(tokens) * rate.unwrap_or(0.0)) as u64;
+        let take_us =
+            |tokens: u32, rate: Option<f64>| (f64::from(tokens) * rate.unwrap_or(0.0)) as u64;
         if here > 0 {
             let begin_us = self.loading.host_free_us.max(now_us);
             self.loading.host_free_us = begin_us + take_us(here, self.profile.host_us_per_token());

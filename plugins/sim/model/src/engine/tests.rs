@@ -275,7 +275,8 @@ fn others_are_served_while_blocks_come_in() {
     assert_eq!((engine.load().running, engine.load().loading_tokens > 0), (1, true));
     engine.submit(request(4, &chain(3, 0, 4), 64, 1), now_us + 1_000);
     let seen = run(&mut engine, now_us + 1_000);
-    let order: Vec<u64> = seen.iter().map(|(_, note)| first_of(note)).filter(|id| *id > 0).collect();
+    let order: Vec<u64> =
+        seen.iter().map(|(_, note)| first_of(note)).filter(|id| *id > 0).collect();
     assert_eq!(order, [4, 3]);
     assert_eq!((engine.load().loading_tokens, engine.load().blocks_used), (0, 0));
 }
