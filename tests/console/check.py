@@ -61,7 +61,7 @@ class Check:
     def page(self, name: str, width: int = 1280, theme: str = "light") -> Page:
         context = self.browser.new_context(viewport={"width": width, "height": WIDTHS[width]}, color_scheme=theme)
         if self.assets:
-            context.route(re.compile(r"/console/[^/]*$"), self.from_folder)
+            context.route(re.compile(r"://[^/]+/console/[^/]*$"), self.from_folder)
         page = context.new_page()
         page.set_default_timeout(WAIT_MS)
         complain = self.wrong.append
@@ -310,7 +310,7 @@ def run(args: argparse.Namespace, browser: Browser) -> Check:
         url = f"http://{host}:{port}"
         with_keys = cluster.folder / "keys.toml"
         with_keys.write_text('[[keys]]\nkey = "right-key"\ntenant = "acme"\n')
-        control = next(a for a in cluster.processes["g1"].args if a.startswith("--control="))
+        control = next(a for a in cluster.processes["g1"].args[1:] if a.startswith("--control="))
         locked = f"127.0.0.1:{free_port()}"
         cluster.spawn("g2", "gateway", control, f"--listen={locked}", f"--config={with_keys}")
         traffic = Traffic(url, MODEL)

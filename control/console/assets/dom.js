@@ -3,7 +3,7 @@
 // Whatever comes from the gateway goes in as text, never as markup; widths are set as properties, since the policy
 // refuses attributes of style.
 
-import { count } from "./format.js";
+import { byName, count } from "./format.js";
 
 const ROWS_SHOWN = 50;
 
@@ -149,7 +149,7 @@ export class LiveTable {
       const sign = this.descending ? -1 : 1;
       sorted.sort(([, a], [, b]) => {
         const [x, y] = [by(a), by(b)];
-        return sign * (typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x - y);
+        return sign * (typeof x === "string" ? byName(x, y) : x - y);
       });
     }
     const pages = Math.max(1, Math.ceil(sorted.length / this.shown));

@@ -48,6 +48,11 @@ export function clock(unixMs, withSeconds = true) {
   return new Date(unixMs).toLocaleTimeString("en-GB", options);
 }
 
+const NAMES = new Intl.Collator("en", { numeric: true });
+
+/** The order of two names: w2 before w10. */
+export const byName = (a, b) => NAMES.compare(a, b);
+
 /** "3 pins", "1 pin". */
 export const many = (n, one, more = `${one}s`) => `${count(n)} ${n === 1 ? one : more}`;
 

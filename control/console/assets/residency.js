@@ -2,7 +2,7 @@
 
 import { get, table } from "./feed.js";
 import { LiveTable, h, legend, pairs, stack, tag, tiles } from "./dom.js";
-import { count, many, share, short, us } from "./format.js";
+import { byName, count, many, share, short, us } from "./format.js";
 import { Grid, Waffle } from "./grid.js";
 
 const MEMORY = [["k3", "pinned"], ["k0", "cached"], ["k1", "in use, not yet full"], ["kfree", "free"]];
@@ -177,7 +177,7 @@ export function residency() {
       const { rows, about, known } = table("workers");
       if (!known) return;
       const all = [...rows].map(([key, worker]) => ({ ...worker, key }));
-      all.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
+      all.sort((a, b) => byName(a.name, b.name));
       const live = all.filter((w) => w.state === "live");
       const sum = live.map(memory).reduce((s, m) => ({ pinned: s.pinned + m.pinned, cached: s.cached + m.cached,
         using: s.using + m.using, total: s.total + m.total, free: s.free + m.free }),

@@ -31,12 +31,20 @@ const STREAMS_MAX: usize = 32;
 const STREAMS_PER_TENANT_MAX: usize = 8;
 /// Frames on their way to one reader.
 const FRAMES_MAX: usize = 4;
-/// A reader that takes nothing for this long is cut off.
-const READ_STALL_MAX: Duration = Duration::from_secs(10);
-/// Between two looks.
-const PACE: Duration = Duration::from_secs(1);
+/// How quick a stream is.
+#[derive(Clone, Copy)]
+pub(super) struct Pace {
+    /// Between two looks.
+    pub(super) look: Duration,
+    /// A reader that takes nothing for this long is cut off.
+    pub(super) stall: Duration,
+}
+
+const USUAL: Pace = Pace { look: Duration::from_secs(1), stall: Duration::from_secs(10) };
 /// A look is followed by a rest of this many times its length.
 const REST_FACTOR: u32 = 20;
+/// A rest at most: a member that does not answer makes looks long, and they cost nothing then.
+const REST_MAX: Duration = Duration::from_secs(5);
 /// Silence after which a comment is sent, so that both ends know of each other.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(5);
 const KEEPALIVE: &str = ": alive\n\n";
@@ -85,7 +93,7 @@ impl Drop for Place {
 
 #[derive(serde::Deserialize)]
 pub(in crate::http) struct EventsQuery {
-    topics: Option<String>,
+    pub(super) topics: Option<String>,
 }
 
 /// The topics asked for, each once; all of them if nobody says.
@@ -110,6 +118,16 @@ pub(in crate::http) async fn events(
     headers: HeaderMap,
     Params(query): Params<EventsQuery>,
 ) -> Result<Response, AdminError> {
+    stream(app, headers, query, USUAL)
+}
+
+/// Opens a stream, if there is room for one.
+pub(super) fn stream(
+    app: App,
+    headers: HeaderMap,
+    query: EventsQuery,
+    pace: Pace,
+) -> Result<Response, AdminError> {
     let tenant = caller(&app, &headers)?;
     let topics = parse_topics(query.topics.as_deref())?;
     let place = app.console.streams.enter(&tenant)?;
@@ -119,6 +137,7 @@ pub(in crate::http) async fn events(
         headers,
         place,
         frames,
+        pace,
         sent: topics.into_iter().map(|topic| (topic, Sent::default())).collect(),
     };
     tokio::spawn(stream.run());
@@ -191,6 +210,7 @@ struct Stream {
     headers: HeaderMap,
     place: Place,
     frames: mpsc::Sender<Result<Bytes, Infallible>>,
+    pace: Pace,
     sent: Vec<(Topic, Sent)>,
 }
 
@@ -210,7 +230,7 @@ impl Stream {
             if text.is_empty() && said.elapsed() >= KEEPALIVE_AFTER {
                 text.push_str(KEEPALIVE);
             }
-            let rest = began.elapsed().saturating_mul(REST_FACTOR).max(PACE);
+            let rest = began.elapsed().saturating_mul(REST_FACTOR).clamp(self.pace.look, REST_MAX);
             if !text.is_empty() {
                 said = Instant::now();
                 if !self.say(text).await {
@@ -249,7 +269,7 @@ impl Stream {
 
     /// Whether the reader is still there.
     async fn say(&self, text: String) -> bool {
-        self.frames.send_timeout(Ok(Bytes::from(text)), READ_STALL_MAX).await.is_ok()
+        self.frames.send_timeout(Ok(Bytes::from(text)), self.pace.stall).await.is_ok()
     }
 }
 

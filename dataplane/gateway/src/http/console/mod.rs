@@ -39,6 +39,10 @@ use topics::Topic;
 const READS_MAX: usize = 16;
 /// A member's description of the cluster is asked for at most this often, however many look.
 const STATUS_PACE: Duration = Duration::from_millis(900);
+/// How long it may take; who looks has other things to see.
+const STATUS_WAIT: Duration = Duration::from_secs(1);
+/// For how long nobody is asked again after that.
+const STATUS_PAUSE: Duration = Duration::from_secs(3);
 
 /// What the console keeps.
 pub(crate) struct Console {
@@ -79,11 +83,17 @@ impl Console {
 /// A member's view of the cluster, at most a second old; those who look at once ask once.
 async fn status(app: &App) -> Status {
     let mut kept = app.console.status.lock().await;
-    if let Some((_, status)) = kept.as_ref().filter(|(at, _)| at.elapsed() < STATUS_PACE) {
-        return status.clone();
+    if let Some((at, status)) = kept.as_ref() {
+        let pause = if status.is_ok() { STATUS_PACE } else { STATUS_PAUSE };
+        if at.elapsed() < pause {
+            return status.clone();
+        }
     }
-    let asked = admin::ask_status(app).await;
-    let status = asked.map(Arc::new).map_err(|s| s.message().to_owned());
+    let status = match tokio::time::timeout(STATUS_WAIT, admin::ask_status(app)).await {
+        Ok(Ok(status)) => Ok(Arc::new(status)),
+        Ok(Err(status)) => Err(status.message().to_owned()),
+        Err(_) => Err(format!("no answer within {} s", STATUS_WAIT.as_secs())),
+    };
     *kept = Some((Instant::now(), status.clone()));
     status
 }

@@ -6,6 +6,7 @@ use mainstay_types::{
     SequenceHash,
 };
 
+use super::events::{EventsQuery, Pace};
 use super::*;
 use crate::testing::{self, SOON};
 
@@ -37,7 +38,8 @@ fn worker(name: &str) -> Command {
         model: ModelSpec {
             name: "demo".to_owned(),
             revision: "1".to_owned(),
-            ..Default::default()
+            block_tokens: 16,
+            context_tokens_max: 8_192,
         },
         blocks_total: 512,
         region: Region::default(),
@@ -292,14 +294,22 @@ async fn a_stream_ends_with_the_gateway_and_gives_its_place_back() {
     assert_eq!(app.console.streams.count(), 0);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_reader_that_takes_nothing_is_cut_off() {
     let (app, _stop) = app();
-    let reader = Reader::open(&app, testing::headers(), "pins").await;
-    for n in 0..40 {
-        app.replica.test_apply(pin(100 + n, "acme"));
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-    assert_eq!(app.console.streams.count(), 0, "its place is free again");
-    drop(reader);
+    let pace = Pace { look: Duration::from_millis(5), stall: Duration::from_millis(100) };
+    let topics = EventsQuery { topics: Some("pins".to_owned()) };
+    let answer = events::stream(app.clone(), testing::headers(), topics, pace);
+    assert!(answer.is_ok() && app.console.streams.count() == 1);
+    let cut = async {
+        for n in 0.. {
+            app.replica.test_apply(pin(100 + n, "acme"));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if app.console.streams.count() == 0 {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, cut).await.expect("its place is free again");
+    drop(answer);
 }
