@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mainstay_conformance::{Outcome, cases};
 
-use crate::{NO_TRANSFER, check, keeps_every_promise, outsider};
+use crate::{NO_LEASE, NO_TRANSFER, check, keeps_every_promise, outsider};
 
 /// The outsider's configuration, with a fault.
 fn config(fault: &str) -> String {
@@ -60,7 +60,7 @@ const FAULTS: &[(&str, &str)] = &[
 #[test]
 fn the_outsiders_engine_keeps_every_promise() {
     let path = outsider().display().to_string();
-    let not_offered = [&["cache.names"], NO_TRANSFER].concat();
+    let not_offered = [&["cache.names"], NO_TRANSFER, NO_LEASE].concat();
     keeps_every_promise(&path, &config("none"), &not_offered);
 }
 

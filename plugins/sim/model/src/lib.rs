@@ -16,6 +16,5 @@ mod profile;
 mod sequence;
 
 pub use engine::{Counters, Engine, Load, Note};
-pub use engine::{Counters, Engine, Load, Note};
 pub use profile::{Profile, ProfileError};
 pub use sequence::{Claim, Fetch, Request};
