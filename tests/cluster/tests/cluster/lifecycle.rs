@@ -68,7 +68,8 @@ impl Bench {
                 async move { self.ask(&session, messages).await }
             };
             let replies = futures::future::try_join_all((0..LANES).map(lane)).await?;
-            computed += replies.iter().map(|reply| prompt_tokens(reply) - cached(reply)).sum::<u64>();
+            computed +=
+                replies.iter().map(|reply| prompt_tokens(reply) - cached(reply)).sum::<u64>();
             self.strangers += LANES;
         }
         Ok(())
@@ -99,7 +100,11 @@ async fn found_after_a_pause(lifecycle: &str) -> Result<f64> {
 async fn a_pause_for_a_tool_outlasts_a_flood() -> Result<()> {
     let kept = found_after_a_pause("--lifecycle=on").await?;
     let lost = found_after_a_pause("--lifecycle=off").await?;
-    println!("lifecycle: {:.1} % of the prompt found after the pause, {:.1} % without", kept * 100.0, lost * 100.0);
+    println!(
+        "lifecycle: {:.1} % of the prompt found after the pause, {:.1} % without",
+        kept * 100.0,
+        lost * 100.0
+    );
     ensure!(kept >= 0.95, "{kept}");
     ensure!(lost < 0.5, "{lost}");
     Ok(())

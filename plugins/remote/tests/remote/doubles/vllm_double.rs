@@ -43,10 +43,7 @@ pub(crate) async fn answer(
             out.whole(200, "text/plain", &text).await
         }
         "/reset_prefix_cache" => {
-            let mut cache = state.cache();
-            cache.clear();
-            super::http::publish(state, &mut cache);
-            drop(cache);
+            reset(state);
             out.whole(200, "text/plain", "").await
         }
         "/v1/completions" => complete(state, body, out).await,
@@ -97,4 +94,11 @@ fn logprobs(run: &Run<'_>, token: u32) -> Value {
     }
     let name = format!("token_id:{token}");
     json!({"token_logprobs": [-0.25], "tokens": [name], "top_logprobs": [top], "text_offset": [0]})
+}
+
+/// Empties the cache, and tells it.
+fn reset(state: &State) {
+    let mut cache = state.cache();
+    cache.clear();
+    super::http::publish(state, &mut cache);
 }
