@@ -108,7 +108,9 @@ impl EngineHandle {
         let entered = Entered { handle: self, id: Some(id) };
         let outcome = match &self.inner.link {
             Link::Local(_) => self.local(|instance| instance.submit(&request)),
-            Link::Remote(remote) => remote.call(Call::Submit(request), &self.inner.shared).await,
+            Link::Remote(remote) => {
+                remote.call(Call::Submit(Box::new(request)), &self.inner.shared).await
+            }
         };
         entered.leave();
         match self.settle(outcome) {

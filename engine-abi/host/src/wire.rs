@@ -54,7 +54,7 @@ pub(crate) enum ToChild {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Call {
-    Submit(Request),
+    Submit(Box<Request>),
     Pin(Pin),
     Unpin { op_id: u64, pin_id: u128 },
     KvSnapshot { op_id: u64 },
