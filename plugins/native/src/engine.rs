@@ -39,7 +39,7 @@ const CANCEL_GRACE: Duration = Duration::from_secs(10);
 const TARGET: &str = "native";
 
 enum Command {
-    Submit(Request, Option<Box<Guide>>),
+    Submit(Box<Request>, Option<Box<Guide>>),
     /// Its form could not be made, or nobody waits for it any more.
     Refuse(u64, Finish),
     Cancel(u64),
@@ -243,7 +243,7 @@ impl Engine for NativeEngine {
             inbox.forms.push_back(request);
             &self.shared.forms_bell
         } else {
-            inbox.commands.push_back(Command::Submit(request, None));
+            inbox.commands.push_back(Command::Submit(Box::new(request), None));
             &self.shared.bell
         };
         drop(inbox);

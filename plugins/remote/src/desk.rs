@@ -23,7 +23,7 @@ const AWAY_RETRY_MS: u32 = 1000;
 
 /// What the host asks for.
 pub(crate) enum Command {
-    Submit(Request),
+    Submit(Box<Request>),
     Cancel(u64),
     Snapshot(Snapshot),
 }
@@ -138,7 +138,7 @@ impl Desk {
         }
         inbox.live.insert(id, Live { tokens, is_cancelled: false });
         inbox.live_tokens += tokens;
-        let sent = self.send(Command::Submit(request));
+        let sent = self.send(Command::Submit(Box::new(request)));
         if sent.is_err() {
             inbox.live.remove(&id);
             inbox.live_tokens -= tokens;

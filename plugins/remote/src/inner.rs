@@ -172,7 +172,7 @@ impl Inner {
 
     fn obey(&mut self, command: Command, snapshots: Option<&mpsc::UnboundedSender<Snapshot>>) {
         match command {
-            Command::Submit(request) => self.queue.push(request),
+            Command::Submit(request) => self.queue.push(*request),
             Command::Cancel(id) => {
                 if self.queue.remove(id) {
                     self.desk.end(Output { id, ..Output::default() }, Finish::Cancelled, false);
@@ -201,7 +201,7 @@ impl Inner {
             let Some(request) = self.queue.pop() else { break };
             if let Some(request) = self.start(request) {
                 // There are as many slots as requests, so this does not happen; it must not turn in circles.
-                self.queue.push(request);
+                self.queue.push(*request);
                 break;
             }
         }

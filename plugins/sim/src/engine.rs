@@ -38,7 +38,7 @@ const HELD_WAIT: Duration = Duration::from_millis(1);
 const TARGET: &str = "sim";
 
 enum Command {
-    Submit(Request),
+    Submit(Box<Request>),
     Cancel(u64),
     Pin(Pin),
     Unpin { op_id: u64, pin_id: u128 },
@@ -202,7 +202,7 @@ impl Engine for SimEngine {
         }
         inbox.live.insert(request.id, Live { tokens, cancelled: false });
         inbox.live_tokens += tokens;
-        inbox.commands.push_back(Command::Submit(request));
+        inbox.commands.push_back(Command::Submit(Box::new(request)));
         drop(inbox);
         self.shared.bell.notify_one();
         Ok(())
@@ -309,7 +309,7 @@ fn take(shared: &Shared, wait: Option<Duration>) -> Option<VecDeque<Command>> {
 
 fn obey(command: Command, scheduler: &mut Scheduler, lanes: &Lanes, now_us: u64) {
     match command {
-        Command::Submit(request) => scheduler.submit(request, now_us),
+        Command::Submit(request) => scheduler.submit(*request, now_us),
         Command::Cancel(id) => scheduler.cancel(id, now_us),
         Command::Pin(pin) => match scheduler.pin(pin.pin_id, &pin.blocks, pin.ttl_ms, now_us) {
             Ok(held) => lanes.op(pin.op_id, 0, held),

@@ -69,7 +69,7 @@ fn pass_on(shared: &Shared, request: Request, made: Result<Option<Box<Guide>>, E
     let cancelled = inbox.live.get(&request.id).is_none_or(|live| live.cancelled);
     let command = match made {
         _ if cancelled => Command::Refuse(request.id, Finish::Cancelled),
-        Ok(guide) => Command::Submit(request, guide),
+        Ok(guide) => Command::Submit(Box::new(request), guide),
         Err(error) => {
             let finish = Finish::Error { rc: error.rc.rc(), message: error.message };
             Command::Refuse(request.id, finish)

@@ -69,7 +69,7 @@ fn take(shared: &Shared, wait: Option<Duration>) -> Option<VecDeque<Command>> {
 fn obey(command: Command, scheduler: &mut Scheduler, lanes: &Lanes, now_us: u64) {
     match command {
         Command::Submit(request, guide) => {
-            scheduler.submit_guided(request, guide.map(|guide| *guide), now_us);
+            scheduler.submit_guided(*request, guide.map(|guide| *guide), now_us);
         }
         Command::Refuse(id, finish) => scheduler.refuse(id, finish),
         Command::Cancel(id) => scheduler.cancel(id, now_us),
