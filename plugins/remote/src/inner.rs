@@ -201,7 +201,7 @@ impl Inner {
             let Some(request) = self.queue.pop() else { break };
             if let Some(request) = self.start(request) {
                 // There are as many slots as requests, so this does not happen; it must not turn in circles.
-                self.queue.push(*request);
+                self.queue.push(request);
                 break;
             }
         }
