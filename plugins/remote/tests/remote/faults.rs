@@ -33,13 +33,14 @@ impl Rig {
     fn new(double: &Double, has_events: bool) -> Self {
         let lanes = Arc::new(Lanes::new());
         let config = double.config(has_events).to_string();
-        let engine = RemoteEngine::create(&config, Arc::clone(&lanes), HostLog::silent()).unwrap();
+        let engine = RemoteEngine::create(&config, Arc::clone(&lanes), HostLog::silent())
+            .expect("an engine");
         Self { engine, lanes, held: HashSet::new(), resets: 0, next_id: 0 }
     }
 
     fn submit(&mut self, namespace: u128, tokens: Vec<u32>, tokens_max: u32) -> u64 {
         self.next_id += 1;
-        self.engine.submit(request(self.next_id, namespace, tokens, tokens_max)).unwrap();
+        self.engine.submit(request(self.next_id, namespace, tokens, tokens_max)).expect("accepted");
         self.next_id
     }
 
@@ -60,7 +61,11 @@ impl Rig {
         let outputs = self.outputs();
         let cached = [outputs[0].cached_tokens, outputs[outputs.len() - 1].cached_tokens];
         let tokens = outputs.iter().flat_map(|output| output.tokens.clone()).collect();
-        (tokens, outputs.into_iter().next_back().unwrap().finish.unwrap(), cached)
+        (
+            tokens,
+            outputs.into_iter().next_back().and_then(|last| last.finish).expect("an end"),
+            cached,
+        )
     }
 
     fn read_events(&mut self) {

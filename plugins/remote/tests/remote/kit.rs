@@ -41,7 +41,7 @@ fn try_case(name: &str, kind: Kind, has_events: bool) -> (Outcome, String) {
         seed: 7,
         patience: Duration::from_secs(30),
     };
-    let report = run_case(name, &context).unwrap();
+    let report = run_case(name, &context).expect("a case of that name");
     (report.outcome, format!("{report:?}"))
 }
 

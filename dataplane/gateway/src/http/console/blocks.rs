@@ -90,11 +90,12 @@ fn count(runs: Vec<RunSnapshot>, pinned: HashSet<u64>) -> Found {
         for (worker, stretches) in &run.holders {
             let tiers = workers.entry(*worker).or_default();
             for stretch in stretches {
-                for at in stretch.from as usize..stretch.to as usize {
-                    let is_pinned = pinned.contains(&run.keys[at].0);
+                let blocks = stretch.from as usize..stretch.to as usize;
+                for (key, copies) in run.keys[blocks.clone()].iter().zip(&copies[blocks]) {
+                    let is_pinned = pinned.contains(&key.0);
                     for tier in stretch.tiers.iter() {
                         let counts = &mut tiers[tier.number() as usize];
-                        match (is_pinned, copies[at]) {
+                        match (is_pinned, *copies) {
                             (true, _) => counts.pinned += 1,
                             (false, 1) => counts.sole += 1,
                             (false, _) => counts.shared += 1,
@@ -151,10 +152,11 @@ fn pieces(run: &RunSnapshot, worker: WorkerId, pinned: &HashSet<u64>) -> Vec<Pie
     let copies = copies(run);
     let mut pieces: Vec<Piece> = Vec::new();
     for stretch in stretches {
-        for at in stretch.from as usize..stretch.to as usize {
-            let tiers = stretch.tiers.iter().fold(0, |bits, tier| bits | 1 << tier.number());
-            let pinned = pinned.contains(&run.keys[at].0);
-            let one = Piece { blocks: 1, tiers, copies: copies[at], pinned };
+        let blocks = stretch.from as usize..stretch.to as usize;
+        let tiers = stretch.tiers.iter().fold(0, |bits, tier| bits | 1 << tier.number());
+        for (key, copies) in run.keys[blocks.clone()].iter().zip(&copies[blocks]) {
+            let pinned = pinned.contains(&key.0);
+            let one = Piece { blocks: 1, tiers, copies: *copies, pinned };
             match pieces.last_mut() {
                 Some(last) if (Piece { blocks: 1, ..*last }) == one => last.blocks += 1,
                 _ => pieces.push(one),

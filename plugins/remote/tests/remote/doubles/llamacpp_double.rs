@@ -25,7 +25,7 @@ fn wanted(body: &Value) -> Wanted {
 
 /// Whether a token ends in the middle of a character.
 fn is_part(token: u32) -> bool {
-    token % 7 == 0
+    token.is_multiple_of(7)
 }
 
 pub(crate) async fn answer(
