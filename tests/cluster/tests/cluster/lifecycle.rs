@@ -61,11 +61,12 @@ impl Bench {
     async fn flood(&mut self, blocks: u64) -> Result<()> {
         let mut computed = 0;
         while computed < blocks * 16 {
+            let this = &*self;
             let lane = |lane: u64| {
-                let text = filler(1_000 + self.strangers + lane, 24);
-                let session = format!("stranger-{}", self.strangers + lane);
+                let text = filler(1_000 + this.strangers + lane, 24);
+                let session = format!("stranger-{}", this.strangers + lane);
                 let messages = json!([{"role": "user", "content": text}]);
-                async move { self.ask(&session, messages).await }
+                async move { this.ask(&session, messages).await }
             };
             let replies = futures::future::try_join_all((0..LANES).map(lane)).await?;
             computed +=
