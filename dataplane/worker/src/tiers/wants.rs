@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     fn range(start: u32, end: u32, priority: u8, duration_ms: u32) -> RetentionRange {
-        RetentionRange { start, end, priority, duration_ms }
+        RetentionRange { start, end, priority, duration_ms, ..RetentionRange::default() }
     }
 
     #[test]
