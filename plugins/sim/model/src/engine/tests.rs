@@ -304,7 +304,7 @@ fn what_another_engine_gives_takes_its_link_and_comes_behind_what_is_there() {
 #[test]
 fn blocks_of_the_urgent_stay_for_a_while() {
     let blocks = [chain(1, 0, 500), chain(2, 0, 500), chain(3, 0, 600)];
-    let left = |claim: Option<crate::Claim>, last_us: u64| {
+    let left = |claim: Option<Claim>, last_us: u64| {
         let mut engine = Engine::new(profile(20_000), BLOCK);
         let urgent = Request { claim, ..request(1, &blocks[0], 8_000, 1) };
         engine.submit(urgent, 0);
@@ -318,7 +318,7 @@ fn blocks_of_the_urgent_stay_for_a_while() {
         let Note::First { cached_tokens, .. } = seen[0].1 else { panic!("{:?}", seen[0]) };
         cached_tokens
     };
-    let claim = crate::Claim { priority: 60, duration_ms: Some(60_000) };
+    let claim = Claim { priority: 60, duration_ms: Some(60_000) };
     assert_eq!(left(Some(claim), 20_000_000), 7_984);
     assert!(left(None, 20_000_000) < 7_984, "the oldest goes first");
     assert_eq!(left(Some(claim), 200_000_000), left(None, 200_000_000), "not for good");
