@@ -79,5 +79,5 @@ fn tags_tell_files_apart() {
     for asset in ASSETS {
         assert!(asset.tag().len() == 18 && asset.media_type() != "application/octet-stream");
     }
-    assert!(super::asset("../Cargo.toml").is_none() && super::asset("").is_none());
+    assert!(asset("../Cargo.toml").is_none() && asset("").is_none());
 }
