@@ -7,9 +7,9 @@
 //! goes, and in every fourth turn it is the one of his requests that is overdue. That is the bound on starvation, and no
 //! way around the shares: who is overdue because he asks for much does not hold up who asks for little. The turns
 //! between are for his urgent ones: where all wait for long all are overdue, and nobody would be urgent any more.
-//! A tenant who comes back is taken to have got what the
-//! least served of those who wait has: nobody saves up. Limits turn away what would wait in vain, and say when to come
-//! again by how quickly the queue moves. What others do there is told to nobody.
+//! A tenant who comes back is taken to have got what the least served of those who wait has: nobody saves up. Limits
+//! turn away what would wait in vain, and say when to come again by how quickly the queue moves. What others do there is
+//! told to nobody.
 //!
 //! Pure: the caller asks [`RequestQueue::next`] while [`crate::Router::has_room`] says yes. Time that goes back counts
 //! as no time; all sums stop at the largest number.
