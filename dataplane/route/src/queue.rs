@@ -3,12 +3,13 @@
 //! A worker's own queue serves whoever was sent first, and what was sent cannot be taken back; so while every worker
 //! has enough to do, requests wait here, one queue for the workers of one model. The highest tier goes first; of it the
 //! tenant who got the least service while others waited; of that tenant's requests the first by the order that is set.
-//! While somebody has waited for as long as anybody may, tiers and priorities count nothing in every fourth turn: the
-//! tenant who got the least goes, and of his requests the one that is overdue. That is the bound on starvation, and no
+//! While somebody has waited for as long as anybody may, tiers of others count no more: the tenant who got the least
+//! goes, and in every fourth turn it is the one of his requests that is overdue. That is the bound on starvation, and no
 //! way around the shares: who is overdue because he asks for much does not hold up who asks for little. The turns
-//! between are for the urgent: where all wait for long, everybody is overdue, and nobody would be urgent any more. A tenant who comes back is taken to have got what the
-//! least served of those who wait has: nobody saves up. Limits turn away what would wait in vain, and say when to come
-//! again by how quickly the queue moves. What others do there is told to nobody.
+//! between are for his urgent ones: where all wait for long all are overdue, and nobody would be urgent any more.
+//! A tenant who comes back is taken to have got what the least served of those who wait has: nobody saves up. Limits
+//! turn away what would wait in vain, and say when to come again by how quickly the queue moves. What others do there is
+//! told to nobody.
 //!
 //! Pure: the caller asks [`RequestQueue::next`] while [`crate::Router::has_room`] says yes. Time that goes back counts
 //! as no time; all sums stop at the largest number.
@@ -424,27 +425,23 @@ impl RequestQueue {
         Some(arrived_ms.saturating_add(self.settings.starvation_ms))
     }
 
-    /// The one for whom it is time because of its age, in the turns that are for those.
+    /// While somebody has waited for as long as anybody may: the next of the least served tenant, whatever the tiers of
+    /// others; in some turns the one of it that came first, if that is overdue. Of tenants that got the same the one who
+    /// waits the longest.
     fn due(&mut self, now_ms: u64) -> Option<u64> {
-        let turn = self.overdue(now_ms);
-        let passed = self.passed.map_or(OVERDUE_EVERY, |passed| passed + 1);
-        let due = turn.is_some() && passed >= OVERDUE_EVERY;
-        self.passed = turn.map(|_| if due { 0 } else { passed });
-        turn.filter(|_| due)
-    }
-
-    /// While somebody has waited for as long as anybody may: the one of the least served tenant that came first, or
-    /// that tenant's next if none of its own is overdue. Of tenants that got the same the one who waits the longest.
-    fn overdue(&self, now_ms: u64) -> Option<u64> {
         if self.overdue_at_ms()? > now_ms {
+            self.passed = None;
             return None;
         }
+        let passed = self.passed.map_or(OVERDUE_EVERY, |passed| passed + 1);
+        let by_age = passed >= OVERDUE_EVERY;
+        self.passed = Some(if by_age { 0 } else { passed });
         let waiting = self.tenants.values().filter(|tenant| !tenant.places.is_empty());
         let least = waiting
             .min_by(|a, b| a.served.total_cmp(&b.served).then_with(|| a.since().cmp(&b.since())))?;
         let (arrived_ms, turn) = least.since();
         let overdue = arrived_ms.saturating_add(self.settings.starvation_ms) <= now_ms;
-        if overdue { Some(turn) } else { least.places.first().map(|head| head.2) }
+        if by_age && overdue { Some(turn) } else { least.places.first().map(|head| head.2) }
     }
 
     /// The first of the tenant that got the least, among those with a request of the highest tier.

@@ -76,9 +76,12 @@ fn print_hints(explained: &Value) {
     }
     let Some(hints) = explained.get("hints").filter(|hints| !hints.is_null()) else { return };
     let names = ["priority", "strict_priority", "osl", "latency_sensitivity"];
-    let told = |name: &&&str| hints[**name].as_f64().is_some_and(|value| value != 0.0);
-    let told: Vec<String> =
-        names.iter().filter(told).map(|name| format!("{name} {}", cell(hints, name))).collect();
+    let mut told: Vec<String> = Vec::new();
+    for name in names {
+        if hints[name].as_f64().is_some_and(|value| value != 0.0) {
+            told.push(format!("{name} {}", cell(hints, name)));
+        }
+    }
     let without = &hints["without"];
     let effect = match without["changed"].as_bool() {
         Some(true) => format!("without them it would have gone to {}", cell(without, "worker")),

@@ -209,7 +209,7 @@ fn who_is_urgent_waits_less_where_he_says_so() {
     let urgent = |report: &Report| report.by_priority[0];
     assert_eq!((urgent(&told).priority, urgent(&quiet).priority), ("urgent", "urgent"));
     let (told, quiet) = (urgent(&told).ttft_ms, urgent(&quiet).ttft_ms);
-    assert!(told.mean * 1.5 < quiet.mean, "{told:?} {quiet:?}");
+    assert!(told.mean * 1.2 < quiet.mean && told.p99 * 1.3 < quiet.p99, "{told:?} {quiet:?}");
 }
 
 #[test]

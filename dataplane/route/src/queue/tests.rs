@@ -329,12 +329,12 @@ impl Model {
         let overdue = first.0 + starvation_ms <= now_ms;
         let passed = self.passed.map_or(OVERDUE_EVERY, |passed| passed + 1);
         self.passed = overdue.then_some(if passed >= OVERDUE_EVERY { 0 } else { passed });
-        let turn = if self.passed == Some(0) {
+        let turn = if overdue {
             let oldest = self.waiting.iter().min_by(|a, b| {
                 let served = self.served(&a.2.tenant).total_cmp(&self.served(&b.2.tenant));
                 served.then((a.0, a.1).cmp(&(b.0, b.1)))
             })?;
-            match oldest.0 + starvation_ms <= now_ms {
+            match self.passed == Some(0) && oldest.0 + starvation_ms <= now_ms {
                 true => oldest.1,
                 false => {
                     let of = &oldest.2.tenant;
