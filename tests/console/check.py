@@ -39,6 +39,8 @@ TOPICS = ["overview", "workers", "pins", "sessions", "decisions", "members", "hi
 WIDTHS = {1280: 860, 390: 844}
 THEMES = ["light", "dark"]
 WAIT_MS = 30_000
+# Slow enough to be seen, small enough to evict.
+ENGINE = "prefill_us_per_token = 150\ndecode_us_per_token = 20000\nblocks = 1500\n"
 # axe's words for what makes a page unusable for somebody.
 SERIOUS = {"serious", "critical"}
 
@@ -303,7 +305,7 @@ def warm(url: str, traffic: Traffic) -> None:
 
 def run(args: argparse.Namespace, browser: Browser) -> Check:
     check = Check(browser, args.shots, args.assets)
-    cluster = Cluster(args.binary, HERE / "script.toml", gateways=1, workers=3, members=3)
+    cluster = Cluster(args.binary, HERE / "script.toml", gateways=1, workers=3, members=3, settings=ENGINE)
     traffic = None
     try:
         host, port = cluster.gateways[0]

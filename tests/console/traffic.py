@@ -1,10 +1,9 @@
 """Agents at work: sessions with tool pauses, subagents, pins, titles beside the conversation; until told to stop."""
 
+import http.client
 import json
 import random
 import threading
-import time
-import urllib.error
 import urllib.request
 
 # In every prompt, so that a check can look for it where no prompt belongs.
@@ -42,7 +41,7 @@ class Traffic:
         try:
             post(self.url, "/v1/chat/completions", body, {**self.headers, **headers})
             self.answered += 1
-        except (OSError, urllib.error.HTTPError) as error:
+        except (OSError, http.client.HTTPException) as error:
             self.failures.append(str(error))
             self.stopping.wait(1)
 

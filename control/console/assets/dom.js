@@ -101,7 +101,7 @@ export class LiveTable {
     this.lines = new Map();
     this.heads = columns.map((column, at) => this.head(column, at));
     this.body = h("tbody");
-    this.none = h("p", { class: "note" }, empty);
+    this.none = h("p", { class: "note" }, "asking …");
     this.back = h("button", { type: "button", onclick: () => this.turn(-1) }, "Previous");
     this.next = h("button", { type: "button", onclick: () => this.turn(1) }, "Next");
     this.where = h("span");
@@ -133,6 +133,7 @@ export class LiveTable {
 
   update(rows) {
     this.rows = rows;
+    say(this.none, this.empty);
     this.draw();
   }
 

@@ -45,7 +45,7 @@ const COLUMNS = [
   { title: "Tokens", num: true, sort: (p) => p.prefix_tokens, cell: (p) => count(p.prefix_tokens) },
   { title: "Blocks", num: true, sort: (p) => p.blocks, cell: (p) => count(p.blocks) },
   { title: "Copies", num: true, sort: (p) => p.copies, cell: (p) => `${p.copies} of ${p.copies_min}` },
-  { title: "Held by", sign: holders, wide: true, cell: (p) => holders(p) },
+  { title: "Held by", sign: holders, cell: (p) => holders(p) },
   { title: "Recompute", sort: (p) => Number(p.recompute),
     cell: (p) => (p.orders ? many(p.orders, "order") : p.recompute ? "yes" : "no") },
   { title: "Scope", sort: (p) => p.scope, cell: (p) => p.scope },

@@ -19,6 +19,8 @@ export function step(most) {
   return power * ([1, 2, 5, 10].find((n) => n * power >= rough * 0.999) ?? 10);
 }
 
+/** Over a shorter time than this, an axis tells seconds. */
+const SECONDS_TOLD_MS = 300_000;
 /** Steps without a value that a line goes over; more of them are a gap. */
 const BRIDGED_MAX = 6;
 
@@ -118,7 +120,7 @@ export class Plot {
       const anchor = place === 0 ? "start" : place === 1 ? "end" : "middle";
       const label = s("text", { class: "xt", x: this.x(n), y: HEIGHT - 6, "text-anchor": anchor });
       label.style.textAnchor = anchor;
-      label.textContent = clock(at[n], false);
+      label.textContent = clock(at[n], at.at(-1) - at[0] < SECONDS_TOLD_MS);
       frame.push(label);
     }
     this.frame.replaceChildren(...frame);

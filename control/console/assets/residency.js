@@ -6,7 +6,12 @@ import { byName, count, many, share, short, us } from "./format.js";
 import { Grid, Waffle } from "./grid.js";
 
 const MEMORY = [["k3", "pinned"], ["k0", "cached"], ["k1", "in use, not yet full"], ["kfree", "free"]];
+/** Blocks are asked for again this often while a worker is shown. */
+const BLOCKS_PACE_MS = 5_000;
 const CLASSES = [["k3", "pinned"], ["k0", "on this worker only"], ["k5", "on others, too"]];
+
+/** Sizes of cells by how many there are. */
+const SIZES = [[32, 56], [200, 34], [Infinity, 22]];
 
 /** How a worker's memory is divided. Blocks in use may be cached as well, so they are counted once. */
 export function memory(worker) {
@@ -59,7 +64,8 @@ function paintWorker(context, worker, x, y, size, palette) {
   context.fillRect(x, y, size, size);
   let level = y + size;
   for (const [value, colour] of [[m.pinned, "c3"], [m.cached, "c0"], [m.using, "c1"]]) {
-    const tall = m.total ? (value / m.total) * size : 0;
+    // A little of it is seen, however little it is.
+    const tall = value ? Math.max(1.5, (value / Math.max(1, m.total)) * size) : 0;
     context.fillStyle = palette[colour];
     context.globalAlpha = lost ? 0.3 : 1;
     context.fillRect(x, level - tall, size, tall);
@@ -89,8 +95,7 @@ class Detail {
         { title: "On others, too", num: true, cell: (t) => count(t.shared) },
       ] });
     this.note = h("p", { class: "note" });
-    const refresh = h("button", { type: "button", onclick: () => this.fetch() }, "Look again");
-    const blocks = h("figure", {}, h("figcaption", {}, h("b", {}, "Block by block"), refresh), this.note,
+    const blocks = h("figure", {}, h("figcaption", {}, h("b", {}, "Block by block")), this.note,
       this.waffle.element, legend([...CLASSES, ["k6", "of other tenants, or under a salt"]]));
     this.element = h("section", { hidden: true }, this.title, this.facts, h("h2", {}, "Tiers and classes"),
       this.tiers.element, h("h2", {}, "Blocks"), blocks);
@@ -116,14 +121,15 @@ class Detail {
     ]));
     const counted = worker.tiers ?? [];
     this.tiers.update(counted.map((tier) => [tier.tier, tier]));
+    if (other || Date.now() - this.asked > BLOCKS_PACE_MS) this.fetch();
     if (other) {
-      this.fetch();
       this.title.focus();
       this.title.scrollIntoView({ block: "start" });
     }
   }
 
   async fetch() {
+    this.asked = Date.now();
     this.abort.abort();
     this.abort = new AbortController();
     try {
@@ -192,6 +198,7 @@ export function residency() {
         index: [short(about.index_blocks), "in the index, copies counted once"],
       });
       whole.replaceChildren(stack(parts(sum), sum.total, "tall"), legend(MEMORY));
+      grid.size = SIZES.find(([most]) => all.length <= most)[1];
       grid.update(all, `${many(all.length, "worker")}, ${count(live.length)} of them live; arrow keys walk them, Enter `
         + "chooses one; the table below tells the same");
       list.update(all.map((w) => [w.key, w]));

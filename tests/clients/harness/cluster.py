@@ -21,17 +21,18 @@ class Cluster:
     """Runs until closed; logs stay in its folder until then."""
 
     def __init__(self, binary: Path, script: Path, gateways: int = 2, workers: int = 3, members: int = 1,
-                 engine: str = "sim"):
+                 engine: str = "sim", settings: str = ""):
+        """`settings` are further lines of the engine's table."""
         self.binary = binary
         self.folder = Path(tempfile.mkdtemp(prefix="mainstay-cluster-"))
         self.processes: dict[str, subprocess.Popen] = {}
         try:
-            self.start(script, gateways, workers, members, engine)
+            self.start(script, gateways, workers, members, engine, settings)
         except BaseException:
             self.close()
             raise
 
-    def start(self, script: Path, gateways: int, workers: int, members: int, engine: str) -> None:
+    def start(self, script: Path, gateways: int, workers: int, members: int, engine: str, settings: str) -> None:
         ports = [free_port() for _ in range(members)]
         listed = ",".join(f"{n + 1}=127.0.0.1:{port}" for n, port in enumerate(ports))
         control = ",".join(f"127.0.0.1:{port}" for port in ports)
@@ -45,7 +46,7 @@ class Cluster:
         for number, (host, port) in enumerate(self.gateways, 1):
             self.spawn(f"g{number}", "gateway", f"--control={control}", f"--listen={host}:{port}", f"--config={models}")
         config = self.folder / "engine.toml"
-        config.write_text(f'[engine]\nscript = "{script}"\n')
+        config.write_text(f'[engine]\nscript = "{script}"\n{settings}')
         for number in range(1, workers + 1):
             self.spawn(f"w{number}", "worker", f"--control={control}", f"--name=w{number}", f"--engine={engine}",
                        f"--model-name={MODEL}", f"--config={config}")
