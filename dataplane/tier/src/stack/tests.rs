@@ -300,7 +300,7 @@ fn moves_tell_what_a_tier_holds() {
     let folder = tempfile::tempdir().expect("a scratch folder");
     let stack = stack(folder.path(), 4, all());
     stack.host().keep_moves(100);
-    let mut held = std::collections::BTreeSet::new();
+    let mut held = BTreeSet::new();
     for number in 1..=9 {
         assert_eq!(put(&stack, number, Retention::default()), Put::Stored);
         let moves = stack.host().take_moves();
@@ -317,7 +317,7 @@ fn moves_tell_what_a_tier_holds() {
                 }
             }
         }
-        let told: std::collections::BTreeSet<BlockKey> =
+        let told: BTreeSet<BlockKey> =
             stack.host().keys().into_iter().map(|(key, _)| key).collect();
         assert_eq!(held, told, "after {number}");
     }
