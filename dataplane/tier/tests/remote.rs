@@ -16,7 +16,7 @@ use tracing::{Event, Metadata, Subscriber};
 
 /// The server of the cluster's tests, too.
 #[path = "../../../tests/cluster/src/s3.rs"]
-#[expect(unreachable_pub, reason = "the cluster tests export it")]
+#[expect(unreachable_pub, reason = "it is another crate's, too")]
 mod s3;
 
 const BLOCK_BYTES: u32 = 3000;

@@ -342,14 +342,9 @@ async fn weights_that_were_exchanged_get_no_old_blocks() -> Result<()> {
     let mut flags = strings(&[&model.to_string_lossy(), "--model-name", "demo"]);
     flags.extend(disk_flags(&disk));
     let text = filler(85_000, LINES);
-    let revision = async |client: &Client| -> Result<Value> {
-        let models = client.get("/v1/models").await?;
-        Ok(models.body["data"][0].clone())
-    };
     let (process, client) = serve(&data, &flags).await?;
     let (first, _) = first_token(&client, &text).await?;
     ensure!(cached(&first) == 0, "{first}");
-    let before = revision(&client).await?;
     stop(process).await?;
     // Another number in the last weight; the file's size and its time of change stay.
     let (length, changed) = (weights.metadata()?.len(), weights.metadata()?.modified()?);
@@ -359,8 +354,6 @@ async fn weights_that_were_exchanged_get_no_old_blocks() -> Result<()> {
     let (process, client) = serve(&data, &flags).await?;
     let (second, _) = first_token(&client, &text).await?;
     ensure!(cached(&second) == 0, "old blocks under new weights: {second}");
-    let after = revision(&client).await?;
-    ensure!(before != after, "{before} and {after}");
     stop(process).await?;
     let (process, client) = serve(&data, &flags).await?;
     let (third, _) = first_token(&client, &text).await?;
