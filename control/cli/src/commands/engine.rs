@@ -203,9 +203,9 @@ mod tests {
         );
         for (flags, word) in [
             (&["--upstream", url][..], "MODEL_DIR"),
-            (&[".", "--engine", "remote"], "--upstream"),
-            (&[".", "--engine", "sim", "--upstream", url], "leave out"),
-            (&[".", "--upstream", url, "--threads", "2"], "set them there"),
+            (&[".", "--engine", "remote"][..], "--upstream"),
+            (&[".", "--engine", "sim", "--upstream", url][..], "leave out"),
+            (&[".", "--upstream", url, "--threads", "2"][..], "set them there"),
         ] {
             let error = args(flags).config("m", Map::new()).unwrap_err().to_string();
             assert!(error.contains(word), "{flags:?}: {error}");
