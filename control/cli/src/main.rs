@@ -5,6 +5,7 @@ mod commands;
 mod config;
 mod http;
 mod logging;
+mod monitoring;
 mod output;
 
 use clap::{Parser, Subcommand};

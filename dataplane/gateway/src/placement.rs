@@ -142,6 +142,7 @@ impl Placement {
         let inner = Arc::clone(&self.inner);
         let sources =
             if inner.transfer { sources(&overlaps, &worker, &entries) } else { Vec::new() };
+        count_held(&overlaps, worker.id, job.blocks.len());
         let placed = Placed { worker, sources, booking, inner };
         self.remember(job, decision);
         Some(placed)
@@ -188,6 +189,23 @@ impl Placement {
     }
 }
 
+/// How many leading blocks of a prompt the chosen worker holds, how many more only others, and how many nobody.
+fn split_held(overlaps: &[Overlap], chosen: WorkerId, prompt_blocks: usize) -> [u64; 3] {
+    let all = prompt_blocks as u64;
+    let held = |of: &Overlap| u64::from(of.blocks).min(all);
+    let own = overlaps.iter().find(|o| o.worker == chosen).map_or(0, held);
+    let most = overlaps.iter().map(held).max().unwrap_or(0);
+    [own, most - own, all - most]
+}
+
+/// Counts that: what was found, what is computed again although somebody has it, and what is new.
+fn count_held(overlaps: &[Overlap], chosen: WorkerId, prompt_blocks: usize) {
+    let counts = split_held(overlaps, chosen, prompt_blocks);
+    for (held, count) in ["chosen", "elsewhere", "nowhere"].into_iter().zip(counts) {
+        metrics::counter!("mainstay_gateway_placed_blocks_total", "held" => held).increment(count);
+    }
+}
+
 /// Who of `entries` holds more of the prompt than the chosen worker, the most first. Those of its own region only: far
 /// ones are slower than computing as often as not.
 fn sources(
@@ -203,4 +221,20 @@ fn sources(
         Some(v1::BlockSource { address: entry.address.clone(), blocks: o.blocks })
     });
     near.take(SOURCES_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_a_prompt_are_counted_once_each() {
+        let overlap = |worker, blocks| Overlap { worker: WorkerId(worker), blocks };
+        let overlaps = [overlap(1, 4), overlap(2, 7)];
+        assert_eq!(split_held(&overlaps, WorkerId(1), 10), [4, 3, 3]);
+        assert_eq!(split_held(&overlaps, WorkerId(2), 10), [7, 0, 3]);
+        assert_eq!(split_held(&overlaps, WorkerId(3), 10), [0, 7, 3]);
+        assert_eq!(split_held(&overlaps, WorkerId(2), 5), [5, 0, 0]);
+        assert_eq!(split_held(&[], WorkerId(2), 5), [0, 0, 5]);
+    }
 }

@@ -15,6 +15,7 @@ use crate::commands::identity::{self, CertArgs, InitArgs, ListenerArgs};
 use crate::commands::join::{self, Newcomer};
 use crate::commands::{addresses, asked_to_stop, members, offline};
 use crate::config::default_data_dir;
+use crate::monitoring::listen::MetricsArgs;
 use crate::output::print;
 
 /// As in [`Settings`]'s default.
@@ -82,6 +83,8 @@ struct RunArgs {
     #[command(flatten)]
     pace: PaceArgs,
     #[command(flatten)]
+    metrics: MetricsArgs,
+    #[command(flatten)]
     security: ListenerArgs,
 }
 
@@ -135,6 +138,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         None => {}
     }
     let args = args.run;
+    let readiness = args.metrics.listen("control").await?;
     if let (Some(token), Some(list)) = (&args.token, &args.join) {
         let hosts = join::hosts(args.listen, args.advertise.as_deref());
         let newcomer = Newcomer { role: Role::Control, node: format!("m{}", args.node_id), hosts };
@@ -159,6 +163,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.identity = args.security.client.load(Role::Control)?;
     config.insecure = args.security.insecure;
     let handle = mainstay_control::start(config).await?;
+    let group = handle.group().clone();
+    readiness.started(move || {
+        group.status().leader.is_none().then(|| "no leader is known".to_owned())
+    });
     print(&format!("ready control m{} on {}", args.node_id, handle.address()));
     tokio::select! {
         result = asked_to_stop() => result?,

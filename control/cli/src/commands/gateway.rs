@@ -85,7 +85,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.region = args.region;
     config.region_penalty_ms = args.region_penalty_ms;
     config.transfer = args.transfer;
-    config.metrics = Some(super::metrics_recorder()?);
+    config.metrics = Some(crate::monitoring::install("gateway")?);
     let handle = mainstay_gateway::start(config).await?;
     tokio::select! {
         result = asked_to_stop() => result?,

@@ -44,11 +44,6 @@ pub(crate) fn parse_region(text: &str) -> Result<mainstay_types::Region, String>
     })
 }
 
-/// Installs the process's metrics recorder; its handle renders `/metrics`.
-pub(crate) fn metrics_recorder() -> anyhow::Result<metrics_exporter_prometheus::PrometheusHandle> {
-    Ok(metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?)
-}
-
 /// Resolves with the reason when a control member has ended by itself.
 pub(crate) async fn control_ended(handle: &mainstay_control::ControlHandle) -> String {
     let mut ended = handle.group().ended();

@@ -60,7 +60,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     file.apply(&mut config)?;
     config.aliases = config.aliases.with_any(args.any_model);
     config.identity = inner.identity(Role::Gateway, "g1")?;
-    config.metrics = Some(super::metrics_recorder()?);
+    config.metrics = Some(crate::monitoring::install("serve")?);
     let gateway = mainstay_gateway::start(config).await?;
     let mut worker = worker_config(&args.engine, &file, "w1".to_owned(), members)?;
     worker.identity = inner.identity(Role::Worker, "w1")?;

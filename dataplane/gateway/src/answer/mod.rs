@@ -10,6 +10,7 @@ mod read;
 mod writer;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
@@ -61,6 +62,8 @@ struct Turn {
     /// Where a connection remembers what becomes of this.
     last: Option<LastTurn>,
     created_unix_s: u64,
+    /// When its body had been read.
+    begun: Instant,
 }
 
 /// A request as it comes in.
@@ -307,6 +310,7 @@ impl<F: FnOnce(&mut Request)> Asked<F> {
         mut request: Request,
         before: Option<Arc<Conversation>>,
     ) -> Result<Turn, ApiError> {
+        let begun = Instant::now();
         let Self { app, request_id, sealer, last, tenant, spending, finish } = self;
         if let Some(before) = &before {
             request.continue_from(before);
@@ -337,6 +341,7 @@ impl<F: FnOnce(&mut Request)> Asked<F> {
             before,
             last,
             created_unix_s,
+            begun,
         })
     }
 }

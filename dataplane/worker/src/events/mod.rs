@@ -16,7 +16,7 @@ mod snapshots;
 
 use std::time::Duration;
 
-use mainstay_engine_abi::sdk::{Info, KvEvent, caps};
+use mainstay_engine_abi::sdk::{Cause, Info, KvEvent, caps};
 use mainstay_types::{BlockEvent, NamespaceId, PinId, SequenceHash, Tier};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
@@ -165,8 +165,9 @@ impl State {
                 let (namespace, parent) = (NamespaceId(namespace), SequenceHash(parent));
                 self.store(namespace, parent, &hashes(blocks), tier);
             }
-            KvEvent::Removed { blocks, tier, .. } if self.announces => {
+            KvEvent::Removed { blocks, tier, cause } if self.announces => {
                 let Some(tier) = Tier::from_number(tier) else { return };
+                count_removed(blocks.len(), tier, cause);
                 self.remove(&hashes(blocks), tier);
             }
             KvEvent::Stored { .. } | KvEvent::Removed { .. } => {}
@@ -221,6 +222,19 @@ impl State {
         self.pins.cleared();
         self.log.cleared();
     }
+}
+
+/// Counts blocks that left a tier, and why.
+fn count_removed(count: usize, tier: Tier, cause: Cause) {
+    let cause = match cause {
+        Cause::None => "unsaid",
+        Cause::Capacity => "capacity",
+        Cause::Expiry => "expiry",
+        Cause::Lifecycle => "lifecycle",
+        Cause::Admin => "admin",
+    };
+    metrics::counter!("mainstay_worker_blocks_removed_total", "tier" => tier.name(), "cause" => cause)
+        .increment(count as u64);
 }
 
 fn hashes(blocks: Vec<u128>) -> Vec<SequenceHash> {
