@@ -7,7 +7,9 @@ use anyhow::{Context, anyhow, bail};
 use mainstay_gateway::{ApiKey, GatewayConfig, Media, ModelAliases, Recompute};
 use serde::Deserialize;
 
-/// `--config FILE`, TOML. Flags win over it.
+use crate::settings::{Layers, ROLES};
+
+/// `--config FILE`, TOML, without the flags of roles: those are put in front of clap by [`settings`](crate::settings).
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct FileConfig {
@@ -64,12 +66,16 @@ impl std::fmt::Debug for KeyConfig {
 }
 
 impl FileConfig {
-    /// Reads the file, if one is named.
+    /// Reads the file, if one is named, and the environment.
     pub(crate) fn read(path: Option<&Path>) -> anyhow::Result<Self> {
-        let Some(path) = path else { return Ok(Self::default()) };
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("reading the configuration {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("in {}", path.display()))
+        Self::of(Layers::read(path, std::env::vars_os())?)
+    }
+
+    /// What is left of the layers beside flags.
+    pub(crate) fn of(layers: Layers) -> anyhow::Result<Self> {
+        let mut table = layers.table;
+        ROLES.iter().for_each(|role| drop(table.remove(*role)));
+        table.try_into().context("in the configuration")
     }
 
     /// The gateway's form of the keys.

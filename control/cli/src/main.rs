@@ -7,6 +7,7 @@ mod http;
 mod logging;
 mod monitoring;
 mod output;
+mod settings;
 
 use clap::{Parser, Subcommand};
 
@@ -55,6 +56,8 @@ enum Command {
     Engine(commands::engine_check::Args),
     /// What recorded traffic says
     Trace(commands::trace::Args),
+    /// What roles are started with: a file, the environment and flags
+    Config(commands::config::Args),
     /// Measure
     Bench(commands::bench::Args),
     /// The process that isolates a vendor's engine; started by a worker
@@ -63,8 +66,7 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    let cli = Cli::parse();
-    match run(cli.command) {
+    match settings::parse::<Cli>().and_then(|cli| run(cli.command)) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", output::chain(&error));
@@ -81,6 +83,9 @@ fn run(command: Command) -> anyhow::Result<()> {
     // Nor do cases of the conformance kit, which count the threads of their process.
     if let Command::Engine(args) = command {
         return commands::engine_check::run(&args);
+    }
+    if let Command::Config(args) = &command {
+        return commands::config::run(args);
     }
     // Nor does what happens in virtual time.
     if let Command::Replay(args) = command {
@@ -101,7 +106,10 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Request(args) => commands::request::run(args).await,
             Command::Trace(args) => commands::trace::run(args).await,
             Command::Bench(args) => commands::bench::run(args).await,
-            Command::Replay(_) | Command::Engine(_) | Command::EngineChild => Ok(()),
+            Command::Replay(_)
+            | Command::Engine(_)
+            | Command::Config(_)
+            | Command::EngineChild => Ok(()),
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

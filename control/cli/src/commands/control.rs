@@ -14,7 +14,7 @@ use mainstay_types::{NodeId, Region};
 use crate::commands::identity::{self, CertArgs, InitArgs, ListenerArgs};
 use crate::commands::join::{self, Newcomer};
 use crate::commands::{addresses, asked_to_stop, members, offline};
-use crate::config::default_data_dir;
+use crate::config::{FileConfig, default_data_dir};
 use crate::monitoring::listen::MetricsArgs;
 use crate::output::print;
 
@@ -80,6 +80,9 @@ struct RunArgs {
     /// How the block index is replicated; the same on all members
     #[arg(long, value_enum, default_value = "streams")]
     index: IndexForm,
+    /// A TOML file; what counts here: [control]
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     pace: PaceArgs,
     #[command(flatten)]
@@ -138,6 +141,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         None => {}
     }
     let args = args.run;
+    // What flags it has counts already; a fault elsewhere is told here as by the other roles.
+    FileConfig::read(args.config.as_deref())?;
     let readiness = args.metrics.listen("control").await?;
     if let (Some(token), Some(list)) = (&args.token, &args.join) {
         let hosts = join::hosts(args.listen, args.advertise.as_deref());

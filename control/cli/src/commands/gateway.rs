@@ -43,8 +43,8 @@ pub(crate) struct Args {
     /// The name to join under [default: g-PID]
     #[arg(long)]
     name: Option<String>,
-    /// A TOML file with keys and tenants
-    #[arg(long, value_name = "FILE")]
+    /// A TOML file; what counts here: [gateway], [[keys]], [models], [pins], [responses]
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
 }
 

@@ -33,8 +33,8 @@ pub(crate) struct Args {
     /// Take any model's name for the one served here: clients have names of their own built in
     #[arg(long)]
     any_model: bool,
-    /// A TOML file: [[keys]] with key and tenant, [models], [engine]
-    #[arg(long, value_name = "FILE")]
+    /// A TOML file; what counts here: [serve], [[keys]], [models], [pins], [responses], [engine]
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
 }
 

@@ -41,8 +41,8 @@ pub(crate) struct Args {
     /// A join token, to get the certificate for --identity by
     #[arg(long, env = "MAINSTAY_JOIN_TOKEN", hide_env_values = true)]
     join: Option<String>,
-    /// A TOML file with an [engine] table
-    #[arg(long, value_name = "FILE")]
+    /// A TOML file; what counts here: [worker], [engine]
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
 }
 
