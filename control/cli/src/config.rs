@@ -185,7 +185,8 @@ fn revision_of(files: &[(String, bytes::Bytes)], weights_bytes: u64) -> String {
     format!("{revision:032x}")[..12].to_owned()
 }
 
-fn weights_bytes(dir: &Path) -> u64 {
+/// The size of the weights in a folder.
+pub(crate) fn weights_bytes(dir: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
     let weights =
         entries.flatten().filter(|e| e.path().extension().is_some_and(|x| x == "safetensors"));

@@ -161,7 +161,7 @@ fn gauges(shared: &Shared) {
 fn engine_gauges(stats: &Stats, blocks_total: u64) {
     metrics::gauge!("mainstay_worker_engine_running").set(f64::from(stats.running));
     metrics::gauge!("mainstay_worker_engine_waiting").set(f64::from(stats.waiting));
-    metrics::gauge!("mainstay_worker_engine_blocks_total").set(blocks_total as f64);
+    metrics::gauge!("mainstay_worker_engine_blocks_capacity").set(blocks_total as f64);
     metrics::gauge!("mainstay_worker_engine_blocks_used").set(stats.blocks_used as f64);
     metrics::gauge!("mainstay_worker_engine_blocks_cached").set(stats.blocks_cached as f64);
     metrics::gauge!("mainstay_worker_engine_blocks_pinned").set(stats.blocks_pinned as f64);

@@ -66,7 +66,8 @@ pub(crate) fn value_of(key: &Key, matches: &ArgMatches) -> Option<String> {
     Some(parts.join(","))
 }
 
-fn shown(role: &str, resolved: &Resolved, matches: &ArgMatches) -> Value {
+/// All keys of a role, and what else the layers hold, without secrets.
+pub(crate) fn shown(role: &str, resolved: &Resolved, matches: &ArgMatches) -> Value {
     let line = |key: String, value: Option<String>, origin: &Origin| {
         let note = value.is_none().then_some("not set");
         json!({"key": key, "value": value, "origin": origin.name(), "place": origin.place(), "note": note})
@@ -91,10 +92,21 @@ fn shown(role: &str, resolved: &Resolved, matches: &ArgMatches) -> Value {
         };
         for (key, value) in keys {
             let Some((_, origin)) = resolved.layers.get(section, key) else { continue };
-            lines.push(line(format!("{section}.{key}"), Some(value.to_string()), origin));
+            let value = if is_secret(key) { "(set)".to_owned() } else { value.to_string() };
+            lines.push(line(format!("{section}.{key}"), Some(value), origin));
         }
     }
     Value::Array(lines)
+}
+
+/// Whether a key of an engine, whose words are its vendor's, sounds like a secret.
+fn is_secret(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    // Tokens are counted, too: `context_tokens_max` is none.
+    let is_word = |word: &str| key.split(['_', '-', '.']).any(|part| part == word);
+    ["key", "apikey", "token", "secret", "password", "credential", "credentials"]
+        .into_iter()
+        .any(is_word)
 }
 
 fn show(lines: &Value, origin: bool, output: Format) {

@@ -50,7 +50,7 @@ enum ControlCommand {
 
 #[derive(clap::Args)]
 struct RunArgs {
-    /// This member's number, unique in the cluster
+    /// This member's number, unique in the cluster, never used again for another data directory
     #[arg(long, default_value_t = 1)]
     node_id: u64,
     /// Where to listen
@@ -59,7 +59,7 @@ struct RunArgs {
     /// Where others reach this member, as HOST:PORT [default: the listening address]
     #[arg(long)]
     advertise: Option<String>,
-    /// All first members, as 1=HOST:PORT,2=HOST:PORT,3=HOST:PORT; alone if left out
+    /// All first members, as 1=HOST:PORT,2=HOST:PORT,3=HOST:PORT, the same list on each; alone if left out
     #[arg(long, conflicts_with = "join")]
     members: Option<String>,
     /// Members of a running cluster to join, as HOST:PORT,…
@@ -74,7 +74,7 @@ struct RunArgs {
     /// A join token, to get the certificate for --identity by from the members of --join
     #[arg(long, env = "MAINSTAY_JOIN_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// Where the log and the state are kept
+    /// Where the log and the state are kept [default: mainstay/control-ID in the user's data folder]
     #[arg(long)]
     data_dir: Option<PathBuf>,
     /// How the block index is replicated; the same on all members
@@ -108,7 +108,8 @@ struct PaceArgs {
     /// Milliseconds of silence after which a follower asks for an election, as MIN..MAX
     #[arg(long, value_parser = parse_range, default_value = ELECTION_MS)]
     election_ms: (u64, u64),
-    /// Milliseconds that a worker may be silent before its epoch ends
+    /// Milliseconds that a worker may be silent before its epoch ends and its pins are made whole elsewhere, at least 200.
+    /// Shorter than a worker's longest pause, it ends epochs for nothing
     #[arg(long, default_value_t = LEASE_TTL_MS)]
     lease_ttl_ms: u64,
     /// The newest cluster version that this member agrees to; lower keeps the way back to the program before open
@@ -169,9 +170,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.insecure = args.security.insecure;
     let handle = mainstay_control::start(config).await?;
     let group = handle.group().clone();
-    readiness.started(move || {
-        group.status().leader.is_none().then(|| "no leader is known".to_owned())
-    });
+    readiness
+        .started(move || group.status().leader.is_none().then(|| "no leader is known".to_owned()));
     print(&format!("ready control m{} on {}", args.node_id, handle.address()));
     tokio::select! {
         result = asked_to_stop() => result?,

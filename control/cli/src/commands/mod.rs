@@ -2,9 +2,11 @@
 
 pub(crate) mod admin;
 pub(crate) mod bench;
+pub(crate) mod bundle;
 pub(crate) mod config;
 pub(crate) mod control;
 pub(crate) mod demo;
+pub(crate) mod doctor;
 pub(crate) mod engine;
 pub(crate) mod engine_check;
 pub(crate) mod gateway;
@@ -13,6 +15,7 @@ pub(crate) mod join;
 pub(crate) mod members;
 pub(crate) mod offline;
 pub(crate) mod pin;
+pub(crate) mod reference;
 pub(crate) mod replay;
 pub(crate) mod request;
 pub(crate) mod serve;

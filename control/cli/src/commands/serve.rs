@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// Where to listen for HTTP
     #[arg(long, default_value = "127.0.0.1:8000")]
     listen: SocketAddr,
-    /// Where the control plane keeps its log and state
+    /// Where the control plane keeps its log and state [default: mainstay/serve in the user's data folder]
     #[arg(long)]
     data_dir: Option<PathBuf>,
     /// Where the control plane listens, for `mainstay tenant` and others with --admin-token-file DATA_DIR/admin-token

@@ -67,7 +67,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.insecure = args.security.insecure;
     let handle = mainstay_worker::start(config).await?;
     let seen = handle.clone();
-    readiness.started(move || (!seen.is_ready()).then(|| "the worker takes no requests".to_owned()));
+    readiness
+        .started(move || (!seen.is_ready()).then(|| "the worker takes no requests".to_owned()));
     print(&format!("ready worker {name} on {}", handle.address()));
     tokio::select! {
         result = asked_to_stop() => result?,

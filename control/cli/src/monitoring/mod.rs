@@ -16,17 +16,28 @@ use catalog::{GROUPS, Kind, Metric};
 const UPKEEP: Duration = Duration::from_secs(5);
 /// Bounds of `_seconds`: from an fsync to a long prompt.
 const SECONDS: [f64; 18] = [
-    0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0, 10.0,
-    30.0, 120.0,
+    0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0, 2.0, 5.0,
+    10.0, 30.0, 120.0,
 ];
 /// Bounds of `tool_pause_seconds`, beyond which nothing is kept for anybody.
-const PAUSES: [f64; 14] = [
-    0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0,
-];
+const PAUSES: [f64; 14] =
+    [0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0];
 /// Bounds of `_tokens`: from a tool's word to a file.
 const TOKENS: [f64; 14] = [
-    16.0, 64.0, 128.0, 256.0, 512.0, 1_024.0, 2_048.0, 4_096.0, 8_192.0, 16_384.0, 32_768.0,
-    65_536.0, 131_072.0, 1_048_576.0,
+    16.0,
+    64.0,
+    128.0,
+    256.0,
+    512.0,
+    1_024.0,
+    2_048.0,
+    4_096.0,
+    8_192.0,
+    16_384.0,
+    32_768.0,
+    65_536.0,
+    131_072.0,
+    1_048_576.0,
 ];
 /// Bounds of `_per_second`.
 const PER_SECOND: [f64; 14] =
@@ -89,7 +100,8 @@ pub(crate) fn page() -> String {
         let _ = write!(page, "\n## {title}\n\n| metric | kind | labels | |\n|---|---|---|---|\n");
         for Metric { name, kind, labels, help } in metrics {
             let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
-            let _ = writeln!(page, "| `{name}` | {} | {} | {help} |", kind.name(), labels.join(", "));
+            let _ =
+                writeln!(page, "| `{name}` | {} | {} | {help} |", kind.name(), labels.join(", "));
         }
     }
     page

@@ -133,10 +133,14 @@ impl Layers {
         let parts: Vec<String> =
             name[PREFIX.len()..].split("__").map(str::to_ascii_lowercase).collect();
         let [section, key] = parts.as_slice() else {
-            bail!("{name} is not of the form {PREFIX}SECTION__KEY, such as MAINSTAY__GATEWAY__LISTEN");
+            bail!(
+                "{name} is not of the form {PREFIX}SECTION__KEY, such as MAINSTAY__GATEWAY__LISTEN"
+            );
         };
         if section == API_KEYS.0 {
-            bail!("{name}: API keys stand in the file, or in the cluster (`mainstay tenant key add`)");
+            bail!(
+                "{name}: API keys stand in the file, or in the cluster (`mainstay tenant key add`)"
+            );
         }
         if section == "models" && key == "aliases" {
             bail!("{name}: models.aliases stands in the file");
@@ -207,7 +211,12 @@ fn check(table: &Table, place: &dyn Fn(&str, &str) -> String) -> anyhow::Result<
             let items = value.as_array().map_or(&[][..], Vec::as_slice);
             for word in items.iter().filter_map(Value::as_table).flat_map(Table::keys) {
                 if !API_KEYS.1.contains(&word.as_str()) {
-                    return Err(unknown("key of [[keys]]", word, &API_KEYS.1, &place("keys", word)));
+                    return Err(unknown(
+                        "key of [[keys]]",
+                        word,
+                        &API_KEYS.1,
+                        &place("keys", word),
+                    ));
                 }
             }
             continue;

@@ -5,6 +5,8 @@
 //! had been typed, so a value meets the same checks wherever it comes from. The keys are read from clap's own
 //! definition: a new flag is a new key without a line here.
 
+#[cfg(test)]
+mod deploy_tests;
 mod keys;
 mod layers;
 mod schema;
@@ -19,7 +21,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 
 pub(crate) use keys::{Key, command, keys_of};
-pub(crate) use layers::{Layers, Origin};
+pub(crate) use layers::{Layers, Origin, nearest};
 pub(crate) use schema::schema;
 
 /// What can be started with a file.
@@ -76,7 +78,8 @@ impl Resolved {
             if is_nearer {
                 continue;
             }
-            let Some(text) = key.text_of(value).map_err(|why| origin.error(role, &key.name, &why))?
+            let Some(text) =
+                key.text_of(value).map_err(|why| origin.error(role, &key.name, &why))?
             else {
                 continue;
             };

@@ -14,8 +14,26 @@ use crate::commands::config::{check_file, value_of};
 
 /// Values that some flag takes. A new flag with a form of its own finds the values for its test here.
 const VALUES: [&str; 20] = [
-    "127.0.0.1:7001", "127.0.0.1:7002", "127.0.0.1:7003", "7", "8", "9", "3", "4", "500..1000", "600..1100",
-    "700..1200", "kv", "random", "round-robin", "streams", "plain", "a", "b", "c", "512M",
+    "127.0.0.1:7001",
+    "127.0.0.1:7002",
+    "127.0.0.1:7003",
+    "7",
+    "8",
+    "9",
+    "3",
+    "4",
+    "500..1000",
+    "600..1100",
+    "700..1200",
+    "kv",
+    "random",
+    "round-robin",
+    "streams",
+    "plain",
+    "a",
+    "b",
+    "c",
+    "512M",
 ];
 
 type Env = Vec<(OsString, OsString)>;
@@ -71,7 +89,13 @@ fn values_of(role: &str, key: &Key) -> Vec<String> {
     values
 }
 
-fn seen(role: &str, key: &Key, file: Option<&NamedTempFile>, env: Env, flag: Option<&str>) -> (Option<String>, Origin) {
+fn seen(
+    role: &str,
+    key: &Key,
+    file: Option<&NamedTempFile>,
+    env: Env,
+    flag: Option<&str>,
+) -> (Option<String>, Origin) {
     let mut more = beside(role, key);
     more.extend(flag.map(|value| flag_of(key, value)));
     let (resolved, matches): (_, ArgMatches) =
@@ -161,12 +185,16 @@ fn a_value_of_the_file_meets_the_flags_own_checks() {
     assert!(told.contains("worker.listen"), "{told}");
     let told = refused("[models]\nmedia = \"keep\"\n");
     assert!(told.contains("models.media") && told.contains("refuse"), "{told}");
-    let right = file("[gateway]\ncontrol = [\"a:1\", \"b:1\"]\n[worker]\nname = \"-w=1\"\n[engine]\nanything = 1\n");
+    let right = file(
+        "[gateway]\ncontrol = [\"a:1\", \"b:1\"]\n[worker]\nname = \"-w=1\"\n[engine]\nanything = 1\n",
+    );
     assert_eq!(check_file(right.path()).expect("it is right"), ["gateway", "worker"]);
-    let (_, matches) = preview("gateway", &flags(Some(&right), &[]), std::iter::empty()).expect("right");
+    let (_, matches) =
+        preview("gateway", &flags(Some(&right), &[]), std::iter::empty()).expect("right");
     assert_eq!(matches.get_one::<String>("control").map(String::as_str), Some("a:1,b:1"));
     // A value that begins with a dash stays one value.
-    let (_, matches) = preview("worker", &flags(Some(&right), &[]), std::iter::empty()).expect("right");
+    let (_, matches) =
+        preview("worker", &flags(Some(&right), &[]), std::iter::empty()).expect("right");
     assert_eq!(matches.get_one::<String>("name").map(String::as_str), Some("-w=1"));
 }
 
@@ -181,8 +209,14 @@ fn sections_of_no_role_take_the_environment_too() {
     ];
     let env = env.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     let layers = Layers::read(Some(file.path()), env.into_iter()).expect("right");
-    assert_eq!(layers.get("pins", "recompute").map(|(v, o)| (v.as_str(), o.name())), Some((Some("off"), "environment")));
-    assert_eq!(layers.get("engine", "blocks").map(|(v, o)| (v.as_integer(), o.name())), Some((Some(5), "file")));
+    assert_eq!(
+        layers.get("pins", "recompute").map(|(v, o)| (v.as_str(), o.name())),
+        Some((Some("off"), "environment"))
+    );
+    assert_eq!(
+        layers.get("engine", "blocks").map(|(v, o)| (v.as_integer(), o.name())),
+        Some((Some(5), "file"))
+    );
     let config = crate::config::FileConfig::of(layers).expect("right");
     let engine = config.engine_json().expect("a table");
     assert_eq!((&engine["threads"], &engine["precision"]), (&3.into(), &"exact".into()));
@@ -191,9 +225,14 @@ fn sections_of_no_role_take_the_environment_too() {
 #[test]
 fn an_oversized_file_and_a_missing_one_are_told() {
     let big = file(&"#".repeat((1 << 20) + 1));
-    assert!(crate::output::chain(&check_file(big.path()).expect_err("too big")).contains("at most"));
+    assert!(
+        crate::output::chain(&check_file(big.path()).expect_err("too big")).contains("at most")
+    );
     let gone = std::path::Path::new("/nonexistent/mainstay.toml");
-    assert!(crate::output::chain(&check_file(gone).expect_err("gone")).contains("reading the configuration"));
+    assert!(
+        crate::output::chain(&check_file(gone).expect_err("gone"))
+            .contains("reading the configuration")
+    );
 }
 
 #[test]
@@ -203,7 +242,11 @@ fn the_schema_has_every_key() {
         for key in keys_of(role) {
             let there = &schema["properties"][role]["properties"][&key.name];
             assert!(there["type"].is_string() || there["type"].is_array(), "{role}.{}", key.name);
-            assert!(there["description"].as_str().is_some_and(|d| !d.is_empty()), "{role}.{}", key.name);
+            assert!(
+                there["description"].as_str().is_some_and(|d| !d.is_empty()),
+                "{role}.{}",
+                key.name
+            );
         }
     }
     for section in super::layers::SECTIONS.iter().map(|(name, _)| *name).chain(["keys"]) {

@@ -59,11 +59,8 @@ mod tests {
     #[test]
     fn a_prompt_is_growth_a_cold_start_or_neither() {
         let usage = Usage { prompt_tokens: 100, ..Usage::default() };
-        let standing = |context_tokens, is_subagent| Standing {
-            context_tokens,
-            is_subagent,
-            paused_ms: None,
-        };
+        let standing =
+            |context_tokens, is_subagent| Standing { context_tokens, is_subagent, paused_ms: None };
         assert_eq!(prompt_of(standing(60, true), &usage), Prompt::Grew(40));
         assert_eq!(prompt_of(standing(100, false), &usage), Prompt::Grew(0));
         assert_eq!(prompt_of(standing(0, true), &usage), Prompt::FirstOfSubagent);

@@ -7,6 +7,7 @@ mod bad_starts;
 mod failover;
 mod keeper;
 mod members;
+mod operate;
 mod pins;
 mod readme;
 mod responses;
