@@ -1,6 +1,8 @@
 //! The keys of roles, read from clap's definition.
 
 use std::any::TypeId;
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use clap::builder::BoolishValueParser;
 use clap::{Arg, ArgAction, Command, CommandFactory};
@@ -139,7 +141,15 @@ fn open(arg: Arg) -> Arg {
 
 /// The keys of a role.
 pub(crate) fn keys_of(role: &str) -> Vec<Key> {
-    let command = command();
+    // Clap's definition is the same for as long as the process runs, and takes a while to build.
+    static KEYS: LazyLock<BTreeMap<&str, Vec<Key>>> = LazyLock::new(|| {
+        let command = command();
+        ROLES.into_iter().map(|role| (role, read_keys(&command, role))).collect()
+    });
+    KEYS.get(role).cloned().unwrap_or_default()
+}
+
+fn read_keys(command: &Command, role: &str) -> Vec<Key> {
     let Some(role) = command.find_subcommand(role) else { return Vec::new() };
     let is_key = |arg: &&Arg| !arg.is_hide_set() && !NO_KEYS.contains(&arg.get_id().as_str());
     role.get_arguments().filter(is_key).map(Key::of).collect()

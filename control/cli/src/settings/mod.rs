@@ -42,6 +42,11 @@ fn role_of(args: &[OsString]) -> Option<&'static str> {
     ROLES.into_iter().find(|role| *role == word)
 }
 
+/// A command line that says what it can of a line that is wrong or not whole.
+fn lenient() -> Command {
+    command().ignore_errors(true)
+}
+
 /// Reads the layers below a command line of a role, and puts them in front. `None` where no role is started.
 ///
 /// # Errors
@@ -52,9 +57,7 @@ pub(crate) fn resolve(
 ) -> anyhow::Result<Option<Resolved>> {
     let Some(role) = role_of(args) else { return Ok(None) };
     // Help, and what is wrong with the line itself, is for clap to tell.
-    let Ok(seen) = command().ignore_errors(true).try_get_matches_from(args) else {
-        return Ok(None);
-    };
+    let Ok(seen) = lenient().try_get_matches_from(args) else { return Ok(None) };
     let Some((_, seen)) = seen.subcommand() else { return Ok(None) };
     if seen.subcommand().is_some() {
         return Ok(None);
@@ -165,9 +168,7 @@ pub(crate) fn preview(
     };
     let read = |command: Command| command.try_get_matches_from(&resolved.args);
     let matches = match read(command()) {
-        Err(error) if error.kind() == ErrorKind::MissingRequiredArgument => {
-            read(command().ignore_errors(true))
-        }
+        Err(error) if error.kind() == ErrorKind::MissingRequiredArgument => read(lenient()),
         read => read,
     };
     let told = |error: clap::Error| {
