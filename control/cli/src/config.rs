@@ -10,7 +10,9 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::weights;
 
-/// `--config FILE`, TOML. Flags win over it.
+use crate::settings::{Layers, ROLES};
+
+/// `--config FILE`, TOML, without the flags of roles: those are put in front of clap by [`settings`](crate::settings).
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct FileConfig {
@@ -77,12 +79,16 @@ impl std::fmt::Debug for KeyConfig {
 }
 
 impl FileConfig {
-    /// Reads the file, if one is named.
+    /// Reads the file, if one is named, and the environment.
     pub(crate) fn read(path: Option<&Path>) -> anyhow::Result<Self> {
-        let Some(path) = path else { return Ok(Self::default()) };
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("reading the configuration {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("in {}", path.display()))
+        Self::of(Layers::read(path, std::env::vars_os())?)
+    }
+
+    /// What is left of the layers beside flags.
+    pub(crate) fn of(layers: Layers) -> anyhow::Result<Self> {
+        let mut table = layers.table;
+        ROLES.iter().for_each(|role| drop(table.remove(*role)));
+        table.try_into().context("in the configuration")
     }
 
     /// The gateway's form of the keys.
@@ -192,6 +198,14 @@ fn revision_of(files: &[(String, bytes::Bytes)], weights: u128) -> String {
     // No file has this name.
     parts.push((String::new(), weights));
     format!("{:032x}", weights::fold(&mut parts))[..16].to_owned()
+}
+
+/// The size of the weights in a folder.
+pub(crate) fn weights_bytes(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let weights =
+        entries.flatten().filter(|e| e.path().extension().is_some_and(|x| x == "safetensors"));
+    weights.filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum()
 }
 
 /// Where state lives unless a flag says otherwise: the user's data folder.

@@ -20,6 +20,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// A gateway that is named otherwise than by flags of its own.
+    pub(crate) const fn of(addr: String, api_key: Option<String>, output: Format) -> Self {
+        Self { addr, api_key, output }
+    }
+
     /// Sends a request and reads its JSON answer.
     pub(crate) async fn ask(
         &self,
@@ -48,9 +53,9 @@ impl Target {
         if (200..300).contains(&status) {
             return Ok(value);
         }
-        let message = value.pointer("/error/message").and_then(Value::as_str);
-        let message =
-            message.map_or_else(|| format!("the gateway answered {status}"), str::to_owned);
+        let message = value.pointer("/error/message").and_then(Value::as_str).map(str::to_owned);
+        let message = message.or_else(|| crate::doctor::reasons(&value));
+        let message = message.unwrap_or_else(|| format!("the gateway answered {status}"));
         let exit = match status {
             404 => 3,
             503 | 529 => 4,

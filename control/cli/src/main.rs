@@ -3,9 +3,13 @@
 
 mod commands;
 mod config;
+mod doctor;
 mod http;
 mod logging;
+mod monitoring;
 mod output;
+mod settings;
+mod watching;
 mod weights;
 
 use clap::{Parser, Subcommand};
@@ -55,6 +59,16 @@ enum Command {
     Engine(commands::engine_check::Args),
     /// What recorded traffic says
     Trace(commands::trace::Args),
+    /// What roles are started with: a file, the environment and flags
+    Config(commands::config::Args),
+    /// What is wrong with this machine, a role's settings, or a cluster, and what to type
+    Doctor(Box<commands::doctor::Args>),
+    /// What support asks for, in one folder, without secrets or prompts
+    Bundle(commands::bundle::Args),
+    /// Print completions for a shell
+    Completions(commands::reference::CompletionsArgs),
+    /// Print a page of the reference, or write man pages
+    Reference(commands::reference::Args),
     /// Measure
     Bench(commands::bench::Args),
     /// The process that isolates a vendor's engine; started by a worker
@@ -63,8 +77,7 @@ enum Command {
 }
 
 fn main() -> std::process::ExitCode {
-    let cli = Cli::parse();
-    match run(cli.command) {
+    match settings::parse::<Cli>().and_then(|cli| run(cli.command)) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", output::chain(&error));
@@ -81,6 +94,12 @@ fn run(command: Command) -> anyhow::Result<()> {
     // Nor do cases of the conformance kit, which count the threads of their process.
     if let Command::Engine(args) = command {
         return commands::engine_check::run(&args);
+    }
+    match &command {
+        Command::Config(args) => return commands::config::run(args),
+        Command::Completions(args) => return commands::reference::completions(args),
+        Command::Reference(args) => return commands::reference::run(args),
+        _ => {}
     }
     // Nor does what happens in virtual time.
     if let Command::Replay(args) = command {
@@ -100,8 +119,15 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Status(args) => commands::status::run(args).await,
             Command::Request(args) => commands::request::run(args).await,
             Command::Trace(args) => commands::trace::run(args).await,
+            Command::Doctor(args) => commands::doctor::run(*args).await,
+            Command::Bundle(args) => commands::bundle::run(args).await,
             Command::Bench(args) => commands::bench::run(args).await,
-            Command::Replay(_) | Command::Engine(_) | Command::EngineChild => Ok(()),
+            Command::Replay(_)
+            | Command::Engine(_)
+            | Command::Config(_)
+            | Command::Completions(_)
+            | Command::Reference(_)
+            | Command::EngineChild => Ok(()),
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));

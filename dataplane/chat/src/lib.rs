@@ -56,7 +56,7 @@ pub use ir::{
     Position, Role, Tool, ToolChoice, ToolKind,
 };
 pub use lifecycle::{
-    Asked, Change, EndCause, Lifecycle, Lived, Outcome, SessionState, SessionView, Ticket,
+    Asked, Change, EndCause, Lifecycle, Lived, Outcome, SessionState, SessionView, Standing, Ticket,
 };
 pub use output::{OutputEvent, OutputOptions, OutputParser, TokenLogprob};
 pub use parse::{

@@ -215,6 +215,22 @@ impl Ticket {
     pub fn is_aside(&self) -> bool {
         self.part == Part::Side
     }
+
+    /// Whether the request is a turn of the session's conversation.
+    pub fn is_turn(&self) -> bool {
+        self.part == Part::Turn
+    }
+}
+
+/// How a session stood before something changed it: what figures are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Prompt tokens of its last turn that was answered; 0 before the first.
+    pub context_tokens: u64,
+    /// Whether another session started it.
+    pub is_subagent: bool,
+    /// For how long it has waited for the results of calls.
+    pub paused_ms: Option<u64>,
 }
 
 /// What a request comes to.
@@ -392,6 +408,17 @@ impl Lifecycle {
     pub fn get(&self, now_ms: u64, tenant: &str, key: &str) -> Option<SessionView> {
         let session = self.table.get(tenant, key)?;
         Some(self.table.view(now_ms, tenant, key, session, usize::MAX))
+    }
+
+    /// How the session of a request stands that is about to be asked.
+    pub fn standing(&self, now_ms: u64, tenant: &str, key: &str) -> Option<Standing> {
+        self.table.get(tenant, key).map(|session| session.standing(now_ms))
+    }
+
+    /// How the session stands whose request is about to be answered, if it is still the one that asked.
+    pub fn standing_of(&self, now_ms: u64, ticket: &Ticket) -> Option<Standing> {
+        let session = self.table.get(&ticket.tenant, &ticket.key)?;
+        (session.born == ticket.born).then(|| session.standing(now_ms))
     }
 
     /// How many sessions there are of each of [`SessionState::ALL`].

@@ -1,6 +1,7 @@
 //! The figures that every request counts, looked up once: a name and its labels cost more to find than to count.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mainstay_chat::{Endpoint, Usage};
 use metrics::{Counter, Histogram, counter, histogram};
@@ -21,6 +22,7 @@ pub(crate) struct Meters {
 pub(crate) struct Meter {
     pub(crate) requests: Counter,
     pub(crate) ttft_seconds: Histogram,
+    output_tokens_per_second: Histogram,
 }
 
 impl Meter {
@@ -28,6 +30,9 @@ impl Meter {
         Self {
             requests: counter!("mainstay_gateway_requests_total", "endpoint" => endpoint),
             ttft_seconds: histogram!("mainstay_gateway_ttft_seconds", "endpoint" => endpoint),
+            output_tokens_per_second: histogram!(
+                "mainstay_gateway_output_tokens_per_second", "endpoint" => endpoint
+            ),
         }
     }
 }
@@ -55,9 +60,15 @@ impl Meters {
         }
     }
 
-    /// Counts what an answer took.
-    pub(crate) fn used(&self, usage: &Usage) {
+    /// Counts what an answer took, and how long it did from its request on.
+    pub(crate) fn used(&self, endpoint: Endpoint, usage: &Usage, took: Duration) {
         self.tally.used(usage);
+        let seconds = took.as_secs_f64();
+        // A prompt that is only to be computed says nothing about the pace of answers.
+        if usage.completion_tokens > 0 && seconds > 0.0 {
+            let pace = usage.completion_tokens as f64 / seconds;
+            self.of(endpoint).output_tokens_per_second.record(pace);
+        }
         self.prompt_tokens.increment(usage.prompt_tokens);
         self.cached_tokens.increment(usage.cached_tokens);
         self.completion_tokens.increment(usage.completion_tokens);

@@ -222,6 +222,7 @@ impl Placement {
         // From here on the booking is released by its guard, also when the worker has gone meanwhile.
         let worker = Arc::clone(entries.iter().find(|w| w.id == decision.worker)?);
         let inner = Arc::clone(&self.inner);
+        count_held(&overlaps, worker.id, job.blocks.len());
         // Only where it costs less than computing.
         let fetches = decision.fetched_blocks > decision.stored_blocks;
         let sources = if fetches { sources(&overlaps, &worker, &entries) } else { Vec::new() };
@@ -379,6 +380,23 @@ fn without(
     })
 }
 
+/// How many leading blocks of a prompt the chosen worker holds, how many more only others, and how many nobody.
+fn split_held(overlaps: &[Overlap], chosen: WorkerId, prompt_blocks: usize) -> [u64; 3] {
+    let all = prompt_blocks as u64;
+    let held = |of: &Overlap| u64::from(of.blocks).min(all);
+    let own = overlaps.iter().find(|o| o.worker == chosen).map_or(0, held);
+    let most = overlaps.iter().map(held).max().unwrap_or(0);
+    [own, most - own, all - most]
+}
+
+/// Counts that: what was found, what is computed again although somebody has it, and what is new.
+fn count_held(overlaps: &[Overlap], chosen: WorkerId, prompt_blocks: usize) {
+    let counts = split_held(overlaps, chosen, prompt_blocks);
+    for (held, count) in ["chosen", "elsewhere", "nowhere"].into_iter().zip(counts) {
+        metrics::counter!("mainstay_gateway_placed_blocks_total", "held" => held).increment(count);
+    }
+}
+
 /// Who of `entries` holds more of the prompt than the chosen worker, the most first. Those of its own region only: far
 /// ones are slower than computing as often as not.
 fn sources(
@@ -394,4 +412,20 @@ fn sources(
         Some(v1::BlockSource { address: entry.address.clone(), blocks: o.blocks })
     });
     near.take(SOURCES_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_a_prompt_are_counted_once_each() {
+        let overlap = |worker, blocks| Overlap { worker: WorkerId(worker), blocks };
+        let overlaps = [overlap(1, 4), overlap(2, 7)];
+        assert_eq!(split_held(&overlaps, WorkerId(1), 10), [4, 3, 3]);
+        assert_eq!(split_held(&overlaps, WorkerId(2), 10), [7, 0, 3]);
+        assert_eq!(split_held(&overlaps, WorkerId(3), 10), [0, 7, 3]);
+        assert_eq!(split_held(&overlaps, WorkerId(2), 5), [5, 0, 0]);
+        assert_eq!(split_held(&[], WorkerId(2), 5), [0, 0, 5]);
+    }
 }

@@ -4,6 +4,8 @@
 //! promise rests on either. Requests tell the table in passing and wait for nobody: changes go into a bounded queue,
 //! and past it they are counted and lost, as the next ones will come.
 
+mod figures;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -70,7 +72,10 @@ impl Sessions {
     /// Takes a request that is about to be placed.
     pub(crate) fn asked(&self, tenant: &TenantId, request: &Request) -> Life {
         let asked = self.change(|table, now_ms| {
+            let key = request.session.key();
+            let before = key.and_then(|key| table.standing(now_ms, tenant.as_str(), key));
             let mut asked = table.asked(now_ms, tenant.as_str(), request);
+            figures::resumed(before, &asked.lived);
             (std::mem::take(&mut asked.lived), asked)
         });
         let finished = asked.spoken_of(request);
@@ -182,7 +187,12 @@ impl Life {
             self.sessions.shared.lanes.ended(&turn, end, usage);
         }
         let outcome = Outcome { transcript, finish, usage };
-        self.sessions.change(|table, now_ms| (table.answered(now_ms, ticket, &outcome), ()));
+        self.sessions.change(|table, now_ms| {
+            if ticket.is_turn() {
+                figures::turned(table.standing_of(now_ms, &ticket), &usage);
+            }
+            (table.answered(now_ms, ticket, &outcome), ())
+        });
     }
 }
 

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use mainstay_engine_abi::sdk::Stats;
 use mainstay_proto::v1;
 use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -153,6 +154,22 @@ fn gauges(shared: &Shared) {
     drop(state);
     metrics::gauge!("mainstay_worker_requests_in_flight")
         .set(*shared.flights.count().borrow() as f64);
+    engine_gauges(&shared.stats.lock(), shared.life().map_or(0, |life| life.info.blocks_total));
+}
+
+/// The engine's own figures, as it gave them last.
+fn engine_gauges(stats: &Stats, blocks_total: u64) {
+    metrics::gauge!("mainstay_worker_engine_running").set(f64::from(stats.running));
+    metrics::gauge!("mainstay_worker_engine_waiting").set(f64::from(stats.waiting));
+    metrics::gauge!("mainstay_worker_engine_blocks_capacity").set(blocks_total as f64);
+    metrics::gauge!("mainstay_worker_engine_blocks_used").set(stats.blocks_used as f64);
+    metrics::gauge!("mainstay_worker_engine_blocks_cached").set(stats.blocks_cached as f64);
+    metrics::gauge!("mainstay_worker_engine_blocks_pinned").set(stats.blocks_pinned as f64);
+    // A counter of the engine's life: one that is opened anew counts from nothing, as a restarted process does.
+    metrics::counter!("mainstay_worker_engine_evictions_total").absolute(stats.evictions);
+    metrics::counter!("mainstay_worker_engine_preemptions_total").absolute(stats.preemptions);
+    metrics::counter!("mainstay_worker_engine_decode_tokens_total").absolute(stats.decode_tokens);
+    metrics::counter!("mainstay_worker_engine_prefill_tokens_total").absolute(stats.prefill_tokens);
 }
 
 #[cfg(test)]

@@ -98,6 +98,13 @@ impl Credentials {
         Ok((connector(move |to| guest.channel(to, Role::Control)), Pass(Some(bearer))))
     }
 
+    /// A client of one member, whoever leads.
+    pub(crate) fn client(&self, address: &str) -> anyhow::Result<(ControlClient<Channel>, Pass)> {
+        let (open, pass) = self.open()?;
+        let plane = ControlPlane::with_connector(&[address.to_owned()], open);
+        Ok((plane.map_err(|s| failure(&s))?.current(), pass))
+    }
+
     /// Asks one member after another until one can answer: the leader, for what only it can do.
     pub(crate) async fn ask<T>(
         &self,

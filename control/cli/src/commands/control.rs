@@ -15,7 +15,8 @@ use crate::commands::identity::{self, CertArgs, InitArgs, ListenerArgs};
 use crate::commands::join::{self, Newcomer};
 use crate::commands::tiers::HashKeyArgs;
 use crate::commands::{addresses, asked_to_stop, members, offline};
-use crate::config::default_data_dir;
+use crate::config::{FileConfig, default_data_dir};
+use crate::monitoring::listen::MetricsArgs;
 use crate::output::print;
 
 /// As in [`Settings`]'s default.
@@ -50,7 +51,7 @@ enum ControlCommand {
 
 #[derive(clap::Args)]
 struct RunArgs {
-    /// This member's number, unique in the cluster
+    /// This member's number, unique in the cluster, never used again for another data directory
     #[arg(long, default_value_t = 1)]
     node_id: u64,
     /// Where to listen
@@ -59,7 +60,7 @@ struct RunArgs {
     /// Where others reach this member, as HOST:PORT [default: the listening address]
     #[arg(long)]
     advertise: Option<String>,
-    /// All first members, as 1=HOST:PORT,2=HOST:PORT,3=HOST:PORT; alone if left out
+    /// All first members, as 1=HOST:PORT,2=HOST:PORT,3=HOST:PORT, the same list on each; alone if left out
     #[arg(long, conflicts_with = "join")]
     members: Option<String>,
     /// Members of a running cluster to join, as HOST:PORT,…
@@ -74,16 +75,21 @@ struct RunArgs {
     /// A join token, to get the certificate for --identity by from the members of --join
     #[arg(long, env = "MAINSTAY_JOIN_TOKEN", hide_env_values = true)]
     token: Option<String>,
-    /// Where the log and the state are kept
+    /// Where the log and the state are kept [default: mainstay/control-ID in the user's data folder]
     #[arg(long)]
     data_dir: Option<PathBuf>,
     /// How the block index is replicated; the same on all members
     #[arg(long, value_enum, default_value = "streams")]
     index: IndexForm,
+    /// A TOML file; what counts here: [control]
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
+    config: Option<PathBuf>,
     #[command(flatten)]
     hash_key: HashKeyArgs,
     #[command(flatten)]
     pace: PaceArgs,
+    #[command(flatten)]
+    metrics: MetricsArgs,
     #[command(flatten)]
     security: ListenerArgs,
 }
@@ -105,7 +111,8 @@ struct PaceArgs {
     /// Milliseconds of silence after which a follower asks for an election, as MIN..MAX
     #[arg(long, value_parser = parse_range, default_value = ELECTION_MS)]
     election_ms: (u64, u64),
-    /// Milliseconds that a worker may be silent before its epoch ends
+    /// Milliseconds that a worker may be silent before its epoch ends and its pins are made whole elsewhere, at least 200.
+    /// Shorter than a worker's longest pause, it ends epochs for nothing
     #[arg(long, default_value_t = LEASE_TTL_MS)]
     lease_ttl_ms: u64,
     /// The newest cluster version that this member agrees to; lower keeps the way back to the program before open
@@ -138,6 +145,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         None => {}
     }
     let args = args.run;
+    // What flags it has counts already; a fault elsewhere is told here as by the other roles.
+    FileConfig::read(args.config.as_deref())?;
+    let readiness = args.metrics.listen("control").await?;
     if let (Some(token), Some(list)) = (&args.token, &args.join) {
         let hosts = join::hosts(args.listen, args.advertise.as_deref());
         let newcomer = Newcomer { role: Role::Control, node: format!("m{}", args.node_id), hosts };
@@ -163,6 +173,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.identity = args.security.client.load(Role::Control)?;
     config.insecure = args.security.insecure;
     let handle = mainstay_control::start(config).await?;
+    let group = handle.group().clone();
+    readiness
+        .started(move || group.status().leader.is_none().then(|| "no leader is known".to_owned()));
     print(&format!("ready control m{} on {}", args.node_id, handle.address()));
     tokio::select! {
         result = asked_to_stop() => result?,

@@ -35,10 +35,11 @@ pub(crate) struct EngineArgs {
     /// Threads of the engine [default: all cores]
     #[arg(long)]
     pub(crate) threads: Option<usize>,
-    /// Memory for the KV cache, such as 512M or 8G
+    /// Memory for the KV cache, such as 512M or 8G [default: 1 GiB (native), 2 GiB (sim, where a token counts for 1 KiB
+    /// and nothing is held)]
     #[arg(long, value_parser = parse_bytes)]
     pub(crate) kv_bytes: Option<u64>,
-    /// The longest prompt plus output, in tokens [default: the model's own]
+    /// The longest prompt plus output, in tokens [default: the model's own; 1,048,576 (sim)]
     #[arg(long)]
     pub(crate) context_tokens: Option<u32>,
     /// What the sim engine says: a TOML file of rules

@@ -50,8 +50,8 @@ pub(crate) struct Args {
     /// The name to join under [default: g-PID]
     #[arg(long)]
     name: Option<String>,
-    /// A TOML file with keys and tenants
-    #[arg(long, value_name = "FILE")]
+    /// A TOML file; what counts here: [gateway], [[keys]], [models], [pins], [responses]
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
 }
 
@@ -102,7 +102,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.transfer = args.transfer;
     config.lifecycle = args.lifecycle;
     config.queue = args.queue.settings();
-    config.metrics = Some(super::metrics_recorder()?);
+    config.metrics = Some(crate::monitoring::install("gateway")?);
     let handle = mainstay_gateway::start(config).await?;
     tokio::select! {
         result = asked_to_stop() => result?,

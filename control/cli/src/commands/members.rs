@@ -12,6 +12,7 @@ use tonic::{Response, Status};
 use crate::commands::admin::{AdminArgs, Credentials, Pass};
 use crate::http::Target;
 use crate::output::{Format, cell, print, print_json};
+use crate::watching::WatchArgs;
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -61,12 +62,14 @@ struct ListArgs {
     credentials: Credentials,
     #[command(flatten)]
     target: Target,
+    #[command(flatten)]
+    watch: WatchArgs,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
-        None => list(args.list).await,
-        Some(MembersCommand::Ls(args)) => list(args).await,
+        None => args.list.watch.repeat(async || list(&args.list).await).await,
+        Some(MembersCommand::Ls(args)) => args.watch.repeat(async || list(&args).await).await,
         Some(MembersCommand::Add { id, address, learner: learner_only, members }) => {
             let request = v1::AddMemberRequest {
                 id,
@@ -96,8 +99,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
 }
 
-async fn list(args: ListArgs) -> anyhow::Result<()> {
-    let (members, version) = match args.control {
+async fn list(args: &ListArgs) -> anyhow::Result<()> {
+    let (members, version) = match &args.control {
         Some(control) => {
             let ask = async |mut c: ControlClient<Channel>, pass: Pass| {
                 let request = v1::StatusRequest::default();
@@ -108,7 +111,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
                 }
                 Ok(reply)
             };
-            let reply = args.credentials.ask(&control, ask).await?;
+            let reply = args.credentials.ask(control, ask).await?;
             (json_of(&reply.members), json!(known(reply.cluster_version)))
         }
         None => {

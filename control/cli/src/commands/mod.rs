@@ -2,8 +2,11 @@
 
 pub(crate) mod admin;
 pub(crate) mod bench;
+pub(crate) mod bundle;
+pub(crate) mod config;
 pub(crate) mod control;
 pub(crate) mod demo;
+pub(crate) mod doctor;
 pub(crate) mod engine;
 pub(crate) mod engine_check;
 pub(crate) mod gateway;
@@ -13,6 +16,7 @@ pub(crate) mod members;
 pub(crate) mod offline;
 pub(crate) mod pin;
 pub(crate) mod queue;
+pub(crate) mod reference;
 pub(crate) mod replay;
 pub(crate) mod request;
 pub(crate) mod serve;
@@ -44,11 +48,6 @@ pub(crate) fn parse_region(text: &str) -> Result<mainstay_types::Region, String>
         let most = mainstay_types::Region::BYTES_MAX;
         format!("a region has 1 to {most} of a-z A-Z 0-9 - _ .")
     })
-}
-
-/// Installs the process's metrics recorder; its handle renders `/metrics`.
-pub(crate) fn metrics_recorder() -> anyhow::Result<metrics_exporter_prometheus::PrometheusHandle> {
-    Ok(metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?)
 }
 
 /// Resolves with the reason when a control member has ended by itself.

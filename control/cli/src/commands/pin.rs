@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::http::Target;
 use crate::output::{Format, cell, duration, print, print_json, table};
+use crate::watching::WatchArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -54,6 +55,8 @@ enum PinCommand {
         reading: Reading,
         #[command(flatten)]
         target: Target,
+        #[command(flatten)]
+        watch: WatchArgs,
     },
     /// Show one pin
     Show {
@@ -142,16 +145,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
             let pin = target.ask(Method::POST, "/v1/pins", Some(&request)).await?;
             show(&pin, target.output);
         }
-        PinCommand::Ls { all, reading: Reading { consistency }, target } => {
-            let consistent = consistency.name();
-            let list = target.get(&format!("/v1/pins?all={all}&consistency={consistent}")).await?;
-            match target.output {
-                Format::Json => print_json(&list),
-                Format::Table => {
-                    say_age(&list, consistency);
-                    print(&pins_table(list["data"].as_array().map_or(&[], Vec::as_slice)))
-                }
-            }
+        PinCommand::Ls { all, reading: Reading { consistency }, target, watch } => {
+            watch.repeat(async || list(all, consistency, &target).await).await?;
         }
         PinCommand::Show { id, reading: Reading { consistency }, target } => {
             let path = format!("/v1/pins/{id}?consistency={}", consistency.name());
@@ -169,6 +164,19 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         PinCommand::Rm { id, target } => {
             let pin = target.ask(Method::DELETE, &format!("/v1/pins/{id}"), None).await?;
             show(&pin, target.output);
+        }
+    }
+    Ok(())
+}
+
+async fn list(all: bool, consistency: Consistency, target: &Target) -> anyhow::Result<()> {
+    let consistent = consistency.name();
+    let list = target.get(&format!("/v1/pins?all={all}&consistency={consistent}")).await?;
+    match target.output {
+        Format::Json => print_json(&list),
+        Format::Table => {
+            say_age(&list, consistency);
+            print(&pins_table(list["data"].as_array().map_or(&[], Vec::as_slice)));
         }
     }
     Ok(())

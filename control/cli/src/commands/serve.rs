@@ -30,7 +30,7 @@ pub(crate) struct Args {
     /// Where to listen for HTTP
     #[arg(long, default_value = "127.0.0.1:8000")]
     listen: SocketAddr,
-    /// Where the control plane keeps its log and state
+    /// Where the control plane keeps its log and state [default: mainstay/serve in the user's data folder]
     #[arg(long)]
     data_dir: Option<PathBuf>,
     /// Where the control plane listens, for `mainstay tenant` and others with --admin-token-file DATA_DIR/admin-token
@@ -41,8 +41,8 @@ pub(crate) struct Args {
     any_model: bool,
     #[command(flatten)]
     queue: QueueArgs,
-    /// A TOML file: [[keys]] with key and tenant, [models], [engine]
-    #[arg(long, value_name = "FILE")]
+    /// A TOML file; what counts here: [serve], [[keys]], [models], [pins], [responses], [engine]
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
 }
 
@@ -70,7 +70,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.aliases = config.aliases.with_any(args.any_model);
     config.queue = args.queue.settings();
     config.identity = inner.identity(Role::Gateway, "g1")?;
-    config.metrics = Some(super::metrics_recorder()?);
+    config.metrics = Some(crate::monitoring::install("serve")?);
     let gateway = mainstay_gateway::start(config).await?;
     let mut worker = worker_config(&args.engine, &file, "w1".to_owned(), members)?;
     worker.identity = inner.identity(Role::Worker, "w1")?;

@@ -4,14 +4,21 @@ use serde_json::Value;
 
 use crate::http::Target;
 use crate::output::{Format, cell, print, print_json, table};
+use crate::watching::WatchArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     target: Target,
+    #[command(flatten)]
+    watch: WatchArgs,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    args.watch.repeat(async || show(&args).await).await
+}
+
+async fn show(args: &Args) -> anyhow::Result<()> {
     let status = args.target.get("/api/v1/status").await?;
     if args.target.output == Format::Json {
         print_json(&status);

@@ -13,6 +13,7 @@ use crate::commands::identity::ListenerArgs;
 use crate::commands::join::{self, Newcomer};
 use crate::commands::{addresses, asked_to_stop};
 use crate::config::{FileConfig, model_files};
+use crate::monitoring::listen::MetricsArgs;
 use crate::output::print;
 
 #[derive(clap::Args)]
@@ -37,17 +38,20 @@ pub(crate) struct Args {
     #[arg(long, value_parser = super::parse_region, default_value = Region::LOCAL)]
     region: Region,
     #[command(flatten)]
+    metrics: MetricsArgs,
+    #[command(flatten)]
     security: ListenerArgs,
     /// A join token, to get the certificate for --identity by
     #[arg(long, env = "MAINSTAY_JOIN_TOKEN", hide_env_values = true)]
     join: Option<String>,
-    /// A TOML file with an [engine] table
-    #[arg(long, value_name = "FILE")]
+    /// A TOML file; what counts here: [worker], [engine]
+    #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
+    let readiness = args.metrics.listen("worker").await?;
     let members = addresses(&args.control);
     if let Some(token) = &args.join {
         let node = args.name.clone().unwrap_or_else(|| format!("w-{}", std::process::id()));
@@ -66,6 +70,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.insecure = args.security.insecure;
     config.tiers = args.tiers.config();
     let handle = mainstay_worker::start(config).await?;
+    let seen = handle.clone();
+    readiness
+        .started(move || (!seen.is_ready()).then(|| "the worker takes no requests".to_owned()));
     print(&format!("ready worker {name} on {}", handle.address()));
     tokio::select! {
         result = asked_to_stop() => result?,

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::signs::{self, Mark, Part};
-use super::{Change, EndCause, LifecycleLimits, Lived, Outcome, SessionState, SessionView};
+use super::{
+    Change, EndCause, LifecycleLimits, Lived, Outcome, SessionState, SessionView, Standing,
+};
 use crate::encode::{Item, Transcript};
 use crate::limits::{CHILDREN_SEARCHED_MAX, PAUSED_TOOLS_MAX, SESSIONS_TICKED_MAX};
 use crate::request::Request;
@@ -108,6 +110,14 @@ impl Session {
             () if self.turning > 0 || self.in_flight > 0 && !self.paused => SessionState::Active,
             () if self.paused => SessionState::Paused,
             () => SessionState::Waiting,
+        }
+    }
+
+    pub(super) fn standing(&self, now_ms: u64) -> Standing {
+        Standing {
+            context_tokens: self.context_tokens,
+            is_subagent: self.parent.is_some(),
+            paused_ms: self.paused.then(|| now_ms.saturating_sub(self.seen_ms)),
         }
     }
 

@@ -11,6 +11,7 @@ mod writer;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
@@ -70,6 +71,8 @@ struct Turn {
     /// Where a connection remembers what becomes of this.
     last: Option<LastTurn>,
     created_unix_s: u64,
+    /// When its body had been read.
+    begun: Instant,
 }
 
 /// A request as it comes in.
@@ -324,6 +327,7 @@ impl<F: FnOnce(&mut Request)> Asked<F> {
         mut request: Request,
         before: Option<Arc<Conversation>>,
     ) -> Result<Turn, ApiError> {
+        let begun = Instant::now();
         let Self { app, request_id, sealer, last, tenant, spending, finish } = self;
         if let Some(before) = &before {
             request.continue_from(before);
@@ -358,6 +362,7 @@ impl<F: FnOnce(&mut Request)> Asked<F> {
             before,
             last,
             created_unix_s,
+            begun,
         })
     }
 }

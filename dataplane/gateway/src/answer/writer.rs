@@ -73,6 +73,12 @@ impl Writer {
         (self.usage.created_tokens, self.usage.created_long_tokens) = (created, long);
     }
 
+    /// Counts what the answer took, at its end.
+    fn count_used(&self) {
+        let endpoint = self.turn.request.endpoint;
+        self.app.meters.used(endpoint, &self.usage, self.turn.begun.elapsed());
+    }
+
     /// What became of the pins; what was made of them counts as created from here on.
     async fn settle_pins(&mut self) -> Vec<PinNote> {
         let (notes, pinned) = pins::settled(std::mem::take(&mut self.pins)).await;
@@ -134,7 +140,7 @@ impl Writer {
                 Some(finish) => answers[at].1 = finish,
             }
             if generations.end(at) {
-                self.app.meters.used(&self.usage);
+                self.count_used();
                 if let Some((transcript, finish)) = answers.first() {
                     self.life.answered(transcript, finish, self.usage);
                 }
@@ -229,7 +235,7 @@ impl Writer {
                 let notes = self.settle_pins().await;
                 encoders[at].note_pins(notes);
                 let end = encoders[at].finish(&finish, &self.usage, unix_s());
-                self.app.meters.used(&self.usage);
+                self.count_used();
                 // Before its client can come back.
                 self.life.answered(encoders[0].transcript(), &finish, self.usage);
                 if !failed {

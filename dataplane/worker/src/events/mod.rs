@@ -17,7 +17,7 @@ mod snapshots;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use mainstay_engine_abi::sdk::{Info, KvEvent, caps};
+use mainstay_engine_abi::sdk::{Cause, Info, KvEvent, caps};
 use mainstay_tier::{BlockKey, Move};
 use mainstay_types::{BlockEvent, NamespaceId, PinId, SequenceHash, Tier};
 use parking_lot::{Mutex, MutexGuard};
@@ -232,8 +232,9 @@ impl State {
                 let (namespace, parent) = (NamespaceId(namespace), SequenceHash(parent));
                 self.store(namespace, parent, &hashes(blocks), tier);
             }
-            KvEvent::Removed { blocks, tier, .. } if self.announces => {
+            KvEvent::Removed { blocks, tier, cause } if self.announces => {
                 let Some(tier) = Tier::from_number(tier) else { return };
+                count_removed(blocks.len(), tier, cause);
                 self.remove(&hashes(blocks), tier);
             }
             KvEvent::Stored { .. } | KvEvent::Removed { .. } => {}
@@ -306,6 +307,19 @@ const fn key_of(moved: &Move) -> &BlockKey {
     match moved {
         Move::Came { key, .. } | Move::Went { key, .. } => key,
     }
+}
+
+/// Counts blocks that left a tier, and why.
+fn count_removed(count: usize, tier: Tier, cause: Cause) {
+    let cause = match cause {
+        Cause::None => "unsaid",
+        Cause::Capacity => "capacity",
+        Cause::Expiry => "expiry",
+        Cause::Lifecycle => "lifecycle",
+        Cause::Admin => "admin",
+    };
+    metrics::counter!("mainstay_worker_blocks_removed_total", "tier" => tier.name(), "cause" => cause)
+        .increment(count as u64);
 }
 
 fn hashes(blocks: Vec<u128>) -> Vec<SequenceHash> {

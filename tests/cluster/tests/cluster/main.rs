@@ -9,6 +9,7 @@ mod failover;
 mod keeper;
 mod lifecycle;
 mod members;
+mod operate;
 mod pins;
 mod queue;
 mod readme;

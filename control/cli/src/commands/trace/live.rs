@@ -58,23 +58,44 @@ fn sum(metrics: &str, name: &str) -> f64 {
     by_label(metrics, name, "", "").values().sum()
 }
 
+/// The value that a share of observations does not exceed, by counts up to each bound: linear within a bucket, and the
+/// last bound for what is beyond it.
+fn quantile(buckets: &BTreeMap<String, f64>, share: f64) -> Option<f64> {
+    let mut counts: Vec<(f64, f64)> = buckets
+        .iter()
+        .map(|(bound, count)| (bound.parse().unwrap_or(f64::INFINITY), *count))
+        .collect();
+    counts.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let wanted = counts.last().map(|(_, all)| all * share).filter(|wanted| *wanted > 0.0)?;
+    let (mut from, mut below) = (0.0, 0.0);
+    for (bound, count) in counts {
+        if count >= wanted {
+            let part = (wanted - below) / (count - below);
+            return Some(if bound.is_finite() { from + (bound - from) * part } else { from });
+        }
+        (from, below) = (bound, count);
+    }
+    None
+}
+
 fn endpoints(metrics: &str) -> Vec<Value> {
     let name = "mainstay_gateway_ttft_seconds";
     let of =
         |suffix: &str, with: &str| by_label(metrics, &format!("{name}{suffix}"), "endpoint", with);
     let (counts, sums) = (of("_count", ""), of("_sum", ""));
     let requests = by_label(metrics, "mainstay_gateway_requests_total", "endpoint", "");
-    let quantile = |text: &str| of("", &format!("quantile=\"{text}\""));
-    let quantiles = [("p50", quantile("0.5")), ("p90", quantile("0.9")), ("p99", quantile("0.99"))];
+    let quantiles = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)];
     let seen = requests.iter().filter(|(_, requests)| **requests > 0.0);
     let figures = seen.map(|(endpoint, requests)| {
         let ms = |seconds: f64| (seconds * 1e6).round() / 1e3;
         // Only answers that are streamed have a first token of their own.
         let count = counts.get(endpoint).copied().filter(|count| *count > 0.0);
         let mut figures = json!({"endpoint": endpoint, "requests": requests, "streamed": count});
-        for (name, values) in &quantiles {
-            figures[format!("ttft_{name}_ms")] =
-                json!(count.and(values.get(endpoint).copied()).map(ms));
+        let with = format!("endpoint=\"{endpoint}\"");
+        let buckets = by_label(metrics, &format!("{name}_bucket"), "le", &with);
+        for (name, share) in quantiles {
+            let value = count.and_then(|_| quantile(&buckets, share));
+            figures[format!("ttft_{name}_ms")] = json!(value.map(ms));
         }
         let mean = sums.get(endpoint).zip(count).map(|(sum, count)| ms(sum / count));
         figures["ttft_mean_ms"] = json!(mean);
@@ -174,9 +195,12 @@ mod tests {
     const METRICS: &str = r#"mainstay_gateway_requests_total{endpoint="chat"} 5
 mainstay_gateway_requests_total{endpoint="responses"} 1
 mainstay_gateway_requests_total{endpoint="messages"} 0
-# TYPE mainstay_gateway_ttft_seconds summary
-mainstay_gateway_ttft_seconds{endpoint="chat",quantile="0.5"} 0.125
-mainstay_gateway_ttft_seconds{endpoint="chat",quantile="0.99"} 2
+# TYPE mainstay_gateway_ttft_seconds histogram
+mainstay_gateway_ttft_seconds_bucket{endpoint="chat",le="0.1"} 1
+mainstay_gateway_ttft_seconds_bucket{endpoint="chat",le="0.15"} 3
+mainstay_gateway_ttft_seconds_bucket{endpoint="chat",le="2"} 3
+mainstay_gateway_ttft_seconds_bucket{endpoint="chat",le="+Inf"} 4
+mainstay_gateway_ttft_seconds_bucket{endpoint="messages",le="+Inf"} 0
 mainstay_gateway_ttft_seconds_sum{endpoint="chat"} 3
 mainstay_gateway_ttft_seconds_count{endpoint="chat"} 4
 mainstay_gateway_ttft_seconds_count{endpoint="messages"} 0
@@ -199,7 +223,8 @@ mainstay_gateway_completion_tokens_total nonsense
         assert_eq!((&chat["requests"], &chat["streamed"]), (&json!(5.0), &json!(4.0)));
         assert_eq!(figures["endpoints"][1]["ttft_mean_ms"], Value::Null);
         assert_eq!((&chat["ttft_p50_ms"], &chat["ttft_mean_ms"]), (&json!(125.0), &json!(750.0)));
-        assert_eq!((&chat["ttft_p90_ms"], &chat["ttft_p99_ms"]), (&Value::Null, &json!(2000.0)));
+        // What is beyond the last bound is told as that bound.
+        assert_eq!((&chat["ttft_p90_ms"], &chat["ttft_p99_ms"]), (&json!(2000.0), &json!(2000.0)));
         assert_eq!(figures["hit_rate_achieved"], 0.75);
         assert_eq!(figures["output_tokens"], 0.0);
         let sessions = &figures["sessions"];
