@@ -11,7 +11,8 @@ use crate::output::print;
 use crate::settings::{self, ROLES};
 
 /// Behind this line of `docs/reference/cli.md` comes what is printed here.
-pub(crate) const MARK: &str = "<!-- From here on: what `mainstay reference cli` prints. -->";
+#[cfg(test)]
+const MARK: &str = "<!-- From here on: what `mainstay reference cli` prints. -->";
 
 #[derive(clap::Args)]
 pub(crate) struct CompletionsArgs {

@@ -227,7 +227,7 @@ fn quorum(best: &v1::StatusReply, told: &[(String, v1::StatusReply)]) -> Finding
         let what = format!("m{} leads, and {} is out of reach", best.leader, lost.join(", "));
         return Finding::warning(&QUORUM, what, cure);
     }
-    if voters.len() % 2 == 0 {
+    if voters.len().is_multiple_of(2) {
         let what = format!(
             "{} voters: an even number stands the loss of no more than one fewer",
             voters.len()
@@ -250,8 +250,9 @@ fn versions(best: &v1::StatusReply) -> Finding {
         );
     }
     let far = |m: &&v1::Member| {
-        m.reachable && known(m.version).abs_diff(u32::from(VERSION_NEWEST)) > 1
-            || m.reachable && known(m.version) < u32::from(VERSION_OLDEST)
+        m.reachable
+            && (known(m.version).abs_diff(u32::from(VERSION_NEWEST)) > 1
+                || known(m.version) < u32::from(VERSION_OLDEST))
     };
     if let Some(member) = best.members.iter().find(far) {
         let version = known(member.version);

@@ -39,9 +39,11 @@ pub(crate) struct MetricsArgs {
     metrics_listen: Option<SocketAddr>,
 }
 
+type Trouble = Box<dyn Fn() -> Option<String> + Send + Sync>;
+
 /// What a role says of itself once it has started: why it is not ready, or `None` when it is.
 #[derive(Clone, Default)]
-pub(crate) struct Readiness(Arc<OnceLock<Box<dyn Fn() -> Option<String> + Send + Sync>>>);
+pub(crate) struct Readiness(Arc<OnceLock<Trouble>>);
 
 impl Readiness {
     /// The role has started.

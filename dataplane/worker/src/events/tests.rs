@@ -206,7 +206,7 @@ fn names(blocks: &[u8]) -> Vec<u128> {
 }
 
 fn kv_events(step: &Step, chained: bool) -> Vec<KvEvent> {
-    let cause = mainstay_engine_abi::sdk::Cause::Capacity;
+    let cause = Cause::Capacity;
     let removed =
         |blocks: &[u8], tier: u32| KvEvent::Removed { blocks: names(blocks), tier, cause };
     match step {
@@ -306,7 +306,7 @@ fn single_removals_of_one_report_are_one_record() {
     let events = worker();
     report(&events, false, vec![stored(SPACE, (10..20).collect())]);
     let frames_so_far = frames(&events, 1).len() as u64;
-    let cause = mainstay_engine_abi::sdk::Cause::Capacity;
+    let cause = Cause::Capacity;
     let one = |block: u128| KvEvent::Removed { blocks: vec![block], tier: 0, cause };
     report(&events, false, (12..20).rev().map(one).collect());
     let (tail, count, tier) = (SequenceHash(19), 8, Tier::Device);
