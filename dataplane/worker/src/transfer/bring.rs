@@ -257,8 +257,13 @@ impl Load<'_> {
         let Some(tiers) = self.tiers.filter(|tiers| tiers.local().is_some()) else {
             return Ended::Source;
         };
-        self.asking = Some((From::Local, self.at));
+        let from = self.at;
+        self.asking = Some((From::Local, from));
         let ended = self.take_local(tiers).await;
+        // To have nothing is what most prompts find, and no load.
+        if ended == Ended::Source && self.at == from {
+            self.asking = None;
+        }
         self.conclude(ended);
         ended
     }
