@@ -405,12 +405,6 @@ impl BlockIndex {
         self.refused = refused_blocks;
     }
 
-    /// For tests: from how many blocks on the writer's map grows step by step instead of at once.
-    #[doc(hidden)]
-    pub fn grow_in_steps_from(&mut self, blocks: usize) {
-        self.runs.map.set_steps_from(blocks);
-    }
-
     /// Fetches what an event that names this block will look at first. Call it for all events of a batch, then
     /// [`BlockIndex::prefetch_runs`] for all, then apply them; [`BlockIndex::apply_batch`] does so and more.
     #[inline(always)]

@@ -3,7 +3,7 @@
 //! One 64-byte line holds twelve slots: four bytes of run number and tag, and one byte of the offset each. The
 //! offset's other bits are found by looking: a run of up to 256 blocks has one candidate. A full line passes new
 //! slots on to the next one and counts them, so that nothing ever needs a tombstone. The map holds no keys; a
-//! caller proves a candidate against the run itself. It does not count its blocks: [`crate::places`] does.
+//! caller proves a candidate against the run itself.
 
 use crate::region::{Region, Zeroed, prefetch};
 
@@ -107,6 +107,7 @@ fn slot_of(key: u64, place: Place) -> (u32, u8) {
 pub(crate) struct BlockMap {
     lines: Region<Line>,
     shift: u32,
+    blocks: usize,
 }
 
 impl BlockMap {
@@ -117,7 +118,7 @@ impl BlockMap {
     fn with_bits(bits: u32) -> Self {
         let lines = Region::new(1 << bits);
         lines.widen_pages(1 << bits);
-        Self { lines, shift: 64 - bits }
+        Self { lines, shift: 64 - bits, blocks: 0 }
     }
 
     /// An empty map that is big enough for `blocks` and not much bigger.
@@ -146,14 +147,19 @@ impl BlockMap {
         self.bytes() * if 64 - self.shift < QUICK_BITS_MAX { 3 } else { 1 }
     }
 
-    /// Whether so many blocks need a bigger map.
-    pub(crate) fn is_short_of(&self, blocks: usize) -> bool {
-        blocks * 100 >= self.lines.len() * SLOTS * FILL_MAX
+    /// Whether `more` blocks need a bigger map.
+    pub(crate) fn is_short_of(&self, more: usize) -> bool {
+        (self.blocks + more) * 100 >= self.lines.len() * SLOTS * FILL_MAX
     }
 
-    /// Whether a smaller map would do for so many blocks.
-    pub(crate) fn is_too_big(&self, blocks: usize) -> bool {
-        self.lines.len() > 1 << LINE_BITS_MIN && blocks * 100 < self.lines.len() * SLOTS * FILL_MIN
+    /// Whether a smaller map would do.
+    pub(crate) fn is_too_big(&self) -> bool {
+        self.lines.len() > 1 << LINE_BITS_MIN
+            && self.blocks * 100 < self.lines.len() * SLOTS * FILL_MIN
+    }
+
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -203,6 +209,7 @@ impl BlockMap {
         let mask = self.lines.len() - 1;
         let (slot, low) = slot_of(key, place);
         let mut at = self.home(key);
+        self.blocks += 1;
         loop {
             let line = &mut self.lines[at];
             if let Some(free) = line.free() {
@@ -215,9 +222,24 @@ impl BlockMap {
         }
     }
 
-    /// Takes a block out; answers whether it was there.
+    /// Puts in a block unless `proof` finds it there already.
     #[inline]
-    pub(crate) fn remove(&mut self, key: u64, place: Place) -> bool {
+    pub(crate) fn insert_or_find(
+        &mut self,
+        key: u64,
+        place: Place,
+        proof: impl FnMut(u32, u8) -> Option<u32>,
+    ) -> Option<Place> {
+        let found = self.find(key, proof);
+        if found.is_none() {
+            self.insert(key, place);
+        }
+        found
+    }
+
+    /// Takes a block out; one that is not there is left alone.
+    #[inline]
+    pub(crate) fn remove(&mut self, key: u64, place: Place) {
         let mask = self.lines.len() - 1;
         let (slot, low) = slot_of(key, place);
         let home = self.home(key);
@@ -226,21 +248,22 @@ impl BlockMap {
             let line = &mut self.lines[at];
             if let Some(found) = line.place_of(slot, low) {
                 line.slots[found] = 0;
+                self.blocks -= 1;
                 while at != home {
                     at = at.wrapping_sub(1) & mask;
                     self.lines[at].passed -= 1;
                 }
-                return true;
+                return;
             }
             if line.passed == 0 {
-                return false;
+                return;
             }
             at = (at + 1) & mask;
         }
     }
 
-    /// A block has a new place; answers whether it was there.
-    pub(crate) fn relocate(&mut self, key: u64, from: Place, to: Place) -> bool {
+    /// A block has a new place.
+    pub(crate) fn relocate(&mut self, key: u64, from: Place, to: Place) {
         let mask = self.lines.len() - 1;
         let (slot, low) = slot_of(key, from);
         let mut at = self.home(key);
@@ -248,10 +271,10 @@ impl BlockMap {
             let line = &mut self.lines[at];
             if let Some(found) = line.place_of(slot, low) {
                 (line.slots[found], line.low[found]) = slot_of(key, to);
-                return true;
+                return;
             }
             if line.passed == 0 {
-                return false;
+                return;
             }
             at = (at + 1) & mask;
         }

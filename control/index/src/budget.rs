@@ -1,8 +1,10 @@
 //! Staying within memory: what is counted, what is forgotten at the limit, and what goes back to the system.
 
 use crate::BlockIndex;
+use crate::block_map::BlockMap;
 use crate::coverage::Part;
 use crate::head::{Head, Line};
+use crate::head_table::TableFill;
 use crate::runs::Meta;
 use crate::segments::{Segment, of_slot, stretches_of};
 use crate::shared::{ENTRIES_PER_UNIT, KEYS_PER_UNIT};
@@ -17,11 +19,11 @@ pub struct Memory {
     pub keys: u64,
     /// The writer's map from key to place.
     pub block_map: u64,
-    /// What the writer knows of runs.
+    /// Heads of runs, and what the writer knows of them.
     pub heads: u64,
     /// Lists of segments and spilled sets of workers.
     pub lists: u64,
-    /// The table of the runs' heads.
+    /// The table that lookups start at.
     pub head_table: u64,
     /// Children, workers, marks.
     pub other: u64,
@@ -55,26 +57,24 @@ impl BlockIndex {
     #[must_use]
     pub fn memory(&self) -> Memory {
         let runs = &self.runs;
-        let map = runs.map.bytes();
-        self.memory_of(runs.keys.touched(), runs.lists.touched(), runs.metas.len(), map)
+        self.memory_of(runs.keys.touched(), runs.lists.touched(), runs.metas.len())
     }
 
     /// Memory that blocks which are there need; the rest waits in free lists.
     fn memory_needed(&self) -> u64 {
         let runs = &self.runs;
-        let map = runs.map.bytes_needed();
-        self.memory_of(runs.keys.used(), runs.lists.used(), runs.live, map).total()
+        self.memory_of(runs.keys.used(), runs.lists.used(), runs.live).total()
     }
 
-    fn memory_of(&self, key_units: u64, list_units: u64, heads: usize, map: u64) -> Memory {
+    fn memory_of(&self, key_units: u64, list_units: u64, heads: usize) -> Memory {
         let runs = &self.runs;
         let child = size_of::<(u64, u32)>() + 1;
         Memory {
             keys: key_units * u64::from(KEYS_PER_UNIT) * 8,
-            block_map: map,
-            heads: (heads * size_of::<Meta>()) as u64,
+            block_map: runs.map.bytes(),
+            heads: (heads * (2 * size_of::<Line>() + size_of::<Meta>())) as u64,
             lists: list_units * u64::from(ENTRIES_PER_UNIT) * 8,
-            head_table: (runs.shared.table.lines() * size_of::<Line>()) as u64,
+            head_table: (TableFill::slots(&runs.shared.table) * 8) as u64,
             other: (runs.children.capacity() * child) as u64
                 + self.workers.bytes()
                 + runs.namespaces.bytes()
@@ -110,7 +110,7 @@ impl BlockIndex {
         loop {
             let short = self.runs.map.is_short_of(more);
             let map = if short { self.runs.map.growth_bytes() } else { 0 };
-            let need = more as u64 * 9 + 512 + map + self.runs.table_growth_bytes();
+            let need = more as u64 * 9 + 512 + map;
             if self.memory_needed().saturating_add(need) <= self.limits.bytes_max {
                 return true;
             }
@@ -184,7 +184,7 @@ impl BlockIndex {
     /// Gives memory back after much has left.
     pub(crate) fn give_memory_back(&mut self) {
         if self.runs.map.is_too_big() {
-            self.runs.fit_map();
+            self.runs.rebuild_map(BlockMap::for_blocks(self.runs.map.blocks()));
             self.drop_dead_runs();
             self.runs.rebuild_table();
             self.runs.children.shrink_to_fit();
@@ -195,12 +195,13 @@ impl BlockIndex {
     /// Lets go of run numbers at the end that no run has.
     fn drop_dead_runs(&mut self) {
         let metas = &mut self.runs.metas;
+        let before = metas.len();
         while metas.len() > 1 && metas.last().is_some_and(|meta| !meta.live) {
             metas.pop();
         }
         let after = metas.len();
         metas.shrink_to_fit();
-        self.runs.forget_numbers(after);
+        self.runs.forget_numbers(after, before);
     }
 
     /// Copies keys and lists together into fresh ranges and gives the old ones back.

@@ -10,8 +10,8 @@
 //!
 //! Layout: [`BlockIndex`] is the writer (`store`, `coverage` and `shape` are its moves, `runs` its tables),
 //! [`IndexReader`] looks up (`lookup` is the walk), `head` and `head_table` are what the two share,
-//! `places` is the writer's own map (`block_map` its form), `segments` and `holders` say who holds what of a run,
-//! `budget` bounds memory, [`ShardedIndex`] serves many writers, [`model`] is the literal reference for tests.
+//! `block_map` is the writer's own map, `segments` and `holders` say who holds what of a run, `budget` bounds memory,
+//! [`ShardedIndex`] serves many writers, [`model`] is the literal reference for tests.
 #![deny(missing_docs)]
 
 mod arena;
@@ -33,7 +33,6 @@ mod marks;
 #[doc(hidden)]
 pub mod model;
 mod namespaces;
-mod places;
 mod plain_edit;
 mod reader;
 mod region;

@@ -29,66 +29,62 @@ pub(crate) trait Sink {
     }
 }
 
-/// A head that a walk rests on: where it lies, and its version.
+/// A head that a walk rests on: where its slot lies, the version of its line, and what the slot said.
 #[derive(Clone, Copy)]
 struct Note {
     at: u32,
     version: u32,
+    slot: u64,
 }
 
-/// Where the heads that a walk rests on are noted. To clear the first places for each walk costs more than most walks
-/// note. It lies outside the walk, whose own few words stay in registers only if nobody is given their address.
-struct Notes {
+/// The heads that a walk rests on. The first `count` of `few` are written: to clear them all for each walk costs
+/// more than most walks note.
+struct Noted {
     few: [MaybeUninit<Note>; NOTED],
+    count: usize,
     more: Vec<Note>,
 }
 
-impl Notes {
+impl Noted {
     #[inline(always)]
     fn new() -> Self {
-        Self { few: [const { MaybeUninit::uninit() }; NOTED], more: Vec::new() }
+        Self { few: [const { MaybeUninit::uninit() }; NOTED], count: 0, more: Vec::new() }
     }
-}
 
-/// The heads that a walk rests on. The first `count` of `few` are written.
-struct Noted<'a> {
-    notes: &'a mut Notes,
-    count: usize,
-}
-
-impl Noted<'_> {
     #[inline(always)]
-    fn add(&mut self, found: Found) {
-        let note = Note { at: found.at, version: found.control.version() };
-        match self.notes.few.get_mut(self.count) {
+    fn add(&mut self, found: Found, version: u32) {
+        let note = Note { at: found.at, version, slot: found.slot };
+        match self.few.get_mut(self.count) {
             Some(place) => {
                 place.write(note);
             }
-            None => self.notes.more.push(note),
+            None => self.more.push(note),
         }
         self.count += 1;
     }
 
     #[inline(always)]
-    fn still_hold(&self, view: &View<'_>) -> bool {
-        let holds = |note: &Note| view.line(note.at).is_still(note.version);
+    fn still_hold(&self, shared: &Shared, view: &View<'_>) -> bool {
+        let holds = |note: &Note| {
+            let found = Found { at: note.at, slot: note.slot };
+            view.is_still(found) && shared.heads[found.line()].version() == note.version
+        };
         // SAFETY: `add` wrote the first `count` places, or all of them.
         let few = |note: &MaybeUninit<Note>| holds(unsafe { note.assume_init_ref() });
-        self.notes.few[..self.count.min(NOTED)].iter().all(few)
-            && (self.count <= NOTED || self.notes.more.iter().all(holds))
+        self.few[..self.count.min(NOTED)].iter().all(few)
+            && (self.count <= NOTED || self.more.iter().all(holds))
     }
 }
 
-/// A walk under way. `W` is how many words of worker bits it can hold. What is indexed by what was read lies outside,
-/// and the rest stays in registers.
+/// A walk under way. `W` is how many words of worker bits it can hold.
 pub(crate) struct Walk<'a, N, const W: usize> {
     shared: &'a Shared,
     view: View<'a>,
     prefix: &'a [N],
     at: usize,
     words: usize,
-    alive: &'a mut [u64; W],
-    noted: Noted<'a>,
+    alive: [u64; W],
+    noted: Noted,
     accept: u8,
 }
 
@@ -101,51 +97,36 @@ enum Step {
 
 impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
     #[inline(always)]
-    fn new(
-        (shared, view, words): (&'a Shared, View<'a>, usize),
-        prefix: &'a [N],
-        accept: u8,
-        (alive, notes): (&'a mut [u64; W], &'a mut Notes),
-    ) -> Self {
+    fn new(shared: &'a Shared, view: View<'a>, prefix: &'a [N], words: usize, accept: u8) -> Self {
         Self {
             shared,
             view,
             prefix,
             at: 0,
             words: words.min(W),
-            alive,
-            noted: Noted { notes, count: 0 },
+            alive: [0; W],
+            noted: Noted::new(),
             accept,
         }
     }
 
     #[inline(always)]
     fn probe(&self) -> Option<Found> {
-        self.view.find(self.prefix[self.at].key())
-    }
-
-    /// The head as it is or, while it is being changed, as it was.
-    #[inline(always)]
-    fn head(&self, found: Found) -> Head {
-        let (line, control) = if found.control.is_changing() {
-            self.shared.journal_line()
-        } else {
-            (self.view.line(found.at), found.control)
-        };
-        line.load::<W>(control)
+        let key = self.prefix[self.at].key();
+        let heads = &self.shared.heads;
+        self.view.find(key, |found| heads[found.line()].first() == key)
     }
 
     /// Takes in the run that starts at the current block.
     #[inline(always)]
     fn advance<S: Sink, const ANY: bool>(&mut self, found: Found, sink: &mut S) -> Step {
-        let head = self.head(found);
+        let head = self.shared.heads[found.line()].load::<W>();
         let rest = &self.prefix[self.at..];
         let length = head.length as usize;
-        if length == 0 {
-            // The journal went on to another line meanwhile.
+        if length == 0 || head.first != rest[0].key() {
             return Step::Stale;
         }
-        self.noted.add(found);
+        self.noted.add(found, head.changes);
         let matched = if length <= rest.len() && rest[length - 1].key() == head.last {
             length
         } else {
@@ -214,7 +195,7 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
     }
 
     /// Reads the run's list for who holds a part of it.
-    #[inline(always)]
+    #[inline]
     fn partial_holders<S: Sink>(
         &mut self,
         head: &Head,
@@ -253,7 +234,6 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
     }
 
     /// The same for blocks in accepted tiers, where full holders count too.
-    #[inline(always)]
     fn partial_tiers<S: Sink>(
         &mut self,
         head: &Head,
@@ -298,19 +278,19 @@ impl<'a, N: BlockName, const W: usize> Walk<'a, N, W> {
             }
         }
         fence(Ordering::Acquire);
-        self.noted.still_hold(&self.view) && self.shared.table.state() == self.view.state()
+        self.noted.still_hold(self.shared, &self.view)
+            && self.shared.table.state() == self.view.state()
     }
 }
 
 #[inline(always)]
 fn walk_once<N: BlockName, S: Sink, const W: usize, const ANY: bool>(
-    index: (&Shared, View<'_>, usize),
+    (shared, view, words): (&Shared, View<'_>, usize),
     prefix: &[N],
     accept: u8,
     sink: &mut S,
 ) -> bool {
-    let (mut alive, mut notes) = ([0; W], Notes::new());
-    let mut walk = Walk::<N, W>::new(index, prefix, accept, (&mut alive, &mut notes));
+    let mut walk = Walk::<N, W>::new(shared, view, prefix, words, accept);
     while let Some(found) = walk.probe() {
         match walk.advance::<S, ANY>(found, sink) {
             Step::More => {}
@@ -319,32 +299,6 @@ fn walk_once<N: BlockName, S: Sink, const W: usize, const ANY: bool>(
         }
     }
     walk.finish(sink)
-}
-
-/// Walks until an answer was true at one instant; false if the fleet has outgrown `W` words meanwhile. Each width is
-/// a function of its own: three in one would share its registers.
-#[inline(never)]
-fn walk_within<N: BlockName, S: Sink, const W: usize, const ANY: bool>(
-    shared: &Shared,
-    prefix: &[N],
-    accept: u8,
-    sink: &mut S,
-) -> bool {
-    loop {
-        // In this order: who sees the table's state sees the words, and names of workers, that came before it.
-        let view = shared.table.view();
-        view.prefetch(prefix[0].key());
-        prefetch(prefix, prefix.len() - 1);
-        let words = shared.words.load(Ordering::Relaxed) as usize;
-        if words > W {
-            return false;
-        }
-        sink.restart();
-        if walk_once::<N, S, W, ANY>((shared, view, words), prefix, accept, sink) {
-            return true;
-        }
-        crate::sync::spin_loop();
-    }
 }
 
 #[inline(always)]
@@ -358,17 +312,24 @@ fn walk<N: BlockName, S: Sink, const ANY: bool>(
         return sink.restart();
     }
     loop {
+        // In this order: who sees the table's state sees the words, and names of workers, that came before it.
+        let view = shared.table.view();
+        view.prefetch(prefix[0].key());
+        prefetch(prefix, prefix.len() - 1);
         let words = shared.words.load(Ordering::Relaxed) as usize;
-        let done = if words <= 1 {
-            walk_within::<N, S, 1, ANY>(shared, prefix, accept, sink)
+        sink.restart();
+        let index = (shared, view, words);
+        let whole = if words <= 1 {
+            walk_once::<N, S, 1, ANY>(index, prefix, accept, sink)
         } else if words <= WORDS {
-            walk_within::<N, S, WORDS, ANY>(shared, prefix, accept, sink)
+            walk_once::<N, S, WORDS, ANY>(index, prefix, accept, sink)
         } else {
-            walk_within::<N, S, WORDS_MAX, ANY>(shared, prefix, accept, sink)
+            walk_once::<N, S, WORDS_MAX, ANY>(index, prefix, accept, sink)
         };
-        if done {
+        if whole {
             return;
         }
+        crate::sync::spin_loop();
     }
 }
 
@@ -415,15 +376,15 @@ fn burst<N: BlockName, S: Sink>(
     prefixes: &[&[N]],
     sinks: &mut [S],
 ) {
-    let mut beside: [([u64; WORDS], Notes); LANES] =
-        core::array::from_fn(|_| ([0; WORDS], Notes::new()));
     let mut walks: [Option<Walk<'_, N, WORDS>>; LANES] = [const { None }; LANES];
-    let lanes = walks.iter_mut().zip(&mut beside).zip(prefixes).zip(sinks.iter_mut());
-    for (((lane, (alive, notes)), prefix), sink) in lanes {
+    for ((lane, prefix), sink) in walks.iter_mut().zip(prefixes).zip(sinks.iter_mut()) {
         sink.restart();
-        let walk = Walk::new((shared, view, words), prefix, 0xf, (alive, notes));
+        let walk = Walk::new(shared, view, prefix, words, 0xf);
         walk.view.prefetch(prefix[0].key());
         *lane = Some(walk);
+    }
+    for walk in walks.iter().flatten() {
+        walk.prefetch_head();
     }
     let mut open = prefixes.len();
     while open > 0 {
@@ -443,36 +404,20 @@ fn burst<N: BlockName, S: Sink>(
             *lane = None;
             open -= 1;
         }
+        for walk in walks.iter().flatten() {
+            walk.prefetch_head();
+        }
     }
 }
 
-#[cfg(all(test, not(loom)))]
-mod tests {
-    use mainstay_types::{NamespaceId, Tier, WorkerId};
-
-    use crate::{BlockIndex, BlockKey, Group};
-
-    /// A writer that sleeps in the middle of a change keeps nobody waiting, and nobody sees half of it.
-    #[test]
-    fn a_walk_takes_from_the_journal_what_is_being_changed() {
-        let mut index = BlockIndex::new(u64::MAX);
-        let blocks: Vec<BlockKey> = (1..9_u64).map(|n| BlockKey(n << 40 | n)).collect();
-        let (namespace, worker) = (NamespaceId(5), WorkerId(3));
-        index.store(worker, namespace, 5, &blocks, Tier::Device);
-        let mut other = index.clone();
-        other.store(WorkerId(4), namespace, 5, &blocks, Tier::Device);
-        let shared = &index.runs.shared;
-        let view = shared.table.view();
-        let line = view.line(view.find(blocks[0].0).expect("it was stored").at);
-        line.begin_change(&shared.journal);
-        let new = other.runs.shared.table.view();
-        let new = new.line(new.find(blocks[0].0).expect("it was stored").at).head();
-        line.store_words(&crate::head::Head { last: 0, start: 1 << 20, ..new });
-        let mut groups: Vec<Group> = Vec::new();
-        index.reader().groups_into(&blocks, &mut groups);
-        assert_eq!(groups, [Group { word: 0, depth: 8, bits: 1 << 3 }]);
-        groups.clear();
-        index.reader().groups_into(&blocks[..5], &mut groups);
-        assert_eq!(groups, [Group { word: 0, depth: 5, bits: 1 << 3 }]);
+impl<N: BlockName, const W: usize> Walk<'_, N, W> {
+    /// Fetches the head that the next step will most likely need.
+    #[inline(always)]
+    fn prefetch_head(&self) {
+        let key = self.prefix[self.at].key();
+        self.view.find(key, |found| {
+            prefetch(&self.shared.heads, found.line());
+            true
+        });
     }
 }

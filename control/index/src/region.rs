@@ -59,18 +59,16 @@ mod mapped {
             }
         }
 
-        /// Answers whether the system did it.
-        fn advise(&self, from: usize, to: usize, advice: libc::c_int) -> bool {
+        fn advise(&self, from: usize, to: usize, advice: libc::c_int) {
             const PAGE: usize = 4096;
             let base = self.start.as_ptr() as usize;
             let low = (base + from * size_of::<T>()).next_multiple_of(PAGE);
             let high = (base + to.min(self.items) * size_of::<T>()) / PAGE * PAGE;
-            if low >= high {
-                return true;
+            if low < high {
+                // SAFETY: the range lies inside our own mapping. Dropping pages of it reads as zeroes written by
+                // somebody else, and zero is a value of `T`. A refusal only costs memory.
+                unsafe { libc::madvise(low as *mut libc::c_void, high - low, advice) };
             }
-            // SAFETY: the range lies inside our own mapping. Dropping pages of it reads as zeroes written by somebody
-            // else, and zero is a value of `T`. A refusal only costs memory.
-            unsafe { libc::madvise(low as *mut libc::c_void, high - low, advice) == 0 }
         }
 
         /// Asks for huge pages once `used` items are in use; cheap to call again.
@@ -80,9 +78,9 @@ mod mapped {
             }
         }
 
-        /// Gives the whole pages of a range back; they read as zeroes. Answers whether the system took them.
-        pub(crate) fn discard(&self, from: usize, to: usize) -> bool {
-            self.advise(from, to, libc::MADV_DONTNEED)
+        /// Gives the whole pages of a range back; they read as zeroes.
+        pub(crate) fn discard(&self, from: usize, to: usize) {
+            self.advise(from, to, libc::MADV_DONTNEED);
         }
     }
 
@@ -117,9 +115,7 @@ mod mapped {
 
         pub(crate) fn widen_pages(&self, _used: usize) {}
 
-        pub(crate) fn discard(&self, _from: usize, _to: usize) -> bool {
-            false
-        }
+        pub(crate) fn discard(&self, _from: usize, _to: usize) {}
     }
 
     impl<T> Region<T> {

@@ -8,13 +8,12 @@ use core::ops::Range;
 use mainstay_types::NamespaceId;
 
 use crate::arena::{Arena, Piece};
-use crate::block_map::{Place, RUN_MAX};
+use crate::block_map::{BlockMap, Place};
 use crate::hasher::KeyMap;
-use crate::head::{Head, filter_bit};
-use crate::head_table::TableFill;
+use crate::head::{Head, WORDS, filter_bit};
+use crate::head_table::{HeadTable, TableFill, line_of};
 use crate::holders::HolderSet;
 use crate::namespaces::Namespaces;
-use crate::places::Places;
 use crate::region::prefetch;
 use crate::segments::Segment;
 use crate::shared::{ENTRIES_PER_UNIT, KEY_UNITS, KEYS_PER_UNIT, LIST_UNITS, RUNS, Shared};
@@ -22,11 +21,7 @@ use crate::sync::{AtomicU64, Ordering, fence};
 
 use std::sync::Arc;
 
-const _: () = assert!(RUNS - 1 <= RUN_MAX as usize);
-/// Where the head of a run lies that has none among those that readers see.
-const NOWHERE: u32 = u32::MAX;
-/// Runs that an event makes as a rule, at most: a new end of a chain, and what a hole leaves.
-const RUNS_PER_EVENT: usize = 4;
+const CHANGES_MAX: u32 = (1 << 25) - 1;
 /// How far ahead the map's lines are fetched when many blocks come or go: what one takes to come from memory.
 pub(crate) const AHEAD: usize = 24;
 /// The same when the map is built anew, where each block takes less time.
@@ -45,9 +40,10 @@ pub(crate) struct Meta {
     pub(crate) skipped: u32,
     /// Blocks.
     pub(crate) length: u32,
+    pub(crate) changes: u32,
     /// Workers that hold all of it.
     pub(crate) full: u32,
-    /// Where its head lies in the head table, or [`NOWHERE`].
+    /// Where its slot lies in the head table.
     pub(crate) at: u32,
     /// Runs that hang on one of its blocks.
     pub(crate) children: u32,
@@ -78,8 +74,9 @@ impl Meta {
         base: 0,
         skipped: 0,
         length: 0,
+        changes: 0,
         full: 0,
-        at: NOWHERE,
+        at: 0,
         children: 0,
         sibling: 0,
         elder: 0,
@@ -125,7 +122,7 @@ impl Meta {
 /// All runs.
 pub(crate) struct Runs {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) map: Places,
+    pub(crate) map: BlockMap,
     pub(crate) metas: Vec<Meta>,
     pub(crate) keys: Arena,
     pub(crate) lists: Arena,
@@ -140,9 +137,6 @@ pub(crate) struct Runs {
     /// The same for keys.
     dropped_keys: Vec<Piece>,
     pub(crate) live: usize,
-    /// Filter bits of children that came to a run while it had no head: between giving its first block up and
-    /// getting another one. Only who lies about parents makes such children.
-    owed_filter: u64,
     /// Keys in use at which huge pages are asked for next.
     widen_at: usize,
 }
@@ -151,7 +145,7 @@ impl Runs {
     pub(crate) fn new() -> Self {
         Self {
             shared: Arc::new(Shared::new()),
-            map: Places::new(),
+            map: BlockMap::new(),
             metas: vec![Meta::NONE],
             keys: Arena::new(KEY_UNITS),
             lists: Arena::new(LIST_UNITS),
@@ -163,9 +157,12 @@ impl Runs {
             dropped: Vec::new(),
             dropped_keys: Vec::new(),
             live: 0,
-            owed_filter: 0,
             widen_at: 1 << 17,
         }
+    }
+
+    fn table(&self) -> &HeadTable {
+        &self.shared.table
     }
 
     #[inline(always)]
@@ -181,7 +178,7 @@ impl Runs {
     /// The head that readers see.
     #[inline(always)]
     pub(crate) fn head(&self, run: u32) -> Head {
-        self.shared.table.line(self.meta(run).at).head()
+        self.shared.heads[line_of(run, self.meta(run).changes)].load::<WORDS>()
     }
 
     #[inline(always)]
@@ -219,7 +216,7 @@ impl Runs {
         let mut alone = None;
         self.map.find(key, |run, low| {
             let meta = &metas[run as usize];
-            shared.table.prefetch(meta.at);
+            prefetch(&shared.heads, line_of(run, meta.changes));
             prefetch(&shared.keys, meta.position(candidate(meta, low)) as usize);
             alone = Some(meta.full <= 1);
             None
@@ -231,26 +228,33 @@ impl Runs {
     #[inline(always)]
     pub(crate) fn publish(&mut self, run: u32, mut head: Head) {
         let meta = &mut self.metas[run as usize];
-        let line = self.shared.table.line(meta.at);
-        head.filter |= line.filter();
+        let old = line_of(run, meta.changes);
+        head.filter |= self.shared.heads[old].filter();
+        meta.changes = (meta.changes + 1) & CHANGES_MAX;
         meta.length = head.length;
         meta.recent = true;
-        line.change(&head, &self.shared.journal);
+        head.changes = meta.changes;
+        let (at, changes) = (meta.at, meta.changes);
+        self.shared.heads[line_of(run, changes)].store(&head);
+        TableFill::point(self.table(), at, head.first, run, changes);
         self.release_lists();
     }
 
     /// Shows readers a head with another first block.
     pub(crate) fn publish_renamed(&mut self, run: u32, mut head: Head) {
         self.make_table_room();
-        head.filter |= core::mem::take(&mut self.owed_filter);
-        let at = self.fill.insert(&self.shared.table, &head);
         let meta = &mut self.metas[run as usize];
+        meta.changes = (meta.changes + 1) & CHANGES_MAX;
         meta.length = head.length;
-        let old = core::mem::replace(&mut meta.at, at);
-        // The run that has the old first block now may have taken its place over.
-        if old != NOWHERE {
-            self.fill.remove(&self.shared.table, old);
+        head.changes = meta.changes;
+        let (old_at, changes) = (meta.at, meta.changes);
+        self.shared.heads[line_of(run, changes)].store(&head);
+        let at = self.fill.insert(&self.shared.table, head.first, run, changes);
+        // The old slot may have been taken over by the run that has the old first block now.
+        if TableFill::names(&self.shared.table, old_at, run) {
+            self.fill.remove(&self.shared.table, old_at);
         }
+        self.metas[run as usize].at = at;
         self.release_lists();
     }
 
@@ -273,9 +277,10 @@ impl Runs {
             self.metas.push(Meta::NONE);
             self.metas.len() as u32 - 1
         });
+        let changes = self.meta(run).changes;
         let base = piece.start * KEYS_PER_UNIT;
         let meta = self.meta_mut(run);
-        *meta = Meta { base, parent, namespace, live: true, recent: true, ..Meta::NONE };
+        *meta = Meta { base, changes, parent, namespace, live: true, recent: true, ..Meta::NONE };
         meta.set_piece(piece);
         self.live += 1;
         // Readers that still look at what this memory held before were sent elsewhere before this fence.
@@ -289,6 +294,7 @@ impl Runs {
         if keys >= self.widen_at {
             self.widen_at = keys.saturating_mul(2);
             self.shared.keys.widen_pages(keys);
+            self.shared.heads.widen_pages(2 * self.metas.len());
         }
     }
 
@@ -301,19 +307,22 @@ impl Runs {
         self.live -= 1;
     }
 
-    /// Shows readers a new run; `from` is one that gives its first block up, and has no head then.
-    pub(crate) fn publish_new(&mut self, run: u32, head: Head, from: Option<u32>) {
-        let at = match from {
-            Some(from) => {
-                let at = core::mem::replace(&mut self.meta_mut(from).at, NOWHERE);
-                self.shared.table.line(at).change(&head, &self.shared.journal);
+    /// Shows readers a new run; `take_over` is the slot of a run that gives its first block up.
+    pub(crate) fn publish_new(&mut self, run: u32, mut head: Head, take_over: Option<u32>) {
+        let meta = &mut self.metas[run as usize];
+        meta.changes = (meta.changes + 1) & CHANGES_MAX;
+        meta.length = head.length;
+        head.changes = meta.changes;
+        let changes = meta.changes;
+        self.shared.heads[line_of(run, changes)].store(&head);
+        let at = match take_over {
+            Some(at) => {
+                TableFill::point(self.table(), at, head.first, run, changes);
                 at
             }
-            None => self.fill.insert(&self.shared.table, &head),
+            None => self.fill.insert(&self.shared.table, head.first, run, changes),
         };
-        let meta = self.meta_mut(run);
-        meta.length = head.length;
-        meta.at = at;
+        self.metas[run as usize].at = at;
         self.release_lists();
     }
 
@@ -329,7 +338,6 @@ impl Runs {
         meta.live = false;
         meta.length = 0;
         meta.full = 0;
-        meta.at = NOWHERE;
         let piece = meta.piece();
         self.keys.give(piece);
         self.free.push(run);
@@ -376,98 +384,62 @@ impl Runs {
     }
 
     /// Numbers of runs from `after` on are not used any more.
-    pub(crate) fn forget_numbers(&mut self, after: usize) {
+    pub(crate) fn forget_numbers(&mut self, after: usize, before: usize) {
         self.free.retain(|run| (*run as usize) < after);
         self.free.shrink_to_fit();
+        // Who comes next under one of these numbers starts counting its changes anew.
+        self.shared.table.invalidate();
+        self.shared.heads.discard(2 * after, 2 * before);
     }
 
     /// Makes sure that one more run fits into the head table.
     fn make_table_room(&mut self) {
-        if self.fill.is_short_of(&self.shared.table, 1) {
+        if self.fill.is_short(&self.shared.table) {
             self.rebuild_table();
         }
     }
 
-    /// How many more bytes the head table needs for the runs of one more event.
-    pub(crate) fn table_growth_bytes(&self) -> u64 {
-        if self.fill.is_short_of(&self.shared.table, RUNS_PER_EVENT) {
-            self.fill.growth_bytes(&self.shared.table)
-        } else {
-            0
-        }
-    }
-
     pub(crate) fn rebuild_table(&mut self) {
-        let places = self.metas.iter_mut().map(|meta| &mut meta.at).filter(|at| **at != NOWHERE);
-        self.fill.rebuild(&self.shared.table, places);
+        let (shared, metas) = (&self.shared, &mut self.metas);
+        let heads = &shared.heads;
+        let known: Vec<(u64, u32, u32)> = metas
+            .iter()
+            .enumerate()
+            .filter(|(_, meta)| meta.live && meta.length > 0)
+            .map(|(run, meta)| {
+                let run = run as u32;
+                (heads[line_of(run, meta.changes)].first(), run, meta.changes)
+            })
+            .collect();
+        self.fill.rebuild(&shared.table, known.into_iter(), |run, at| {
+            metas[run as usize].at = at;
+        });
     }
 
     /// Makes sure that `more` blocks fit into the map.
     #[inline(always)]
     pub(crate) fn make_map_room(&mut self, more: usize) {
-        if self.map.is_moving() {
-            self.move_blocks(more);
-        }
         if self.map.is_short_of(more) {
-            self.grow_map(more);
+            self.rebuild_map(self.map.bigger(self.map.blocks() + more));
         }
     }
 
+    /// Puts all blocks into another map.
     #[cold]
-    fn grow_map(&mut self, more: usize) {
-        if !self.map.grow(more) {
-            self.fill_map();
-        }
-    }
-
-    /// Puts all blocks into a map of the right size.
-    pub(crate) fn fit_map(&mut self) {
-        self.map.fit();
-        self.fill_map();
-    }
-
-    /// Puts all blocks into a map that is empty.
-    #[cold]
-    fn fill_map(&mut self) {
+    pub(crate) fn rebuild_map(&mut self, mut map: BlockMap) {
         for (run, meta) in self.metas.iter().enumerate().filter(|(_, meta)| meta.live) {
             let run = run as u32;
             let keys = meta.position(meta.skipped) as usize..;
             let keys = &self.shared.keys[keys][..meta.length as usize];
             for (at, key) in keys.iter().enumerate() {
                 if let Some(ahead) = keys.get(at + AHEAD_IN_REBUILD) {
-                    self.map.prefetch_put(ahead.load(Ordering::Relaxed));
+                    map.prefetch(ahead.load(Ordering::Relaxed));
                 }
                 let offset = meta.skipped + at as u32;
-                self.map.put(key.load(Ordering::Relaxed), Place { run, offset });
+                map.insert(key.load(Ordering::Relaxed), Place { run, offset });
             }
         }
-    }
-
-    /// Moves some of the blocks that a smaller map had, when `more` come.
-    #[cold]
-    fn move_blocks(&mut self, more: usize) {
-        let Some((mut left, mut run, mut offset)) = self.map.next_moves(more) else { return };
-        let (metas, shared) = (&self.metas, &self.shared);
-        while left > 0 && run < metas.len() {
-            let meta = &metas[run];
-            let from = offset.max(meta.skipped);
-            let to = if meta.live { meta.end() } else { 0 };
-            let count = (to.saturating_sub(from) as usize).min(left) as u32;
-            for offset in from..from + count {
-                let ahead = offset + AHEAD_IN_REBUILD as u32;
-                if ahead < to {
-                    self.map.prefetch_put(shared.key(meta.position(ahead)));
-                }
-                let key = shared.key(meta.position(offset));
-                let place = Place { run: run as u32, offset };
-                self.map.put_or_find(key, place, |run, low| prove(metas, shared, run, low, key));
-            }
-            left -= count as usize;
-            (run, offset) = if from + count < to { (run, from + count) } else { (run + 1, 0) };
-            // Empty numbers cost a look, too.
-            left = left.saturating_sub(1);
-        }
-        self.map.moved_to((run < metas.len()).then_some((run, offset)));
+        self.map = map;
     }
 
     /// The list of a head, as values.
@@ -670,17 +642,14 @@ impl Runs {
 
     /// Lets readers of `run` look for children whose first blocks have these bits.
     #[inline(always)]
-    pub(crate) fn add_filter(&mut self, run: u32, bits: u64) {
-        match self.meta(run).at {
-            NOWHERE => self.owed_filter |= bits,
-            at => self.shared.table.line(at).add_filter(bits),
-        }
+    pub(crate) fn add_filter(&self, run: u32, bits: u32) {
+        self.shared.heads[line_of(run, self.meta(run).changes)].add_filter(bits);
     }
 
     /// A block came to `run`: its children, orphans so far or another run's, are that run's now. Answers the bits
     /// that the run's filter needs for them.
     #[must_use]
-    pub(crate) fn adopt(&mut self, key: u64, run: u32) -> u64 {
+    pub(crate) fn adopt(&mut self, key: u64, run: u32) -> u32 {
         let mut at = self.children.get(&key).copied().unwrap_or(0);
         let mut bits = 0;
         while at != 0 {

@@ -100,7 +100,8 @@ impl BlockIndex {
         };
         self.set_coverage(new, &mut part, head, list, from, to);
         // Who looks the old first block up finds the new run from now on.
-        self.runs.publish_new(new, part, (from == 0).then_some(run));
+        let take_over = (from == 0).then(|| self.runs.meta(run).at);
+        self.runs.publish_new(new, part, take_over);
         if from == 0 {
             self.runs.unlink(run);
         }
@@ -260,7 +261,7 @@ impl BlockIndex {
     }
 
     /// Lets readers of a run look for one more child.
-    pub(crate) fn note_child(&mut self, run: u32, key: u64) {
+    pub(crate) fn note_child(&self, run: u32, key: u64) {
         self.runs.add_filter(run, filter_bit(key));
     }
 }

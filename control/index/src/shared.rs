@@ -1,6 +1,6 @@
 //! What the writer and its readers share, and the sizes that bound it.
 
-use crate::head::{Control, Line};
+use crate::head::Line;
 use crate::head_table::HeadTable;
 use crate::region::{Region, prefetch};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -39,11 +39,10 @@ const KEY_SLACK: usize = 1 << 16;
 const KEY_SLACK: usize = 1 << 6;
 
 pub(crate) struct Shared {
+    pub(crate) heads: Region<Line>,
     pub(crate) keys: Region<AtomicU64>,
     pub(crate) lists: Region<AtomicU64>,
     pub(crate) table: HeadTable,
-    /// The line that is being changed, as it was. See [`Line::change`].
-    pub(crate) journal: Line,
     /// Words of worker bits in use.
     pub(crate) words: AtomicU32,
     /// Words of slots whose workers have the slot's own number, as bits: see [`own_number_bit`].
@@ -63,22 +62,14 @@ impl Shared {
         let keys = 2 * KEY_UNITS as usize * KEYS_PER_UNIT as usize + KEY_SLACK;
         let lists = 2 * LIST_UNITS as usize * ENTRIES_PER_UNIT as usize;
         Self {
+            heads: Region::new(2 * RUNS),
             keys: Region::new(keys),
             lists: Region::new(lists),
             table: HeadTable::new(),
-            journal: Line::default(),
             words: AtomicU32::new(1),
             own_numbers: AtomicU64::new(u64::MAX),
             worker_ids: Region::new(if cfg!(any(miri, loom)) { 64 } else { SLOTS_MAX as usize }),
         }
-    }
-
-    /// What the journal has of the line that is being changed; it counts only if that line's version stays odd. Rare
-    /// enough for a call, which keeps the common way free of a choice between two lines.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn journal_line(&self) -> (&Line, Control) {
-        (&self.journal, self.journal.control())
     }
 
     #[inline(always)]

@@ -180,7 +180,7 @@ impl BlockIndex {
     }
 
     /// Makes the run and puts its blocks into the map. Answers the filter bits of children that came before it, too.
-    fn restore_keys(&mut self, snapshot: &RunSnapshot) -> Result<(u32, u64), RestoreError> {
+    fn restore_keys(&mut self, snapshot: &RunSnapshot) -> Result<(u32, u32), RestoreError> {
         let mut distinct: Vec<u64> = snapshot.keys.iter().map(|key| key.0).collect();
         distinct.sort_unstable();
         let repeated = distinct.windows(2).any(|pair| pair[0] == pair[1]);

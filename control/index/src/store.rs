@@ -199,7 +199,7 @@ impl BlockIndex {
     /// Puts new blocks behind the last one of a run, up to the first that is somewhere already. Answers how many,
     /// and the filter bits of children that had lost them.
     #[inline(always)]
-    pub(crate) fn put<N: BlockName>(&mut self, run: u32, blocks: &[N]) -> (u32, u64) {
+    pub(crate) fn put<N: BlockName>(&mut self, run: u32, blocks: &[N]) -> (u32, u32) {
         // Readers that still look at what this memory held before were sent elsewhere before this fence.
         fence(Ordering::Release);
         let mut filter = 0;

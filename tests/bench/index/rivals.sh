@@ -51,7 +51,7 @@ mkdir -p "${FOLDERS[1]}"
 OUT=$(cd "${FOLDERS[1]}" && pwd)
 CACHE=${BENCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mainstay/bench}
 [ -d "$SHARED/peers/indexbench/src" ] || die "$SHARED has no peers/indexbench/src"
-mkdir -p "$CACHE/rivals"
+mkdir -p "$CACHE/rivals" "$CACHE/traces"
 # The binaries of this run, so that another run may build while this one measures.
 BIN=$(mktemp -d "$CACHE/bin.XXXXXX")
 FRESH=$(mktemp -d)
@@ -59,8 +59,26 @@ trap 'rm -rf "$FRESH" "$BIN"' EXIT
 exec 9>"$CACHE/lock"
 if command -v flock >/dev/null; then flock 9; fi
 
-"$HERE/traces.sh" "$SHARED" "$CACHE"
-WEKA=$CACHE/traces/claude-code CONVERSATION=$CACHE/traces/conversation_trace.jsonl
+# --- the traces: sessions of Claude Code come packed with zstd ---
+unpack() { # archive folder
+  if command -v zstd >/dev/null; then
+    zstd -dqc "$1" | tar -xf - -C "$2"
+  elif python3 -c 'import zstandard' 2>/dev/null; then
+    python3 -c 'import sys, zstandard; zstandard.ZstdDecompressor().copy_stream(open(sys.argv[1], "rb"), sys.stdout.buffer)' "$1" | tar -xf - -C "$2"
+  else
+    die "unpacking $1 needs zstd: apt-get install zstd, or python3 -m pip install zstandard"
+  fi
+}
+WEKA=$CACHE/traces/claude-code
+if [ ! -d "$WEKA" ]; then
+  rm -rf "$WEKA.part" && mkdir -p "$WEKA.part/all"
+  unpack "$SHARED/traces/weka-dev.tar.zst" "$WEKA.part/all"
+  # The harness reads every file of the folder as a session, so the licence must not lie among them.
+  find "$WEKA.part/all" -name '*.json' -exec mv {} "$WEKA.part/" \;
+  rm -rf "$WEKA.part/all" && mv "$WEKA.part" "$WEKA"
+fi
+CONVERSATION=$CACHE/traces/conversation_trace.jsonl
+[ -f "$CONVERSATION" ] || cp "$SHARED/traces/mooncake/conversation_trace.jsonl" "$CONVERSATION"
 
 # --- the harness: copied, patched, built. Unchanged files keep their times, so that cargo builds nothing twice ---
 install_tree() { # from to

@@ -181,10 +181,11 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) fn new(entries_max: u64) -> Self {
-        let mut index = BlockIndex::new(entries_max);
-        // What only big indexes do otherwise.
-        index.grow_in_steps_from(64);
-        Self { index, model: ModelIndex::new(entries_max), block_ops: 0 }
+        Self {
+            index: BlockIndex::new(entries_max),
+            model: ModelIndex::new(entries_max),
+            block_ops: 0,
+        }
     }
 
     /// Does `op` to both; the answers have to be equal.
