@@ -14,6 +14,13 @@ use crate::commands::{addresses, asked_to_stop};
 use crate::config::FileConfig;
 use crate::output::print;
 
+/// What is on unless it is turned off.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The control members, as HOST:PORT,…
@@ -33,13 +40,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "MS", value_parser = parse_penalty)]
     region_penalty_ms: Option<f64>,
     /// Whether workers are told who holds more of a prompt than they do, so that they bring it in instead of computing it
-    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_value = "on",
-          default_missing_value = "on", value_parser = parse_switch, action = clap::ArgAction::Set)]
-    transfer: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "on", default_missing_value = "on")]
+    transfer: Switch,
     /// Whether what becomes of sessions (pauses for tools, compactions, ends) decides how long workers keep their blocks
-    #[arg(long, value_name = "on|off", num_args = 0..=1, require_equals = true, default_value = "on",
-          default_missing_value = "on", value_parser = parse_switch, action = clap::ArgAction::Set)]
-    lifecycle: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value = "on", default_missing_value = "on")]
+    lifecycle: Switch,
     #[command(flatten)]
     queue: QueueArgs,
     #[command(flatten)]
@@ -60,14 +65,6 @@ fn parse_policy(text: &str) -> Result<Policy, String> {
         let names: Vec<&str> = Policy::ALL.iter().map(|p| p.name()).collect();
         format!("one of {}", names.join(", "))
     })
-}
-
-fn parse_switch(text: &str) -> Result<bool, String> {
-    match text {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err("on or off".to_owned()),
-    }
 }
 
 fn parse_penalty(text: &str) -> Result<f64, String> {
@@ -99,8 +96,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.policy = args.policy;
     config.region = args.region;
     config.region_penalty_ms = args.region_penalty_ms;
-    config.transfer = args.transfer;
-    config.lifecycle = args.lifecycle;
+    config.transfer = args.transfer == Switch::On;
+    config.lifecycle = args.lifecycle == Switch::On;
     config.queue = args.queue.settings();
     config.metrics = Some(crate::monitoring::install("gateway")?);
     let handle = mainstay_gateway::start(config).await?;

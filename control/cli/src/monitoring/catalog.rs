@@ -56,10 +56,11 @@ const fn histogram(
 }
 
 /// All of them, by name within each group.
-pub(crate) const GROUPS: [(&str, &[Metric]); 4] = [
+pub(crate) const GROUPS: [(&str, &[Metric]); 5] = [
     ("Every process", &PROCESS),
     ("Gateways", &GATEWAY),
     ("Workers", &WORKER),
+    ("Tiers of workers", &TIERS),
     ("Control members", &CONTROL),
 ];
 
@@ -74,7 +75,7 @@ const PROCESS: [Metric; 1] = [gauge(
     "1, with the program's version and what it runs as",
 )];
 
-const GATEWAY: [Metric; 23] = [
+const GATEWAY: [Metric; 27] = [
     counter(
         "mainstay_gateway_cached_tokens_total",
         &[],
@@ -95,6 +96,11 @@ const GATEWAY: [Metric; 23] = [
         "mainstay_gateway_index_images_total",
         &[],
         "Whole images of the index that were taken because following was not possible",
+    ),
+    counter(
+        "mainstay_gateway_lease_changes_total",
+        &["ended"],
+        "Changes of leases for workers: told, refused, late, gone with their worker, or lost for want of room",
     ),
     counter("mainstay_gateway_migrations_total", &[], "Requests that went on at another worker"),
     histogram(
@@ -118,6 +124,17 @@ const GATEWAY: [Metric; 23] = [
         "Tokens by which a turn's prompt is longer than that of the turn before",
     ),
     counter("mainstay_gateway_prompt_tokens_total", &[], "Prompt tokens of answers"),
+    counter(
+        "mainstay_gateway_queue_refused_total",
+        &["reason"],
+        "Requests that the router's queue had no room for, by reason",
+    ),
+    histogram(
+        "mainstay_gateway_queue_wait_seconds",
+        &[],
+        "How long requests waited in the router's queue",
+    ),
+    gauge("mainstay_gateway_queue_waiting", &[], "Requests in the router's queue"),
     counter(
         "mainstay_gateway_quota_refusals_total",
         &[],
@@ -168,7 +185,7 @@ const GATEWAY: [Metric; 23] = [
     gauge("mainstay_gateway_websockets", &[], "Open connections by WebSocket"),
 ];
 
-const WORKER: [Metric; 42] = [
+const WORKER: [Metric; 49] = [
     gauge("mainstay_worker_blocks", &["tier"], "Blocks that the worker told of as held, by tier"),
     counter(
         "mainstay_worker_blocks_published_total",
@@ -191,8 +208,8 @@ const WORKER: [Metric; 42] = [
         "Prompt tokens of ended requests that the engine found in its cache",
     ),
     gauge("mainstay_worker_engine_blocks_cached", &[], "Blocks that the engine keeps for later"),
-    gauge("mainstay_worker_engine_blocks_pinned", &[], "Blocks that pins protect in the engine"),
     gauge("mainstay_worker_engine_blocks_capacity", &[], "Blocks of the engine's cache"),
+    gauge("mainstay_worker_engine_blocks_pinned", &[], "Blocks that pins protect in the engine"),
     gauge("mainstay_worker_engine_blocks_used", &[], "Blocks that running requests use"),
     counter(
         "mainstay_worker_engine_decode_tokens_total",
@@ -238,7 +255,32 @@ const WORKER: [Metric; 42] = [
         "Times a member lacked frames that were sent before",
     ),
     counter("mainstay_worker_generated_tokens_total", &[], "Tokens of ended requests"),
+    counter(
+        "mainstay_worker_lease_changes_total",
+        &["ended"],
+        "Changes of leases: taken or refused by the engine",
+    ),
+    counter(
+        "mainstay_worker_loaded_blocks_total",
+        &["from"],
+        "Blocks that were brought in before a request started, by where from",
+    ),
+    counter(
+        "mainstay_worker_loads_joined_total",
+        &[],
+        "Requests that waited for a load of another one",
+    ),
+    counter(
+        "mainstay_worker_loads_total",
+        &["ended", "from"],
+        "Loads of blocks, by where from and what ended them",
+    ),
     gauge("mainstay_worker_members_fed", &[], "Control members that are sent frames"),
+    counter(
+        "mainstay_worker_offload_blocks_total",
+        &["ended"],
+        "Blocks on their way to lower tiers, by what became of them",
+    ),
     counter(
         "mainstay_worker_pin_refusals_total",
         &[],
@@ -299,10 +341,60 @@ const WORKER: [Metric; 42] = [
     ),
     histogram("mainstay_worker_transfer_seconds", &[], "How long bringing blocks in took"),
     counter(
+        "mainstay_worker_transfers_cut_total",
+        &[],
+        "Exports to other workers that took too long",
+    ),
+    counter(
         "mainstay_worker_transfers_total",
         &["ended"],
         "Attempts to bring blocks in, by what ended them",
     ),
+    counter(
+        "mainstay_worker_uploads_total",
+        &["ended"],
+        "Packs on their way to the store, by what became of them",
+    ),
+];
+
+const TIERS: [Metric; 21] = [
+    histogram(
+        "mainstay_tier_age_at_eviction_seconds",
+        &["tier"],
+        "How long evicted blocks had been in the tier",
+    ),
+    histogram(
+        "mainstay_tier_age_at_hit_seconds",
+        &["tier"],
+        "How long found blocks had been in the tier",
+    ),
+    gauge("mainstay_tier_blocks", &["tier"], "Blocks held"),
+    gauge("mainstay_tier_bytes", &["tier"], "Bytes of the blocks held"),
+    gauge("mainstay_tier_capacity_bytes", &["tier"], "Bytes of blocks that there is room for"),
+    counter("mainstay_tier_corrupt_total", &["tier"], "Blocks whose checksum was wrong"),
+    counter("mainstay_tier_evicted_total", &["tier"], "Blocks that made room"),
+    counter("mainstay_tier_faults_total", &["tier"], "Failed calls to the disk or store"),
+    counter("mainstay_tier_forgotten_total", &["tier"], "Blocks whose journal was lost"),
+    gauge(
+        "mainstay_tier_health",
+        &["tier"],
+        "Of the disk: 0 good, 1 small, 2 takes nothing for now, 3 failing",
+    ),
+    counter("mainstay_tier_hits_total", &["tier"], "Blocks found"),
+    counter("mainstay_tier_misses_total", &["tier"], "Blocks not found"),
+    counter("mainstay_tier_present_total", &["tier"], "Blocks that were there already"),
+    counter("mainstay_tier_quarantined_total", &["tier"], "Places put aside after damage"),
+    counter("mainstay_tier_read_bytes_total", &["tier"], "Bytes read"),
+    counter("mainstay_tier_recovered_total", &["tier"], "Blocks found again at a start"),
+    counter("mainstay_tier_refused_total", &["tier"], "Blocks that were not taken"),
+    counter("mainstay_tier_stored_total", &["tier"], "Blocks stored"),
+    counter("mainstay_tier_timeouts_total", &["tier"], "Calls that took too long"),
+    counter(
+        "mainstay_tier_writes_dropped_total",
+        &["tier"],
+        "Writes that found no room in the queue",
+    ),
+    counter("mainstay_tier_written_bytes_total", &["tier"], "Bytes written"),
 ];
 
 const CONTROL: [Metric; 25] = [

@@ -56,6 +56,9 @@ pub(crate) fn schema() -> Value {
         "responses": {"type": "object", "additionalProperties": false, "properties": {
             "websocket": {"type": "boolean", "default": true,
                 "description": "whether the Responses API is served over WebSocket, too"}}},
+        "console": {"type": "object", "additionalProperties": false, "properties": {
+            "enabled": {"type": "boolean", "default": true,
+                "description": "whether the gateway serves the console and what it shows"}}},
         "engine": {"type": "object", "description": "handed to the engine as JSON, beside what flags set"},
     });
     if let Value::Object(others) = others {

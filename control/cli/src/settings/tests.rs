@@ -34,6 +34,10 @@ const VALUES: [&str; 20] = [
     "b",
     "c",
     "512M",
+    "on",
+    "off",
+    "arrival",
+    "wspt",
 ];
 
 type Env = Vec<(OsString, OsString)>;
@@ -61,6 +65,15 @@ fn beside(role: &str, key: &Key) -> Vec<String> {
     if matches!(role, "gateway" | "worker") && key.name != "control" {
         beside.push("--control=x:1".to_owned());
     }
+    let needed: &[&str] = match key.name.as_str() {
+        "kv_events" => &["--upstream=x"],
+        "kv_replay" => &["--upstream=x", "--kv-events=x"],
+        "disk_tier" => &["--disk-size=1G"],
+        "disk_size" => &["--disk-tier=x"],
+        "remote_endpoint" | "remote_region" => &["--remote-tier=x"],
+        _ => &[],
+    };
+    beside.extend(needed.iter().map(|flag| (*flag).to_owned()));
     if role == "control" && key.name == "learner" {
         beside.push("--join=x:1".to_owned());
     }
@@ -177,8 +190,8 @@ fn a_word_that_nobody_reads_is_refused_with_the_nearest() {
 fn a_value_of_the_file_meets_the_flags_own_checks() {
     let told = refused("[gateway]\nlisten = \"nowhere\"\n");
     assert!(told.contains("--listen") && told.contains("note: --listen is from"), "{told}");
-    let told = refused("[gateway]\ntransfer = 3\n");
-    assert!(told.contains("gateway.transfer") && told.contains("neither true nor false"), "{told}");
+    let told = refused("[serve]\nany_model = 3\n");
+    assert!(told.contains("serve.any_model") && told.contains("neither true nor false"), "{told}");
     let told = refused("[control]\nmembers = \"1=a:1\"\njoin = \"b:1\"\n");
     assert!(told.contains("cannot be used with"), "{told}");
     let told = refused("[worker]\nlisten = { a = 1 }\n");

@@ -23,8 +23,12 @@ async fn use_it(client: &Client) -> Result<()> {
         });
         client.stream_chat(&body, |_, _| {}).await?;
     }
-    let pin =
-        client.post("/v1/pins", &json!({"model": "demo", "ttl": "1h", "system": long})).await?;
+    let pin = client
+        .post(
+            "/v1/pins",
+            &json!({"model": "demo", "ttl": "1h", "system": long, "messages": [user("Hello.")]}),
+        )
+        .await?;
     ensure!(pin.status < 300, "{}: {}", pin.status, pin.body);
     Ok(())
 }

@@ -47,10 +47,10 @@ impl Bench {
         Ok(Self { client, strangers: 0, _parts: (cluster, worker, gateway, dir) })
     }
 
-    async fn ask(&self, session: &str, messages: Value) -> Result<Value> {
+    async fn ask(&self, session: &str, messages: Value, tools: &Value) -> Result<Value> {
         let body = json!({
             "model": "demo", "max_tokens": 40, "prompt_cache_key": session, "messages": messages,
-            "tools": [{"type": "function", "function": {"name": "Bash", "parameters": {"type": "object"}}}],
+            "tools": tools,
         });
         let reply = self.client.post("/v1/chat/completions", &body).await?;
         ensure!(reply.status == 200, "{}: {}", reply.status, reply.body);
@@ -66,7 +66,7 @@ impl Bench {
                 let text = filler(1_000 + this.strangers + lane, 24);
                 let session = format!("stranger-{}", this.strangers + lane);
                 let messages = json!([{"role": "user", "content": text}]);
-                async move { this.ask(&session, messages).await }
+                async move { this.ask(&session, messages, &json!([])).await }
             };
             let replies = futures::future::try_join_all((0..LANES).map(lane)).await?;
             computed +=
@@ -87,13 +87,16 @@ async fn found_after_a_pause(lifecycle: &str) -> Result<f64> {
         bench.flood(BLOCKS / 4).await?;
     }
     let question = json!({"role": "user", "content": format!("{}\nrun the tool", filler(7, 80))});
-    let first = bench.ask("agent", json!([question])).await?;
+    let tools = json!([
+        {"type": "function", "function": {"name": "Bash", "parameters": {"type": "object"}}},
+    ]);
+    let first = bench.ask("agent", json!([question]), &tools).await?;
     let message = &first["choices"][0]["message"];
     let call = &message["tool_calls"][0];
     ensure!(call["function"]["name"] == "Bash", "{first}");
     bench.flood(5 * BLOCKS).await?;
     let result = json!({"role": "tool", "tool_call_id": call["id"], "content": "ls said: nothing"});
-    let second = bench.ask("agent", json!([question, message, result])).await?;
+    let second = bench.ask("agent", json!([question, message, result]), &tools).await?;
     Ok(cached(&second) as f64 / prompt_tokens(&first) as f64)
 }
 
