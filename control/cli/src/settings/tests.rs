@@ -13,7 +13,7 @@ use super::{Key, Layers, Origin, ROLES, command, keys_of, preview, resolve};
 use crate::commands::config::{check_file, value_of};
 
 /// Values that some flag takes. A new flag with a form of its own finds the values for its test here.
-const VALUES: [&str; 20] = [
+const VALUES: [&str; 24] = [
     "127.0.0.1:7001",
     "127.0.0.1:7002",
     "127.0.0.1:7003",
