@@ -24,10 +24,7 @@ async fn use_it(client: &Client) -> Result<()> {
         client.stream_chat(&body, |_, _| {}).await?;
     }
     let pin = client
-        .post(
-            "/v1/pins",
-            &json!({"model": "demo", "ttl": "1h", "system": long, "messages": [user("Hello.")]}),
-        )
+        .post("/v1/pins", &json!({"model": "demo", "ttl": "1h", "messages": [user(&long)]}))
         .await?;
     ensure!(pin.status < 300, "{}: {}", pin.status, pin.body);
     Ok(())
