@@ -14,7 +14,7 @@ use crate::reader::IndexReader;
 use crate::runs::Runs;
 use crate::segments::{Edit, Segment, Stretch, stretches_of};
 use crate::shared::own_number_bit;
-use crate::sync::Ordering;
+use crate::sync::{Ordering, fence};
 use crate::workers::{Claim, Workers};
 use crate::{BlockName, Holder, Overlap, TierSet};
 
@@ -146,6 +146,8 @@ impl BlockIndex {
 
     fn open_slot(&mut self, slot: u32, worker: WorkerId) {
         let shared = &self.runs.shared;
+        // Who sees the slot's new worker sees that the last one's runs have gone, and looks again.
+        fence(Ordering::Release);
         let words = slot / 64 + 1;
         if words > shared.words.load(Ordering::Relaxed) {
             shared.words.store(words, Ordering::Relaxed);
