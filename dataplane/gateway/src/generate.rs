@@ -14,6 +14,7 @@ use mainstay_chat::{ApiError, ErrorKind};
 use mainstay_proto::convert::u128_to_wire;
 use mainstay_proto::tokens::pack_into;
 use mainstay_proto::v1;
+use mainstay_trace::{Kind, Span};
 use mainstay_types::{ErrorCode, NamespaceId, SequenceHash, TenantId, WorkerId};
 
 use crate::line::{Entered, Waited};
@@ -34,6 +35,8 @@ const NO_ROOM_PAUSE: Duration = Duration::from_millis(100);
 /// What a generation needs.
 pub(crate) struct Job {
     pub(crate) request_id: String,
+    /// Its trace.
+    pub(crate) span: Span,
     pub(crate) tenant: TenantId,
     pub(crate) model: String,
     pub(crate) revision: String,
@@ -153,6 +156,7 @@ impl Runner {
     /// Takes an event in; the router hears of the first token.
     fn hear(&mut self, event: v1::GenerateEvent, placed: &Placed) -> Flow {
         if event.first {
+            placed.span.set("mainstay.cached_tokens", i64::from(event.cached_tokens));
             placed.first_token(event.cached_tokens);
         }
         self.take(event)
@@ -255,6 +259,7 @@ impl Runner {
     async fn give_up_on(&mut self, placed: &Placed, loss: &Loss) {
         let worker = &placed.worker;
         placed.cancel();
+        placed.span.fail("the worker did not answer to the end");
         tracing::info!(
             request = %self.job.request_id, worker = %worker.name, reason = loss.reason,
             gone = loss.worker_gone, tokens_sent = self.sent.len(), "moving a request"
@@ -282,6 +287,7 @@ impl Runner {
     async fn queue(&mut self) -> Result<Option<Placed>, ApiError> {
         let placement = self.placement.clone();
         let Some(lines) = placement.lines().filter(|_| self.attempts == 0) else { return Ok(None) };
+        let _waiting = self.job.span.child("queue", Kind::Internal);
         match lines.enter(&placement, &self.job).await? {
             Entered::Placed(placed, waited) => {
                 self.waited = waited;
@@ -299,7 +305,7 @@ impl Runner {
         while self.attempts < ATTEMPTS_MAX {
             let chosen =
                 queued.take().or_else(|| self.placement.choose(&self.job, &self.excluded, None));
-            let Some(placed) = chosen else {
+            let Some(mut placed) = chosen else {
                 if Instant::now() >= deadline {
                     break;
                 }
@@ -310,7 +316,8 @@ impl Runner {
             };
             self.attempts += 1;
             let call = placed.worker.client.clone();
-            match accept_on(call, self.request(&placed)).await {
+            placed.span = self.attempt(&placed);
+            match accept_on(call, self.request(&placed), &placed.span).await {
                 Ok(stream) => {
                     if let Some(keeping) = &self.job.keeping {
                         keeping.on(placed.worker.id);
@@ -327,6 +334,17 @@ impl Runner {
             }
         }
         Err(ApiError::new(ErrorKind::Overloaded, last).with_retry_after_s(1))
+    }
+
+    /// The span of one attempt, which goes on at the worker.
+    fn attempt(&self, placed: &Placed) -> Span {
+        let span = self.job.span.child("generate", Kind::Client);
+        if span.is_recorded() {
+            span.set("mainstay.worker", placed.worker.name.clone());
+            span.set("mainstay.attempt", self.attempts as i64);
+            span.set("mainstay.tokens_sent_before", self.sent.len() as i64);
+        }
+        span
     }
 
     fn request(&self, placed: &Placed) -> v1::GenerateRequest {
@@ -380,7 +398,10 @@ impl Drop for Runner {
 async fn accept_on(
     mut client: v1::worker_client::WorkerClient<mainstay_proto::client::Whole>,
     request: v1::GenerateRequest,
+    span: &Span,
 ) -> Result<Stream, tonic::Status> {
+    let mut request = tonic::Request::new(request);
+    span.parent().go_with(request.metadata_mut());
     match tokio::time::timeout(ACCEPT_TIMEOUT, client.generate(request)).await {
         Ok(reply) => Ok(reply?.into_inner()),
         Err(_) => Err(tonic::Status::deadline_exceeded("the worker did not accept in time")),

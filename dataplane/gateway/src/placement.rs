@@ -9,6 +9,7 @@ use mainstay_proto::v1;
 use mainstay_route::{
     BookingId, Decision, Fetch, Hints, Inputs, Policy, Router, WorkerLoad, WorkerView,
 };
+use mainstay_trace::{Kind, Span};
 use mainstay_types::{Region, TenantId, WorkerId};
 use parking_lot::Mutex;
 
@@ -80,6 +81,8 @@ pub(crate) struct Placed {
     pub(crate) worker: Arc<WorkerEntry>,
     /// Who holds more of the prompt.
     pub(crate) sources: Vec<v1::BlockSource>,
+    /// Of the attempt there; it ends with this.
+    pub(crate) span: Span,
     /// When it was sent, what it holds itself, and what all but the way of what it lacks was expected to take.
     sent_ms: u64,
     own_tokens: u32,
@@ -205,6 +208,7 @@ impl Placement {
         excluded: &HashSet<WorkerId>,
         queued: Option<Queued>,
     ) -> Option<Placed> {
+        let span = job.span.child("route", Kind::Internal);
         let entries = self.entries(job, excluded);
         let views: Vec<WorkerView> = entries.iter().map(|w| self.view(w)).collect();
         let reader = self.inner.replica.index_reader();
@@ -229,7 +233,16 @@ impl Placement {
         let own_tokens = decision.stored_blocks.saturating_mul(job.block_tokens);
         let rest_ms = decision.cost_ms - decision.terms.load_ms - decision.terms.memory_ms;
         let sent_ms = inputs.now_ms;
-        let placed = Placed { worker, sources, sent_ms, own_tokens, rest_ms, booking, inner };
+        if span.is_recorded() {
+            span.set("mainstay.worker", worker.name.clone());
+            span.set("mainstay.candidates", entries.len() as i64);
+            span.set("mainstay.cost_ms", decision.cost_ms);
+            span.set("mainstay.prompt_blocks", job.blocks.len() as i64);
+            span.set("mainstay.overlap_blocks", i64::from(decision.overlap_blocks));
+        }
+        let attempt = Span::default();
+        let placed =
+            Placed { worker, sources, span: attempt, sent_ms, own_tokens, rest_ms, booking, inner };
         self.remember(job, decision, hinted.flatten(), queued);
         Some(placed)
     }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use mainstay_engine_abi::sdk::{Code, Finish, Output};
 use mainstay_proto::v1;
+use mainstay_trace::{Kind, Span};
 use mainstay_types::ErrorCode;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -54,6 +55,9 @@ struct Slot {
     last_output: Option<Instant>,
     tokens: u64,
     cached_tokens: u32,
+    /// All that is done here, and of it what the engine does.
+    span: Span,
+    at_engine: Span,
 }
 
 impl Flight {
@@ -93,6 +97,22 @@ impl Flight {
         }
     }
 
+    /// What is done for it belongs to this span, which ends with it.
+    pub(crate) fn trace(&self, span: Span) {
+        self.slot.lock().span = span;
+    }
+
+    /// The span of what is done for it.
+    pub(crate) fn span(&self) -> Span {
+        self.slot.lock().span.clone()
+    }
+
+    /// From here on the engine has it.
+    pub(crate) fn at_engine(&self) {
+        let mut slot = self.slot.lock();
+        slot.at_engine = slot.span.child("engine", Kind::Internal);
+    }
+
     /// Ends the request from this side; what waits is still delivered.
     fn fail(&self, error: &Failure) {
         let mut slot = self.slot.lock();
@@ -100,6 +120,8 @@ impl Flight {
             return;
         }
         slot.ended = true;
+        slot.at_engine.fail("ended without the engine's word");
+        slot.at_engine = Span::default();
         let event = v1::GenerateEvent {
             finish: v1::Finish::Error.into(),
             cached_tokens: slot.cached_tokens,
@@ -124,6 +146,7 @@ impl Flight {
             return false;
         }
         slot.ended = output.finish.is_some();
+        slot.tell(&output);
         put(&mut slot, event_of(output));
         let behind = slot.waiting.as_ref().is_some_and(|event| {
             event.tokens.len() > TOKENS_WAITING_MAX || event.logprobs.len() > LOGPROBS_WAITING_MAX
@@ -131,6 +154,22 @@ impl Flight {
         drop(slot);
         self.wake.notify_one();
         behind
+    }
+}
+
+impl Slot {
+    /// Tells the engine's span what an output says, and ends it with the last one.
+    fn tell(&mut self, output: &Output) {
+        let span = &self.at_engine;
+        if span.is_recorded() && output.first {
+            span.set("mainstay.queue_us", output.queue_us as i64);
+            span.set("mainstay.prefill_us", output.prefill_us as i64);
+            span.set("mainstay.cached_tokens", i64::from(output.cached_tokens));
+        }
+        if output.finish.is_some() {
+            span.set("mainstay.output_tokens", self.tokens as i64);
+            self.at_engine = Span::default();
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use mainstay_engine_abi::sdk::{EngineError, Guided, GuidedKind, Request, Samplin
 use mainstay_proto::convert::u128_from_wire;
 use mainstay_proto::tokens::unpack;
 use mainstay_proto::v1;
+use mainstay_trace::Span;
 use tonic::{Code, Status};
 
 use crate::config::REQUESTS_MAX;
@@ -42,6 +43,7 @@ pub(crate) const RETRY_METADATA: &str = "mainstay-retry-after-ms";
 pub(crate) async fn generate(
     shared: &Arc<Shared>,
     mut request: v1::GenerateRequest,
+    span: Span,
 ) -> Result<impl Stream<Item = Result<v1::GenerateEvent, Status>> + Send + use<>, Status> {
     if shared.is_draining() {
         return Err(Status::unavailable("this worker is draining"));
@@ -60,7 +62,10 @@ pub(crate) async fn generate(
         )));
     }
     let sources = std::mem::take(&mut request.sources);
-    let request = request_from_wire(request, &life)?;
+    let mut request = request_from_wire(request, &life)?;
+    if let Some(trace) = span.parent().trace_id() {
+        request.trace = trace;
+    }
     let prompt_tokens = request.tokens.len() as u32;
     let admitted = shared.flights.admit(life.number, prompt_tokens, shared.settings.requests_max);
     let flight = admitted.map_err(|full| {
@@ -69,6 +74,7 @@ pub(crate) async fn generate(
             Full::PromptTokens => "too many prompt tokens in flight on this worker",
         })
     })?;
+    flight.trace(span);
     // From here on the guard cancels, whichever way this function or the stream ends.
     let guard = Guard { flight: Arc::clone(&flight), life: Arc::downgrade(&life) };
     // A task of its own, because a client that leaves now drops this future but not the request.
@@ -143,6 +149,7 @@ async fn submit(
         shared.flights.remove(flight.id);
         return Ok(());
     }
+    flight.at_engine();
     let submitted = life.engine.submit(Request { id: flight.id, ..request }).await;
     if let Err(error) = submitted {
         shared.flights.remove(flight.id);
@@ -308,7 +315,7 @@ fn sampling_from_wire(wire: v1::Sampling) -> Result<Sampling, Status> {
     })
 }
 
-/// A request id in the form of a UUID goes along as the engine's trace id; any other is for logs only.
+/// Where there is no trace, a request id in the form of a UUID is the engine's trace id; any other is for logs only.
 fn trace(request_id: &str) -> u128 {
     let plain = request_id.len() <= 64 && request_id.is_ascii();
     let digits: String =

@@ -20,6 +20,7 @@ use mainstay_chat::{
 };
 use mainstay_proto::v1;
 use mainstay_route::worth;
+use mainstay_trace::{Kind, Span};
 use mainstay_types::TenantId;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -55,6 +56,7 @@ const QUEUE_HINTS: [&str; 2] = ["agent_hints.strict_priority", "x-dynamo-request
 struct Turn {
     request: Request,
     request_id: String,
+    span: Span,
     card: Arc<ModelCard>,
     prompt: Prompt,
     /// What its session wants kept, once it was told of.
@@ -81,6 +83,8 @@ pub(crate) struct Incoming<'a> {
     pub(crate) headers: &'a HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) request_id: &'a str,
+    /// Its trace.
+    pub(crate) span: &'a Span,
     /// What its connection remembers, where it is one that does.
     pub(crate) last: Option<&'a LastTurn>,
 }
@@ -144,13 +148,15 @@ impl App {
         finish: impl FnOnce(&mut Request) + Send + 'static,
     ) -> Result<(Turn, OwnedSemaphorePermit), ApiError> {
         let Admitted { tenant, permit, spending } = admitted;
-        let Incoming { endpoint, headers, body, request_id, last } = incoming;
+        let Incoming { endpoint, headers, body, request_id, span, last } = incoming;
+        let preparing = span.child("prepare", Kind::Internal);
         let names = read::names(headers);
         let parsing = parsing_of(&tenant, &self.replica, &self.parsing);
         let new_bytes = read::new_bytes(endpoint, &body, &parsing);
         let asked = Asked {
             app: self.clone(),
             request_id: request_id.to_owned(),
+            span: span.clone(),
             sealer: parsing.sealer.clone(),
             last: last.cloned(),
             tenant,
@@ -166,14 +172,19 @@ impl App {
             }
         };
         let (request, asked, permit) = match compute(new_bytes, work).await? {
-            Read::Turn(turn, permit) => return Ok((*turn, permit)),
+            Read::Turn(turn, permit) => {
+                prepared(&turn, preparing);
+                return Ok((*turn, permit));
+            }
             Read::Continues(read, permit) => (read.0, read.1, permit),
         };
         let held = (permit, asked);
         let (before, (permit, asked)) = self.before(&request, last, held).await?;
         // A short body may continue a long conversation.
         let work = move || Ok((asked.prepare(request, before)?, permit));
-        compute(usize::MAX, work).await
+        let (turn, permit) = compute(usize::MAX, work).await?;
+        prepared(&turn, preparing);
+        Ok((turn, permit))
     }
 
     /// The conversation that a request continues. What is held comes back.
@@ -312,6 +323,7 @@ enum Read<F> {
 struct Asked<F> {
     app: App,
     request_id: String,
+    span: Span,
     sealer: Option<Sealer>,
     last: Option<LastTurn>,
     tenant: TenantId,
@@ -328,7 +340,7 @@ impl<F: FnOnce(&mut Request)> Asked<F> {
         before: Option<Arc<Conversation>>,
     ) -> Result<Turn, ApiError> {
         let begun = Instant::now();
-        let Self { app, request_id, sealer, last, tenant, spending, finish } = self;
+        let Self { app, request_id, span, sealer, last, tenant, spending, finish } = self;
         if let Some(before) = &before {
             request.continue_from(before);
             check_results(&request.conversation)?;
@@ -352,6 +364,7 @@ impl<F: FnOnce(&mut Request)> Asked<F> {
         Ok(Turn {
             request,
             request_id,
+            span,
             card,
             prompt,
             keeping: None,
@@ -392,6 +405,16 @@ fn ranges_of(request: &Request) -> Vec<v1::RetentionRange> {
     range.into_iter().collect()
 }
 
+/// A prompt is ready: what it came to.
+fn prepared(turn: &Turn, span: Span) {
+    if span.is_recorded() {
+        span.set("mainstay.prompt_tokens", turn.prompt.tokens as i64);
+        turn.span.set("gen_ai.request.model", turn.card.name.clone());
+        turn.span.set("mainstay.request_id", turn.request_id.clone());
+    }
+    drop(span);
+}
+
 /// The answer that a request continues.
 fn continued(request: &Request) -> Option<&str> {
     request.responses.as_ref()?.previous_response_id.as_deref()
@@ -416,6 +439,7 @@ impl Turn {
         }
         Job {
             request_id,
+            span: self.span.clone(),
             tenant: self.tenant.clone(),
             model: self.card.name.clone(),
             revision: self.card.revision.clone(),

@@ -29,6 +29,7 @@ use mainstay_chat::{
     ApiError, BodyMemory, Endpoint, ErrorKind, KnownBodies, ParseOptions, ToolMemory,
 };
 use mainstay_proto::client::ControlPlane;
+use mainstay_trace::{Kind, Parent, Span};
 use mainstay_types::Region;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
@@ -303,14 +304,26 @@ async fn read_body<H: Send + 'static>(
     }
 }
 
+/// A request's span, which is the first of its trace unless the client has one. It ends with the answer's last byte.
+pub(super) fn begin_span(endpoint: Endpoint, headers: &HeaderMap) -> Span {
+    let name = match endpoint {
+        Endpoint::Chat => "POST /v1/chat/completions",
+        Endpoint::Responses => "POST /v1/responses",
+        Endpoint::Messages => "POST /v1/messages",
+        Endpoint::CountTokens => "POST /v1/messages/count_tokens",
+    };
+    Span::begin(name, Kind::Server, &Parent::from_headers(headers))
+}
+
 async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Response {
     let started = Instant::now();
     let request_id = new_request_id();
+    let span = begin_span(endpoint, request.headers());
     let outcome = async {
         let admitted = app.admit(request.headers())?;
         let (headers, body, admitted) = read_body(request, admitted).await?;
-        let request_id = &request_id;
-        let incoming = Incoming { endpoint, headers: &headers, body, request_id, last: None };
+        let (request_id, span) = (&request_id, &span);
+        let incoming = Incoming { endpoint, headers: &headers, body, request_id, span, last: None };
         app.answer(admitted, incoming).await
     }
     .await;
@@ -340,6 +353,8 @@ async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Respons
         Err(error) => {
             tracing::info!(request = %request_id, kind = ?error.kind, "request refused");
             app.meters.tally.refused();
+            span.fail("refused");
+            span.set("http.response.status_code", i64::from(error.status(endpoint)));
             failure(&error, endpoint, &request_id)
         }
     };

@@ -9,7 +9,7 @@ use mainstay_chat::{ApiError, Endpoint};
 use serde_json::{Value, json};
 
 use super::params::Params;
-use super::{App, failure, new_request_id, read_body, with_request_id};
+use super::{App, begin_span, failure, new_request_id, read_body, with_request_id};
 use crate::answer::Incoming;
 
 /// Items in one answer, and how many it has where the client does not say.
@@ -135,7 +135,8 @@ pub(super) async fn compact(State(app): State<App>, request: Request<Body>) -> R
         let admitted = app.admit(request.headers())?;
         let (headers, body, admitted) = read_body(request, admitted).await?;
         let (endpoint, request_id) = (Endpoint::Responses, &request_id);
-        let incoming = Incoming { endpoint, headers: &headers, body, request_id, last: None };
+        let span = &begin_span(endpoint, &headers);
+        let incoming = Incoming { endpoint, headers: &headers, body, request_id, span, last: None };
         let body = app.compact(admitted, incoming).await?;
         let mut response = Response::new(Body::from(body));
         let json = HeaderValue::from_static("application/json");

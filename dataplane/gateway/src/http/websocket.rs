@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::{App, BODY_BYTES_MAX, door, failure, new_request_id};
+use super::{App, BODY_BYTES_MAX, begin_span, door, failure, new_request_id};
 use crate::answer::{AnswerForm, Incoming};
 use crate::stored::LastTurn;
 
@@ -297,7 +297,8 @@ impl Connection {
             let admitted = app.admit_with(&headers, permit)?;
             let (endpoint, request_id) = (Endpoint::Responses, &new_request_id());
             let last = Some(&last);
-            let incoming = Incoming { endpoint, headers: &headers, body, request_id, last };
+            let span = &begin_span(endpoint, &headers);
+            let incoming = Incoming { endpoint, headers: &headers, body, request_id, span, last };
             if generate {
                 app.answer(admitted, incoming).await
             } else {

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use mainstay_engine_abi::sdk::{Request, caps};
 use mainstay_proto::v1;
+use mainstay_trace::{Kind, Span};
 use mainstay_types::{BlockHasher, NamespaceId, SequenceHash, Tier};
 
 use super::cost::{Far, Need, Offer};
@@ -126,6 +127,8 @@ pub(crate) async fn bring_in(
         blocks: &blocks,
         at: held,
         need,
+        span: flight.span(),
+        loading: Span::default(),
         asking: None,
     };
     let limit = need.limit(blocks.len() - held);
@@ -177,6 +180,9 @@ pub(super) struct Load<'a> {
     need: Need,
     /// Who is being asked, and how many blocks were there when that began.
     asking: Option<(From, usize)>,
+    /// What is done for the request, and of it what is being asked for.
+    span: Span,
+    pub(super) loading: Span,
 }
 
 impl Load<'_> {
@@ -259,10 +265,12 @@ impl Load<'_> {
         };
         let from = self.at;
         self.asking = Some((From::Local, from));
+        self.loading = self.span.child("load", Kind::Client);
         let ended = self.take_local(tiers).await;
         // To have nothing is what most prompts find, and no load.
         if ended == Ended::Source && self.at == from {
             self.asking = None;
+            self.loading = Span::default();
         }
         self.conclude(ended);
         ended
@@ -270,6 +278,7 @@ impl Load<'_> {
 
     async fn ask(&mut self, from: From, reach: usize) -> Ended {
         self.asking = Some((from.clone(), self.at));
+        self.loading = self.span.child("load", Kind::Client);
         let ended = match (&from, self.tiers) {
             (From::Peer(address), _) => self.take_from_peer(address, reach).await,
             (From::Remote, Some(tiers)) => self.take_remote(tiers).await,
@@ -281,8 +290,8 @@ impl Load<'_> {
 
     /// A source was asked to its end.
     fn conclude(&mut self, ended: Ended) {
-        let Some((from, _)) = self.asking.take() else { return };
-        count_end(&from, ended);
+        let Some((from, at)) = self.asking.take() else { return };
+        self.tell(&from, at, ended);
         if let Some(name) = from.pause() {
             let mut pauses = self.shared.transfers.pauses.lock();
             match ended {
@@ -295,13 +304,22 @@ impl Load<'_> {
         }
     }
 
+    /// What became of asking a source.
+    fn tell(&mut self, from: &From, at: usize, ended: Ended) {
+        count_end(from, ended);
+        let span = std::mem::take(&mut self.loading);
+        span.set("mainstay.from", from.name());
+        span.set("mainstay.blocks", (self.at - at) as i64);
+        span.set("mainstay.ended", ended.name());
+    }
+
     /// Nobody waits any longer.
     fn cut_off(&mut self, ended: Ended) {
         let progressed = self.asking.as_ref().is_some_and(|(_, from)| self.at > *from);
         if ended == Ended::Late && progressed {
             // Slow, and not deaf: the rates know that.
-            if let Some((from, _)) = self.asking.take() {
-                count_end(&from, ended);
+            if let Some((from, at)) = self.asking.take() {
+                self.tell(&from, at, ended);
             }
             return;
         }

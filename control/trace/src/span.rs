@@ -1,0 +1,166 @@
+//! A stretch of a request's work.
+
+use std::fmt;
+use std::sync::Arc;
+
+use opentelemetry::trace::{
+    Span as _, SpanBuilder, SpanKind, Status, TraceContextExt, Tracer as _,
+};
+use opentelemetry::{Context, KeyValue, Value};
+use opentelemetry_sdk::trace;
+use parking_lot::Mutex;
+
+use crate::Parent;
+use crate::export::tracer;
+
+/// On which side of a call a span is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It serves a call.
+    Server,
+    /// It waits for the answer of one.
+    Client,
+    /// Neither.
+    Internal,
+}
+
+/// A stretch of work. It ends with its last handle; while nothing is exported it is nothing.
+#[derive(Clone, Default)]
+pub struct Span {
+    recording: Option<Arc<Mutex<trace::Span>>>,
+    own: Parent,
+}
+
+impl fmt::Debug for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Span").field("own", &self.own).finish_non_exhaustive()
+    }
+}
+
+impl Span {
+    /// Begins one; without a parent it begins a trace, of which a share is exported.
+    #[must_use]
+    pub fn begin(name: &'static str, kind: Kind, parent: &Parent) -> Self {
+        let Some(tracer) = tracer() else { return Self::through(parent) };
+        Self::begin_with(tracer, name, kind, parent)
+    }
+
+    pub(crate) fn begin_with(
+        tracer: &trace::SdkTracer,
+        name: &'static str,
+        kind: Kind,
+        parent: &Parent,
+    ) -> Self {
+        let kind = match kind {
+            Kind::Server => SpanKind::Server,
+            Kind::Client => SpanKind::Client,
+            Kind::Internal => SpanKind::Internal,
+        };
+        let around = Context::new().with_remote_span_context(parent.context().clone());
+        let builder = SpanBuilder::from_name(name).with_kind(kind);
+        let span = tracer.build_with_context(builder, &around);
+        let own = Parent::of(span.span_context().clone());
+        let recording = span.is_recording().then(|| Arc::new(Mutex::new(span)));
+        Self { recording, own }
+    }
+
+    /// One that is nothing itself: what would be its children are the parent's.
+    #[must_use]
+    pub fn through(parent: &Parent) -> Self {
+        Self { recording: None, own: parent.clone() }
+    }
+
+    /// A part of this one.
+    #[must_use]
+    pub fn child(&self, name: &'static str, kind: Kind) -> Self {
+        // Whoever is not recorded has no recorded parts.
+        match (&self.recording, tracer()) {
+            (Some(_), Some(tracer)) => Self::begin_with(tracer, name, kind, &self.own),
+            _ => Self::through(&self.own),
+        }
+    }
+
+    /// Whether anybody will read what it is told: for what costs something to find out.
+    #[must_use]
+    pub const fn is_recorded(&self) -> bool {
+        self.recording.is_some()
+    }
+
+    /// Says something about it.
+    pub fn set(&self, key: &'static str, value: impl Into<Value>) {
+        if let Some(span) = &self.recording {
+            span.lock().set_attribute(KeyValue::new(key, value));
+        }
+    }
+
+    /// It went wrong.
+    pub fn fail(&self, why: &'static str) {
+        if let Some(span) = &self.recording {
+            span.lock().set_status(Status::error(why));
+        }
+    }
+
+    /// It, as the parent of others.
+    #[must_use]
+    pub const fn parent(&self) -> &Parent {
+        &self.own
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::TracerProvider as _;
+    use opentelemetry_sdk::trace::{InMemorySpanExporter, Sampler, SdkTracerProvider};
+
+    use super::*;
+
+    fn provider(share: f64) -> (SdkTracerProvider, InMemorySpanExporter) {
+        let exporter = InMemorySpanExporter::default();
+        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(share)));
+        let provider = SdkTracerProvider::builder()
+            .with_simple_exporter(exporter.clone())
+            .with_sampler(sampler)
+            .build();
+        (provider, exporter)
+    }
+
+    #[test]
+    fn a_span_ends_with_its_last_handle_and_belongs_to_its_parent() {
+        let (provider, exporter) = provider(1.0);
+        let tracer = provider.tracer("test");
+        let root = Span::begin_with(&tracer, "root", Kind::Server, &Parent::default());
+        let part = Span::begin_with(&tracer, "part", Kind::Internal, root.parent());
+        part.set("tokens", 5_i64);
+        let other = root.clone();
+        drop(root);
+        drop(part);
+        let ended = exporter.get_finished_spans().unwrap();
+        assert_eq!(ended.len(), 1, "the root has a handle left");
+        assert_eq!((ended[0].name.as_ref(), ended[0].attributes.len()), ("part", 1));
+        let trace = other.parent().trace_id();
+        drop(other);
+        let ended = exporter.get_finished_spans().unwrap();
+        assert_eq!(ended[0].parent_span_id, ended[1].span_context.span_id());
+        assert_eq!(Parent::of(ended[1].span_context.clone()).trace_id(), trace);
+    }
+
+    #[test]
+    fn what_is_not_sampled_is_nothing_and_says_so_to_others() {
+        let (provider, exporter) = provider(0.0);
+        let tracer = provider.tracer("test");
+        let root = Span::begin_with(&tracer, "root", Kind::Server, &Parent::default());
+        assert!(!root.is_recorded());
+        let header = root.parent().header().expect("it still has a number");
+        assert!(header.ends_with("-00"), "{header}");
+        drop(root);
+        assert!(exporter.get_finished_spans().unwrap().is_empty());
+    }
+
+    #[test]
+    fn while_nothing_is_exported_a_parent_goes_through() {
+        let (provider, _) = provider(1.0);
+        let client = Span::begin_with(&provider.tracer("test"), "c", Kind::Client, &Parent::default());
+        let span = Span::through(client.parent());
+        assert_eq!(span.child("part", Kind::Internal).parent(), client.parent());
+    }
+}
