@@ -130,6 +130,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             | Command::EngineChild => Ok(()),
         }
     });
+    // While there are threads to send them: the last spans.
+    mainstay_trace::end_export();
     runtime.shutdown_timeout(std::time::Duration::from_secs(2));
     result
 }

@@ -40,10 +40,15 @@ impl Client {
 
     /// A client that shows an API key.
     pub fn with_key(base: &str, key: &str) -> Result<Self> {
+        Self::new(base).with_header("authorization", &format!("Bearer {key}"))
+    }
+
+    /// A client of the same gateway that sends this header with each request.
+    pub fn with_header(&self, name: &'static str, value: &str) -> Result<Self> {
         let mut headers = reqwest::header::HeaderMap::new();
-        headers.insert("authorization", format!("Bearer {key}").parse()?);
+        headers.insert(name, value.parse()?);
         let http = reqwest::Client::builder().default_headers(headers).build()?;
-        Ok(Self { http, base: base.to_owned() })
+        Ok(Self { http, base: self.base.clone() })
     }
 
     /// A GET.

@@ -207,6 +207,20 @@ impl Cluster {
 
     /// [`Cluster::start`] of a binary that may be another version, with more arguments for members.
     pub fn start_as(binary: &Path, shape: &Shape, more: &[&str]) -> Result<Self> {
+        Self::start_all(binary, shape, more, &[])
+    }
+
+    /// [`Cluster::start`] with more arguments for workers.
+    pub fn start_with(shape: &Shape, more: &[&str]) -> Result<Self> {
+        Self::start_all(&binary(), shape, &[], more)
+    }
+
+    fn start_all(
+        binary: &Path,
+        shape: &Shape,
+        of_members: &[&str],
+        of_workers: &[&str],
+    ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let config = dir.path().join("mainstay.toml");
         std::fs::write(
@@ -232,13 +246,13 @@ impl Cluster {
                 "--data-dir",
                 &data.to_string_lossy(),
             ]);
-            args.extend(strings(more));
+            args.extend(strings(of_members));
             members.push(Process::start_as(binary, &format!("m{id}"), &args)?);
         }
         let control = member_addresses.join(",");
         let mut workers = Vec::new();
         for n in 1..=shape.workers {
-            let args = strings(&[
+            let mut args = strings(&[
                 "worker",
                 "--control",
                 &control,
@@ -247,6 +261,7 @@ impl Cluster {
                 "--config",
                 &config.to_string_lossy(),
             ]);
+            args.extend(strings(of_workers));
             workers.push(Process::start_as(binary, &format!("w{n}"), &args)?);
         }
         let (mut gateways, mut gateway_urls) = (Vec::new(), Vec::new());

@@ -10,6 +10,7 @@ use mainstay_types::Region;
 use crate::commands::identity::IdentityArgs;
 use crate::commands::join::Newcomer;
 use crate::commands::queue::QueueArgs;
+use crate::commands::traces::TraceArgs;
 use crate::commands::{addresses, asked_to_stop};
 use crate::config::FileConfig;
 use crate::output::print;
@@ -55,6 +56,8 @@ pub(crate) struct Args {
     /// The name to join under [default: g-PID]
     #[arg(long)]
     name: Option<String>,
+    #[command(flatten)]
+    traces: TraceArgs,
     /// A TOML file; what counts here: [gateway], [[keys]], [models], [pins], [responses]
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
@@ -84,6 +87,7 @@ fn without_huge_pages() {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     without_huge_pages();
     let file = FileConfig::read(args.config.as_deref())?;
+    args.traces.start("gateway")?;
     let members = addresses(&args.control);
     if let Some(token) = &args.join {
         let node = args.name.unwrap_or_else(|| format!("g-{}", std::process::id()));

@@ -23,6 +23,7 @@ pub(crate) mod serve;
 pub(crate) mod status;
 pub(crate) mod tenant;
 pub(crate) mod tiers;
+pub(crate) mod traces;
 pub(crate) mod trace;
 pub(crate) mod worker;
 

@@ -13,6 +13,7 @@ use mainstay_types::NodeId;
 use super::engine::EngineArgs;
 use super::queue::QueueArgs;
 use super::tiers::{HashKeyArgs, TierArgs};
+use super::traces::TraceArgs;
 use super::worker::worker_config;
 use crate::commands::asked_to_stop;
 use crate::commands::identity::InProcess;
@@ -41,6 +42,8 @@ pub(crate) struct Args {
     any_model: bool,
     #[command(flatten)]
     queue: QueueArgs,
+    #[command(flatten)]
+    traces: TraceArgs,
     /// A TOML file; what counts here: [serve], [[keys]], [models], [pins], [responses], [engine]
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
@@ -48,6 +51,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
+    args.traces.start("serve")?;
     // A port that is taken is told before a model is loaded.
     let probe = std::net::TcpListener::bind(args.listen).with_context(|| {
         format!("cannot listen on {}; choose another with --listen", args.listen)

@@ -9,6 +9,7 @@ use mainstay_worker::WorkerConfig;
 
 use super::engine::EngineArgs;
 use super::tiers::TierArgs;
+use super::traces::TraceArgs;
 use crate::commands::identity::ListenerArgs;
 use crate::commands::join::{self, Newcomer};
 use crate::commands::{addresses, asked_to_stop};
@@ -44,6 +45,8 @@ pub(crate) struct Args {
     /// A join token, to get the certificate for --identity by
     #[arg(long, env = "MAINSTAY_JOIN_TOKEN", hide_env_values = true)]
     join: Option<String>,
+    #[command(flatten)]
+    traces: TraceArgs,
     /// A TOML file; what counts here: [worker], [engine]
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
@@ -51,6 +54,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
+    args.traces.start("worker")?;
     let readiness = args.metrics.listen("worker").await?;
     let members = addresses(&args.control);
     if let Some(token) = &args.join {

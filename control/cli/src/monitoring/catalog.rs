@@ -69,11 +69,18 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Metric> {
     GROUPS.iter().flat_map(|(_, metrics)| metrics.iter())
 }
 
-const PROCESS: [Metric; 1] = [gauge(
-    "mainstay_build_info",
-    &["version", "role"],
-    "1, with the program's version and what it runs as",
-)];
+const PROCESS: [Metric; 2] = [
+    gauge(
+        "mainstay_build_info",
+        &["version", "role"],
+        "1, with the program's version and what it runs as",
+    ),
+    counter(
+        "mainstay_trace_spans_total",
+        &["ended"],
+        "Spans of traces that were sent to the collector, or lost because it took none",
+    ),
+];
 
 const GATEWAY: [Metric; 27] = [
     counter(

@@ -13,7 +13,7 @@ use super::{Key, Layers, Origin, ROLES, command, keys_of, preview, resolve};
 use crate::commands::config::{check_file, value_of};
 
 /// Values that some flag takes. A new flag with a form of its own finds the values for its test here.
-const VALUES: [&str; 24] = [
+const VALUES: [&str; 27] = [
     "127.0.0.1:7001",
     "127.0.0.1:7002",
     "127.0.0.1:7003",
@@ -38,6 +38,9 @@ const VALUES: [&str; 24] = [
     "off",
     "arrival",
     "wspt",
+    "http://127.0.0.1:4317",
+    "0.5",
+    "0.25",
 ];
 
 type Env = Vec<(OsString, OsString)>;
@@ -69,6 +72,7 @@ fn beside(role: &str, key: &Key) -> Vec<String> {
         "kv_events" => &["--upstream=x"],
         "kv_replay" => &["--upstream=x", "--kv-events=x"],
         "disk_tier" => &["--disk-size=1G"],
+        "traces_sample" => &["--traces=http://127.0.0.1:4317"],
         "disk_size" => &["--disk-tier=x"],
         "remote_endpoint" | "remote_region" => &["--remote-tier=x"],
         _ => &[],

@@ -120,6 +120,8 @@ impl Load<'_> {
             kv_layout: self.life.info.kv_layout,
             namespace: self.request.namespace.to_le_bytes().to_vec().into(),
         };
+        let mut request = tonic::Request::new(request);
+        self.loading.parent().go_with(request.metadata_mut());
         let mut stream = match client.export_blocks(request).await {
             Ok(reply) => reply.into_inner(),
             Err(status) => {

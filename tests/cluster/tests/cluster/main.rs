@@ -17,6 +17,7 @@ mod responses;
 mod rolling;
 mod serve;
 mod tiers;
+mod traces;
 mod transfer;
 
 use serde_json::{Value, json};

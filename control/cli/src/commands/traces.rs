@@ -1,0 +1,41 @@
+//! The flags of traces, the same for every role that is on a request's way.
+
+use anyhow::Context;
+
+#[derive(clap::Args)]
+pub(crate) struct TraceArgs {
+    /// Send traces of requests to an OpenTelemetry collector there (OTLP over gRPC), such as http://127.0.0.1:4317
+    /// [default: off]
+    #[arg(long, value_name = "URL")]
+    traces: Option<String>,
+    /// The share of requests whose traces are sent, where the client does not say so itself
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = parse_share, requires = "traces")]
+    traces_sample: f64,
+}
+
+impl TraceArgs {
+    /// Traces go out from here on; without the flag nothing does. The last ones go when the program ends.
+    pub(crate) fn start(&self, role: &'static str) -> anyhow::Result<()> {
+        let Some(address) = &self.traces else { return Ok(()) };
+        mainstay_trace::export_to(address, role, env!("CARGO_PKG_VERSION"), self.traces_sample)
+            .context("--traces")
+    }
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse::<f64>().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "a share of requests, from 0 to 1, such as 0.1".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_that_makes_no_sense_says_what_does() {
+        assert_eq!(parse_share("0.25"), Ok(0.25));
+        for wrong in ["", "-1", "1.5", "nan", "all"] {
+            assert!(parse_share(wrong).unwrap_err().contains("such as 0.1"), "{wrong}");
+        }
+    }
+}
