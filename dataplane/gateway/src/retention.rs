@@ -388,4 +388,6 @@ fn change_of(order: &Order, namespace: NamespaceId) -> Option<v1::LeaseChange> {
 }
 
 #[cfg(test)]
+mod prefetch_tests;
+#[cfg(test)]
 mod tests;

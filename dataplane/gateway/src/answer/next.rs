@@ -72,7 +72,7 @@ fn count(ended: Ended) {
 /// A turn that may come.
 struct Next {
     app: App,
-    request: Request,
+    request: Arc<Request>,
     tenant: TenantId,
     card: Arc<ModelCard>,
     /// Whose worker has computed the blocks before.
@@ -108,7 +108,7 @@ pub(super) fn warm_next(
     request.conversation.push(Role::Assistant, answer);
     let next = Next {
         app: app.clone(),
-        request,
+        request: Arc::new(request),
         tenant: turn.tenant.clone(),
         card: Arc::clone(&turn.card),
         request_id: turn.request_id.clone(),
@@ -120,14 +120,16 @@ pub(super) fn warm_next(
 
 impl Next {
     async fn run(self, place: Place) -> Ended {
+        let place = Arc::new(place);
+        let warmed = tokio::time::timeout(PATIENCE, self.warm(Arc::clone(&place)));
         tokio::select! {
             biased;
             () = place.called_off() => Ended::CalledOff,
-            ended = tokio::time::timeout(PATIENCE, self.warm()) => ended.unwrap_or(Ended::Late),
+            ended = warmed => ended.unwrap_or(Ended::Late),
         }
     }
 
-    async fn warm(self) -> Ended {
+    async fn warm(self, place: Arc<Place>) -> Ended {
         // Before the work of rendering, too: a gateway under load has none to give away.
         if self.worker().is_none() {
             return Ended::Busy;
@@ -135,9 +137,11 @@ impl Next {
         let Some(key) = self.app.replica.read(mainstay_state::Machine::hash_key) else {
             return Ended::Failed;
         };
-        let (request, tenant) = (self.request.clone(), self.tenant.clone());
+        let (request, tenant) = (Arc::clone(&self.request), self.tenant.clone());
         let card = Arc::clone(&self.card);
         let render = move || {
+            // A thread can't be called off, so its work keeps the place for as long as it takes.
+            let _place = place;
             let options =
                 RenderOptions { add_generation_prompt: false, ..options_of(&request, &tenant) };
             prompt::prepare(&request, options, &card, &tenant, key)

@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(workers_of(1), Some(vec![WorkerId(1), WorkerId(2)]));
         table.forget(SessionId(1));
         assert_eq!((table.names, table.named.len(), known(&table, 1)), (10, 1, None));
-        // One that alone is too long is not remembered, and takes nobody else's place for long.
+        // One that alone is too long is not remembered.
         table.serve(&turned(4, 100), WorkerId(1), &workers);
         assert_eq!((table.names, known(&table, 4)), (0, Some(0)));
     }
