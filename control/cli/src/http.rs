@@ -5,6 +5,21 @@ use serde_json::Value;
 
 use crate::output::{Failure, Format};
 
+/// A name as one segment of a path, whatever is in it.
+pub(crate) fn segment(name: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_~".contains(&byte);
+    let mut out = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        // A dot too: `..` is a step up, and not a name, for whoever tidies addresses.
+        if plain(byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
 /// Where to ask, and how to print. Shared by all commands that talk to a running cluster.
 #[derive(clap::Args, Clone)]
 pub(crate) struct Target {
@@ -69,5 +84,16 @@ impl Target {
     /// A GET.
     pub(crate) async fn get(&self, path: &str) -> anyhow::Result<Value> {
         self.ask(reqwest::Method::GET, path, None).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::segment;
+
+    #[test]
+    fn a_name_stays_one_segment() {
+        assert_eq!(segment("a7-b_2"), "a7-b_2");
+        assert_eq!(segment("../a b?c#é%"), "%2E%2E%2Fa%20b%3Fc%23%C3%A9%25");
     }
 }

@@ -47,6 +47,10 @@ enum Command {
     Worker(commands::worker::Args),
     /// Make, list and end pins
     Pin(commands::pin::Args),
+    /// Where blocks are
+    Block(commands::block::Args),
+    /// Sessions: how they stand, and what there is to say of one
+    Session(commands::session::Args),
     /// Tenants: quotas and keys
     Tenant(commands::tenant::Args),
     /// One screen about the cluster
@@ -115,6 +119,8 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Gateway(args) => commands::gateway::run(args).await,
             Command::Worker(args) => commands::worker::run(args).await,
             Command::Pin(args) => commands::pin::run(args).await,
+            Command::Block(args) => commands::block::run(args).await,
+            Command::Session(args) => commands::session::run(args).await,
             Command::Tenant(args) => commands::tenant::run(args).await,
             Command::Status(args) => commands::status::run(args).await,
             Command::Request(args) => commands::request::run(args).await,

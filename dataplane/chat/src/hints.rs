@@ -298,7 +298,7 @@ fn parse_agent_hints(value: &Value, request: &mut Request) {
         members.used("agent_hints.osl", true);
     }
     hints.speculative_prefill = members.flag("speculative_prefill").unwrap_or(false);
-    members.idle("agent_hints.speculative_prefill", hints.speculative_prefill);
+    members.used("agent_hints.speculative_prefill", hints.speculative_prefill);
     let nat = nat::Nat {
         prefix_id: members.text("prefix_id"),
         total_requests: members.number("total_requests", 0.0, u32_max).map(|n| n as u32),

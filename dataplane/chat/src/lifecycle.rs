@@ -375,6 +375,30 @@ impl Lifecycle {
         lived
     }
 
+    /// Ends a session because its client says so; nothing for one that has ended.
+    pub fn end(&mut self, now_ms: u64, tenant: &str, key: &str) -> Vec<Lived> {
+        let mut lived = Vec::new();
+        self.table.end(now_ms, &tenant.into(), key, EndCause::Final, &mut lived);
+        lived
+    }
+
+    /// Ends a session and forgets it: the next request of that name begins another one.
+    pub fn reset(&mut self, now_ms: u64, tenant: &str, key: &str) -> Vec<Lived> {
+        let lived = self.end(now_ms, tenant, key);
+        self.table.forget(&tenant.into(), &key.into());
+        lived
+    }
+
+    /// The keys that a client's name for a session may stand for: the one of that very key, else those of agents of that
+    /// session that have not ended, `most` at most.
+    pub fn named(&self, tenant: &str, name: &str, most: usize) -> Vec<Arc<str>> {
+        if let Some((key, _)) = self.table.known(tenant, name) {
+            return vec![Arc::clone(key)];
+        }
+        let of_it = self.table.of(tenant).filter(|(_, session)| session.is_alive_in(name));
+        of_it.map(|(key, _)| Arc::clone(key)).take(most).collect()
+    }
+
     /// Lets time pass: silent sessions end, and ended ones are forgotten. One with a request on its way or with a
     /// living subagent is not silent.
     pub fn ticked(&mut self, now_ms: u64) -> Vec<Lived> {

@@ -19,7 +19,7 @@ use mainstay_types::{ErrorCode, NamespaceId, SequenceHash, TenantId, WorkerId};
 
 use crate::line::{Entered, Waited};
 use crate::placement::{Placed, Placement};
-use crate::retention::Keeping;
+use crate::retention::{Keeping, Prefix};
 
 /// Moves of one request at most; a request that kills every worker must not visit them all for ever.
 const ATTEMPTS_MAX: usize = 6;
@@ -61,6 +61,33 @@ pub(crate) struct Job {
     pub(crate) expected_output_tokens: u32,
     /// What the answer must obey, where the engine can hold it to that.
     pub(crate) guided: Option<v1::Guided>,
+}
+
+impl Job {
+    /// What there is to place of a session that has not come back yet.
+    pub(crate) fn of_prefix(prefix: &Prefix) -> Self {
+        let blocks = u32::try_from(prefix.blocks.len()).unwrap_or(u32::MAX);
+        Self {
+            request_id: String::new(),
+            tenant: prefix.tenant.clone(),
+            model: prefix.model.to_string(),
+            revision: prefix.revision.to_string(),
+            namespace: prefix.namespace,
+            block_tokens: prefix.block_tokens,
+            prompt_tokens: blocks.saturating_mul(prefix.block_tokens),
+            prompt: Bytes::new(),
+            blocks: Arc::clone(&prefix.blocks),
+            priority: 0,
+            tier: 0,
+            program: 0,
+            latency_sensitivity: None,
+            sampling: v1::Sampling::default(),
+            keeping: None,
+            ranges: Vec::new(),
+            expected_output_tokens: 0,
+            guided: None,
+        }
+    }
 }
 
 /// What comes out, in order; `Done` or `Failed` is last.

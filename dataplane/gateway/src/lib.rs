@@ -112,8 +112,9 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
         tokio::spawn(retention::deliver(letters, workers.clone())),
     ];
     let (stop, stopped) = watch::channel(false);
-    let lives = (sessions, retainer);
+    let lives = (sessions, retainer.clone());
     let app = http::App::new(config, control, replica, workers, tenants, lives, stopped);
+    followers.push(tokio::spawn(retention::fetch_ahead(retainer, app.placement.clone())));
     if app.console.is_on() {
         let (history, tally) = (app.console.history.clone(), app.meters.tally.clone());
         followers.push(tokio::spawn(history.follow(tally, app.workers.clone())));

@@ -20,6 +20,7 @@ use crate::line::{Lines, Queued, Room};
 use crate::pace::FetchPace;
 use crate::random;
 use crate::replica::Replica;
+use crate::retention::Prefix;
 use crate::workers::{WorkerEntry, Workers};
 
 /// Decisions kept for `request explain`.
@@ -245,6 +246,29 @@ impl Placement {
             Placed { worker, sources, span: attempt, sent_ms, own_tokens, rest_ms, booking, inner };
         self.remember(job, decision, hinted.flatten(), queued);
         Some(placed)
+    }
+
+    /// Where a session's prefix is to be brought: to who served it last, else to whom the router would choose; and who
+    /// holds more of it. `None` while no worker takes requests.
+    pub(crate) fn near(&self, prefix: &Prefix) -> Option<(Arc<WorkerEntry>, Vec<v1::BlockSource>)> {
+        let job = Job::of_prefix(prefix);
+        let entries = self.entries(&job, &HashSet::new());
+        let mut overlaps = Vec::new();
+        self.inner.replica.index_reader().lookup_into(&job.blocks, &mut overlaps);
+        let last = prefix.workers.last();
+        let last = last.and_then(|last| entries.iter().find(|entry| entry.id == *last));
+        let worker = match last {
+            Some(last) => Arc::clone(last),
+            None => {
+                let views: Vec<WorkerView> = entries.iter().map(|w| self.view(w)).collect();
+                let inputs = self.inputs(&job, &views, &overlaps);
+                let chosen = self.inner.router.lock().choose_with(&inputs, &hints_of(&job)).ok()?;
+                Arc::clone(entries.iter().find(|entry| entry.id == chosen.worker)?)
+            }
+        };
+        let sources =
+            if self.inner.transfer { sources(&overlaps, &worker, &entries) } else { Vec::new() };
+        Some((worker, sources))
     }
 
     /// What workers of the own region would give, where they give anything.

@@ -128,6 +128,22 @@ fn deepest(mut kept: Vec<(usize, u64)>) -> Vec<(usize, u64)> {
 }
 
 impl Prompt {
+    /// One of so many blocks, for tests.
+    #[cfg(test)]
+    pub(crate) fn of_blocks(blocks: usize, block_tokens: u32) -> Self {
+        Self {
+            tokens: blocks * block_tokens as usize,
+            packed: Bytes::new(),
+            blocks: (0..blocks as u128).map(SequenceHash).collect(),
+            namespace: NamespaceId(1),
+            head_tokens: 0,
+            block_tokens,
+            hash_key: HashKey([7; 16]),
+            thinking_open: false,
+            kept: Vec::new(),
+        }
+    }
+
     /// What the request's session wants kept, after the changes that the request itself has made were told.
     pub(crate) fn keeping(
         &self,
@@ -141,7 +157,8 @@ impl Prompt {
             prompt: u32::try_from(self.tokens).unwrap_or(u32::MAX),
         };
         let of = (self.namespace, self.hash_key, self.block_tokens);
-        retainer.keeping((tenant, request.session.key()), life.is_side(), of, parts)
+        let who = (tenant, request.session.key());
+        retainer.keeping(who, life.is_side(), of, (parts, &self.blocks))
     }
 
     /// The pins that the request asks for.

@@ -8,10 +8,12 @@
 //! leases at both, so that each renews the other's, until its history is replaced or ends: that reaches what the
 //! gateway that saw it knows of, and the rest runs out by its time.
 
+mod ahead;
 mod courier;
+mod prefetch;
 mod pressure;
+mod served;
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -23,19 +25,22 @@ use mainstay_block::{
 use mainstay_chat::{Change, EndCause, Lived};
 use mainstay_proto::convert::u128_to_wire;
 use mainstay_proto::v1;
-use mainstay_types::{BlockHashKey, HashKey, NamespaceId, TenantId, WorkerId};
+use mainstay_types::{BlockHashKey, HashKey, NamespaceId, SequenceHash, TenantId, WorkerId};
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
+use ahead::Ahead;
 pub(crate) use courier::{Letters, deliver};
+pub(crate) use prefetch::{HOLD_MS, Missed, WORTH, fetch_ahead};
 pub(crate) use pressure::Flow;
+pub(crate) use served::Prefix;
+use served::{ServedTable, Turned};
 
+use crate::random;
 use crate::workers::Workers;
 
-/// Sessions whose workers are known, of all tenants; the one that was served longest ago makes room.
-const SERVED_MAX: usize = 1 << 16;
-/// Workers of a session that are told of its changes: those that served it last.
-const WORKERS_MAX: usize = 4;
+/// Turns that are computed before they come, at one time.
+const WARMUPS_MAX: usize = 4;
 /// Changes on their way to workers.
 const LETTERS_MAX: usize = 8_192;
 /// Tenants are told apart by so many numbers; two that fall together share what one may use of limits.
@@ -64,23 +69,53 @@ struct Shared {
     letters: mpsc::Sender<Letter>,
 }
 
-#[derive(Default)]
 struct State {
     retention: Retention,
-    served: HashMap<SessionId, Served, RandomState>,
-    /// In the order in which they were served; one that was served again stands in it twice.
-    order: VecDeque<(SessionId, u64)>,
-    clock: u64,
+    served: ServedTable,
+    prefetches: Ahead,
+    /// Sessions whose next turns are being computed as far as they are known.
+    warmups: Ahead,
 }
 
-/// Where a session's blocks are.
-struct Served {
-    namespace: NamespaceId,
-    blocks: u32,
-    block_tokens: u32,
-    /// The last one last.
-    workers: Vec<WorkerId>,
-    stamp: u64,
+impl Default for State {
+    fn default() -> Self {
+        let (retention, served) = (Retention::default(), ServedTable::default());
+        let (prefetches, warmups) = (prefetch::line(), Ahead::new(0, WARMUPS_MAX));
+        Self { retention, served, prefetches, warmups }
+    }
+}
+
+/// What is done ahead of sessions.
+#[derive(Clone, Copy)]
+enum Line {
+    Prefetches,
+    Warmups,
+}
+
+/// A place among those at work for a session, until it is dropped.
+pub(crate) struct Place {
+    retainer: Retainer,
+    session: SessionId,
+    stop: Arc<Notify>,
+    line: Line,
+}
+
+impl Place {
+    /// Resolves once the session is back, or has ended.
+    pub(crate) async fn called_off(&self) {
+        self.stop.notified().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.retainer.shared.state.lock();
+        let ahead = match self.line {
+            Line::Prefetches => &mut state.prefetches,
+            Line::Warmups => &mut state.warmups,
+        };
+        ahead.done(self.session, &self.stop);
+    }
 }
 
 /// The parts of a prompt, by tokens.
@@ -96,10 +131,8 @@ pub(crate) struct Parts {
 #[derive(Clone)]
 pub(crate) struct Keeping {
     retainer: Retainer,
-    session: SessionId,
-    namespace: NamespaceId,
-    blocks: u32,
-    block_tokens: u32,
+    /// The turn of its session's conversation that it is, if it is one.
+    turn: Option<Turned>,
     pub(crate) leases: Vec<bytes::Bytes>,
     pub(crate) ranges: Vec<v1::RetentionRange>,
 }
@@ -107,8 +140,10 @@ pub(crate) struct Keeping {
 impl Keeping {
     /// A worker has taken the request: it holds the session's blocks from here on.
     pub(crate) fn on(&self, worker: WorkerId) {
-        let mut state = self.retainer.shared.state.lock();
-        state.serve(self, worker);
+        let shared = &self.retainer.shared;
+        if let Some(turn) = &self.turn {
+            shared.state.lock().served.serve(turn, worker, &shared.workers);
+        }
     }
 }
 
@@ -128,6 +163,11 @@ impl Retainer {
         (Self { shared: Arc::new(shared) }, receiver)
     }
 
+    /// Whether it keeps anything.
+    pub(crate) fn is_on(&self) -> bool {
+        self.shared.on
+    }
+
     fn now_ms(&self) -> u64 {
         u64::try_from(self.shared.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -144,6 +184,26 @@ impl Retainer {
         Some(SessionId(hash.block_hash(hash.block_hash(0, &words(tenant)), &words(key))))
     }
 
+    fn place(&self, session: SessionId, stop: Arc<Notify>, line: Line) -> Place {
+        Place { retainer: self.clone(), session, stop, line }
+    }
+
+    /// A place for computing a session's next turn as far as it is known; one of no session is nobody else's. `None`
+    /// where too many are at it.
+    pub(crate) fn warmup(&self, tenant: &TenantId, session: Option<&str>) -> Option<Place> {
+        let named = session.and_then(|session| self.session(tenant.as_str(), session));
+        let session = named.unwrap_or_else(|| {
+            SessionId(u128::from(random::number()) << 64 | u128::from(random::number()))
+        });
+        let stop = self.shared.state.lock().warmups.begin(session).ok()?;
+        Some(self.place(session, stop, Line::Warmups))
+    }
+
+    /// What is known of a session's prefix.
+    pub(crate) fn known_prefix(&self, tenant: &TenantId, session: &str) -> Option<Prefix> {
+        self.prefix(self.session(tenant.as_str(), session)?)
+    }
+
     /// What a session's request wants kept, after the changes that it made itself were told. `None` for a request of
     /// no session.
     pub(crate) fn keeping(
@@ -151,27 +211,31 @@ impl Retainer {
         (tenant, session): (&TenantId, Option<&str>),
         is_side: bool,
         (namespace, hash_key, block_tokens): (NamespaceId, HashKey, u32),
-        parts: Parts,
+        (parts, blocks): (Parts, &Arc<[SequenceHash]>),
     ) -> Option<Keeping> {
         if !self.shared.on {
             return None;
         }
         self.shared.key.get_or_init(|| hash_key);
         let session = self.session(tenant.as_str(), session?)?;
-        let turn = if is_side { Turn::Side } else { Turn::Conversation };
+        let kind = if is_side { Turn::Side } else { Turn::Conversation };
         let stretches = stretches(parts);
         let slot = self.slot(tenant.as_str());
-        let leases = self.shared.state.lock().retention.leases(slot, session, turn, &stretches);
+        let mut state = self.shared.state.lock();
+        if !is_side {
+            state.call_off(session);
+        }
+        let leases = state.retention.leases(slot, session, kind, &stretches);
+        drop(state);
         let (leases, ranges) = to_wire(&leases);
-        Some(Keeping {
-            retainer: self.clone(),
+        let turn = (!is_side).then(|| Turned {
             session,
+            tenant: tenant.clone(),
             namespace,
-            blocks: parts.prompt / block_tokens.max(1),
+            blocks: Arc::clone(blocks),
             block_tokens,
-            leases,
-            ranges,
-        })
+        });
+        Some(Keeping { retainer: self.clone(), turn, leases, ranges })
     }
 
     /// Takes a change in a session's life, in the order in which they happen.
@@ -182,14 +246,17 @@ impl Retainer {
         let Some(session) = self.session(&lived.tenant, &lived.key) else { return };
         let (slot, now_ms) = (self.slot(&lived.tenant), self.now_ms());
         let mut state = self.shared.state.lock();
-        let stakes = state.stakes(session, &self.shared.workers);
+        let stakes = state.served.stakes(session, &self.shared.workers);
         let tools: Vec<&str> = match &lived.change {
             Change::Paused { tools } => tools.iter().map(String::as_str).collect(),
             _ => Vec::new(),
         };
         let event = event_of(&lived.change, &tools, stakes);
         let orders = state.retention.told(slot, session, event, now_ms);
-        let Some(served) = state.served.get(&session) else { return };
+        if matches!(lived.change, Change::Compacted | Change::Ended { .. }) {
+            state.call_off(session);
+        }
+        let Some(served) = state.served.get(session) else { return };
         for order in &orders {
             let Some(change) = change_of(order, served.namespace) else { continue };
             for worker in &served.workers {
@@ -201,61 +268,18 @@ impl Retainer {
             }
         }
         if matches!(lived.change, Change::Ended { .. }) {
-            state.served.remove(&session);
+            state.served.forget(session);
         }
     }
 }
 
 impl State {
-    fn serve(&mut self, keeping: &Keeping, worker: WorkerId) {
-        self.clock += 1;
-        let stamp = self.clock;
-        let served = self.served.entry(keeping.session).or_insert_with(|| Served {
-            namespace: keeping.namespace,
-            blocks: 0,
-            block_tokens: keeping.block_tokens,
-            workers: Vec::new(),
-            stamp,
-        });
-        if served.namespace != keeping.namespace {
-            // Of another model, whose blocks run out by their time.
-            served.namespace = keeping.namespace;
-            served.workers.clear();
+    /// Nothing has to be done ahead of a session any more: it is back, or has ended.
+    fn call_off(&mut self, session: SessionId) {
+        if self.prefetches.call_off(session) {
+            prefetch::called_off();
         }
-        served.stamp = stamp;
-        served.blocks = keeping.blocks;
-        served.block_tokens = keeping.block_tokens;
-        served.workers.retain(|known| *known != worker);
-        if served.workers.len() >= WORKERS_MAX {
-            served.workers.remove(0);
-        }
-        served.workers.push(worker);
-        self.order.push_back((keeping.session, stamp));
-        self.tidy();
-    }
-
-    /// Forgets whoever was served longest ago beyond the limit, and places in the order that are none any more.
-    fn tidy(&mut self) {
-        while self.served.len() > SERVED_MAX || self.order.len() > 2 * SERVED_MAX {
-            let Some((session, stamp)) = self.order.pop_front() else { return };
-            if self.served.get(&session).is_some_and(|served| served.stamp == stamp) {
-                self.served.remove(&session);
-            }
-        }
-    }
-
-    /// What it costs to lose a session's blocks, as far as is known of the worker that served it last.
-    fn stakes(&self, session: SessionId, workers: &Workers) -> Stakes {
-        let served = self.served.get(&session);
-        let last = served.and_then(|served| Some((served, served.workers.last()?)));
-        let Some((served, entry)) = last.and_then(|(s, id)| Some((s, workers.get(*id)?))) else {
-            return Stakes { reload_ms: 0.0, price_per_ms: 0.0, kept_ms: mainstay_block::NEVER_MS };
-        };
-        let (load, _) = entry.load();
-        let token_ms = f64::from(load.prefill_us_per_token) / 1000.0;
-        let wait_ms = load.waiting_prefill_tokens as f64 * token_ms;
-        let block_ms = token_ms * f64::from(served.block_tokens);
-        Stakes::of(served.blocks, block_ms, wait_ms, entry.pressure())
+        self.warmups.call_off(session);
     }
 }
 
@@ -336,7 +360,7 @@ fn amendment_of(amendment: &Amendment) -> v1::RetentionRange {
     }
 }
 
-/// `None` for what workers are not told yet.
+/// `None` for what is no lease's.
 fn change_of(order: &Order, namespace: NamespaceId) -> Option<v1::LeaseChange> {
     let (lease, end, ranges) = match order {
         Order::Amend { lease, amendments } => {
@@ -363,5 +387,7 @@ fn change_of(order: &Order, namespace: NamespaceId) -> Option<v1::LeaseChange> {
     })
 }
 
+#[cfg(test)]
+mod prefetch_tests;
 #[cfg(test)]
 mod tests;

@@ -131,6 +131,24 @@ impl Sessions {
         self.shared.table.lock().get(self.now_ms(), tenant.as_str(), key)
     }
 
+    /// The keys that a client's name for a session may stand for, `most` at most.
+    pub(crate) fn named(&self, tenant: &TenantId, name: &str, most: usize) -> Vec<Arc<str>> {
+        self.shared.table.lock().named(tenant.as_str(), name, most)
+    }
+
+    /// Ends a session because its client says so; answers with how it stands then.
+    pub(crate) fn end(&self, tenant: &TenantId, key: &str) -> Option<SessionView> {
+        self.change(|table, now_ms| (table.end(now_ms, tenant.as_str(), key), ()));
+        self.get(tenant, key)
+    }
+
+    /// Ends a session and forgets it; answers with how it stood at its end.
+    pub(crate) fn reset(&self, tenant: &TenantId, key: &str) -> Option<SessionView> {
+        let ended = self.end(tenant, key);
+        self.change(|table, now_ms| (table.reset(now_ms, tenant.as_str(), key), ()));
+        ended
+    }
+
     /// Lets time pass for the table, and passes changes on; runs for as long as the gateway.
     pub(crate) async fn follow(self, mut changes: Changes, mut observers: Vec<Box<dyn Observer>>) {
         let mut clock = tokio::time::interval(TICK);

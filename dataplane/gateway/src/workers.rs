@@ -133,6 +133,28 @@ impl Workers {
         found
     }
 
+    /// Enters a worker that can take requests, as if it had described itself.
+    #[cfg(test)]
+    pub(crate) fn test_enter(&self, id: WorkerId, address: &str) {
+        let channel = (self.inner.connector)(address).expect("an address");
+        let entry = Arc::new(WorkerEntry {
+            id,
+            epoch: Epoch(1),
+            name: format!("w{}", id.0),
+            address: address.to_owned(),
+            model: "m".to_owned(),
+            revision: "r".to_owned(),
+            region: Region::default(),
+            client: WorkerClient::new(Whole::new(channel)),
+            load: RwLock::new((v1::Load::default(), Some(Instant::now()))),
+            suspect_until: RwLock::new(None),
+            flow: Mutex::default(),
+            block_tokens: 16,
+        });
+        let task = tokio::spawn(std::future::pending());
+        self.inner.slots.write().insert(id, Slot { entry, task });
+    }
+
     /// A model that some worker serves.
     pub(crate) fn model(&self, name: &str) -> Option<Arc<ModelCard>> {
         self.inner.models.read().get(name).cloned()

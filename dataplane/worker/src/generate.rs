@@ -45,22 +45,7 @@ pub(crate) async fn generate(
     mut request: v1::GenerateRequest,
     span: Span,
 ) -> Result<impl Stream<Item = Result<v1::GenerateEvent, Status>> + Send + use<>, Status> {
-    if shared.is_draining() {
-        return Err(Status::unavailable("this worker is draining"));
-    }
-    let Some(life) = shared.life() else {
-        return Err(Status::unavailable("the engine of this worker is starting"));
-    };
-    let epoch = shared.epoch().0;
-    if epoch == 0 {
-        return Err(Status::unavailable("this worker is not registered yet"));
-    }
-    if request.epoch != 0 && request.epoch != epoch {
-        let believed = request.epoch;
-        return Err(Status::failed_precondition(format!(
-            "this worker's epoch is {epoch}, not {believed}"
-        )));
-    }
+    let life = serving(shared, request.epoch)?;
     let sources = std::mem::take(&mut request.sources);
     let mut request = request_from_wire(request, &life)?;
     if let Some(trace) = span.parent().trace_id() {
@@ -100,6 +85,26 @@ pub(crate) async fn generate(
         };
         Some((Ok(event), (guard, None)))
     }))
+}
+
+/// The engine, where the worker takes requests and its caller believes in the right epoch; 0 believes in any.
+pub(crate) fn serving(shared: &Shared, believed: u64) -> Result<Arc<Life>, Status> {
+    if shared.is_draining() {
+        return Err(Status::unavailable("this worker is draining"));
+    }
+    let Some(life) = shared.life() else {
+        return Err(Status::unavailable("the engine of this worker is starting"));
+    };
+    let epoch = shared.epoch().0;
+    if epoch == 0 {
+        return Err(Status::unavailable("this worker is not registered yet"));
+    }
+    if believed != 0 && believed != epoch {
+        return Err(Status::failed_precondition(format!(
+            "this worker's epoch is {epoch}, not {believed}"
+        )));
+    }
+    Ok(life)
 }
 
 /// Runs a request whose output nobody reads; answers with how many tokens of its prompt were cached. Whoever drops
@@ -190,7 +195,7 @@ pub(crate) fn worth_of_blocks(request: &Request) -> (u8, u32) {
     (highest.unwrap_or(BLOCK_PRIORITY), BLOCK_HOLD_MS)
 }
 
-fn exhausted(message: &str) -> Status {
+pub(crate) fn exhausted(message: &str) -> Status {
     let mut status = Status::resource_exhausted(message);
     status.metadata_mut().insert(RETRY_METADATA, RETRY_AFTER_MS.into());
     status

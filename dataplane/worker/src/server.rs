@@ -25,7 +25,7 @@ const LOAD_STREAMS_MAX: usize = 1_024;
 /// Who may call a secured worker: requests come through gateways, so that they are accounted for.
 pub(crate) fn allowed(path: &str) -> &'static [Role] {
     match path.strip_prefix("/mainstay.v1.Worker/").unwrap_or_default() {
-        "Generate" | "ChangeLeases" => &[Role::Gateway],
+        "Generate" | "ChangeLeases" | "Prefetch" => &[Role::Gateway],
         "ExportBlocks" => &[Role::Worker],
         "Describe" | "WatchLoad" => &[Role::Gateway, Role::Admin],
         _ => &[],
@@ -126,6 +126,13 @@ impl Worker for Server {
             shared.stopped().await;
         });
         Ok(Response::new(Box::pin(blocks.take_until(stop))))
+    }
+
+    async fn prefetch(
+        &self,
+        request: Request<v1::PrefetchRequest>,
+    ) -> Result<Response<v1::PrefetchReply>, Status> {
+        crate::transfer::prefetch(&self.shared, request.into_inner()).await.map(Response::new)
     }
 
     type WatchLoadStream = Reply<v1::Load>;

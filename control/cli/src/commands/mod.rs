@@ -2,6 +2,7 @@
 
 pub(crate) mod admin;
 pub(crate) mod bench;
+pub(crate) mod block;
 pub(crate) mod bundle;
 pub(crate) mod config;
 pub(crate) mod control;
@@ -20,6 +21,7 @@ pub(crate) mod reference;
 pub(crate) mod replay;
 pub(crate) mod request;
 pub(crate) mod serve;
+pub(crate) mod session;
 pub(crate) mod status;
 pub(crate) mod tenant;
 pub(crate) mod tiers;

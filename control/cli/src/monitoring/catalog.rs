@@ -82,7 +82,7 @@ const PROCESS: [Metric; 2] = [
     ),
 ];
 
-const GATEWAY: [Metric; 27] = [
+const GATEWAY: [Metric; 30] = [
     counter(
         "mainstay_gateway_cached_tokens_total",
         &[],
@@ -125,6 +125,16 @@ const GATEWAY: [Metric; 27] = [
         &["held"],
         "Blocks of placed prompts, by who held them: the chosen worker, only one elsewhere (computed again, or brought in), or nowhere; chosen and elsewhere together are the hit rate available",
     ),
+    counter(
+        "mainstay_gateway_prefetched_blocks_total",
+        &[],
+        "Blocks that prefetches brought into engines",
+    ),
+    counter(
+        "mainstay_gateway_prefetches_total",
+        &["asked", "ended"],
+        "Prefetches of sessions' prefixes, by who asked for them (a predicted return, or a client) and what became of them: brought, held (all of it was there), nothing (nobody had more), called_off (the session was back first), crowded, under_way, unknown, nobody (no worker takes requests), refused or late",
+    ),
     histogram(
         "mainstay_gateway_prompt_growth_tokens",
         &[],
@@ -164,6 +174,11 @@ const GATEWAY: [Metric; 27] = [
         "Changes of sessions: started, paused, resumed, compacted, forked, ended and why",
     ),
     gauge("mainstay_gateway_sessions", &["state"], "Sessions known to this gateway, by state"),
+    counter(
+        "mainstay_gateway_speculative_prefills_total",
+        &["ended"],
+        "Next turns that were to be computed ahead, by what became of them: computed, nothing (all of it was there), diverged (the next prompt begins otherwise), busy (the worker had others to compute for), crowded, quota, called_off (the turn came first), late or failed",
+    ),
     counter(
         "mainstay_gateway_subagent_first_prompt_tokens_total",
         &["found"],

@@ -33,8 +33,8 @@ fn every_answer_names_the_hints_that_were_used() {
     assert_eq!(
         request.hints_header(),
         "hint-ignored;count=2, hint-clipped;count=1, used=(nvext.agent_context \
-         agent_hints.priority agent_hints.osl nvext.cache_control), \
-         unused=(agent_hints.speculative_prefill router.itl_target nvext.dp_rank)"
+         agent_hints.priority agent_hints.osl agent_hints.speculative_prefill \
+         nvext.cache_control), unused=(router.itl_target nvext.dp_rank)"
     );
 }
 

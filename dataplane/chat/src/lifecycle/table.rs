@@ -95,6 +95,11 @@ impl Session {
         self.paused
     }
 
+    /// Whether it has not ended and its client calls the session that it belongs to by that name.
+    pub(super) fn is_alive_in(&self, name: &str) -> bool {
+        self.ended.is_none() && self.ids.session.as_deref() == Some(name)
+    }
+
     /// Whether its last turn was answered, and without a call. One that failed comes again.
     fn rests(&self) -> bool {
         self.rested && self.state() == SessionState::Waiting
@@ -241,6 +246,11 @@ impl Table {
         self.tenants.get(tenant)?.sessions.get(key)
     }
 
+    /// A session with its key as the table has it.
+    pub(super) fn known(&self, tenant: &str, key: &str) -> Option<(&Arc<str>, &Session)> {
+        self.tenants.get(tenant)?.sessions.get_key_value(key)
+    }
+
     pub(super) fn of(&self, tenant: &str) -> impl Iterator<Item = (&Arc<str>, &Session)> {
         self.tenants.get(tenant).into_iter().flat_map(|tenant| &tenant.sessions)
     }
@@ -318,7 +328,7 @@ impl Table {
         self.forget(tenant, &key);
     }
 
-    fn forget(&mut self, tenant: &Arc<str>, key: &Arc<str>) {
+    pub(super) fn forget(&mut self, tenant: &Arc<str>, key: &Arc<str>) {
         let Some(here) = self.tenants.get_mut(tenant) else { return };
         let Some(session) = here.sessions.remove(key) else { return };
         self.counts[session.state() as usize] -= 1;

@@ -656,3 +656,41 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_client_may_end_and_forget_its_own_sessions() {
+    let mut world = World::new();
+    let request = |session: &str, agent: Option<&str>| {
+        let body = br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
+        let mut request = parse_chat(body).expect("a request");
+        let agent = agent.map(|agent| ("x-claude-code-agent-id", agent));
+        request.apply_headers([("x-claude-code-session-id", session)].into_iter().chain(agent));
+        request
+    };
+    let (main, child) = (request("s", None), request("s", Some("a1")));
+    world.turn(&main, &[("Read", "{}")]);
+    world.turn(&child, &[]);
+    world.turn(&request("t", Some("b1")), &[]);
+    world.turn(&request("u", Some("c1")), &[]);
+    world.turn(&request("u", Some("c2")), &[]);
+    let named = |world: &World, name| {
+        let named = world.lives.named("t", name, 2);
+        named.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!((named(&world, "s"), named(&world, "a1")), (vec!["s".into()], vec!["a1".into()]));
+    assert_eq!(named(&world, "t"), ["b1"], "its only agent");
+    assert_eq!(named(&world, "u").len(), 2, "nobody knows which");
+    assert!(named(&world, "v").is_empty() && world.lives.named("other", "s", 2).is_empty());
+    assert!(world.lives.end(world.now_ms, "other", "s").is_empty(), "another tenant's");
+    let ended = world.lives.end(world.now_ms, "t", "s");
+    assert!(matches!(ended[..], [Lived { change: Change::Ended { why: EndCause::Final }, .. }]));
+    assert!(world.lives.end(world.now_ms, "t", "s").is_empty(), "it ends once");
+    // One that is forgotten begins anew, and an answer of its former life changes nothing.
+    let (late, _) = world.ask(&child);
+    assert_eq!(world.lives.reset(world.now_ms, "t", "a1").len(), 1);
+    assert!(world.lives.get(world.now_ms, "t", "a1").is_none());
+    assert_eq!(world.turn(&child, &[]).first().map(String::as_str), Some("a1 started"));
+    assert!(world.answer(late, &[("Read", "{}")]).is_empty());
+    assert_eq!(world.lives.get(world.now_ms, "t", "a1").map(|s| s.turns), Some(1));
+    assert_eq!(world.lives.counts().iter().sum::<usize>(), 5);
+}

@@ -6,6 +6,7 @@ mod background;
 mod choice;
 mod compact;
 mod edits;
+mod next;
 mod read;
 mod writer;
 
@@ -351,6 +352,9 @@ impl<F: FnOnce(&mut Request)> Asked<F> {
         }
         if app.placement.lines().is_none() {
             request.uses.had_no_effect(&QUEUE_HINTS);
+        }
+        if request.endpoint == Endpoint::CountTokens || request.continue_final {
+            request.uses.had_no_effect(&["agent_hints.speculative_prefill"]);
         }
         let card = app.model(&request.model)?;
         let key = app.replica.read(mainstay_state::Machine::hash_key).ok_or_else(|| {

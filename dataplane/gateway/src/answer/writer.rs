@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::Turn;
 use super::choice::{Choice, Generations, Step};
+use super::next::warm_next;
 use crate::generate::Event;
 use crate::http::App;
 use crate::pins::{self, MadeLater, Pinned};
@@ -122,6 +123,11 @@ impl Writer {
         }
     }
 
+    /// Begins with what is known of the next turn, where that was asked for.
+    fn warm_next(&self, transcript: &Transcript, finish: &Finish) {
+        warm_next(&self.app, &self.turn, transcript, finish, self.usage.completion_tokens);
+    }
+
     /// Takes all of the generations, and counts what was used.
     async fn take_all(
         &mut self,
@@ -182,7 +188,8 @@ impl Writer {
         let (request, meta) = (&self.turn.request, &self.meta);
         let parts: Vec<(&Transcript, &Finish)> = answers.iter().map(|(t, f)| (t, f)).collect();
         let body = encode::complete_choices(request, meta, &parts, &self.usage, unix_s());
-        if let Some((transcript, _)) = answers.first() {
+        if let Some((transcript, finish)) = answers.first() {
+            self.warm_next(transcript, finish);
             self.store(transcript, || mainstay_chat::plain_json::from_str(&body).ok()).await;
         }
         Ok(body)
@@ -238,6 +245,7 @@ impl Writer {
                 self.count_used();
                 // Before its client can come back.
                 self.life.answered(encoders[0].transcript(), &finish, self.usage);
+                self.warm_next(encoders[0].transcript(), &finish);
                 if !failed {
                     // Whoever has seen the end may continue it anywhere.
                     self.store(encoders[0].transcript(), || last_response(&end)).await;

@@ -1,6 +1,7 @@
 //! The gateway's routes.
 
 mod admin;
+mod blocks;
 mod console;
 mod door;
 mod health;
@@ -198,8 +199,12 @@ pub(crate) async fn serve(listener: TcpListener, app: App) {
             "/v1/pins/{id}",
             get(admin::show_pin).patch(admin::extend_pin).delete(admin::release_pin),
         )
+        .route("/v1/blocks", get(blocks::find))
         .route("/v1/sessions", get(sessions::list))
         .route("/v1/sessions/{key}", get(sessions::show))
+        .route("/v1/sessions/{key}/prefetch", post(sessions::prefetch))
+        .route("/v1/sessions/{key}/end", post(sessions::end))
+        .route("/v1/sessions/{key}/reset", post(sessions::reset))
         .route("/api/v1/status", get(admin::status))
         .route("/api/v1/requests/{id}/explain", get(admin::explain))
         .merge(console_routes())

@@ -1,16 +1,22 @@
-//! A tenant's sessions, as this gateway sees them: `GET /v1/sessions` and one of them by its key.
+//! A tenant's sessions, as this gateway sees them: `GET /v1/sessions`, one of them by its key, and what its client has
+//! to say of it.
 //!
 //! Another tenant's session is told as missing, whatever its key: whether it exists is none of the caller's business.
+
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use mainstay_chat::{ApiError, EndCause, ErrorKind, SessionView};
+use mainstay_types::TenantId;
 use serde_json::{Value, json};
+use tonic::Code;
 
 use super::App;
 use super::admin::AdminError;
 use super::params::Params;
+use crate::retention::Missed;
 
 /// Sessions in one answer at most.
 const SHOWN_MAX: usize = 1_000;
@@ -39,11 +45,125 @@ pub(super) async fn show(
     Path(key): Path<String>,
 ) -> Result<Json<Value>, AdminError> {
     let admitted = app.admit(&headers)?;
-    let session = app.sessions.get(&admitted.tenant, &key).ok_or_else(|| {
-        let message = "no such session here; GET /v1/sessions lists those that this gateway served";
-        ApiError::new(ErrorKind::NotFound, message)
-    })?;
+    let session = app.sessions.get(&admitted.tenant, &key).ok_or_else(unknown)?;
     Ok(Json(session_json(&session)))
+}
+
+fn unknown() -> ApiError {
+    let message = "no such session here; GET /v1/sessions lists those that this gateway served";
+    ApiError::new(ErrorKind::NotFound, message).with_code("session_not_found")
+}
+
+/// The key that a name stands for: itself, or that of the only agent of a session of that name.
+pub(super) fn key_of(app: &App, tenant: &TenantId, name: &str) -> Result<Arc<str>, ApiError> {
+    let mut named = app.sessions.named(tenant, name, 2);
+    if named.len() > 1 {
+        let message = "several agents of this session are known; name one by its key, as GET /v1/sessions has it";
+        return Err(
+            ApiError::new(ErrorKind::InvalidRequest, message).with_code("ambiguous_session")
+        );
+    }
+    named.pop().ok_or_else(unknown)
+}
+
+/// Brings a session's last known prefix back to where its next turn will run.
+pub(super) async fn prefetch(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, AdminError> {
+    let admitted = app.admit(&headers)?;
+    let key = key_of(&app, &admitted.tenant, &name)?;
+    let done = app.retainer.prefetch(&app.placement, admitted.tenant.as_str(), &key).await;
+    let outcome =
+        |outcome: &str| json!({"object": "session.prefetch", "key": *key, "outcome": outcome});
+    match done {
+        Ok(done) => {
+            let mut told = outcome(done.ended());
+            told["worker"] = json!(done.worker.name);
+            told["blocks"] = json!(done.prefix.blocks.len());
+            told["block_tokens"] = json!(done.prefix.block_tokens);
+            told["held_blocks"] = json!(done.held);
+            told["brought_blocks"] = json!(done.brought);
+            Ok(Json(told))
+        }
+        Err(Missed::UnderWay) => Ok(Json(outcome("under_way"))),
+        Err(Missed::CalledOff) => Ok(Json(outcome("called_off"))),
+        Err(missed) => Err(refusal(&app, missed).into()),
+    }
+}
+
+/// Why a prefetch came to nothing, and what to do about it.
+fn refusal(app: &App, missed: Missed) -> ApiError {
+    let unavailable = |message: &str| ApiError::new(ErrorKind::Unavailable, message);
+    match missed {
+        Missed::Unknown if !app.retainer.is_on() => {
+            let message = "this gateway remembers no prefixes: it runs with --lifecycle=off";
+            ApiError::new(ErrorKind::NotFound, message).with_code("prefix_unknown")
+        }
+        Missed::Unknown | Missed::UnderWay | Missed::CalledOff => {
+            let message = "what this session's prompt was is not known here (it has had no turn, has ended, or was forgotten for want of room); its next request will compute it";
+            ApiError::new(ErrorKind::NotFound, message).with_code("prefix_unknown")
+        }
+        Missed::Crowded => {
+            let message = "too many prefetches are under way; try again";
+            ApiError::new(ErrorKind::Overloaded, message)
+        }
+        Missed::Nobody => unavailable("no worker takes requests now; try again"),
+        Missed::Late => unavailable("the worker took too long to bring the prefix in; try again"),
+        Missed::Refused(status) => match status.code() {
+            Code::ResourceExhausted => ApiError::new(ErrorKind::Overloaded, status.message()),
+            Code::Unimplemented => ApiError::new(ErrorKind::InvalidRequest, status.message())
+                .with_code("prefetch_unsupported"),
+            _ => unavailable(&format!("the worker refused: {}; try again", status.message())),
+        },
+    }
+}
+
+/// Ends a session as its client's last request could have done.
+pub(super) async fn end(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, AdminError> {
+    let admitted = app.admit(&headers)?;
+    let key = key_of(&app, &admitted.tenant, &name)?;
+    let session = app.sessions.end(&admitted.tenant, &key).ok_or_else(unknown)?;
+    Ok(Json(session_json(&session)))
+}
+
+/// Ends a session, releases its pins and forgets it.
+pub(super) async fn reset(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, AdminError> {
+    let admitted = app.admit(&headers)?;
+    let tenant = &admitted.tenant;
+    let key = key_of(&app, tenant, &name)?;
+    let owned = |pin: &&mainstay_state::Pin| {
+        let request = &pin.request;
+        pin.is_live()
+            && request.tenant == *tenant
+            && request.owner.as_ref().is_some_and(|owner| owner.as_str() == &*key)
+    };
+    let pins: Vec<_> =
+        app.replica.read(|m| m.pins().filter(owned).map(|pin| pin.request.id).collect());
+    // Pins first: where they can't be released the session stays, and the call may come again.
+    let mut released = 0_u64;
+    for pin in pins {
+        match app.pins.release(pin).await {
+            Ok(_) => released += 1,
+            // It has ended meanwhile.
+            Err(status) if status.code() == Code::NotFound => {}
+            Err(status) => return Err(status.into()),
+        }
+    }
+    let session = app.sessions.reset(tenant, &key).ok_or_else(unknown)?;
+    let mut told = session_json(&session);
+    told["object"] = json!("session.reset");
+    told["pins_released"] = json!(released);
+    Ok(Json(told))
 }
 
 fn list_json(sessions: &[SessionView], has_more: bool) -> Value {

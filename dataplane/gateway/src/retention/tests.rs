@@ -5,6 +5,7 @@ use std::sync::Arc;
 use mainstay_proto::client::channel;
 
 use super::*;
+use crate::placement::Placement;
 use crate::replica::Replica;
 
 const NAMESPACE: NamespaceId = NamespaceId(5);
@@ -20,7 +21,8 @@ fn tenant(name: &str) -> TenantId {
 fn keeping(retainer: &Retainer, name: &str, session: &str, is_side: bool) -> Option<Keeping> {
     let parts = Parts { head: 100, prompt: 1_000 };
     let who = (&tenant(name), Some(session));
-    retainer.keeping(who, is_side, (NAMESPACE, HashKey([7; 16]), 16), parts)
+    let blocks: Arc<[SequenceHash]> = (0..62).map(SequenceHash).collect();
+    retainer.keeping(who, is_side, (NAMESPACE, HashKey([7; 16]), 16), (parts, &blocks))
 }
 
 fn lived(name: &str, key: &str, change: Change) -> Lived {
@@ -88,23 +90,53 @@ fn what_is_off_or_of_no_session_wants_nothing() {
     let (on, _letters) = retainer(true);
     let nobody = (&tenant("a"), None);
     let parts = Parts { head: 0, prompt: 10 };
-    assert!(on.keeping(nobody, false, (NAMESPACE, HashKey([7; 16]), 16), parts).is_none());
+    let of = (NAMESPACE, HashKey([7; 16]), 16);
+    assert!(on.keeping(nobody, false, of, (parts, &Arc::default())).is_none());
 }
 
 #[test]
-fn those_served_longest_ago_make_room() {
+fn a_request_beside_the_conversation_changes_nothing_of_what_is_known() {
     let (retainer, _letters) = retainer(true);
-    let mut state = State::default();
-    let mut turn = keeping(&retainer, "a", "s", false).expect("leases");
-    for n in 0..SERVED_MAX as u128 + 10 {
-        turn.session = SessionId(n);
-        state.serve(&turn, WorkerId(1));
+    keeping(&retainer, "a", "s", false).expect("leases").on(WorkerId(1));
+    keeping(&retainer, "a", "s", true).expect("leases").on(WorkerId(2));
+    let session = retainer.session("a", "s").expect("a name");
+    let state = retainer.shared.state.lock();
+    let prefix = state.served.get(session).expect("it was served");
+    assert_eq!((prefix.blocks.len(), prefix.workers.as_slice()), (62, &[WorkerId(1)][..]));
+}
+
+fn placement(retainer: &Retainer) -> Placement {
+    let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let config = crate::config::GatewayConfig::new(listen, vec!["127.0.0.1:1".to_owned()]);
+    Placement::new(retainer.shared.workers.clone(), Replica::new(), &config)
+}
+
+#[tokio::test]
+async fn a_prefetch_needs_a_prefix_a_worker_and_room() {
+    let (retainer, _letters) = retainer(true);
+    let placement = placement(&retainer);
+    let ask = |name: &'static str, session: &'static str| {
+        let (retainer, placement) = (retainer.clone(), placement.clone());
+        async move { retainer.prefetch(&placement, name, session).await }
+    };
+    assert!(matches!(ask("a", "s").await, Err(Missed::Unknown)), "nobody was served");
+    let turn = keeping(&retainer, "a", "s", false).expect("leases");
+    assert!(matches!(ask("a", "s").await, Err(Missed::Unknown)), "nobody has taken it");
+    turn.on(WorkerId(1));
+    assert!(matches!(ask("b", "s").await, Err(Missed::Unknown)), "another tenant's");
+    assert!(matches!(ask("a", "s").await, Err(Missed::Nobody)), "no worker is there");
+    let session = retainer.session("a", "s").expect("a name");
+    let held = retainer.shared.state.lock().prefetches.begin(session).expect("its place is free");
+    assert!(matches!(ask("a", "s").await, Err(Missed::UnderWay)));
+    retainer.shared.state.lock().prefetches.done(session, &held);
+    let mut others = Vec::new();
+    for n in 0_u128.. {
+        match retainer.shared.state.lock().prefetches.begin(SessionId(n)) {
+            Ok(stop) => others.push(stop),
+            Err(_) => break,
+        }
     }
-    assert_eq!(state.served.len(), SERVED_MAX);
-    assert!(!state.served.contains_key(&SessionId(9)) && state.served.contains_key(&SessionId(10)));
-    for _ in 0..3 * SERVED_MAX {
-        state.serve(&turn, WorkerId(1));
-    }
-    assert!(state.order.len() <= 2 * SERVED_MAX);
-    assert!(state.served.contains_key(&turn.session), "the last one stays");
+    assert!(matches!(ask("a", "s").await, Err(Missed::Crowded)));
+    retainer.told(&lived("a", "s", ended(EndCause::Final)));
+    assert_eq!(others.len(), 16);
 }

@@ -90,28 +90,58 @@ impl From {
     }
 }
 
+/// Whose blocks are brought in, and what they are worth until somebody claims them.
+#[derive(Debug)]
+pub(super) struct Claim {
+    pub(super) namespace: u128,
+    pub(super) priority: u8,
+    pub(super) duration_ms: u32,
+    /// What it is done for.
+    pub(super) span: Span,
+}
+
+/// Those of the sources that are worth asking.
+pub(super) fn useful(shared: &Shared, mut sources: Vec<v1::BlockSource>) -> Vec<v1::BlockSource> {
+    sources.retain(|source| source.address != shared.address);
+    sources.truncate(SOURCES_MAX);
+    sources
+}
+
 /// Has the engine take in what is at hand of a prompt and it does not have; gives up without a word to the client.
 pub(crate) async fn bring_in(
     shared: &Arc<Shared>,
     life: &Arc<Life>,
     flight: &Flight,
     request: &Request,
-    mut sources: Vec<v1::BlockSource>,
+    sources: Vec<v1::BlockSource>,
 ) {
-    let tiers = shared.tiers();
-    sources.retain(|source| source.address != shared.address);
+    let (tiers, sources) = (shared.tiers(), useful(shared, sources));
     if life.caps & caps::TRANSFER == 0 || (sources.is_empty() && tiers.is_none()) {
         return;
     }
-    sources.truncate(SOURCES_MAX);
     let blocks = names(life, request, &sources, tiers.is_some());
     let held = held(shared, &blocks);
     if let Some(tiers) = &tiers {
         tiers.touch(NamespaceId(request.namespace), &blocks[..held]);
         tiers.want(request, &blocks, life.info.block_tokens);
     }
+    let (priority, duration_ms) = worth_of_blocks(request);
+    let span = flight.span();
+    let claim = Claim { namespace: request.namespace, priority, duration_ms, span };
+    load(shared, life, claim, (&blocks, held), (&sources, flight.gone())).await;
+}
+
+/// Brings in what follows the blocks that the engine holds, until that would take longer than computing or whoever
+/// wants it is gone; answers with how many came.
+pub(super) async fn load(
+    shared: &Arc<Shared>,
+    life: &Arc<Life>,
+    claim: Claim,
+    (blocks, held): (&[SequenceHash], usize),
+    (sources, gone): (&[v1::BlockSource], impl Future<Output = ()>),
+) -> usize {
     if blocks.len() < held + BLOCKS_MIN {
-        return;
+        return 0;
     }
     let need = Need {
         block_tokens: life.info.block_tokens,
@@ -119,23 +149,23 @@ pub(crate) async fn bring_in(
         prefill_us_per_token: shared.meter.pace().prefill_us_per_token,
     };
     let begun = Instant::now();
+    let tiers = shared.tiers();
     let mut load = Load {
         shared,
         life,
         tiers: tiers.as_ref(),
-        request,
-        blocks: &blocks,
+        claim,
+        blocks,
         at: held,
         need,
-        span: flight.span(),
         loading: Span::default(),
         asking: None,
     };
     let limit = need.limit(blocks.len() - held);
     let ended = tokio::select! {
         biased;
-        () = flight.gone() => Some(Ended::Left),
-        done = tokio::time::timeout(limit, load.run(&sources)) => done.err().map(|_| Ended::Late),
+        () = gone => Some(Ended::Left),
+        done = tokio::time::timeout(limit, load.run(sources)) => done.err().map(|_| Ended::Late),
     };
     if let Some(ended) = ended {
         load.cut_off(ended);
@@ -143,6 +173,7 @@ pub(crate) async fn bring_in(
     let brought = load.at - held;
     tracing::debug!(brought, held, took = ?begun.elapsed(), "brought blocks in");
     metrics::histogram!("mainstay_worker_transfer_seconds").record(begun.elapsed().as_secs_f64());
+    brought
 }
 
 /// The names of the blocks that may be of use: all that a tier could have, or as many as the sources hold.
@@ -163,25 +194,24 @@ fn names(
 }
 
 /// How many leading blocks the engine has.
-fn held(shared: &Shared, blocks: &[SequenceHash]) -> usize {
+pub(super) fn held(shared: &Shared, blocks: &[SequenceHash]) -> usize {
     let state = shared.events.lock();
     blocks.iter().take_while(|block| state.map.holds(**block, Tier::Device)).count()
 }
 
-/// One request's blocks on their way in.
+/// Blocks on their way in.
 pub(super) struct Load<'a> {
     pub(super) shared: &'a Arc<Shared>,
     pub(super) life: &'a Arc<Life>,
     tiers: Option<&'a Arc<Tiers>>,
-    pub(super) request: &'a Request,
+    pub(super) claim: Claim,
     pub(super) blocks: &'a [SequenceHash],
     /// How many are there.
     pub(super) at: usize,
     need: Need,
     /// Who is being asked, and how many blocks were there when that began.
     asking: Option<(From, usize)>,
-    /// What is done for the request, and of it what is being asked for.
-    span: Span,
+    /// Of asking.
     pub(super) loading: Span,
 }
 
@@ -265,7 +295,7 @@ impl Load<'_> {
         };
         let from = self.at;
         self.asking = Some((From::Local, from));
-        self.loading = self.span.child("load", Kind::Client);
+        self.loading = self.claim.span.child("load", Kind::Client);
         let ended = self.take_local(tiers).await;
         // To have nothing is what most prompts find, and no load.
         if ended == Ended::Source && self.at == from {
@@ -278,7 +308,7 @@ impl Load<'_> {
 
     async fn ask(&mut self, from: From, reach: usize) -> Ended {
         self.asking = Some((from.clone(), self.at));
-        self.loading = self.span.child("load", Kind::Client);
+        self.loading = self.claim.span.child("load", Kind::Client);
         let ended = match (&from, self.tiers) {
             (From::Peer(address), _) => self.take_from_peer(address, reach).await,
             (From::Remote, Some(tiers)) => self.take_remote(tiers).await,
@@ -329,10 +359,10 @@ impl Load<'_> {
     /// Has the engine take in the next blocks, whose bytes were checked.
     pub(super) async fn import(&mut self, count: usize, bytes: Vec<u8>) -> Result<(), Ended> {
         let before = self.at.checked_sub(1).map(|at| self.blocks[at].0);
-        let (priority, duration_ms) = worth_of_blocks(self.request);
+        let Claim { namespace, priority, duration_ms, .. } = self.claim;
         let import = KvImport {
-            namespace: self.request.namespace,
-            parent: before.unwrap_or(self.request.namespace),
+            namespace,
+            parent: before.unwrap_or(namespace),
             layout: self.life.info.kv_layout,
             blocks: self.blocks[self.at..self.at + count].iter().map(|block| block.0).collect(),
             bytes,

@@ -28,7 +28,7 @@ impl Load<'_> {
     }
 
     fn namespace(&self) -> NamespaceId {
-        NamespaceId(self.request.namespace)
+        NamespaceId(self.claim.namespace)
     }
 
     /// From host memory and the disk.
@@ -118,7 +118,7 @@ impl Load<'_> {
         let request = v1::ExportBlocksRequest {
             blocks: wanted.iter().flat_map(|block| block.0.to_le_bytes()).collect(),
             kv_layout: self.life.info.kv_layout,
-            namespace: self.request.namespace.to_le_bytes().to_vec().into(),
+            namespace: self.claim.namespace.to_le_bytes().to_vec().into(),
         };
         let mut request = tonic::Request::new(request);
         self.loading.parent().go_with(request.metadata_mut());

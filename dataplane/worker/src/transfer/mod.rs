@@ -7,7 +7,7 @@
 //! names are keyed hashes chained from the tenant's namespace, so that nobody can ask for blocks whose prompt he does
 //! not know.
 //!
-//! `serve` gives; `bring` takes, by the ways of `from`, at the cost that `cost` knows, once for all that ask for the same
+//! `serve` gives; `bring` takes for a request and `prefetch` before there is one, by the ways of `from`, at the cost that `cost` knows, once for all that ask for the same
 //! (`loading`), and not from who has just failed (`pause`).
 
 mod bring;
@@ -15,6 +15,7 @@ mod cost;
 mod from;
 mod loading;
 mod pause;
+mod prefetch;
 mod serve;
 
 use std::collections::HashMap;
@@ -31,6 +32,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 pub(crate) use bring::bring_in;
+pub(crate) use prefetch::prefetch;
 
 use crate::engine::KvImport;
 use crate::shared::Life;
@@ -47,6 +49,8 @@ const BLOCKS_MAX: usize = 1 << 18;
 const CHUNK_BYTES: usize = 4 << 20;
 /// Transfers that one worker serves, and takes, at once.
 const TRANSFERS_MAX: usize = 8;
+/// Prefetches at once: half of what may be taken is left to requests that wait for it.
+const PREFETCHES_MAX: usize = TRANSFERS_MAX / 2;
 /// Copies in and out of the engine at once, all sides together; the host takes 16.
 const COPIES_MAX: usize = 12;
 /// Fewer blocks than these are not worth the way.
@@ -62,6 +66,7 @@ pub(crate) struct Transfers {
     peers: Mutex<HashMap<String, Channel>>,
     serving: Arc<Semaphore>,
     taking: Semaphore,
+    prefetching: Arc<Semaphore>,
     /// Copies in and out of the engine, of which it refuses more.
     copies: Semaphore,
     loading: Loading,
@@ -80,6 +85,7 @@ impl Transfers {
             peers: Mutex::default(),
             serving: Arc::new(Semaphore::new(TRANSFERS_MAX)),
             taking: Semaphore::new(TRANSFERS_MAX),
+            prefetching: Arc::new(Semaphore::new(PREFETCHES_MAX)),
             copies: Semaphore::new(COPIES_MAX),
             loading: Loading::default(),
             pauses: Mutex::default(),

@@ -147,6 +147,13 @@ impl Worker for Liar {
         Err(Status::unimplemented("a source alone"))
     }
 
+    async fn prefetch(
+        &self,
+        _: Request<v1::PrefetchRequest>,
+    ) -> Result<Response<v1::PrefetchReply>, Status> {
+        Err(Status::unimplemented("a source alone"))
+    }
+
     type WatchLoadStream = Reply<v1::Load>;
 
     async fn watch_load(
@@ -324,4 +331,94 @@ async fn a_transfer_that_hangs_ends_and_frees_its_place() {
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
+}
+
+/// Names of the prompt's whole blocks.
+fn names() -> Vec<SequenceHash> {
+    mainstay_types::BlockHasher::hash_prompt(
+        mainstay_types::HashKey(crate::tests::fake_control::HASH_KEY),
+        mainstay_types::NamespaceId(u128::from_le_bytes([1; 16])),
+        BLOCK_TOKENS,
+        &prompt(),
+    )
+}
+
+fn prefetch_of(sources: &[(String, u32)]) -> v1::PrefetchRequest {
+    let source = |(address, blocks): &(String, u32)| v1::BlockSource {
+        address: address.clone(),
+        blocks: *blocks,
+    };
+    v1::PrefetchRequest {
+        namespace: vec![1; 16].into(),
+        blocks: names().iter().flat_map(|name| name.0.to_le_bytes()).collect(),
+        priority: 80,
+        duration_ms: 60_000,
+        sources: sources.iter().map(source).collect(),
+        epoch: 0,
+    }
+}
+
+async fn prefetch(
+    worker: &WorkerHandle,
+    request: v1::PrefetchRequest,
+) -> Result<(u32, u32), Status> {
+    let channel = mainstay_proto::client::channel(&worker.address().to_string());
+    let mut client = WorkerClient::new(channel.expect("an address"));
+    client.prefetch(request).await.map(|reply| {
+        let reply = reply.into_inner();
+        (reply.held, reply.brought)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prefetch_brings_in_what_is_elsewhere_and_computes_nothing() {
+    let control = FakeControl::start().await;
+    let (one, other) = (worker(&control, "one").await, worker(&control, "other").await);
+    assert_eq!(cached(&one, &[]).await, 0);
+    let blocks = names().len() as u32;
+    let sources = [(one.address().to_string(), blocks)];
+    // Nobody is named, and nothing is computed.
+    assert_eq!(prefetch(&other, prefetch_of(&[])).await.expect("taken"), (0, 0));
+    assert_eq!(prefetch(&other, prefetch_of(&sources)).await.expect("taken"), (0, blocks));
+    assert_eq!(prefetch(&other, prefetch_of(&sources)).await.expect("taken"), (blocks, 0));
+    // The request that follows finds all of it, though nobody is named to it.
+    assert_eq!(cached(&other, &[]).await, WHOLE);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prefetch_that_makes_no_sense_is_refused() {
+    let control = FakeControl::start().await;
+    let worker = worker(&control, "w").await;
+    let usual = prefetch_of(&[]);
+    for (what, bad) in [
+        ("priority", v1::PrefetchRequest { priority: 101, ..usual.clone() }),
+        ("no names", v1::PrefetchRequest { blocks: bytes::Bytes::new(), ..usual.clone() }),
+        ("half a name", v1::PrefetchRequest { blocks: vec![1; 24].into(), ..usual.clone() }),
+        ("namespace", v1::PrefetchRequest { namespace: vec![1; 15].into(), ..usual.clone() }),
+    ] {
+        let refused = prefetch(&worker, bad).await.expect_err(what);
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{what}");
+    }
+    let former = v1::PrefetchRequest { epoch: u64::MAX, ..usual };
+    let refused = prefetch(&worker, former).await.expect_err("another epoch");
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prefetches_are_bounded_and_end_with_their_caller() {
+    let control = FakeControl::start().await;
+    let worker = worker(&control, "bounded").await;
+    let (address, asked) = source(|_| {}, Duration::from_secs(60)).await;
+    let sources = [(address.to_string(), BLOCKS)];
+    let left = loads("left");
+    let all = (0..super::PREFETCHES_MAX).map(|_| prefetch(&worker, prefetch_of(&sources)));
+    let mut all = Box::pin(futures::future::join_all(all));
+    let waiting = tokio::time::timeout(Duration::from_millis(400), &mut all).await;
+    assert!(waiting.is_err(), "they wait for the source");
+    assert_eq!(asked.load(Ordering::Acquire), 1, "one load for one prefix");
+    let more = prefetch(&worker, prefetch_of(&sources)).await.expect_err("one too many");
+    assert_eq!(more.code(), tonic::Code::ResourceExhausted);
+    drop(all);
+    eventually("left", || loads("left") == left + 1).await;
+    assert_eq!(prefetch(&worker, prefetch_of(&[])).await.expect("there is room"), (0, 0));
 }

@@ -11,6 +11,7 @@ mod lifecycle;
 mod members;
 mod operate;
 mod pins;
+mod prefetch;
 mod queue;
 mod readme;
 mod responses;

@@ -18,7 +18,7 @@ use super::App;
 use crate::prompt::namespace_of;
 
 /// A larger index is not walked: half a million entries take tens of milliseconds.
-pub(super) const ENTRIES_MAX: u64 = 1 << 19;
+pub(in crate::http) const ENTRIES_MAX: u64 = 1 << 19;
 /// Between two walks.
 const PACE: Duration = Duration::from_secs(5);
 /// Stretches and blocks in one worker's map.
@@ -73,6 +73,14 @@ pub(super) fn census(app: &App) -> Arc<Census> {
     let census = Arc::new(Census { at: Instant::now(), found });
     *kept = Some(Arc::clone(&census));
     census
+}
+
+/// Looks at the runs of the last walk; `None` for an index that is too large. Blocks its thread.
+pub(in crate::http) fn with_runs<T>(
+    app: &App,
+    look: impl FnOnce(&[RunSnapshot]) -> T,
+) -> Option<T> {
+    census(app).found.as_ref().map(|found| look(&found.runs))
 }
 
 /// The keys of all blocks that live pins name, up to as many as an index may have to be walked.
@@ -224,7 +232,7 @@ fn map_json(
 }
 
 /// Where the caller's prompts are cached, those under a salt of its own excepted.
-fn own_namespaces(app: &App, tenant: &TenantId) -> HashSet<NamespaceId> {
+pub(in crate::http) fn own_namespaces(app: &App, tenant: &TenantId) -> HashSet<NamespaceId> {
     let Some(key) = app.replica.read(Machine::hash_key) else { return HashSet::new() };
     let key = BlockHashKey::new(key);
     let names = app.workers.model_names();

@@ -32,6 +32,7 @@ use super::staleness::Basis;
 use crate::config::GatewayConfig;
 use crate::history::{History, Span};
 use blocks::Census;
+pub(super) use blocks::{ENTRIES_MAX as INDEX_WALKED_MAX, own_namespaces, with_runs};
 use events::Streams;
 use topics::Topic;
 
