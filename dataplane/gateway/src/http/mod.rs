@@ -4,6 +4,7 @@ mod admin;
 mod console;
 mod door;
 mod health;
+mod hosts;
 mod inflate;
 mod openapi;
 mod params;
@@ -91,6 +92,8 @@ pub(crate) struct Parts {
     pub(crate) retainer: Retainer,
     pub(crate) sockets: websocket::Sockets,
     pub(crate) tenants: Tenants,
+    /// Names that it may be called by beside its own.
+    pub(crate) hosts: Vec<String>,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) requests_max: usize,
     /// Whether the gateway ends.
@@ -132,6 +135,7 @@ impl App {
             pins_on: config.pins,
             recompute: config.recompute,
             aliases: config.aliases,
+            hosts: config.hosts,
             parsing,
             permits: Arc::new(Semaphore::new(requests_max)),
             requests_max,
@@ -210,6 +214,7 @@ pub(crate) async fn serve(listener: TcpListener, app: App) {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::extract::DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(app.clone(), hosts::check))
         .layer(middleware::from_fn_with_state(Starting::new(app.clone()), starting::hold))
         .layer(middleware::map_response_with_state(app.clone(), staleness::state))
         .layer(middleware::map_response_with_state(stopped.clone(), door::leave))
