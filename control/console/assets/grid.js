@@ -56,10 +56,13 @@ export class Grid {
     this.canvas.addEventListener("click", (event) => this.choose(this.under(event)));
     this.watch = new ResizeObserver(this.draw);
     this.watch.observe(this.element);
+    // A change of the theme is told this way, too.
+    window.addEventListener("resize", this.draw);
   }
 
   end() {
     this.watch.disconnect();
+    window.removeEventListener("resize", this.draw);
   }
 
   under(event) {
@@ -126,10 +129,13 @@ export class Waffle {
     this.draw = oncePerFrame(() => this.redraw());
     this.watch = new ResizeObserver(this.draw);
     this.watch.observe(this.element);
+    // A change of the theme is told this way, too.
+    window.addEventListener("resize", this.draw);
   }
 
   end() {
     this.watch.disconnect();
+    window.removeEventListener("resize", this.draw);
   }
 
   /** `runs` are lists of [blocks, name of a colour]; the same ones again are not drawn again. */
