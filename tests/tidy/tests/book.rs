@@ -165,7 +165,8 @@ fn commands(text: &str) -> BTreeSet<Vec<String>> {
         }
         let rest: &str = &text[at + "mainstay ".len()..];
         let line = rest.split(['\n', '`', '|', '·']).next().unwrap_or_default();
-        let word = |w: &&str| !w.is_empty() && w.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+        let word =
+            |w: &&str| !w.is_empty() && w.chars().all(|c| c.is_ascii_lowercase() || c == '-');
         let words: Vec<String> = line
             .split(' ')
             .take_while(word)

@@ -95,7 +95,8 @@ impl Stage {
             let end = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
             let port = part[..end].parse().unwrap_or(0);
             // Port 0 is any, already.
-            let ours = if port == 0 { 0 } else { *self.ports.entry(port).or_insert_with(free_port) };
+            let ours =
+                if port == 0 { 0 } else { *self.ports.entry(port).or_insert_with(free_port) };
             out.push_str(&format!("{HOST}{ours}{}", &part[end..]));
         }
         Ok(out)
@@ -137,8 +138,8 @@ impl Stage {
             }
             let exports: String =
                 self.environment()?.iter().map(|(k, v)| format!("export {k}={v:?}; ")).collect();
-            let script =
-                format!("cd {:?}; {exports}exec {}", self.dir.path(), self.localised(&line)?);
+            let line = self.localised(&line)?;
+            let script = format!("cd {:?}; {exports}exec {line}", self.dir.path());
             let arguments = ["-euc".to_owned(), script];
             self.servers.push(Process::start_as(Path::new("bash"), &line, &arguments)?);
         }

@@ -161,8 +161,10 @@ fn every_block_of_the_book_says_what_is_done_with_it() -> Result<()> {
                         unrun.push(block.place);
                     }
                     None => ensure!(
-                        matches!(block.info.as_str(), "sh test" | "sh stopped" | "sh server" | "sh server beside")
-                            || OTHERS.contains(&kind),
+                        matches!(
+                            block.info.as_str(),
+                            "sh test" | "sh stopped" | "sh server" | "sh server beside"
+                        ) || OTHERS.contains(&kind),
                         "{}: {:?} is neither run nor said why not",
                         block.place,
                         block.info
