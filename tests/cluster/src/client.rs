@@ -40,8 +40,13 @@ impl Client {
 
     /// A client that shows an API key.
     pub fn with_key(base: &str, key: &str) -> Result<Self> {
+        Self::with_header(base, "authorization", &format!("Bearer {key}"))
+    }
+
+    /// A client that sends this header with each request.
+    pub fn with_header(base: &str, name: &'static str, value: &str) -> Result<Self> {
         let mut headers = reqwest::header::HeaderMap::new();
-        headers.insert("authorization", format!("Bearer {key}").parse()?);
+        headers.insert(name, value.parse()?);
         let http = reqwest::Client::builder().default_headers(headers).build()?;
         Ok(Self { http, base: base.to_owned() })
     }

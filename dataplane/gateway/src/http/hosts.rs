@@ -121,8 +121,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_foreign_name_is_refused_until_it_is_allowed_or_keys_are_asked_for() {
+    #[tokio::test]
+    async fn a_foreign_name_is_refused_until_it_is_allowed_or_keys_are_asked_for() {
         let refused = Err((ErrorKind::Permission, Some("unknown_host".to_owned())));
         let app = open(&[]);
         // Before the log is known there may be keys in it.
