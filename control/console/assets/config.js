@@ -19,7 +19,7 @@ const rows = (object) => pairs(Object.entries(object).filter(([, v]) => v === nu
 const card = (title, body) => h("section", {}, h("h2", {}, title), h("div", { class: "card" }, body));
 
 function drawn(config) {
-  return h("div", { class: "grid2" }, [
+  return h("div", { class: "sheet" }, [
     card("This gateway", rows({ ...config.gateway, program_version: config.program_version })),
     card(`Your tenant: ${config.tenant.name}`,
       rows({ in_the_log: config.tenant.in_the_log, pinned_blocks: config.tenant.pinned_blocks,

@@ -106,7 +106,7 @@ export class LiveTable {
     this.next = h("button", { type: "button", onclick: () => this.turn(1) }, "Next");
     this.where = h("span");
     this.pager = h("div", { class: "pager" }, this.back, this.where, this.next);
-    const table = h("table", {}, h("caption", {}, caption), h("thead", {}, h("tr", {}, this.heads)), this.body);
+    const table = h("table", {}, h("caption", {}, h("span", {}, caption)), h("thead", {}, h("tr", {}, this.heads)), this.body);
     this.element = h("div", {}, scroll(caption, table, this.none), this.pager);
     this.draw();
   }

@@ -56,10 +56,13 @@ export class Grid {
     this.canvas.addEventListener("click", (event) => this.choose(this.under(event)));
     this.watch = new ResizeObserver(this.draw);
     this.watch.observe(this.element);
+    // A change of the theme is told this way, too.
+    window.addEventListener("resize", this.draw);
   }
 
   end() {
     this.watch.disconnect();
+    window.removeEventListener("resize", this.draw);
   }
 
   under(event) {
@@ -126,16 +129,21 @@ export class Waffle {
     this.draw = oncePerFrame(() => this.redraw());
     this.watch = new ResizeObserver(this.draw);
     this.watch.observe(this.element);
+    // A change of the theme is told this way, too.
+    window.addEventListener("resize", this.draw);
   }
 
   end() {
     this.watch.disconnect();
+    window.removeEventListener("resize", this.draw);
   }
 
-  /** `runs` are lists of [blocks, name of a colour]. */
+  /** `runs` are lists of [blocks, name of a colour]; the same ones again are not drawn again. */
   update(runs, label) {
-    this.runs = runs;
+    const sign = JSON.stringify(runs);
     this.canvas.setAttribute("aria-label", label);
+    if (sign === this.sign) return;
+    [this.runs, this.sign] = [runs, sign];
     this.draw();
   }
 
@@ -156,16 +164,24 @@ export class Waffle {
     const { context } = sharp(this.canvas, Math.max(1, Math.ceil(blocks / columns)) * cell);
     const palette = colours();
     const edge = cell > 4 ? 1 : cell > 3 ? 0.5 : 0.4;
+    const rows = Math.max(1, Math.ceil(blocks / columns));
     let at = 0;
+    // Neighbours of a colour in one strip, and what parts the cells cut out of all at once: a hundred thousand
+    // rectangles would hold the page up.
     for (const run of this.runs) {
       for (const [count, colour] of run) {
         context.fillStyle = palette[colour];
-        for (const end = at + count; at < end; at += 1) {
-          context.fillRect((at % columns) * cell, Math.floor(at / columns) * cell, cell - edge, cell - edge);
+        for (const end = at + count; at < end;) {
+          const [column, row] = [at % columns, Math.floor(at / columns)];
+          const wide = Math.min(end - at, columns - column);
+          context.fillRect(column * cell, row * cell, wide * cell, cell);
+          at += wide;
         }
       }
       // Nothing stands at the start of a row, where it would look like an error.
       if (at % columns) at += 1;
     }
+    for (let column = 1; column <= columns; column += 1) context.clearRect(column * cell - edge, 0, edge, rows * cell);
+    for (let row = 1; row <= rows; row += 1) context.clearRect(0, row * cell - edge, columns * cell, edge);
   }
 }

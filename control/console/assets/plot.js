@@ -19,6 +19,18 @@ export function step(most) {
   return power * ([1, 2, 5, 10].find((n) => n * power >= rough * 0.999) ?? 10);
 }
 
+/** What a time on the axis takes with some air, in pixels. */
+const TICK_WIDTH = 84;
+
+/** Which of `points` on an axis of this width tell their time: the first, the last, and as many between as have room. */
+export function ticks(points, width) {
+  const last = points - 1;
+  if (last < 1) return [];
+  const room = (places) => places.every((n, at) => at === 0 || ((n - places[at - 1]) / last) * width >= TICK_WIDTH);
+  const placed = [4, 2, 1].map((parts) => Array.from({ length: parts + 1 }, (_, n) => Math.round((n / parts) * last)));
+  return placed.find(room) ?? [last];
+}
+
 /** Over a shorter time than this, an axis tells seconds. */
 const SECONDS_TOLD_MS = 300_000;
 /** Steps without a value that a line goes over; more of them are a gap. */
@@ -105,7 +117,8 @@ export class Plot {
   update(at, values) {
     Object.assign(this, { at, values });
     const highest = values.flat().reduce((most, value) => Math.max(most, value ?? 0), 0);
-    const by = step(this.most ?? highest);
+    // Where nothing was, the axis ends at one and not at a billionth.
+    const by = highest > 0 || this.most ? step(this.most ?? highest) : 1;
     const top = this.most ?? Math.max(by, Math.ceil(highest / by) * by);
     const y = (value) => HEIGHT - BOTTOM - (Math.min(value, top) / top) * (HEIGHT - TOP - BOTTOM);
     const frame = [];
@@ -115,11 +128,10 @@ export class Plot {
       label.textContent = this.text(value);
       frame.push(label);
     }
-    for (const place of at.length > 1 ? (this.width > 400 ? [0, 0.25, 0.5, 0.75, 1] : [0, 0.5, 1]) : []) {
-      const n = Math.round(place * (at.length - 1));
-      const anchor = place === 0 ? "start" : place === 1 ? "end" : "middle";
-      const label = s("text", { class: "xt", x: this.x(n), y: HEIGHT - 6, "text-anchor": anchor });
-      label.style.textAnchor = anchor;
+    const last = at.length - 1;
+    for (const n of ticks(at.length, this.width - LEFT - RIGHT)) {
+      const label = s("text", { class: "xt", x: this.x(n), y: HEIGHT - 6 });
+      label.style.textAnchor = n === 0 ? "start" : n === last ? "end" : "middle";
       label.textContent = clock(at[n], at.at(-1) - at[0] < SECONDS_TOLD_MS);
       frame.push(label);
     }

@@ -48,6 +48,8 @@ pub struct GatewayConfig {
     pub websocket: bool,
     /// Whether the console is served.
     pub console: bool,
+    /// Names that it may be called by where no key is asked for, beside addresses and names that nobody else can have.
+    pub hosts: Vec<String>,
     /// Requests in progress at most; beyond it clients are told to retry.
     pub requests_max: usize,
     /// Who it is towards members and workers; without it, it calls them in plain text.
@@ -76,6 +78,7 @@ impl GatewayConfig {
             media: Media::default(),
             websocket: true,
             console: true,
+            hosts: Vec::new(),
             requests_max: REQUESTS_MAX,
             identity: None,
             metrics: None,

@@ -37,7 +37,7 @@ mod tenant;
 mod testing;
 mod workers;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -134,6 +134,19 @@ impl GatewayHandle {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where the console is; `None` if it is switched off. Who listens everywhere is reached on this machine, too.
+    #[must_use]
+    pub fn console(&self) -> Option<String> {
+        let mut address = self.address;
+        if address.ip().is_unspecified() {
+            address.set_ip(match address {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        self.app.console.is_on().then(|| format!("http://{address}/console/"))
     }
 
     /// Resolves once a request could be served.

@@ -62,9 +62,7 @@ impl Tenants {
         }
         let heard = self.replica.has_begun();
         if !heard && (self.configured.is_empty() || given.is_some()) {
-            // Keys may be asked for; nobody knows yet.
-            let text = "the control plane has not answered yet";
-            return Err(ApiError::new(ErrorKind::Unavailable, text));
+            return Err(unheard());
         }
         let (found, closed) =
             self.replica.read(|m| (given.and_then(|h| owner(m, &h)), m.asks_for_keys()));
@@ -81,6 +79,18 @@ impl Tenants {
         Err(ApiError::new(ErrorKind::Authentication, text))
     }
 
+    /// Whether anybody is asked for a key.
+    pub(crate) fn asks_for_keys(&self) -> Result<bool, ApiError> {
+        if !self.configured.is_empty() {
+            return Ok(true);
+        }
+        if self.replica.has_begun() {
+            Ok(self.replica.read(Machine::asks_for_keys))
+        } else {
+            Err(unheard())
+        }
+    }
+
     /// Counts a request in, if its tenant's quota allows one more.
     pub(crate) fn admit(&self, tenant: &TenantId) -> Result<Spending, ApiError> {
         let quota = self.replica.read(|m| m.tenant(tenant).map(|t| t.quota));
@@ -92,6 +102,11 @@ impl Tenants {
             }
         }
     }
+}
+
+/// Keys may be asked for; nobody knows yet.
+fn unheard() -> ApiError {
+    ApiError::new(ErrorKind::Unavailable, "the control plane has not answered yet")
 }
 
 fn owner(machine: &Machine, hash: &SecretHash) -> Option<TenantId> {

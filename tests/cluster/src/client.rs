@@ -40,11 +40,16 @@ impl Client {
 
     /// A client that shows an API key.
     pub fn with_key(base: &str, key: &str) -> Result<Self> {
-        Self::new(base).with_header("authorization", &format!("Bearer {key}"))
+        Self::with_header(base, "authorization", &format!("Bearer {key}"))
     }
 
-    /// A client of the same gateway that sends this header with each request.
-    pub fn with_header(&self, name: &'static str, value: &str) -> Result<Self> {
+    /// A client of the same gateway that sends this header instead of what this one sends.
+    pub fn and_header(&self, name: &'static str, value: &str) -> Result<Self> {
+        Self::with_header(&self.base, name, value)
+    }
+
+    /// A client that sends this header with each request.
+    pub fn with_header(base: &str, name: &'static str, value: &str) -> Result<Self> {
         let mut headers = reqwest::header::HeaderMap::new();
         headers.insert(name, value.parse()?);
         let http = reqwest::Client::builder().default_headers(headers).build()?;

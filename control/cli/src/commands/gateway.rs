@@ -11,7 +11,7 @@ use crate::commands::identity::IdentityArgs;
 use crate::commands::join::Newcomer;
 use crate::commands::queue::QueueArgs;
 use crate::commands::traces::TraceArgs;
-use crate::commands::{addresses, asked_to_stop};
+use crate::commands::{HostArgs, addresses, asked_to_stop};
 use crate::config::FileConfig;
 use crate::output::print;
 
@@ -46,6 +46,8 @@ pub(crate) struct Args {
     /// Whether what becomes of sessions (pauses for tools, compactions, ends) decides how long workers keep their blocks
     #[arg(long, num_args = 0..=1, require_equals = true, default_value = "on", default_missing_value = "on")]
     lifecycle: Switch,
+    #[command(flatten)]
+    hosts: HostArgs,
     #[command(flatten)]
     queue: QueueArgs,
     #[command(flatten)]
@@ -103,6 +105,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.transfer = args.transfer == Switch::On;
     config.lifecycle = args.lifecycle == Switch::On;
     config.queue = args.queue.settings();
+    config.hosts = args.hosts.names();
     config.metrics = Some(crate::monitoring::install("gateway")?);
     let handle = mainstay_gateway::start(config).await?;
     tokio::select! {

@@ -45,6 +45,21 @@ pub(crate) fn addresses(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|a| !a.is_empty()).map(str::to_owned).collect()
 }
 
+/// How a gateway may be called.
+#[derive(clap::Args)]
+pub(crate) struct HostArgs {
+    /// Names that a gateway may be called by while it asks nobody for a key, as NAME,…; addresses and names that nobody can
+    /// register, such as localhost, always pass
+    #[arg(long, value_name = "NAME,…")]
+    allow_host: Option<String>,
+}
+
+impl HostArgs {
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.allow_host.as_deref().map(addresses).unwrap_or_default()
+    }
+}
+
 /// Reads `--region`.
 pub(crate) fn parse_region(text: &str) -> Result<mainstay_types::Region, String> {
     mainstay_types::Region::new(text).ok_or_else(|| {

@@ -10,6 +10,7 @@ use mainstay_gateway::GatewayConfig;
 use mainstay_identity::Role;
 use mainstay_types::NodeId;
 
+use super::HostArgs;
 use super::engine::EngineArgs;
 use super::queue::QueueArgs;
 use super::tiers::{HashKeyArgs, TierArgs};
@@ -40,6 +41,8 @@ pub(crate) struct Args {
     /// Take any model's name for the one served here: clients have names of their own built in
     #[arg(long)]
     any_model: bool,
+    #[command(flatten)]
+    hosts: HostArgs,
     #[command(flatten)]
     queue: QueueArgs,
     #[command(flatten)]
@@ -73,6 +76,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     file.apply(&mut config)?;
     config.aliases = config.aliases.with_any(args.any_model);
     config.queue = args.queue.settings();
+    config.hosts = args.hosts.names();
     config.identity = inner.identity(Role::Gateway, "g1")?;
     config.metrics = Some(crate::monitoring::install("serve")?);
     let gateway = mainstay_gateway::start(config).await?;
@@ -87,6 +91,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         () = async {
             gateway.ready().await;
             print(&format!("ready http://{}", gateway.address()));
+            if let Some(url) = gateway.console() {
+                print(&format!("console {url}"));
+            }
             std::future::pending().await
         } => Ok(()),
     };

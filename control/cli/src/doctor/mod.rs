@@ -126,7 +126,7 @@ Printed by `mainstay reference doctor`; a test compares it with the program.
 
 `mainstay doctor [ROLE]` looks at this machine and at what ROLE (`serve` if left out) would be started with: its file, the environment, and the flags behind `--`. With `--control` it asks the members of a cluster, with `--addr` a gateway. It changes nothing and starts nothing.
 
-```
+```sh norun: asks clusters and files of yours
 mainstay doctor
 mainstay doctor worker -- --config mainstay.toml ./Qwen3-0.6B
 mainstay doctor control --control 10.0.0.1:7400,10.0.0.2:7400,10.0.0.3:7400 --identity admin

@@ -5,6 +5,7 @@ mod blocks;
 mod console;
 mod door;
 mod health;
+mod hosts;
 mod inflate;
 mod openapi;
 mod params;
@@ -93,6 +94,8 @@ pub(crate) struct Parts {
     pub(crate) retainer: Retainer,
     pub(crate) sockets: websocket::Sockets,
     pub(crate) tenants: Tenants,
+    /// Names that it may be called by beside its own.
+    pub(crate) hosts: Vec<String>,
     pub(crate) permits: Arc<Semaphore>,
     pub(crate) requests_max: usize,
     /// Whether the gateway ends.
@@ -134,6 +137,7 @@ impl App {
             pins_on: config.pins,
             recompute: config.recompute,
             aliases: config.aliases,
+            hosts: config.hosts,
             parsing,
             permits: Arc::new(Semaphore::new(requests_max)),
             requests_max,
@@ -216,6 +220,7 @@ pub(crate) async fn serve(listener: TcpListener, app: App) {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::extract::DefaultBodyLimit::disable())
+        .layer(middleware::from_fn_with_state(app.clone(), hosts::check))
         .layer(middleware::from_fn_with_state(Starting::new(app.clone()), starting::hold))
         .layer(middleware::map_response_with_state(app.clone(), staleness::state))
         .layer(middleware::map_response_with_state(stopped.clone(), door::leave))

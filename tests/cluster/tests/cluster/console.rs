@@ -124,6 +124,8 @@ async fn the_page_comes_with_a_policy_and_a_console_can_be_switched_off() -> Res
         let reply = reqwest::get(format!("http://{listen}/console")).await?;
         let wanted = if on { 200 } else { 404 };
         assert_eq!(reply.status(), wanted);
+        let told = process.output().contains(&format!("console http://{listen}/console/"));
+        assert_eq!(told, on, "{}", process.output());
         if on {
             assert!(reply.url().path().ends_with("/console/"), "{}", reply.url());
             let policy = reply.headers()["content-security-policy"].to_str()?.to_owned();
@@ -132,6 +134,43 @@ async fn the_page_comes_with_a_policy_and_a_console_can_be_switched_off() -> Res
         }
         let data = Client::new(&format!("http://{listen}")).get("/api/v1/console/pins").await?;
         assert_eq!(data.status, wanted, "{}", data.body);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_name_that_may_be_anybodys_gets_nothing_until_it_is_allowed_or_keys_are_asked_for()
+-> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let keys = dir.path().join("keys.toml");
+    std::fs::write(&keys, "[[keys]]\nkey = \"k\"\ntenant = \"acme\"\n")?;
+    let flags: [Vec<String>; 2] = [
+        vec!["--allow-host".to_owned(), "gateway.example, other.example".to_owned()],
+        vec!["--config".to_owned(), keys.to_string_lossy().into_owned()],
+    ];
+    for (number, flags) in flags.into_iter().enumerate() {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let data = dir.path().join(number.to_string()).to_string_lossy().into_owned();
+        let mut args: Vec<String> =
+            ["serve", "--listen", &listen, "--data-dir", &data].map(str::to_owned).into();
+        let asks_for_keys = flags[0] == "--config";
+        args.extend(flags);
+        let mut process = Process::start("serve", &args)?;
+        process.wait_ready()?;
+        let base = format!("http://{listen}");
+        let named = |host: &str| Client::with_header(&base, "host", host);
+        let foreign = named("rebound.example:8000")?;
+        for path in ["/v1/models", "/v1/pins", "/api/v1/status", "/openapi.json"] {
+            let reply = foreign.get(path).await?;
+            let refused = reply.status == 403 && reply.body["error"]["code"] == "unknown_host";
+            assert_eq!(refused, !asks_for_keys, "{path}: {} {}", reply.status, reply.body);
+        }
+        let message = foreign.post("/v1/messages", &json!({"model": "demo"})).await?;
+        let kind = if asks_for_keys { "authentication_error" } else { "permission_error" };
+        assert_eq!(message.body["error"]["type"], kind, "{}", message.body);
+        for own in ["gateway.example", "localhost:1", "127.0.0.1", "gateway:8000"] {
+            assert_eq!(named(own)?.get("/v1/models").await?.status, 200, "{own}");
+        }
     }
     Ok(())
 }

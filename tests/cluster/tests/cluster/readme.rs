@@ -1,132 +1,29 @@
-//! The commands of the README and of `docs/start`, run as a reader would run them.
+//! The commands of the README and of the book, run as a reader would run them.
 //!
-//! A command in a document rots silently, so those that a fence marks with `sh test` are run here against a fresh
-//! `mainstay serve`. What the README shows beyond that may only build, install or start the server, and every
-//! path and link that it names must lead somewhere. A fence without an end, or one of an unknown kind, fails.
+//! A command in a document rots silently, so every fence with commands says what is to be done with it: `sh server` starts
+//! roles that run until the next such block (`sh server beside` adds to them), `sh test` runs to its end against them (or against a fresh `mainstay serve`),
+//! `sh stopped` once these have been asked to end, and `sh norun: WHY` is not run, of which there may be only so many. A fence without an end, or of an unknown kind,
+//! fails. What the README shows beyond that may only build and install; the paths and links that it names must lead
+//! somewhere. Links of the book are looked at by `tests/tidy`.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use anyhow::{Result, ensure};
 
-use anyhow::{Context, Result, ensure};
-use mainstay_cluster_tests::{Process, binary, free_port};
+use crate::fences::{Block, Stage, blocks, read, root};
 
-/// The address that documents use; each test serves on one of its own.
-const ADDRESS: &str = "127.0.0.1:8000";
-/// No command of a document needs longer, even on a loaded machine.
-const BLOCK_SECONDS_MAX: &str = "120";
 const README: &str = "README.md";
-/// Documents whose `sh test` blocks are run, beside the README.
-const START: [&str; 3] =
-    ["docs/start/install.md", "docs/start/serve.md", "docs/start/first-pin.md"];
-/// Documents whose relative links are followed, beside those.
-const LINKED: [&str; 6] = [
-    "docs/architecture.md",
-    "docs/changelog.md",
-    "docs/glossary.md",
-    "docs/reference/cli.md",
-    "docs/reference/errors.md",
-    "docs/reference/http.md",
+/// Folders and pages of the book whose commands are run. The others have none, or are printed by the program.
+const BOOK: [&str; 6] = [
+    "docs/start",
+    "docs/operate",
+    "docs/operate/deploy",
+    "docs/runbooks",
+    "docs/engines",
+    "docs/reference",
 ];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-fn read(document: &str) -> Result<String> {
-    let path = root().join(document);
-    std::fs::read_to_string(&path).with_context(|| format!("reading {document}"))
-}
-
-/// A fenced block of a document.
-struct Block {
-    place: String,
-    /// What follows the opening backticks.
-    info: String,
-    text: String,
-}
-
-fn blocks(document: &str) -> Result<Vec<Block>> {
-    let mut found = Vec::new();
-    let mut open: Option<Block> = None;
-    for (at, line) in read(document)?.lines().enumerate() {
-        let fence = line.trim_start().strip_prefix("```");
-        match (open.take(), fence) {
-            (None, Some(info)) => {
-                let place = format!("{document}:{}", at + 1);
-                open = Some(Block { place, info: info.trim().to_owned(), text: String::new() });
-            }
-            (Some(block), Some(_)) => found.push(block),
-            (Some(mut block), None) => {
-                block.text.push_str(line);
-                block.text.push('\n');
-                open = Some(block);
-            }
-            (None, None) => {}
-        }
-    }
-    if let Some(block) = open {
-        anyhow::bail!("{}: the block has no end", block.place);
-    }
-    Ok(found)
-}
-
-fn of_kind<'a>(blocks: &'a [Block], info: &'a str) -> impl Iterator<Item = &'a Block> {
-    blocks.iter().filter(move |block| block.info == info)
-}
-
-/// The arguments of the `mainstay serve` that a `sh server` block shows.
-fn server_arguments(block: &Block) -> Result<Vec<String>> {
-    let mut arguments = None;
-    for line in block.text.lines() {
-        if line.starts_with("export PATH=") {
-            continue;
-        }
-        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        let serves = words.len() >= 2 && words[0] == "mainstay" && words[1] == "serve";
-        ensure!(serves && arguments.is_none(), "{}: unexpected {line:?}", block.place);
-        arguments = Some(words[1..].to_vec());
-    }
-    arguments.with_context(|| format!("{}: no `mainstay serve`", block.place))
-}
-
-/// Starts a server with these arguments, on a port and in a folder of its own.
-fn serve(mut arguments: Vec<String>) -> Result<(Process, String, tempfile::TempDir)> {
-    let dir = tempfile::tempdir()?;
-    let address = format!("127.0.0.1:{}", free_port());
-    let data = dir.path().to_string_lossy().into_owned();
-    arguments.extend(["--listen".to_owned(), address.clone(), "--data-dir".to_owned(), data]);
-    let mut process = Process::start("serve", &arguments)?;
-    process.wait_ready()?;
-    Ok((process, address, dir))
-}
-
-/// Runs a block with the binary on the `PATH`; answers with what it printed.
-fn run(block: &Block, address: &str) -> Result<String> {
-    let binary = binary();
-    let folder = binary.parent().context("the binary lies in a folder")?.to_owned();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::join_paths(std::iter::once(folder).chain(std::env::split_paths(&path)))?;
-    let script = block.text.replace(ADDRESS, address);
-    let out = Command::new("timeout")
-        .args([BLOCK_SECONDS_MAX, "bash", "-euc", &script])
-        .env("PATH", path)
-        .env("MAINSTAY_ADDR", format!("http://{address}"))
-        .env_remove("MAINSTAY_API_KEY")
-        .current_dir(root())
-        .stdin(Stdio::null())
-        .output()
-        .context("bash and timeout are there")?;
-    let printed = String::from_utf8_lossy(&out.stdout).into_owned();
-    let complaints = String::from_utf8_lossy(&out.stderr);
-    ensure!(
-        out.status.success(),
-        "{}: {}\n{script}\n--- stdout\n{printed}\n--- stderr\n{complaints}",
-        block.place,
-        out.status
-    );
-    ensure!(!printed.trim().is_empty(), "{}: printed nothing:\n{script}", block.place);
-    Ok(printed)
-}
+/// Blocks of the book that nobody runs. Raise it only for what can't be run here, and say why in the fence.
+const NORUN: usize = 16;
+/// Kinds of fences without commands.
+const OTHERS: [&str; 5] = ["text", "python", "json", "toml", "c"];
 
 /// Whether a reader without a server may type this line.
 fn is_offline(line: &str) -> bool {
@@ -138,18 +35,60 @@ fn is_offline(line: &str) -> bool {
     }
 }
 
+/// Runs what a document has to be run; answers with what it printed, and how many blocks there were.
+fn play(document: &str) -> Result<(String, usize)> {
+    let (mut stage, mut printed, mut count) = (Stage::new()?, String::new(), 0);
+    for block in blocks(document)? {
+        match block.info.as_str() {
+            "sh server" => stage.serve(&block, false)?,
+            "sh server beside" => stage.serve(&block, true)?,
+            "sh stopped" => {
+                stage.stop()?;
+                printed.push_str(&stage.run(&block)?);
+                count += 1;
+            }
+            "sh test" => {
+                if !stage.serves() {
+                    let info = String::new();
+                    let text = "mainstay serve\n".to_owned();
+                    stage.serve(&Block { place: block.place.clone(), info, text }, false)?;
+                }
+                printed.push_str(&stage.run(&block)?);
+                count += 1;
+            }
+            _ => {}
+        }
+    }
+    Ok((printed, count))
+}
+
+/// The pages of a folder.
+fn pages(folder: &str) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root().join(folder))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.ends_with(".md") {
+            found.push(format!("{folder}/{name}"));
+        }
+    }
+    ensure!(!found.is_empty(), "{folder} has no page");
+    found.sort();
+    Ok(found)
+}
+
+/// Runs all pages of a folder; at least so many blocks are expected.
+fn folder(folder: &str, least: usize) -> Result<()> {
+    let mut ran = 0;
+    for page in pages(folder)? {
+        ran += play(&page)?.1;
+    }
+    ensure!(ran >= least, "{folder} has only {ran} blocks that are run, not {least}");
+    Ok(())
+}
+
 #[test]
 fn the_commands_of_the_readme_work() -> Result<()> {
-    let blocks = blocks(README)?;
-    let servers: Vec<&Block> = of_kind(&blocks, "sh server").collect();
-    ensure!(servers.len() == 1, "the README starts the server in {} places", servers.len());
-    let (process, address, _dir) = serve(server_arguments(servers[0])?)?;
-    let mut printed = String::new();
-    let mut count = 0;
-    for block in of_kind(&blocks, "sh test") {
-        printed.push_str(&run(block, &address).with_context(|| process.output())?);
-        count += 1;
-    }
+    let (printed, count) = play(README)?;
     assert!(count >= 4, "the README has only {count} blocks that can be tested");
     // The blocks would also pass if nobody answered anything, so a few words of the answers are looked for.
     for word in
@@ -164,12 +103,37 @@ fn the_commands_of_the_readme_work() -> Result<()> {
 }
 
 #[test]
+fn the_commands_of_the_first_steps_work() -> Result<()> {
+    folder("docs/start", 6)
+}
+
+#[test]
+fn the_commands_of_operating_work() -> Result<()> {
+    folder("docs/operate", 6)?;
+    folder("docs/operate/deploy", 1)
+}
+
+#[test]
+fn the_commands_of_runbooks_work() -> Result<()> {
+    folder("docs/runbooks", 10)
+}
+
+#[test]
+fn the_commands_about_engines_work() -> Result<()> {
+    folder("docs/engines", 2)
+}
+
+#[test]
+fn the_commands_of_the_reference_work() -> Result<()> {
+    folder("docs/reference", 1)
+}
+
+#[test]
 fn other_commands_of_the_readme_only_build_and_install() -> Result<()> {
     for block in blocks(README)? {
         let kind = block.info.split_whitespace().next().unwrap_or_default();
         if kind != "sh" {
-            let other = ["text", "python", "json", "toml"].contains(&kind);
-            ensure!(other, "{}: commands go into `sh` blocks, not {kind:?}", block.place);
+            ensure!(OTHERS.contains(&kind), "{}: commands go into `sh`, not {kind:?}", block.place);
             continue;
         }
         match block.info.as_str() {
@@ -185,15 +149,31 @@ fn other_commands_of_the_readme_only_build_and_install() -> Result<()> {
 }
 
 #[test]
-fn the_commands_of_the_first_steps_work() -> Result<()> {
-    for document in START {
-        let blocks = blocks(document)?;
-        ensure!(of_kind(&blocks, "sh test").count() > 0, "{document} has nothing to test");
-        let (process, address, _dir) = serve(vec!["serve".to_owned()])?;
-        for block in of_kind(&blocks, "sh test") {
-            run(block, &address).with_context(|| process.output())?;
+fn every_block_of_the_book_says_what_is_done_with_it() -> Result<()> {
+    let mut unrun = Vec::new();
+    for folder in BOOK {
+        for block in pages(folder)?.iter().map(|page| blocks(page)).collect::<Result<Vec<_>>>()? {
+            for block in block {
+                let kind = block.info.split_whitespace().next().unwrap_or_default();
+                match block.info.strip_prefix("sh norun:") {
+                    Some(why) => {
+                        ensure!(why.split_whitespace().count() >= 3, "{}: why?", block.place);
+                        unrun.push(block.place);
+                    }
+                    None => ensure!(
+                        matches!(
+                            block.info.as_str(),
+                            "sh test" | "sh stopped" | "sh server" | "sh server beside"
+                        ) || OTHERS.contains(&kind),
+                        "{}: {:?} is neither run nor said why not",
+                        block.place,
+                        block.info
+                    ),
+                }
+            }
         }
     }
+    assert_eq!(unrun.len(), NORUN, "blocks that nobody runs, each with a reason: {unrun:#?}");
     Ok(())
 }
 
@@ -213,40 +193,5 @@ fn the_places_that_the_readme_names_exist() -> Result<()> {
     ensure!(paths.len() >= 10, "only {} paths were found: {paths:?}", paths.len());
     let missing: Vec<&String> = paths.iter().filter(|path| !root().join(path).exists()).collect();
     assert!(missing.is_empty(), "the README names what is not there: {missing:?}");
-    Ok(())
-}
-
-/// Heading texts as the anchors that renderers make of them.
-fn anchors(text: &str) -> Vec<String> {
-    let headings = text.lines().filter(|line| line.starts_with('#'));
-    let anchor = |heading: &str| -> String {
-        let kept = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
-        kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, '-' | '_')).collect()
-    };
-    headings.map(anchor).collect()
-}
-
-#[test]
-fn links_lead_somewhere() -> Result<()> {
-    let mut followed = 0;
-    for document in std::iter::once(README).chain(START).chain(LINKED) {
-        let folder = root().join(document).parent().context("a document has a folder")?.to_owned();
-        let text = read(document)?;
-        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-        for target in targets.filter(|target| !target.contains("://")) {
-            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
-            let to = if path.is_empty() { root().join(document) } else { folder.join(path) };
-            ensure!(to.exists(), "{document}: no {target}");
-            if !anchor.is_empty() {
-                let known = anchors(&std::fs::read_to_string(&to)?);
-                ensure!(
-                    known.iter().any(|a| a == anchor),
-                    "{document}: {target}; there is {known:?}"
-                );
-            }
-            followed += 1;
-        }
-    }
-    assert!(followed >= 10, "only {followed} links were found");
     Ok(())
 }

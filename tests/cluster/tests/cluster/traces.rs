@@ -127,8 +127,8 @@ async fn one_request_is_one_trace_over_all_hops() -> Result<()> {
     let cluster = Cluster::start_with(&SHAPE, &["--traces", &address])?;
     let flags = ["--traces", &address, "--router-queue-threshold", "1000"];
     let (_gateway, client) = by_turns(&cluster, &flags)?;
-    let traced = client.with_header("traceparent", &format!("00-{TRACE}-{CALLER}-01"))?;
-    let unwanted = client.with_header("traceparent", &format!("00-{UNWANTED}-{CALLER}-00"))?;
+    let traced = client.and_header("traceparent", &format!("00-{TRACE}-{CALLER}-01"))?;
+    let unwanted = client.and_header("traceparent", &format!("00-{UNWANTED}-{CALLER}-00"))?;
     let prompt = filler(70_000, 330);
     let (first, _) = first_token(&unwanted, &prompt).await?;
     ensure!(cached(&first) == 0, "{first}");

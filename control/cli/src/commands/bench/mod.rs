@@ -59,6 +59,8 @@ enum BenchCommand {
     Index(index::Args),
     /// The control plane: block operations and pins a second on three members in this process
     Control(control::Args),
+    /// A gateway before a crowd of simulated workers, until Ctrl-C: for looking at the console
+    Console(control::crowd::Args),
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -72,6 +74,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         }
         BenchCommand::Index(args) => index::run(args).await?,
         BenchCommand::Control(args) => control::run(args).await?,
+        BenchCommand::Console(args) => control::crowd::run(args).await?,
     }
     Ok(())
 }

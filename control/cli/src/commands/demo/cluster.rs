@@ -90,8 +90,9 @@ impl Cluster {
         let members: Vec<String> = self.control.iter().map(|c| c.address().to_string()).collect();
         let workers: Vec<String> = self.workers.iter().map(|w| w.address().to_string()).collect();
         format!(
-            "  gateway http://{}\n  control {}\n  workers {}",
+            "  gateway http://{}\n  console {}\n  control {}\n  workers {}",
             self.gateway.address(),
+            self.gateway.console().unwrap_or_default(),
             members.join(" "),
             workers.join(" ")
         )

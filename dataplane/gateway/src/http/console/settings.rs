@@ -25,6 +25,7 @@ pub(super) fn of_gateway(config: &GatewayConfig) -> Value {
         "media": config.media.name(),
         "websocket": config.websocket,
         "console": config.console,
+        "allowed_hosts": config.hosts,
         "requests_max": config.requests_max,
         "tls_to_members_and_workers": config.identity.is_some(),
         "configured_keys": config.keys.len(),

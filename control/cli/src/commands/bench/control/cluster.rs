@@ -93,29 +93,36 @@ impl Cluster {
             .max_encoding_message_size(MESSAGE_BYTES_MAX))
     }
 
-    /// Registers simulated workers; answers with their ids and epochs.
+    /// Registers simulated workers that nobody can reach; answers with their ids and epochs.
     pub(super) async fn register(&self, count: u32) -> anyhow::Result<Vec<v1::RegisterReply>> {
+        let model = v1::ModelSpec {
+            name: "simulated".into(),
+            revision: "1".into(),
+            block_tokens: 16,
+            context_tokens_max: 131_072,
+        };
+        let like = v1::RegisterWorker {
+            name: "simulated-".into(),
+            address: "127.0.0.1:9".into(),
+            incarnation: 1,
+            model: Some(model),
+            blocks_total: 16_384,
+            region: String::new(),
+        };
+        self.register_like(&like, count).await
+    }
+
+    /// Registers workers that differ from this one by a number at the end of its name.
+    pub(super) async fn register_like(
+        &self,
+        like: &v1::RegisterWorker,
+        count: u32,
+    ) -> anyhow::Result<Vec<v1::RegisterReply>> {
         let client = Self::client(self.leader().await?)?;
         let registering = (0..count).map(|n| {
             let mut client = client.clone();
-            async move {
-                let model = v1::ModelSpec {
-                    name: "simulated".into(),
-                    revision: "1".into(),
-                    block_tokens: 16,
-                    context_tokens_max: 131_072,
-                };
-                let request = v1::RegisterWorker {
-                    name: format!("simulated-{n}"),
-                    address: "127.0.0.1:9".into(),
-                    incarnation: 1,
-                    model: Some(model),
-                    blocks_total: 16_384,
-                    region: String::new(),
-                };
-                let reply = client.register(request).await?;
-                anyhow::Ok(reply.into_inner())
-            }
+            let request = v1::RegisterWorker { name: format!("{}{n}", like.name), ..like.clone() };
+            async move { anyhow::Ok(client.register(request).await?.into_inner()) }
         });
         // In the order of the workers, so that the first traffic is the first worker's.
         futures::stream::iter(registering).buffered(REGISTERING).try_collect().await

@@ -23,7 +23,7 @@ use super::traffic::{Stream, Traffic, make};
 const MESSAGE_FRAMES: usize = 32;
 /// Messages under way to one member at a time: what flow control lets through, without thousands of workers' messages
 /// lying in this one process.
-const UNDER_WAY: usize = 64;
+pub(super) const UNDER_WAY: usize = 64;
 /// The part of the traffic that is sent as fast as it goes; the rest is paced.
 const FLOOD_PART: f64 = 0.6;
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -137,7 +137,7 @@ fn message(frames: &[v1::EventFrame]) -> v1::PublishRequest {
 type Client = v1::control_client::ControlClient<tonic::transport::Channel>;
 
 /// Frames in messages, one after another.
-async fn put_all(
+pub(super) async fn put_all(
     client: &mut Client,
     frames: &[v1::EventFrame],
     under_way: &Semaphore,

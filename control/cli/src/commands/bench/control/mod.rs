@@ -6,6 +6,7 @@
 //! every frame is an entry of the log, is what the streams are to be judged by.
 
 mod cluster;
+pub(super) mod crowd;
 mod etcd;
 mod index;
 mod join;
