@@ -36,7 +36,9 @@ pub enum TraceError {
     #[error("`{0}` is no collector's address; say http://HOST:PORT, such as http://127.0.0.1:4317")]
     Address(String),
     /// It would have to be encrypted.
-    #[error("`{0}`: traces go in plain text; let them go to a collector at hand (http://), which forwards over TLS")]
+    #[error(
+        "`{0}`: traces go in plain text; let them go to a collector at hand (http://), which forwards over TLS"
+    )]
     Encrypted(String),
     /// No share of requests.
     #[error("{0} is no share of requests; say 0.0 to 1.0")]
@@ -161,7 +163,8 @@ mod tests {
     #[test]
     fn an_address_that_makes_no_sense_says_what_does() {
         assert!(check("http://127.0.0.1:4317", 1.0).is_ok());
-        for wrong in ["", "127.0.0.1:4317", "ftp://x:1", "http://x", "http://x:y", "grpc://x:4317"] {
+        for wrong in ["", "127.0.0.1:4317", "ftp://x:1", "http://x", "http://x:y", "grpc://x:4317"]
+        {
             let error = check(wrong, 1.0).unwrap_err();
             assert!(matches!(error, TraceError::Address(_)), "{wrong}");
             assert!(error.to_string().contains("http://127.0.0.1:4317"));

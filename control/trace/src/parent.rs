@@ -1,5 +1,7 @@
 //! Whom a span belongs to, in the words of W3C's `traceparent`.
 
+use std::sync::Arc;
+
 use http::HeaderMap;
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -10,14 +12,8 @@ const NAME: &str = "traceparent";
 const VERSION: &str = "00";
 
 /// Whom a span belongs to; nobody by default.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parent(SpanContext);
-
-impl Default for Parent {
-    fn default() -> Self {
-        Self(SpanContext::NONE)
-    }
-}
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parent(Option<Arc<SpanContext>>);
 
 impl Parent {
     /// What a client says of its own trace. What cannot be read says nothing, as the specification has it.
@@ -43,8 +39,7 @@ impl Parent {
     /// The header's value, where there is a trace.
     #[must_use]
     pub fn header(&self) -> Option<String> {
-        let own = &self.0;
-        own.is_valid().then(|| {
+        self.0.as_ref().map(|own| {
             let flags = own.trace_flags().to_u8();
             format!("{VERSION}-{}-{}-{flags:02x}", own.trace_id(), own.span_id())
         })
@@ -53,19 +48,20 @@ impl Parent {
     /// The trace's number.
     #[must_use]
     pub fn trace_id(&self) -> Option<u128> {
-        self.0.is_valid().then(|| u128::from_be_bytes(self.0.trace_id().to_bytes()))
+        self.0.as_ref().map(|own| u128::from_be_bytes(own.trace_id().to_bytes()))
     }
 
-    pub(crate) const fn of(context: SpanContext) -> Self {
-        Self(context)
+    pub(crate) fn of(context: SpanContext) -> Self {
+        Self(context.is_valid().then(|| Arc::new(context)))
     }
 
-    pub(crate) const fn context(&self) -> &SpanContext {
-        &self.0
+    /// As OpenTelemetry has it; an invalid one is nobody there.
+    pub(crate) fn context(&self) -> SpanContext {
+        self.0.as_deref().cloned().unwrap_or(SpanContext::NONE)
     }
 
     fn read(header: Option<&str>) -> Self {
-        Self(header.and_then(parse).unwrap_or(SpanContext::NONE))
+        header.and_then(parse).map_or_else(Self::default, Self::of)
     }
 }
 
@@ -89,7 +85,7 @@ fn parse(header: &str) -> Option<SpanContext> {
     let (trace, span) = (TraceId::from(trace), SpanId::from(u64::try_from(span).ok()?));
     let flags = TraceFlags::new(flags as u8) & TraceFlags::SAMPLED;
     let context = SpanContext::new(trace, span, flags, true, TraceState::NONE);
-    context.is_valid().then_some(context)
+    Some(context)
 }
 
 #[cfg(test)]
@@ -126,7 +122,11 @@ mod tests {
             assert_eq!(Parent::read(Some(&header)), Parent::default(), "{header}");
         }
         let later = format!("cc-{}-more", &GOOD[3..]);
-        assert_eq!(Parent::read(Some(&later)), Parent::read(Some(GOOD)), "a later version says more");
+        assert_eq!(
+            Parent::read(Some(&later)),
+            Parent::read(Some(GOOD)),
+            "a later version says more"
+        );
         assert_eq!(Parent::read(None).header(), None);
     }
 }

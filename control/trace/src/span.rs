@@ -56,7 +56,7 @@ impl Span {
             Kind::Client => SpanKind::Client,
             Kind::Internal => SpanKind::Internal,
         };
-        let around = Context::new().with_remote_span_context(parent.context().clone());
+        let around = Context::new().with_remote_span_context(parent.context());
         let builder = SpanBuilder::from_name(name).with_kind(kind);
         let span = tracer.build_with_context(builder, &around);
         let own = Parent::of(span.span_context().clone());
@@ -159,7 +159,8 @@ mod tests {
     #[test]
     fn while_nothing_is_exported_a_parent_goes_through() {
         let (provider, _) = provider(1.0);
-        let client = Span::begin_with(&provider.tracer("test"), "c", Kind::Client, &Parent::default());
+        let client =
+            Span::begin_with(&provider.tracer("test"), "c", Kind::Client, &Parent::default());
         let span = Span::through(client.parent());
         assert_eq!(span.child("part", Kind::Internal).parent(), client.parent());
     }

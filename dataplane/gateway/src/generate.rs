@@ -69,6 +69,7 @@ impl Job {
         let blocks = u32::try_from(prefix.blocks.len()).unwrap_or(u32::MAX);
         Self {
             request_id: String::new(),
+            span: Span::default(),
             tenant: prefix.tenant.clone(),
             model: prefix.model.to_string(),
             revision: prefix.revision.to_string(),
@@ -126,7 +127,7 @@ struct Runner {
     placement: Placement,
     job: Arc<Job>,
     /// That it waited for room, until its answer's length is known.
-    waited: Option<Waited>,
+    waited: Option<Box<Waited>>,
     sent: Vec<u32>,
     excluded: HashSet<WorkerId>,
     attempts: usize,

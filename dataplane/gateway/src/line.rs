@@ -63,7 +63,7 @@ struct Seat {
 struct Turn {
     /// `None` where no worker could be chosen at that moment: the usual way says why.
     placed: Option<Placed>,
-    waited: Waited,
+    waited: Box<Waited>,
 }
 
 /// That a request waited, for the tenant's and its program's account.
@@ -87,7 +87,7 @@ impl Waited {
 /// How a request got on.
 pub(crate) enum Entered {
     /// It is on its way.
-    Placed(Placed, Option<Waited>),
+    Placed(Placed, Option<Box<Waited>>),
     /// No worker can be chosen at all: whoever asked finds out why.
     Nowhere,
 }
@@ -242,7 +242,7 @@ impl Lines {
             let queued = Queued { took, overtook };
             let placed = placement.choose(&job, &HashSet::new(), Some(queued));
             let (lines, key) = (self.clone(), key.clone());
-            let waited = Waited { lines, key, waiting, took };
+            let waited = Box::new(Waited { lines, key, waiting, took });
             // Whoever left meanwhile gives his booking back.
             if let Err(Turn { placed: Some(placed), .. }) = go.send(Turn { placed, waited }) {
                 placed.cancel();

@@ -53,7 +53,7 @@ impl Client {
         let mut headers = reqwest::header::HeaderMap::new();
         headers.insert(name, value.parse()?);
         let http = reqwest::Client::builder().default_headers(headers).build()?;
-        Ok(Self { http, base: self.base.clone() })
+        Ok(Self { http, base: base.to_owned() })
     }
 
     /// A GET.

@@ -25,8 +25,8 @@ pub(crate) mod session;
 pub(crate) mod status;
 pub(crate) mod tenant;
 pub(crate) mod tiers;
-pub(crate) mod traces;
 pub(crate) mod trace;
+pub(crate) mod traces;
 pub(crate) mod worker;
 
 /// Resolves at SIGINT or SIGTERM.

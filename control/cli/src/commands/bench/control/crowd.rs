@@ -239,6 +239,13 @@ impl Worker for Crowd {
         Ok(Response::new(v1::ChangeLeasesReply {}))
     }
 
+    async fn prefetch(
+        &self,
+        _: Request<v1::PrefetchRequest>,
+    ) -> Result<Response<v1::PrefetchReply>, Status> {
+        Err(Status::unavailable(NO_ENGINE))
+    }
+
     async fn export_blocks(
         &self,
         _: Request<v1::ExportBlocksRequest>,
