@@ -81,6 +81,8 @@ pub struct Scheduler {
     /// Blocks of prompts that running requests are about to compute, and who does.
     in_flight: HashMap<u128, Place>,
     arrivals: u64,
+    /// Steps in a row in which prompts waited for those of a higher priority.
+    lone_steps: u32,
     seeds: RandomState,
     outputs: Vec<Output>,
     batch_tokens: Vec<u32>,
@@ -119,6 +121,7 @@ impl Scheduler {
             places: HashMap::new(),
             in_flight: HashMap::new(),
             arrivals: 0,
+            lone_steps: 0,
             seeds: RandomState::new(),
             outputs: Vec::new(),
             batch_tokens: Vec::new(),

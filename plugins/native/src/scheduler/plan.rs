@@ -5,6 +5,10 @@
 use mainstay_engine_abi::sdk::{Code, Finish};
 
 use super::Scheduler;
+use super::sequence::Sequence;
+
+/// So many steps in a row may belong to prompts of the highest priority alone.
+const LONE_STEPS_MAX: u32 = 8;
 
 impl Scheduler {
     /// Sets each running request's rows and gives it the blocks for them.
@@ -26,16 +30,26 @@ impl Scheduler {
         // However many decode, prompts move on by a block.
         let mut budget = budget.max(self.grid.block_tokens);
         let mut index = 0;
+        let mut above = None;
         while index < self.running.len() && budget > 0 {
             let rows = self.chunk(index, budget, room_for_output);
             if rows > 0 {
+                // Who is urgent waits for a whole step: prompts of a lower priority are no part of it.
+                let priority = self.running[index].priority();
+                if above.is_some_and(|above| priority < above) && self.lone_steps < LONE_STEPS_MAX {
+                    break;
+                }
                 if !self.give_rows(index, rows, now_us) {
                     continue;
                 }
                 budget -= rows;
+                above = above.or(Some(priority));
             }
             index += 1;
         }
+        let waits = |s: &Sequence| s.remaining() > 1 && above.is_some_and(|a| s.priority() < a);
+        let left_out = self.running.iter().skip(index).any(|sequence| waits(sequence));
+        self.lone_steps = if left_out { self.lone_steps + 1 } else { 0 };
     }
 
     /// How many rows of its prompt a request can compute now.

@@ -34,6 +34,8 @@ fn request(id: u64, chain: &Arc<[SequenceHash]>, prompt: u32, output: u32) -> Re
         output_tokens: output,
         priority: 0,
         claim: None,
+        ranges: Vec::new(),
+        leases: Vec::new(),
         fetch: None,
     }
 }
@@ -60,7 +62,7 @@ fn a_cold_prompt_takes_the_steps_of_its_pieces_and_a_warm_one_what_is_new() {
     let first = us(profile.step_us(8_192, 8_192.0 * 4_096.0, 0));
     let rest = 16_000.0 - 8_192.0;
     let second = us(profile.step_us(7_808, rest * (8_192.0 + rest / 2.0), 0));
-    assert_eq!(seen[0], (first + second, Note::First { id: 1, cached_tokens: 0 }));
+    assert_eq!(seen[0], (first + second, Note::First { id: 1, cached_tokens: 0, waited_us: 0 }));
     let decoded = us(profile.decode_us(2, 1, 16_001));
     assert_eq!(seen[1], (first + second + decoded, Note::Ended { id: 1 }));
 
@@ -68,7 +70,10 @@ fn a_cold_prompt_takes_the_steps_of_its_pieces_and_a_warm_one_what_is_new() {
     engine.submit(request(2, &blocks, 16_016, 1), now_us);
     let seen = run(&mut engine, now_us);
     let warm = us(profile.step_us(16, 16.0 * 16_008.0, 0));
-    assert_eq!(seen[0], (now_us + warm, Note::First { id: 2, cached_tokens: 16_000 }));
+    assert_eq!(
+        seen[0],
+        (now_us + warm, Note::First { id: 2, cached_tokens: 16_000, waited_us: 0 })
+    );
     assert_eq!(engine.load().blocks_used, 0);
     assert!((engine.load().prefill_us_per_token - warm as f32 / 16.0).abs() > 1.0, "averaged");
 }
@@ -93,7 +98,7 @@ fn who_arrives_in_a_stretch_waits_for_the_step_under_way_only() {
     let mixed = us(profile.step_us(17, 16.0 * 8.0, 27));
     assert_eq!(engine.next_us(), Some(cut_us + mixed));
     let seen = run(&mut engine, cut_us);
-    assert_eq!(seen[0].1, Note::First { id: 2, cached_tokens: 0 });
+    assert!(matches!(seen[0].1, Note::First { id: 2, cached_tokens: 0, .. }));
     let ends = seen.iter().filter(|(_, note)| matches!(note, Note::Ended { .. }));
     assert_eq!(ends.count(), 2);
 }
