@@ -27,6 +27,9 @@ const PACE_WEIGHT: f32 = 0.1;
 const PACE_TOKENS_MIN: u32 = 16;
 /// So many steps in a row may belong to prompts of the highest priority alone.
 const LONE_STEPS_MAX: u32 = 8;
+/// While an urgent request came so lately, prompts of no priority have this part of a step.
+const URGENT_LATELY_MS: u64 = 30_000;
+const SMALL_STEP_PART: u32 = 8;
 /// No engine is faster or slower than its profile by more.
 const SPEED_MAX: f64 = 1_000.0;
 
@@ -129,6 +132,8 @@ pub struct Engine {
     blocked: bool,
     /// Steps in a row in which prompts waited for those of higher ones.
     lone_steps: u32,
+    /// When an urgent request came last.
+    urgent_ms: Option<u64>,
     prefill_us_per_token: f32,
     decode_us_per_step: f32,
     counters: Counters,
@@ -162,6 +167,7 @@ impl Engine {
             arrivals: 0,
             blocked: false,
             lone_steps: 0,
+            urgent_ms: None,
             prefill_us_per_token: 0.0,
             decode_us_per_step: 0.0,
             counters: Counters::default(),
@@ -182,6 +188,9 @@ impl Engine {
     /// Queues a request, or refuses it at once. The next step sees it: ask [`Engine::next_us`] again.
     pub fn submit(&mut self, request: Request, now_us: u64) -> Option<Note> {
         self.arrivals += 1;
+        if request.priority > 0 {
+            self.urgent_ms = Some(now_us / 1_000);
+        }
         let sequence = Sequence::new(request, self.arrivals, now_us);
         let tokens = u64::from(sequence.tokens()) + u64::from(sequence.request.output_tokens);
         if tokens.div_ceil(u64::from(self.block_tokens)) > u64::from(self.blocks.counts().total) {
@@ -427,6 +436,7 @@ impl Engine {
     fn deal(&mut self) {
         let decoding = self.running.iter().filter(|s| s.decodes()).count() as u32;
         let mut budget = self.profile.step_tokens_max.saturating_sub(decoding);
+        let mut small = self.small_step();
         let mut above = None;
         for sequence in &mut self.running {
             if sequence.decodes() {
@@ -436,10 +446,20 @@ impl Engine {
             let priority = sequence.request.priority;
             let is_lesser = above.is_some_and(|above| priority < above);
             let share = if is_lesser && self.lone_steps < LONE_STEPS_MAX { 0 } else { budget };
+            let share = if priority > 0 { share } else { share.min(small) };
             sequence.piece = sequence.unread().min(share);
             budget -= sequence.piece;
+            small = small.saturating_sub(sequence.piece);
             above = above.max(Some(priority));
         }
+    }
+
+    /// How many tokens of a step prompts of no priority may have: while urgent requests come now and then, a part, since
+    /// the next one waits for the step that is under way.
+    fn small_step(&self) -> u32 {
+        let all = self.profile.step_tokens_max;
+        let lately = self.urgent_ms.is_some_and(|ms| self.now_ms < ms + URGENT_LATELY_MS);
+        if lately { (all / SMALL_STEP_PART).max(self.block_tokens) } else { all }
     }
 
     /// Counts steps in a row in which prompts waited for higher ones.
@@ -459,8 +479,13 @@ impl Engine {
         if self.lone_steps < LONE_STEPS_MAX && self.running.iter().any(|s| is_above(&s)) {
             return 0;
         }
-        let taken = self.running.iter().filter(|s| s.decodes() || s.place < place).map(|s| s.piece);
-        self.profile.step_tokens_max.saturating_sub(taken.sum())
+        let before = || self.running.iter().filter(|s| s.decodes() || s.place < place);
+        let left = self.profile.step_tokens_max.saturating_sub(before().map(|s| s.piece).sum());
+        if place.0.0 > 0 {
+            return left;
+        }
+        let prompts = before().filter(|s| !s.decodes() && s.request.priority <= 0);
+        left.min(self.small_step().saturating_sub(prompts.map(|s| s.piece).sum()))
     }
 
     fn admit(&mut self, now_us: u64) {
