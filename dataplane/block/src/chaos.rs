@@ -162,6 +162,15 @@ fn check(pool: &mut BlockManager) {
     let reclaimable = pool.blocks.iter().filter(|b| b.stage == Stage::Cached && b.holds == 0);
     assert_eq!(pool.reclaimable as usize, reclaimable.count());
     for (id, block) in pool.blocks.iter().enumerate() {
+        let is_idle = block.stage == Stage::Cached && block.holds == 0;
+        let worth = is_idle.then(|| pool.standing(id as u32).priority);
+        assert_eq!(pool.idle.worth(id as u32), worth, "block {id}");
+    }
+    for worth in [0, 35, 60, 100] {
+        let above = (0..pool.blocks.len() as u32).filter_map(|id| pool.idle.worth(id));
+        assert_eq!(pool.reclaimable_above(worth) as usize, above.filter(|w| *w > worth).count());
+    }
+    for (id, block) in pool.blocks.iter().enumerate() {
         let goes = block.stage == Stage::Cached && block.children == 0 && block.holds == 0;
         assert_eq!(pool.links[id].priority().is_some(), goes, "{block:?}");
         assert_eq!(block.references > 0, matches!(block.stage, Stage::Filling | Stage::Used));

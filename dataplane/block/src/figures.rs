@@ -3,7 +3,7 @@
 //! A cache is too small where blocks go at an age at which others are still hit, and an order is
 //! wrong where they go young while older ones stay. So both ages are kept, by cause.
 
-use super::{Cause, Class};
+use super::{Cause, Class, PRIORITY_MAX};
 
 /// How many powers of two of milliseconds are told apart: the last one is 17 years.
 const BUCKETS: usize = 40;
@@ -107,6 +107,42 @@ impl Ages {
     }
 }
 
+/// Counts by what blocks were worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Worths([u64; PRIORITY_MAX as usize + 1]);
+
+impl Default for Worths {
+    fn default() -> Self {
+        Self([0; PRIORITY_MAX as usize + 1])
+    }
+}
+
+impl Worths {
+    pub(crate) fn add(&mut self, worth: u8) {
+        self.0[worth.min(PRIORITY_MAX) as usize] += 1;
+    }
+
+    pub(crate) fn take_back(&mut self, worth: u8) {
+        let count = &mut self.0[worth.min(PRIORITY_MAX) as usize];
+        *count = count.saturating_sub(1);
+    }
+
+    /// Those that came after `earlier` was taken.
+    #[must_use]
+    pub(crate) fn since(&self, earlier: &Self) -> Self {
+        let mut counts = *self;
+        for (count, before) in counts.0.iter_mut().zip(earlier.0) {
+            *count = count.saturating_sub(before);
+        }
+        counts
+    }
+
+    /// The counts, from 0 to the highest priority.
+    pub fn counts(&self) -> impl Iterator<Item = u64> + '_ {
+        self.0.iter().copied()
+    }
+}
+
 /// What a pool did so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
@@ -118,10 +154,23 @@ pub struct Figures {
     pub evictions_by_class: [u64; Class::COUNT],
     /// How many went without having been used again.
     pub evicted_unused: u64,
+    /// How many blocks that could have gone were used again, by what they were worth.
+    pub hits_by_worth: Worths,
+    /// How many went for want of room, by the same.
+    pub evictions_by_worth: Worths,
 }
 
 impl Figures {
-    pub(crate) fn evicted(&mut self, cause: Cause, class: Class, age_ms: u64, hits: u8) {
+    pub(crate) fn evicted(
+        &mut self,
+        cause: Cause,
+        (worth, class): (u8, Class),
+        age_ms: u64,
+        hits: u8,
+    ) {
+        if matches!(cause, Cause::Capacity | Cause::Expiry | Cause::Lifecycle) {
+            self.evictions_by_worth.add(worth);
+        }
         self.age_at_eviction[cause as usize].add(age_ms);
         self.evictions_by_class[class as usize] += 1;
         self.evicted_unused += u64::from(hits == 0);

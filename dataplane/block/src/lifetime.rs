@@ -74,6 +74,9 @@ impl BlockManager {
 
     /// A block's claims have changed.
     pub(crate) fn relist(&mut self, id: u32) {
+        if self.idle.has(id) {
+            self.idle.put(id, Some(self.standing(id).priority));
+        }
         if let Some(priority) = self.links[id as usize].priority()
             && priority != self.standing(id).priority
         {
@@ -103,6 +106,8 @@ impl BlockManager {
     pub(crate) fn set_idle(&mut self, id: u32, is_idle: bool) {
         let by = if is_idle { 1 } else { -1 };
         self.reclaimable = self.reclaimable.saturating_add_signed(by);
+        let worth = is_idle.then(|| self.standing(id).priority);
+        self.idle.put(id, worth);
         let own = self.tenants.known(self.blocks[id as usize].tenant);
         own.reclaimable = own.reclaimable.saturating_add_signed(by);
         // What another tenant goes on from can't go for its own tenant's sake.
@@ -175,7 +180,8 @@ impl BlockManager {
         let age_ms = now_ms.saturating_sub(block.used_ms);
         let parent = std::mem::replace(&mut block.parent, NONE);
         let slot = block.tenant;
-        self.figures.evicted(cause, standing.class, age_ms, evicted.hits);
+        let was = (standing.priority, standing.class);
+        self.figures.evicted(cause, was, age_ms, evicted.hits);
         self.by_hash.remove(&evicted.hash.0);
         self.tenants.known(slot).blocks -= 1;
         self.forget_starved(evicted.hash.0);

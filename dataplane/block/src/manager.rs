@@ -12,6 +12,7 @@ use mainstay_types::hash::{NamespaceId, SequenceHash};
 
 use super::block::Block;
 use super::changes::Changes;
+use super::idle::IdleWorths;
 use super::leases::Leases;
 use super::levels::Levels;
 use super::pins::Pins;
@@ -112,6 +113,8 @@ pub struct BlockManager {
     pub(crate) used: u32,
     /// Registered blocks without user and hold: all of them can be evicted, one after the other.
     pub(crate) reclaimable: u32,
+    /// Of these, how many are worth how much, and as what each is counted.
+    pub(crate) idle: IdleWorths,
 }
 
 impl BlockManager {
@@ -138,6 +141,7 @@ impl BlockManager {
             stamps: 0,
             used: 0,
             reclaimable: 0,
+            idle: IdleWorths::default(),
         }
     }
 
@@ -168,7 +172,14 @@ impl BlockManager {
         self.total - self.blocks.len() as u32 + self.free.len() as u32 + self.reclaimable
     }
 
-    /// The same for one tenant, within its budget.
+    /// How many of them are worth more than that: whoever may not evict such has so many fewer. Before one of less
+    /// worth can go, what comes after it in its chain has to, so that there may be more in the way.
+    #[must_use]
+    pub fn reclaimable_above(&self, worth: u8) -> u32 {
+        self.idle.above(worth)
+    }
+
+    /// The same as [`BlockManager::available`] for one tenant, within its budget.
     #[must_use]
     pub fn available_to(&self, tenant: TenantSlot) -> u32 {
         let own = self.tenants.get(tenant.0).map_or(u32::MAX, |tenant| {
@@ -223,6 +234,9 @@ impl BlockManager {
             return Err(BlockError::Orphan(id));
         }
         self.figures.age_at_hit.add(now_ms.saturating_sub(block.used_ms));
+        if let Some(worth) = self.idle.worth(id.index) {
+            self.figures.hits_by_worth.add(worth);
+        }
         let block = &mut self.blocks[id.at()];
         block.hits = block.hits.saturating_add(1);
         self.use_again(id.index);
@@ -256,6 +270,7 @@ impl BlockManager {
                 self.namespaces.push(NamespaceId(0));
                 self.links.push(Link::ABSENT);
                 self.tenant_links.push(Link::ABSENT);
+                self.idle.grow();
                 self.blocks.len() as u32 - 1
             }
             None => {
@@ -393,6 +408,12 @@ impl BlockManager {
                         }
                     }
                     self.drop_reference(id.index);
+                    // One that others use as well was none that could have gone.
+                    if index < found
+                        && let Some(worth) = self.idle.worth(id.index)
+                    {
+                        self.figures.hits_by_worth.take_back(worth);
+                    }
                 }
             }
         }

@@ -80,7 +80,7 @@ impl Default for PolicySettings {
 pub struct Pressure {
     /// How long a block stays without a use before it has to go; `None` where none had to.
     pub kept_ms: Option<u64>,
-    /// The share of blocks that were used again before they went.
+    /// The share of blocks that are used again before they go, of those of the worth that has to go.
     pub used_share: f64,
 }
 
@@ -88,7 +88,6 @@ impl Pressure {
     /// What a pool did between two looks at it.
     #[must_use]
     pub fn between(earlier: &Figures, now: &Figures) -> Self {
-        let hits = now.age_at_hit.since(&earlier.age_at_hit).count() as f64;
         // What a hold had kept goes for want of room as well, once the hold is over.
         let [gone, held] = [Cause::Capacity, Cause::Expiry].map(|cause| {
             now.age_at_eviction[cause as usize].since(&earlier.age_at_eviction[cause as usize])
@@ -97,9 +96,23 @@ impl Pressure {
         Self {
             // At least so long: what is thought to stay and does not is lost.
             kept_ms: (gone.count() > 0).then(|| gone.quantile_floor_ms(0.5)),
-            used_share: hits / (hits + gone.count() as f64).max(1.0),
+            used_share: used_share(earlier, now),
         }
     }
+}
+
+/// How many of those blocks would have been used again that are denied their stay: of each worth as many as of those
+/// that are worth as much, weighed by how many had to go. A session that comes back says nothing of what strangers do.
+fn used_share(earlier: &Figures, now: &Figures) -> f64 {
+    let hits = now.hits_by_worth.since(&earlier.hits_by_worth);
+    let gone = now.evictions_by_worth.since(&earlier.evictions_by_worth);
+    let (mut used, mut all) = (0.0, 0.0);
+    for (hits, gone) in hits.counts().zip(gone.counts()).filter(|(_, gone)| *gone > 0) {
+        let (hits, gone) = (hits as f64, gone as f64);
+        used += gone * hits / (hits + gone);
+        all += gone;
+    }
+    if all > 0.0 { used / all } else { 0.0 }
 }
 
 /// What it costs to lose a session's blocks, and to keep them.

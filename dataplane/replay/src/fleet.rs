@@ -5,10 +5,10 @@
 
 use std::collections::VecDeque;
 
-use mainstay_engine_abi::sdk::KvEvent;
+use mainstay_engine_abi::sdk::{KvEvent, LeaseChange};
 use mainstay_index::{BlockIndex, BlockName, IndexReader, Overlap, TierOverlap};
 use mainstay_route::{WorkerLoad, WorkerView};
-use mainstay_sim_model::{Counters, Engine, Load, Note, Profile, Request};
+use mainstay_sim_model::{Counters, Engine, Figures, Load, Note, Profile, Request};
 use mainstay_types::{Epoch, NamespaceId, SequenceHash, Tier, WorkerId};
 
 /// How often workers publish their loads: as the real ones do.
@@ -120,6 +120,48 @@ impl Fleet {
         let Some(changed) = self.workers.get_mut(worker as usize) else { return };
         changed.engine.set_speed(speed, now_us);
         changed.reports = if unseen { speed as f32 } else { 1.0 };
+    }
+
+    /// Tells a worker of a change in a lease.
+    pub(crate) fn change_lease(&mut self, worker: u32, change: &LeaseChange, now_us: u64) {
+        let Some(changed) = self.workers.get_mut(worker as usize) else { return };
+        changed.engine.change_lease(change, now_us);
+        self.changed(worker, now_us);
+    }
+
+    /// Pins blocks on a worker; how many are held, or nothing where it has no room for the pin.
+    pub(crate) fn pin(
+        &mut self,
+        worker: u32,
+        pin_id: u128,
+        hashes: &[u128],
+        ends_us: u64,
+        now_us: u64,
+    ) -> Option<u32> {
+        let held = self.workers.get_mut(worker as usize)?;
+        let held = held.engine.pin(pin_id, hashes, ends_us, now_us).ok();
+        self.changed(worker, now_us);
+        held
+    }
+
+    pub(crate) fn unpin(&mut self, worker: u32, pin_id: u128, now_us: u64) {
+        let Some(held) = self.workers.get_mut(worker as usize) else { return };
+        held.engine.unpin(pin_id);
+        self.changed(worker, now_us);
+    }
+
+    /// Tokens that a worker's cache has taken in so far: computed, said, loaded and fetched.
+    pub(crate) fn taken_in(&self, worker: u32) -> u64 {
+        self.workers.get(worker as usize).map_or(0, |worker| {
+            let counters = worker.engine.counters();
+            let computed = counters.prefill_tokens + counters.decode_tokens;
+            computed + counters.loaded_tokens + counters.fetched_tokens
+        })
+    }
+
+    /// What a worker's cache did so far.
+    pub(crate) fn figures(&self, worker: u32) -> &Figures {
+        self.workers[worker as usize].engine.figures()
     }
 
     /// Lets a worker do what is due.
@@ -255,6 +297,8 @@ mod tests {
             output_tokens: 30,
             priority: 0,
             claim: None,
+            ranges: Vec::new(),
+            leases: Vec::new(),
             fetch: None,
         };
         let now_us = 60_000;
@@ -266,7 +310,7 @@ mod tests {
         assert_eq!(fleet.views(100_000)[1].load.heard_ms, 100);
         let first_us = fleet.next_us(1).unwrap();
         fleet.advance(1, first_us, &mut notes);
-        assert_eq!(notes, [Note::First { id: 1, cached_tokens: 0 }]);
+        assert_eq!(notes, [Note::First { id: 1, cached_tokens: 0, waited_us: 0 }]);
         let mut overlaps = Overlaps::default();
         for (at_us, blocks) in [(first_us + 29_999, 0), (first_us + 30_000, 10)] {
             fleet.catch_up(at_us);

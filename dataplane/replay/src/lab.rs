@@ -4,7 +4,11 @@
 //! policy. There are no events for tokens and none for loads; what a request costs here is its share of steps with
 //! prompts, and a few passes over its blocks.
 
+mod keeper;
 mod line;
+mod pins;
+mod returns;
+mod strangers;
 mod sums;
 
 use std::cmp::Reverse;
@@ -24,7 +28,11 @@ use crate::rng::{Rng, mix};
 use crate::series::Course;
 use crate::slab::Slab;
 use crate::slow::Slow;
-use crate::trace::{Session, Trace};
+use crate::trace::{Role, Session, Trace};
+use keeper::{Keeper, Letters, Sight};
+use pins::Pins;
+use returns::{Away, Returns};
+use strangers::NOBODY;
 use sums::{Run, Sums, class_place};
 
 /// Workers at most.
@@ -77,6 +85,14 @@ pub struct Settings {
     pub tell_output: bool,
     /// Workers bring in what others hold, where the policy is one of the router's.
     pub transfer: bool,
+    /// Sessions take leases and their changes become orders, as gateways have it; else blocks are alike.
+    pub lifecycle: bool,
+    /// Requests that nobody comes back to bring so many times all caches each minute.
+    pub flood: f64,
+    /// The first so many tokens of some leads are pinned in the engines that serve them; 0 is none.
+    pub pin_tokens: u32,
+    /// The share of sessions whose lead is pinned.
+    pub pinned: f64,
     /// Whether the report has its distribution and course, for plots.
     pub series: bool,
 }
@@ -102,6 +118,10 @@ impl Settings {
             hints: true,
             tell_output: false,
             transfer: false,
+            lifecycle: false,
+            flood: 0.0,
+            pin_tokens: 0,
+            pinned: 0.0,
             series: false,
         }
     }
@@ -121,6 +141,8 @@ enum Event {
     Pump,
     /// Who was turned away comes again.
     Again(u32),
+    /// Somebody without a session asks.
+    Stranger,
 }
 
 /// A request that is being served.
@@ -142,6 +164,14 @@ struct Asked {
     ticket: Option<Ticket>,
     /// As what it waited, if it did.
     waited: Option<Box<Waiting>>,
+    /// The worker that it was sent to last.
+    served: u32,
+    /// What lay between it and the turn before.
+    away: Option<Away>,
+    role: Role,
+    calls: bool,
+    /// What it has in common with other sessions.
+    head_tokens: u32,
 }
 
 struct Lab<'a> {
@@ -163,6 +193,12 @@ struct Lab<'a> {
     line: Option<RequestQueue>,
     pumping: bool,
     started: u64,
+    strangers: u64,
+    /// Mean time between two strangers, if any come.
+    stranger_us: Option<f64>,
+    keeper: Option<Keeper>,
+    pins: Pins,
+    returns: Returns,
     notes: Vec<Note>,
     steps: Vec<Step>,
     overlaps: Overlaps,
@@ -201,6 +237,11 @@ pub fn play(
         line: line::of(settings, policy),
         pumping: false,
         started: 0,
+        strangers: 0,
+        stranger_us: strangers::interval_us(settings.flood, settings.profile.kv_tokens(), workers),
+        keeper: settings.lifecycle.then(|| Keeper::new(workers)),
+        pins: Pins::new(settings.pin_tokens, settings.pinned, trace.block_tokens, settings.seed),
+        returns: Returns::default(),
         notes: Vec::new(),
         steps: Vec::new(),
         overlaps: Overlaps::default(),
@@ -213,6 +254,7 @@ pub fn play(
         lab.at(slow.from_s.saturating_mul(1_000_000), Event::Slow(at as u32));
     }
     lab.open(alive);
+    lab.await_stranger(0);
     let mut now_us = 0;
     while let Some(Reverse((at_us, _, event))) = lab.events.pop() {
         if let Event::Slow(change) = event {
@@ -228,11 +270,10 @@ pub fn play(
             Event::Start => lab.start(now_us),
             Event::Pump => lab.pump(now_us, &mut stopwatch),
             Event::Again(id) => lab.enter(id, now_us, &mut stopwatch),
+            Event::Stranger => lab.stranger(now_us, &mut stopwatch),
         }
     }
-    let counters = lab.fleet.counters();
-    let run = Run { name, workers, end_us: now_us, sessions: lab.started, counters };
-    lab.sums.report(&run, lab.course.as_ref())
+    lab.report(name, now_us)
 }
 
 /// What a token from another worker takes, where workers bring blocks in from each other.
@@ -274,6 +315,29 @@ fn queue(trace: &Trace, settings: &Settings, alive: usize, rng: &mut Rng) -> Vec
 }
 
 impl Lab<'_> {
+    fn report(self, name: &str, end_us: u64) -> Report {
+        let counters = self.fleet.counters();
+        let workers = self.fleet.count();
+        let run = Run { name, workers, end_us, sessions: self.started, counters };
+        let pins = &self.pins;
+        let pinned = (pins.tokens > 0)
+            .then(|| self.returns.pinned(pins.tokens, pins.sessions, pins.refused));
+        Report {
+            lifecycle: self.settings.lifecycle,
+            after_pause: self.returns.after_pause(),
+            after_traffic: self.returns.after_traffic(),
+            pinned,
+            ..self.sums.report(&run, self.course.as_ref())
+        }
+    }
+
+    /// Workers do what sessions' changes ask for.
+    fn post(&mut self, letters: Letters, now_us: u64) {
+        for (worker, change) in letters {
+            self.fleet.change_lease(worker, &change, now_us);
+        }
+    }
+
     fn session(&self, place: u32) -> &Session {
         &self.trace.sessions[place as usize]
     }
@@ -353,7 +417,7 @@ impl Lab<'_> {
 
     fn no_more_to_start(&mut self, now_us: u64) {
         let busy_us = self.fleet.counters().busy_us;
-        let (tokens, by_class) = (self.sums.output_tokens, self.sums.class_tokens);
+        let (tokens, by_class) = (self.sums.output_tokens, self.sums.class_tokens());
         self.sums.full.get_or_insert((now_us, tokens, busy_us, by_class));
     }
 
@@ -375,6 +439,12 @@ impl Lab<'_> {
     fn over(&mut self, slot: u32, now_us: u64) {
         let Some(live) = self.alive.take(slot) else { return };
         let session = &self.trace.sessions[live.session as usize];
+        let agents = session.agents.len() as u32;
+        self.returns.forget(slot, agents);
+        self.pins.over(slot, live.serial, &mut self.fleet, now_us);
+        if let Some(keeper) = &mut self.keeper {
+            keeper.forget(slot, agents);
+        }
         if !session.numbers_are_global {
             for (hashes, chain) in live.chains.iter().zip(&session.chains) {
                 self.ideal.forget(&hashes[chain.shared_blocks as usize..]);
@@ -392,6 +462,7 @@ impl Lab<'_> {
         let Some(turn) = live.turn(session, agent) else { return };
         let chain = Arc::clone(&live.chains[turn.chain as usize]);
         let block_tokens = self.trace.block_tokens;
+        let head_tokens = session.chains[turn.chain as usize].shared_blocks * block_tokens;
         let (serial, own) = (live.serial, i32::from(turn.priority));
         let priority = if own == 0 { self.class(serial) } else { own };
         let prompt = &chain[..turn.prompt_blocks as usize];
@@ -414,7 +485,16 @@ impl Lab<'_> {
             session: serial,
             ticket: None,
             waited: None,
+            served: 0,
+            away: self.away((slot, agent), now_us).filter(|_| turn.role == Role::Continues),
+            role: turn.role,
+            calls: turn.calls,
+            head_tokens,
         });
+        if let Some(keeper) = &mut self.keeper {
+            let letters = keeper.asks((slot, agent), serial, turn.role, now_us);
+            self.post(letters, now_us);
+        }
         if let Some(course) = &mut self.course {
             course.arrived(now_us);
         }
@@ -451,39 +531,34 @@ impl Lab<'_> {
 
     fn heed(&mut self, note: Note, now_us: u64) {
         match note {
-            Note::First { id, cached_tokens } => {
-                let Some(asked) = self.asked.get(id as u32) else { return };
-                let ttft_us = now_us - asked.arrived_us;
-                self.sums.ttft_us.push(ttft_us);
-                self.sums.classes[class_place(asked.priority)].0.push(ttft_us);
-                self.sums.cached_tokens += u64::from(cached_tokens);
-                let class = &mut self.sums.class_prompts[class_place(asked.priority)];
-                class.0 += u64::from(asked.prompt_tokens);
-                class.1 += u64::from(cached_tokens);
-                if let Some(course) = &mut self.course {
-                    course.first(now_us, ttft_us, asked.prompt_tokens, cached_tokens);
-                }
-                if let Some(ticket) = asked.ticket {
-                    self.chooser.first_token(now_us / 1000, ticket);
-                }
+            Note::First { id, cached_tokens, waited_us } => {
+                self.first(id as u32, cached_tokens, waited_us, now_us);
             }
             Note::Ended { id } => {
                 let Some(asked) = self.asked.take(id as u32) else { return };
+                if asked.slot == NOBODY {
+                    self.go_on(&asked, now_us);
+                    return;
+                }
                 let took_us = (now_us - asked.arrived_us).max(1);
                 let tokens = u64::from(asked.output_tokens);
                 let tok_ms = tokens * 1_000_000_000 / took_us;
                 self.sums.tok_ms.push(tok_ms);
-                self.sums.classes[class_place(asked.priority)].1.push(tok_ms);
                 if let Some(course) = &mut self.course {
                     course.ended(now_us, tokens);
                 }
                 self.sums.output_tokens += tokens;
-                self.sums.class_tokens[class_place(asked.priority)] += tokens;
+                self.sums.classes[class_place(asked.priority)].ended(tok_ms, tokens);
                 self.ideal.add(&asked.chain[..asked.chain_blocks as usize]);
+                self.keep(&asked, now_us);
                 self.go_on(&asked, now_us);
             }
             Note::Refused { id } => {
                 let Some(asked) = self.asked.take(id as u32) else { return };
+                if asked.slot == NOBODY {
+                    self.go_on(&asked, now_us);
+                    return;
+                }
                 self.sums.refused += 1;
                 if let Some(course) = &mut self.course {
                     course.ended(now_us, 0);
@@ -495,6 +570,65 @@ impl Lab<'_> {
         }
     }
 
+    /// A request's first token.
+    fn first(&mut self, id: u32, cached_tokens: u32, waited_us: u64, now_us: u64) {
+        let Some(asked) = self.asked.get(id) else { return };
+        let ttft_us = now_us - asked.arrived_us;
+        if let Some(ticket) = asked.ticket {
+            self.chooser.first_token(now_us / 1000, ticket);
+        }
+        if asked.slot == NOBODY {
+            self.sums.strangers_us.push(ttft_us);
+            return;
+        }
+        let cached = u64::from(cached_tokens);
+        let is_pressed = self.settings.flood <= 0.0 || self.sums.full.is_none();
+        if let Some(away) = asked.away.filter(|_| is_pressed) {
+            self.returns.found(away, asked.ideal_tokens, cached);
+            let stretch = (asked.agent == 0).then(|| self.pins.stretch(asked.slot, &asked.chain));
+            if let Some((tokens, is_pinned)) = stretch.flatten()
+                && asked.ideal_tokens >= u64::from(tokens)
+            {
+                self.returns.found_stretch(away, is_pinned, u64::from(tokens), cached);
+            }
+        }
+        self.sums.ttft_us.push(ttft_us);
+        self.sums.cached_tokens += cached;
+        let class = &mut self.sums.classes[class_place(asked.priority)];
+        class.first(ttft_us, waited_us, asked.prompt_tokens, cached_tokens);
+        if let Some(course) = &mut self.course {
+            course.first(now_us, ttft_us, asked.prompt_tokens, cached_tokens);
+        }
+    }
+
+    /// What lies between an agent's turns.
+    fn away(&self, agent: (u32, u32), now_us: u64) -> Option<Away> {
+        let taken_in = self.fleet.taken_in(self.returns.worker(agent)?);
+        let cache_tokens = self.settings.profile.kv_tokens();
+        self.returns.asks(agent, taken_in, cache_tokens, now_us)
+    }
+
+    /// What is kept of a turn that has ended.
+    fn keep(&mut self, asked: &Asked, now_us: u64) {
+        let (agent, worker) = ((asked.slot, asked.agent), asked.served);
+        if asked.role != Role::Beside {
+            self.returns.ended(agent, worker, self.fleet.taken_in(worker), now_us);
+        }
+        if asked.agent == 0 {
+            let lead = (asked.slot, asked.session);
+            self.pins.ended(lead, &asked.chain, worker, &mut self.fleet, now_us);
+        }
+        let Some(keeper) = &mut self.keeper else { return };
+        if !asked.calls {
+            return;
+        }
+        let load = self.fleet.views(now_us)[worker as usize].load;
+        let block_tokens = self.trace.block_tokens;
+        let sight = Sight { worker, load, figures: self.fleet.figures(worker), block_tokens };
+        let letters = keeper.pauses(agent, "tool", &sight, now_us);
+        self.post(letters, now_us);
+    }
+
     /// The session goes on after a request.
     fn go_on(&mut self, asked: &Asked, now_us: u64) {
         if let Some(ticket) = asked.ticket {
@@ -503,9 +637,16 @@ impl Lab<'_> {
         if let (Some(line), Some(waited)) = (&mut self.line, &asked.waited) {
             line.answered(now_us / 1_000, waited, asked.output_tokens);
         }
+        if asked.slot == NOBODY {
+            self.chooser.forget_session(asked.session);
+            return;
+        }
         let Some(live) = self.alive.get(asked.slot) else { return };
         let session = &self.trace.sessions[live.session as usize];
         live.ended(session, asked.agent, &mut self.steps);
+        if let (Some(keeper), Some(parent)) = (&mut self.keeper, live.done(session, asked.agent)) {
+            keeper.subagent_ended((asked.slot, asked.agent), parent);
+        }
         self.obey(asked.slot, now_us);
     }
 }

@@ -39,7 +39,7 @@ pub use mainstay_route::{QueueOrder, QueueSettings};
 pub use mix::Mix;
 pub use policy::PolicyName;
 pub use read::{ReadSettings, claude_code_session, rows};
-pub use report::{Class, Evictions, Report, Spread, comparison_page};
+pub use report::{Back, Class, Evictions, Pinned, Report, Spread, comparison_page};
 pub use series::{Point, Series};
 pub use slow::Slow;
 pub use trace::{Trace, TraceBuilder, TraceError};

@@ -14,7 +14,7 @@ use crate::trace::{Chain, Item, Session, Turn};
 pub(crate) const NAMESPACE: u128 = 0x6d61_696e_7374_6179_7265_706c_6179_0001;
 
 /// The block after `parent` with that content.
-fn after(parent: u128, content: u64) -> u128 {
+pub(crate) fn after(parent: u128, content: u64) -> u128 {
     let low = mix((parent as u64).rotate_left(23) ^ content);
     let high = mix(((parent >> 64) as u64).wrapping_add(low) ^ content.rotate_left(32));
     (u128::from(high) << 64) | u128::from(low)
@@ -97,6 +97,13 @@ impl Live {
         state.next_item += 1;
         state.asks = false;
         self.go_on(session, agent, steps);
+    }
+
+    /// Whom a subagent reports to, once it has said all that it has to say.
+    pub(crate) fn done(&self, session: &Session, agent: u32) -> Option<u32> {
+        let state = self.agents.get(agent as usize)?;
+        let items = session.agents.get(agent as usize)?;
+        state.parent.filter(|_| state.next_item as usize >= items.len())
     }
 
     fn go_on(&mut self, session: &Session, agent: u32, steps: &mut Vec<Step>) {

@@ -21,6 +21,8 @@ pub struct Mix {
     step_tokens: f64,
     output_tokens: f64,
     pause_ms: f64,
+    /// Whether tools are waited for, and not people.
+    calls: bool,
     context_tokens: u32,
     /// The chance of a turn to start subagents, and the fewest and the most of them.
     spawn: (f64, u64, u64),
@@ -38,6 +40,7 @@ const AGENTS: Mix = Mix {
     step_tokens: 900.0,
     output_tokens: 220.0,
     pause_ms: 6_000.0,
+    calls: true,
     context_tokens: 160_000,
     spawn: (0.04, 1, 4),
     subagent_turns: 8.0,
@@ -63,6 +66,7 @@ impl Mix {
                 step_tokens: 120.0,
                 output_tokens: 300.0,
                 pause_ms: 25_000.0,
+                calls: false,
                 spawn: (0.0, 0, 0),
                 ..AGENTS
             }),
@@ -197,11 +201,15 @@ impl Writer<'_> {
     fn write(&mut self, acts: Vec<Act>, group: u32, shared: u32) -> Vec<Item> {
         let chains = &mut self.session.chains;
         let mut agent = AgentBuilder::new(chains, BLOCK_TOKENS, group, shared);
-        for act in acts {
+        let last = acts.len().saturating_sub(1);
+        for (at, act) in acts.into_iter().enumerate() {
             match act {
                 Act::Spawn(number) => agent.spawn(number),
                 Act::Turn { ids, prompt_tokens, output_tokens, pause_ms } => {
                     agent.turn(&ids, prompt_tokens, output_tokens, pause_ms);
+                    if self.mix.calls && at < last {
+                        agent.calls_tools();
+                    }
                 }
             }
         }

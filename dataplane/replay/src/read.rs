@@ -170,6 +170,9 @@ impl SessionReader<'_> {
             after_tool = entry.stop.as_deref().map(|stop| stop == "tool_use");
             let pause_ms = pause_ms.min(most);
             agent.turn(ids, tokens(entry.input), tokens(entry.out), pause_ms);
+            if after_tool == Some(true) {
+                agent.calls_tools();
+            }
         }
         self.session.agents[number] = agent.end();
         self.session.records[number] = records;

@@ -105,9 +105,63 @@ pub struct Report {
     /// By priority, where not all requests have the same.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub by_priority: Vec<Class>,
+    /// Whether sessions took leases and their changes became orders.
+    pub lifecycle: bool,
+    /// Requests of nobody's session, which count in no other figure of requests.
+    pub strangers: u64,
+    /// Their first tokens.
+    pub strangers_ttft_ms: Spread,
+    /// Turns that went on after a pause, by how long it was in seconds.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after_pause: Vec<Back>,
+    /// The same by how many times its cache their worker had taken in meanwhile.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub after_traffic: Vec<Back>,
+    /// Leads whose beginnings were pinned, where any were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Pinned>,
     /// Distribution and course, where they were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub series: Option<Series>,
+}
+
+/// Turns after pauses from so much on, up to where the next one begins.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Back {
+    /// Seconds, or caches.
+    pub from: f64,
+    /// How many turns.
+    pub turns: u64,
+    /// Cached prompt tokens, of those that a cache without end would have had.
+    pub hit_share: f64,
+}
+
+/// Pinned beginnings of leads' prompts beside those that were not pinned. Flooded are turns before which the worker took
+/// in five times its cache.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Pinned {
+    /// How long the stretch is.
+    pub tokens: u32,
+    /// Sessions that were pinned.
+    pub sessions: u64,
+    /// Pins that found no room.
+    pub refused: u64,
+    /// Turns of pinned leads after a pause.
+    pub turns: u64,
+    /// The part of the stretch that they found.
+    pub hit_rate: f64,
+    /// Those of them that were flooded.
+    pub turns_flooded: u64,
+    /// See `hit_rate`.
+    pub hit_rate_flooded: f64,
+    /// Turns of leads that could have been pinned and were not.
+    pub others_turns: u64,
+    /// See `hit_rate`.
+    pub others_hit_rate: f64,
+    /// Those of them that were flooded.
+    pub others_turns_flooded: u64,
+    /// See `hit_rate`.
+    pub others_hit_rate_flooded: f64,
 }
 
 /// Requests of one kind of priority.
@@ -123,6 +177,12 @@ pub struct Class {
     pub hit_rate: f64,
     /// The longest that anybody waited for a first token.
     pub ttft_max_ms: f64,
+    /// Of the time to the first token, what a request waited in its engine before it was admitted.
+    pub engine_queue_ms: Spread,
+    /// The rest: in the router's queue, and computed.
+    pub rest_ms: Spread,
+    /// Prompt tokens that were not cached.
+    pub uncached_tokens: Spread,
     /// As in the whole report.
     pub request_tok_s: Spread,
     /// Tokens a second of all of them while the fleet was full.

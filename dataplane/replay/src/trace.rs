@@ -62,6 +62,17 @@ pub(crate) struct Chain {
     pub(crate) ids: Vec<u32>,
 }
 
+/// What a turn is to its agent's conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It goes on from the turn before, or is the first.
+    Continues,
+    /// The conversation begins anew: nobody asks for what was before any more.
+    Anew,
+    /// Something beside it: the conversation goes on later.
+    Beside,
+}
+
 /// One request of an agent.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Turn {
@@ -78,6 +89,9 @@ pub(crate) struct Turn {
     pub(crate) priority: i16,
     /// Whether it waits for all subagents that its agent has started.
     pub(crate) joins: bool,
+    pub(crate) role: Role,
+    /// Whether its answer calls tools, as far as is known.
+    pub(crate) calls: bool,
 }
 
 /// What a recording says of a turn. Kept for the analysis; playing looks at none of it.
@@ -296,8 +310,17 @@ impl<'a> AgentBuilder<'a> {
             pause_ms,
             priority,
             joins,
+            role: Role::Continues,
+            calls: false,
         };
         self.items.push(Item::Turn(turn));
+    }
+
+    /// The answer to the last turn calls tools.
+    pub(crate) fn calls_tools(&mut self) {
+        if let Some(Item::Turn(turn)) = self.items.last_mut() {
+            turn.calls = true;
+        }
     }
 
     /// A chain that begins with `ids`: one that did before, one that they go on with, or a new one.
@@ -333,7 +356,31 @@ impl<'a> AgentBuilder<'a> {
             let known = (chain.ids.len() as u32).min(tokens / self.block_tokens);
             turn.chain_blocks = known.max(turn.prompt_blocks);
         }
+        give_roles(&mut self.items);
         self.items
+    }
+}
+
+/// Says of each turn what it is to its conversation, by what the agent asks for later.
+fn give_roles(items: &mut [Item]) {
+    let mut last_use = HashMap::new();
+    for (at, item) in items.iter().enumerate() {
+        if let Item::Turn(turn) = item {
+            last_use.insert(turn.chain, at);
+        }
+    }
+    let mut conversation = None;
+    for (at, item) in items.iter_mut().enumerate() {
+        let Item::Turn(turn) = item else { continue };
+        turn.role = match conversation {
+            Some(chain) if chain == turn.chain => Role::Continues,
+            Some(chain) if last_use.get(&chain).is_some_and(|last| *last > at) => Role::Beside,
+            Some(_) => Role::Anew,
+            None => Role::Continues,
+        };
+        if turn.role != Role::Beside {
+            conversation = Some(turn.chain);
+        }
     }
 }
 
@@ -366,6 +413,25 @@ mod tests {
             .collect();
         // 70 tokens fill four blocks, of which the chain knows the fourth from the second turn.
         assert_eq!(turns, [(0, 3, 4), (0, 5, 5), (1, 2, 2), (0, 3, 4), (2, 3, 3)]);
+    }
+
+    #[test]
+    fn a_turn_is_beside_a_conversation_that_goes_on_later() {
+        let mut chains = Vec::new();
+        let mut agent = AgentBuilder::new(&mut chains, 16, 0, 0);
+        for ids in [&[1, 2][..], &[7], &[1, 2, 3], &[1, 9], &[1, 9, 10]] {
+            agent.turn(ids, 16 * ids.len() as u32, 1, 0);
+        }
+        agent.calls_tools();
+        let turn = |item: &Item| match item {
+            Item::Turn(turn) => (turn.role, turn.calls),
+            Item::Spawn(_) => panic!(),
+        };
+        let roles: Vec<(Role, bool)> = agent.end().iter().map(turn).collect();
+        let expected =
+            [Role::Continues, Role::Beside, Role::Continues, Role::Anew, Role::Continues];
+        assert_eq!(roles.iter().map(|(role, _)| *role).collect::<Vec<_>>(), expected);
+        assert!(roles[4].1 && !roles[3].1);
     }
 
     #[test]

@@ -43,7 +43,7 @@ const REGION_MS_MAX: f64 = 3_600_000.0;
 /// The most that leaving a worker costs.
 const AWAY_MS_MAX: f64 = 10_000.0;
 /// A request above ordinary priority overtakes; it is taken to wait for half of the queue.
-const QUEUE_SHARE_OF_URGENT: f64 = 0.5;
+const QUEUE_SHARE_OF_URGENT: f64 = 0.1;
 
 /// How much each term counts. 1 takes the milliseconds as they are.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -13,12 +13,13 @@ pub struct Worth {
     pub duration_ms: u32,
 }
 
-/// Above all ordinary blocks, and below those that pins protect.
-const URGENT: u8 = 60;
+/// Above all ordinary blocks, those that sessions' leases hold included, and below those that pins protect. Engines take
+/// what is kept above 90 for no room for requests of no priority while others run.
+const URGENT: u8 = 95;
 /// Below all ordinary blocks.
 const BACKGROUND: u8 = 20;
 /// Most pauses of agents are shorter, and those of people are longer than anybody can wait for.
-const DURATION_MS: u32 = 300_000;
+const DURATION_MS: u32 = 120_000;
 
 /// By the request's priority; `None` for an ordinary one, which claims nothing.
 #[must_use]

@@ -28,6 +28,13 @@ pub use table::Table;
 pub const BLOCKS_MAX: u32 = 1 << 24;
 /// Pins come without a namespace, and are the cluster's business: all of them are of this tenant.
 const OPERATOR: TenantSlot = TenantSlot(0);
+/// What requests of no priority may evict while others run: blocks that were kept above this are no room for them.
+const ORDINARY_REACH: u8 = 90;
+/// The share of a pool that is kept from them in this way at most, so that nobody can take all of it by what he says his
+/// blocks are worth.
+const KEPT_SHARE_MAX: f64 = 0.5;
+/// Who has waited for so long may evict what he finds.
+const PATIENCE_MS: u64 = 60_000;
 /// Among so many namespaces what is limited is shared out; two that fall together share one part.
 const PARTS: u128 = 1_023;
 
@@ -100,6 +107,19 @@ impl BlockPool {
     #[must_use]
     pub fn available(&self) -> u32 {
         self.manager.available()
+    }
+
+    /// The same for a request of that priority that has waited for so long, while others run: blocks that are kept for
+    /// requests of a higher one are no room for it. Where nothing runs nothing would ever become room, so that
+    /// [`BlockPool::available`] is to be asked.
+    #[must_use]
+    pub fn available_to(&self, priority: i32, waited_ms: u64) -> u32 {
+        let all = self.available();
+        if priority > 0 || waited_ms >= PATIENCE_MS {
+            return all;
+        }
+        let most = (f64::from(self.manager.counts().total) * KEPT_SHARE_MAX) as u32;
+        all.saturating_sub(self.manager.reclaimable_above(ORDINARY_REACH).min(most))
     }
 
     /// Whether a block of that hash is registered.

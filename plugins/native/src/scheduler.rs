@@ -81,6 +81,10 @@ pub struct Scheduler {
     /// Blocks of prompts that running requests are about to compute, and who does.
     in_flight: HashMap<u128, Place>,
     arrivals: u64,
+    /// Steps in a row in which prompts waited for those of a higher priority.
+    lone_steps: u32,
+    /// When an urgent request came last.
+    urgent_us: Option<u64>,
     seeds: RandomState,
     outputs: Vec<Output>,
     batch_tokens: Vec<u32>,
@@ -119,6 +123,8 @@ impl Scheduler {
             places: HashMap::new(),
             in_flight: HashMap::new(),
             arrivals: 0,
+            lone_steps: 0,
+            urgent_us: None,
             seeds: RandomState::new(),
             outputs: Vec::new(),
             batch_tokens: Vec::new(),
@@ -163,6 +169,9 @@ impl Scheduler {
             return;
         }
         self.arrivals += 1;
+        if request.priority > 0 {
+            self.urgent_us = Some(now_us);
+        }
         let seed = self.seeds.hash_one((self.arrivals, id));
         let eos_tokens = &self.model.config().eos_tokens;
         let grid = &self.grid;

@@ -2,10 +2,11 @@
 //!
 //! It has no thread, lock or clock: the engine's loop hands it commands and time, and carries away
 //! events and outputs. Prefill is one queue, as it is on a device: prompts are computed one after
-//! the other at the configured rate, cached tokens take no time. Every running request then says a
-//! token each `decode_us_per_token`; at rate 0 it says as many as one output takes. Blocks that a
-//! request is about to compute are waited for by others that need them. When blocks run out, the
-//! last in order gives its own back. Each request ends in exactly one final output.
+//! the other at the configured rate, the highest priority first; cached tokens take no time. Every
+//! running request then says a token each `decode_us_per_token`; at rate 0 it says as many as one
+//! output takes. Blocks that a request is about to compute are waited for by others that need them.
+//! When blocks run out, the last in order gives its own back. Each request ends in exactly one final
+//! output.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -284,7 +285,7 @@ impl Scheduler {
         let now_ms = now_us / 1000;
         let known = sequence.hashes[..hits].iter().copied();
         self.blocks.attach(known, &mut sequence.table, now_ms);
-        while (self.blocks.available() as usize) < wanted - sequence.table.len() {
+        while (self.available_to(sequence, now_us) as usize) < wanted - sequence.table.len() {
             let last = self.running.last_key_value().map(|(place, _)| *place);
             match last.filter(|last| last.0 > sequence.place.0) {
                 Some(last) => self.preempt(last, now_us),
@@ -302,6 +303,15 @@ impl Scheduler {
         true
     }
 
+    /// Blocks that a request may have: while others run, not those that are kept for higher ones.
+    fn available_to(&self, sequence: &Sequence, now_us: u64) -> u32 {
+        if self.running.is_empty() {
+            return self.blocks.available();
+        }
+        let waited_ms = now_us.saturating_sub(sequence.submitted_us) / 1_000;
+        self.blocks.available_to(sequence.place.0.0, waited_ms)
+    }
+
     fn start(&mut self, mut sequence: Box<Sequence>, hits: usize, now_us: u64) {
         sequence.registered = hits;
         sequence.computed = hits * self.grid.block_tokens;
@@ -317,14 +327,30 @@ impl Scheduler {
             sequence.planned = Some(planned);
         }
         let uncached = (sequence.tokens.len() - sequence.computed) as u64;
-        let begins_us = self.prefill_free_us.max(now_us);
-        sequence.due_us = begins_us + uncached * self.options.prefill_us_per_token;
-        self.prefill_free_us = sequence.due_us;
+        let took_us = uncached * self.options.prefill_us_per_token;
+        sequence.due_us = self.prefill_begin_us(sequence.place, took_us, now_us) + took_us;
+        self.prefill_free_us = self.prefill_free_us.max(now_us) + took_us;
         self.counters.prefill_tokens += uncached;
         for hash in &sequence.hashes[hits..] {
             self.in_flight.entry(*hash).or_insert(sequence.place);
         }
         self.running.insert(sequence.place, sequence);
+    }
+
+    /// When a prompt's turn comes: after those of its priority and above. Prompts of a lower one go on after it.
+    fn prefill_begin_us(&mut self, place: Place, took_us: u64, now_us: u64) -> u64 {
+        let prompts = self.running.values_mut().filter(|s| s.prefilling() && s.due_us > now_us);
+        let (mut before_us, mut has_lesser) = (now_us, false);
+        for prompt in prompts {
+            if prompt.place.0 > place.0 {
+                prompt.due_us += took_us;
+                has_lesser = true;
+            } else {
+                before_us = before_us.max(prompt.due_us);
+            }
+        }
+        // What those that were preempted have left undone is computed by nobody, and counts as ever.
+        if has_lesser { before_us } else { self.prefill_free_us.max(now_us) }
     }
 
     /// Takes a running request's blocks away; it goes on later from what the cache has kept.

@@ -53,7 +53,7 @@ pub(crate) struct Sequence {
     pub(crate) due_us: u64,
     ranges: Vec<RetentionRange>,
     leases: Vec<u128>,
-    submitted_us: u64,
+    pub(crate) submitted_us: u64,
     pub(crate) admitted_us: Option<u64>,
     pub(crate) cached_tokens: u32,
     said_first: bool,

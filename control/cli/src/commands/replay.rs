@@ -21,6 +21,14 @@ use crate::output::{Format, print, print_json, table};
 /// Policies that others are measured beside.
 const BESIDE: [&str; 2] = ["round-robin", "dynamo"];
 
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+enum Lifecycle {
+    /// Blocks are alike: the least recently used goes
+    Off,
+    /// Leases, holds and ends
+    On,
+}
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// A folder of Claude Code sessions (*.json), one such session, or rows as Mooncake and Dynamo write them (*.jsonl)
@@ -106,6 +114,19 @@ pub(crate) struct Args {
     /// Workers bring in what others hold instead of computing it; kv policies only
     #[arg(long)]
     transfer: bool,
+    /// Whether sessions take leases and their changes become orders, as gateways have it; with both, each policy is
+    /// played twice
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "off")]
+    lifecycle: Vec<Lifecycle>,
+    /// Requests that nobody comes back to bring so many times all caches each minute
+    #[arg(long, default_value_t = 0.0)]
+    flood: f64,
+    /// Pin the first so many tokens of some leads in the engines that serve them
+    #[arg(long, default_value_t = 0)]
+    pin_tokens: u32,
+    /// The share of sessions whose lead is pinned
+    #[arg(long, default_value_t = 0.2)]
+    pinned: f64,
     /// Write a page with tables and plots there
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -132,14 +153,17 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let settings = settings(args)?;
     let began = Instant::now();
     let mut clock = || u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    let reports: Vec<Report> = policies
-        .into_iter()
-        .map(|(name, policy)| {
+    let mut reports = Vec::new();
+    for (name, policy) in policies {
+        for lifecycle in &args.lifecycle {
+            let lifecycle = *lifecycle == Lifecycle::On;
+            let settings = Settings { lifecycle, ..settings.clone() };
             let stopwatch: Option<mainstay_replay::Stopwatch<'_>> =
                 if args.time_decisions { Some(&mut clock) } else { None };
-            play(&trace, &settings, policy, name, stopwatch)
-        })
-        .collect();
+            let name = if lifecycle { format!("{name}+lifecycle") } else { name.clone() };
+            reports.push(play(&trace, &settings, policy, &name, stopwatch));
+        }
+    }
     if let Some(file) = &args.html {
         fs::write(file, page(args, &trace, &reports)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
@@ -158,6 +182,8 @@ fn settings(args: &Args) -> Result<Settings> {
     let shares = [args.urgent, args.background, args.urgent + args.background];
     let shares = shares.iter().all(|share| (0.0..=1.0).contains(share));
     ensure!(shares, "--urgent and --background are shares of one whole, from 0 to 1");
+    ensure!((0.0..=1_000.0).contains(&args.flood), "--flood is a number of caches, up to 1000");
+    ensure!((0.0..=1.0).contains(&args.pinned), "--pinned is a share, from 0 to 1");
     let profile = profile(&args.profile)?.scaled(args.arithmetic, args.bandwidth);
     Ok(Settings {
         workers: args.workers,
@@ -176,6 +202,10 @@ fn settings(args: &Args) -> Result<Settings> {
         hints: !args.hints_off,
         tell_output: args.tell_output,
         transfer: args.transfer,
+        lifecycle: false,
+        flood: args.flood,
+        pin_tokens: args.pin_tokens,
+        pinned: args.pinned,
         series: args.series || args.html.is_some(),
     })
 }
@@ -291,6 +321,9 @@ fn as_json(args: &Args, trace: &Trace, reports: &[Report]) -> Result<Value> {
         "router_queue_policy": args.queue.router_queue_policy.name(),
         "host_cache": args.host_cache,
         "transfer": args.transfer,
+        "flood": args.flood,
+        "pin_tokens": args.pin_tokens,
+        "pinned": args.pinned,
         "event_delay_ms": args.event_delay_ms,
         "context_tokens": args.context_tokens,
         "pause_max_s": args.pause_max_s,
@@ -351,6 +384,51 @@ fn print_tables(args: &Args, trace: &Trace, reports: &[Report]) {
     let rows: Vec<Vec<String>> = reports.iter().map(row).collect();
     print(&table(&headers, &rows));
     print_priorities(reports);
+    print_returns(reports);
+}
+
+fn print_returns(reports: &[Report]) {
+    let of = |report: &Report, what: &str, unit: &str, backs: &[mainstay_replay::Back]| {
+        let row = |back: &mainstay_replay::Back| {
+            vec![
+                report.policy.clone(),
+                format!("{what} {}{unit} on", back.from),
+                back.turns.to_string(),
+                format!("{:.2}%", back.hit_share * 100.0),
+            ]
+        };
+        backs.iter().map(row).collect::<Vec<_>>()
+    };
+    let mut rows = Vec::new();
+    for report in reports {
+        rows.extend(of(report, "pause from", " s", &report.after_pause));
+        rows.extend(of(report, "traffic from", " caches", &report.after_traffic));
+    }
+    let is_told = |r: &Report| r.lifecycle || r.strangers > 0 || r.pinned.is_some();
+    if rows.is_empty() || !reports.iter().any(is_told) {
+        return;
+    }
+    print(&format!("\n{}", table(&["POLICY", "TURNS AFTER", "COUNT", "HIT SHARE"], &rows)));
+    let percent = |share: f64| format!("{:.2}%", share * 100.0);
+    let row = |report: &Report| {
+        let pinned = report.pinned?;
+        Some(vec![
+            report.policy.clone(),
+            pinned.sessions.to_string(),
+            pinned.turns.to_string(),
+            percent(pinned.hit_rate),
+            pinned.turns_flooded.to_string(),
+            percent(pinned.hit_rate_flooded),
+            percent(pinned.others_hit_rate),
+            percent(pinned.others_hit_rate_flooded),
+        ])
+    };
+    let rows: Vec<Vec<String>> = reports.iter().filter_map(row).collect();
+    if !rows.is_empty() {
+        let headers =
+            ["POLICY", "PINNED", "TURNS", "HIT", "FLOODED", "HIT", "OTHERS HIT", "FLOODED"];
+        print(&format!("\n{}", table(&headers, &rows)));
+    }
 }
 
 fn print_priorities(reports: &[Report]) {
@@ -364,6 +442,8 @@ fn print_priorities(reports: &[Report]) {
                 format!("{:.0}", class.ttft_ms.p90),
                 format!("{:.0}", class.ttft_ms.p99),
                 format!("{:.0}", class.ttft_max_ms),
+                format!("{:.0}", class.engine_queue_ms.p50),
+                format!("{:.0}", class.uncached_tokens.p50),
                 format!("{:.1}", class.request_tok_s.p50),
                 format!("{:.0}", class.fleet_tok_s),
             ]
@@ -372,8 +452,19 @@ fn print_priorities(reports: &[Report]) {
     });
     let rows: Vec<Vec<String>> = classes.collect();
     if !rows.is_empty() {
-        let headers =
-            ["POLICY", "PRIORITY", "REQUESTS", "TTFT P50", "P90", "P99", "MAX", "TOK/S", "FLEET"];
+        let headers = [
+            "POLICY",
+            "PRIORITY",
+            "REQUESTS",
+            "TTFT P50",
+            "P90",
+            "P99",
+            "MAX",
+            "QUEUE P50",
+            "UNCACHED P50",
+            "TOK/S",
+            "FLEET",
+        ];
         print(&format!("\n{}", table(&headers, &rows)));
     }
 }

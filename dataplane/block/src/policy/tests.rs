@@ -112,10 +112,10 @@ fn a_long_name_of_a_tool_is_not_kept() {
 fn holds_that_ran_out_are_pressure_too() {
     let earlier = Figures::default();
     let mut now = earlier;
-    (0..9).for_each(|_| now.evicted(Cause::Expiry, Class::History, 5_000, 0));
+    (0..9).for_each(|_| now.evicted(Cause::Expiry, (35, Class::History), 5_000, 0));
     assert_eq!(Pressure::between(&earlier, &now).kept_ms, Some(4_096));
-    (0..11).for_each(|_| now.evicted(Cause::Capacity, Class::Plain, 600, 0));
-    now.age_at_hit.add(1);
+    (0..11).for_each(|_| now.evicted(Cause::Capacity, (35, Class::Plain), 600, 0));
+    now.hits_by_worth.add(35);
     let pressure = Pressure::between(&earlier, &now);
     assert_eq!(pressure, Pressure { kept_ms: Some(512), used_share: 1.0 / 21.0 });
 }
@@ -123,8 +123,8 @@ fn holds_that_ran_out_are_pressure_too() {
 #[test]
 fn a_price_comes_from_what_a_pool_does() {
     let mut earlier = Figures::default();
-    earlier.age_at_hit.add(5);
-    earlier.evicted(Cause::Capacity, Class::Plain, 1, 0);
+    earlier.hits_by_worth.add(35);
+    earlier.evicted(Cause::Capacity, (35, Class::Plain), 1, 0);
     let mut now = earlier;
     assert_eq!(
         Pressure::between(&earlier, &now),
@@ -134,17 +134,20 @@ fn a_price_comes_from_what_a_pool_does() {
     let free = Stakes::of(100, 2.0, 50.0, Pressure::between(&earlier, &now));
     assert_eq!(free, Stakes { reload_ms: 250.0, price_per_ms: 0.0, kept_ms: u64::MAX });
     for _ in 0..30 {
-        now.age_at_hit.add(500);
+        now.hits_by_worth.add(35);
+        // Of those that are worth more none had to go.
+        now.hits_by_worth.add(80);
     }
     for _ in 0..10 {
-        now.evicted(Cause::Capacity, Class::Plain, 9_000, 0);
-        now.evicted(Cause::Lifecycle, Class::Finished, 1, 0);
+        now.evicted(Cause::Capacity, (35, Class::Plain), 9_000, 0);
+        now.evicted(Cause::Lifecycle, (0, Class::Finished), 1, 0);
     }
+    // Half of those that went were dead, of the other half three in four would have been used again.
     let pressure = Pressure::between(&earlier, &now);
-    assert_eq!(pressure, Pressure { kept_ms: Some(8_192), used_share: 0.75 });
+    assert_eq!(pressure, Pressure { kept_ms: Some(8_192), used_share: 0.375 });
     let stakes = Stakes::of(100, 2.0, 0.0, pressure);
     assert_eq!(stakes.reload_ms, 200.0);
-    assert!((stakes.price_per_ms - 150.0 / 8_192.0).abs() < 1e-12, "{stakes:?}");
+    assert!((stakes.price_per_ms - 75.0 / 8_192.0).abs() < 1e-12, "{stakes:?}");
 }
 
 #[test]

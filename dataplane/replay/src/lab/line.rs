@@ -5,14 +5,16 @@
 
 use std::sync::Arc;
 
+use mainstay_engine_abi::sdk::RetentionRange;
 use mainstay_route::{RequestQueue, Waiting, worth};
 use mainstay_sim_model::{Claim, Fetch, Request};
 use mainstay_types::TenantId;
 
+use super::strangers::NOBODY;
 use super::{Event, Lab, Settings, Stopwatch};
 use crate::fleet::LOAD_INTERVAL_US;
 use crate::live::NAMESPACE;
-use crate::policy::{PolicyName, Question};
+use crate::policy::{Chosen, PolicyName, Question};
 
 /// The queue of a run, if it has one.
 pub(super) fn of(settings: &Settings, policy: PolicyName) -> Option<RequestQueue> {
@@ -106,6 +108,7 @@ impl Lab<'_> {
     /// Has a worker chosen, and sends the request there.
     fn place(&mut self, id: u32, now_us: u64, stopwatch: &mut Option<Stopwatch<'_>>) {
         let random = self.rng.draw();
+        let (leases, ranges) = self.wishes(id);
         let Some(asked) = self.asked.get(id) else { return };
         let chain = Arc::clone(&asked.chain);
         let priority = if self.settings.hints { asked.priority } else { 0 };
@@ -130,6 +133,8 @@ impl Lab<'_> {
             output_tokens: asked.output_tokens,
             priority,
             claim: claim(priority),
+            ranges,
+            leases,
             fetch: None,
         };
         self.fleet.catch_up(now_us);
@@ -141,15 +146,34 @@ impl Lab<'_> {
         if let (Some(clock), Some(before_ns)) = (stopwatch, before_ns) {
             self.sums.decision_ns.push(clock().saturating_sub(before_ns));
         }
-        if let Some(asked) = self.asked.get(id) {
-            asked.ticket = Some(chosen.ticket);
-        }
+        self.taken(id, &chosen);
         if let Some((from, blocks, own)) = chosen.fetch {
             let tokens = (blocks - own) * self.trace.block_tokens;
             let from_us = self.fleet.lend(from, tokens, now_us);
             request.fetch = Some(Fetch { blocks, from_us });
         }
         self.send(chosen.worker, request, now_us);
+    }
+
+    /// What is wished for a request's blocks, where sessions take leases.
+    fn wishes(&mut self, id: u32) -> (Vec<u128>, Vec<RetentionRange>) {
+        match (&self.keeper, self.asked.get(id)) {
+            (Some(keeper), Some(asked)) if asked.slot != NOBODY => {
+                let agent = (asked.slot, asked.agent);
+                keeper.wishes(agent, asked.role, asked.head_tokens, asked.prompt_tokens)
+            }
+            _ => Default::default(),
+        }
+    }
+
+    /// A worker was chosen for a request.
+    fn taken(&mut self, id: u32, chosen: &Chosen) {
+        let Some(asked) = self.asked.get(id) else { return };
+        asked.ticket = Some(chosen.ticket);
+        asked.served = chosen.worker;
+        if let Some(keeper) = &mut self.keeper {
+            keeper.served((asked.slot, asked.agent), chosen.worker, asked.prompt_blocks);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is counted while a run goes on, and the report that it becomes.
 //!
-//! Percentiles are over every request, so each keeps two numbers until the end: 48 bytes with those by priority.
+//! Percentiles are over every request, so each keeps a few numbers until the end: 56 bytes with those by priority.
 
 use mainstay_sim_model::Counters;
 
@@ -14,8 +14,10 @@ pub(super) struct Sums {
     /// Thousandths of tokens a second.
     pub(super) tok_ms: Vec<u64>,
     pub(super) decision_ns: Vec<u64>,
-    /// First tokens and tokens a second of what goes last, of the ordinary, and of what goes first.
-    pub(super) classes: [(Vec<u64>, Vec<u64>); 3],
+    /// Of what goes last, of the ordinary, and of what goes first.
+    pub(super) classes: [ClassSums; 3],
+    /// First tokens of requests without a session.
+    pub(super) strangers_us: Vec<u64>,
     pub(super) refused: u64,
     pub(super) prompt_tokens: u64,
     pub(super) cached_tokens: u64,
@@ -23,13 +25,40 @@ pub(super) struct Sums {
     pub(super) output_tokens: u64,
     /// While there were sessions to start: when that ended, tokens and work until then.
     pub(super) full: Option<(u64, u64, u64, [u64; 3])>,
-    /// Tokens said, as `classes`.
-    pub(super) class_tokens: [u64; 3],
-    /// Prompt tokens, and those of them that were cached.
-    pub(super) class_prompts: [(u64, u64); 3],
     /// What those who waited in the router's queue waited, and how often anybody was turned away.
     pub(super) waits_us: Vec<u64>,
     pub(super) turned_away: u64,
+}
+
+/// The same of one kind of priority.
+#[derive(Default)]
+pub(super) struct ClassSums {
+    ttft_us: Vec<u64>,
+    waited_us: Vec<u64>,
+    rest_us: Vec<u64>,
+    /// Thousandths of tokens.
+    uncached: Vec<u64>,
+    tok_ms: Vec<u64>,
+    prompt_tokens: u64,
+    cached_tokens: u64,
+    /// Tokens said.
+    tokens: u64,
+}
+
+impl ClassSums {
+    pub(super) fn first(&mut self, ttft_us: u64, waited_us: u64, prompt: u32, cached: u32) {
+        self.ttft_us.push(ttft_us);
+        self.waited_us.push(waited_us);
+        self.rest_us.push(ttft_us.saturating_sub(waited_us));
+        self.uncached.push(u64::from(prompt.saturating_sub(cached)) * 1_000);
+        self.prompt_tokens += u64::from(prompt);
+        self.cached_tokens += u64::from(cached);
+    }
+
+    pub(super) fn ended(&mut self, tok_ms: u64, tokens: u64) {
+        self.tok_ms.push(tok_ms);
+        self.tokens += tokens;
+    }
 }
 
 /// What a report is about.
@@ -42,9 +71,14 @@ pub(super) struct Run<'a> {
 }
 
 impl Sums {
+    /// Tokens said, as `classes`.
+    pub(super) fn class_tokens(&self) -> [u64; 3] {
+        [0, 1, 2].map(|at: usize| self.classes[at].tokens)
+    }
+
     pub(super) fn report(mut self, run: &Run<'_>, course: Option<&Course>) -> Report {
         let Run { name, workers, end_us, sessions, counters } = *run;
-        let whole = (end_us, self.output_tokens, counters.busy_us, self.class_tokens);
+        let whole = (end_us, self.output_tokens, counters.busy_us, self.class_tokens());
         // Where all sessions start at once, no time is left of the full fleet: then the whole run stands for it.
         let full = self.full.filter(|full| full.0 > RAMP_US).unwrap_or(whole);
         let (full_us, full_tokens, full_busy_us, class_tokens) = full;
@@ -84,7 +118,13 @@ impl Sums {
             queued: self.waits_us.len() as u64,
             queue_ms: Spread::of_thousandths(&mut self.waits_us),
             turned_away: self.turned_away,
-            by_priority: classes(&mut self.classes, class_tokens, self.class_prompts, seconds),
+            by_priority: classes(&mut self.classes, class_tokens, seconds),
+            strangers: self.strangers_us.len() as u64,
+            strangers_ttft_ms: Spread::of_thousandths(&mut self.strangers_us),
+            lifecycle: false,
+            after_pause: Vec::new(),
+            after_traffic: Vec::new(),
+            pinned: None,
             series,
         }
     }
@@ -95,27 +135,27 @@ pub(super) fn class_place(priority: i32) -> usize {
     (priority.signum() + 1) as usize
 }
 
-/// Figures by priority, the first to go first; none where all requests are alike.
-fn classes(
-    sums: &mut [(Vec<u64>, Vec<u64>); 3],
-    tokens: [u64; 3],
-    prompts: [(u64, u64); 3],
-    seconds: f64,
-) -> Vec<Class> {
+/// Figures by priority, the first to go first; none where all requests are alike. `tokens` were said while the fleet was
+/// full.
+fn classes(sums: &mut [ClassSums; 3], tokens: [u64; 3], seconds: f64) -> Vec<Class> {
     let names = ["background", "ordinary", "urgent"];
-    let share = |(of, part): (u64, u64)| part as f64 / of.max(1) as f64;
-    let hit_rates = prompts.map(|prompts| (share(prompts) * 1e6).round() / 1e6);
-    let classes = sums.iter_mut().zip(names).zip(tokens.into_iter().zip(hit_rates)).rev();
+    let classes = sums.iter_mut().zip(names).zip(tokens).rev();
     let classes: Vec<Class> = classes
-        .filter(|(((ttft_us, _), _), _)| !ttft_us.is_empty())
-        .map(|(((ttft_us, tok_ms), name), (tokens, hit_rate))| Class {
-            hit_rate,
-            priority: name,
-            requests: tok_ms.len() as u64,
-            ttft_ms: Spread::of_thousandths(ttft_us),
-            ttft_max_ms: ttft_us.iter().max().map_or(0.0, |us| *us as f64 / 1_000.0),
-            request_tok_s: Spread::of_thousandths(tok_ms),
-            fleet_tok_s: rounded(tokens as f64 / seconds),
+        .filter(|((sums, _), _)| !sums.ttft_us.is_empty())
+        .map(|((sums, priority), tokens)| {
+            let hit_rate = sums.cached_tokens as f64 / sums.prompt_tokens.max(1) as f64;
+            Class {
+                priority,
+                requests: sums.tok_ms.len() as u64,
+                hit_rate: (hit_rate * 1e6).round() / 1e6,
+                ttft_max_ms: sums.ttft_us.iter().max().map_or(0.0, |us| *us as f64 / 1_000.0),
+                ttft_ms: Spread::of_thousandths(&mut sums.ttft_us),
+                engine_queue_ms: Spread::of_thousandths(&mut sums.waited_us),
+                rest_ms: Spread::of_thousandths(&mut sums.rest_us),
+                uncached_tokens: Spread::of_thousandths(&mut sums.uncached),
+                request_tok_s: Spread::of_thousandths(&mut sums.tok_ms),
+                fleet_tok_s: rounded(tokens as f64 / seconds),
+            }
         })
         .collect();
     if classes.len() > 1 { classes } else { Vec::new() }

@@ -164,7 +164,7 @@ fn a_page_has_every_policy_and_the_same_bytes_each_time() {
     };
     let text = page();
     assert_eq!(text, page());
-    assert_eq!(text.matches("<figure>").count(), 5);
+    assert_eq!(text.matches("<figure>").count(), 7);
     assert_eq!(text.matches("<td>round-robin</td>").count(), 1 + 2);
     assert!(text.contains("&lt;1&gt;") && !text.contains("NaN") && !text.contains("http"));
 }
@@ -225,4 +225,53 @@ fn host_memory_and_other_workers_save_computation() {
     assert!(tiered.ttft_ms.mean < plain.ttft_ms.mean, "{:?} {:?}", tiered.ttft_ms, plain.ttft_ms);
     let given = run(&trace, &Settings { transfer: true, ..settings }, "kv");
     assert!(given.fetched_tokens > 0 && given.prefill_amplification < plain.prefill_amplification);
+}
+
+/// Agents beside strangers who bring more than the caches between their turns.
+fn flooded() -> (Trace, Settings) {
+    let trace = Mix::named("agents").unwrap().generate(16, 7).unwrap();
+    let profile = Profile::named("h200-8b").unwrap().with_cache(0.25);
+    (trace, Settings { profile, flood: 4.0, ..settings(2, 1.0) })
+}
+
+#[test]
+fn sessions_find_after_a_pause_what_strangers_evict_without_lifecycle() {
+    let (trace, plain) = flooded();
+    let kept = Settings { lifecycle: true, ..plain.clone() };
+    let [plain, kept_report] = [&plain, &kept].map(|settings| run(&trace, settings, "kv"));
+    let after = |report: &Report| {
+        let late = report.after_traffic.iter().filter(|back| back.from >= 1.0);
+        late.fold((0, 0.0), |(turns, hits), back| {
+            (turns + back.turns, hits + back.hit_share * back.turns as f64)
+        })
+    };
+    let ((lru_turns, lru), (turns, hits)) = (after(&plain), after(&kept_report));
+    assert!(lru_turns > 50 && turns > 50, "{lru_turns} {turns}");
+    let (lru, kept_share) = (lru / lru_turns as f64, hits / turns as f64);
+    assert!(lru < 0.5 && kept_share > 0.9, "{lru} {kept_share}");
+    assert!(plain.strangers > 100 && !plain.lifecycle && kept_report.lifecycle);
+    assert_eq!(kept_report, run(&trace, &kept, "kv"), "the same bytes");
+    assert_eq!(plain.requests, kept_report.requests, "strangers are no requests of sessions");
+}
+
+#[test]
+fn pinned_beginnings_outlive_any_flood() {
+    let (trace, plain) = flooded();
+    let settings = Settings { pin_tokens: 8_192, pinned: 0.3, ..plain };
+    let report = run(&trace, &settings, "session-sticky");
+    let pinned = report.pinned.unwrap();
+    assert!(pinned.turns > 30 && pinned.others_turns > 30 && pinned.sessions > 1, "{pinned:?}");
+    assert_eq!((pinned.hit_rate, pinned.refused), (1.0, 0));
+    assert!(pinned.others_hit_rate < 0.9, "{pinned:?}");
+}
+
+#[test]
+fn without_pauses_and_strangers_nothing_is_said_of_them() {
+    let trace = Mix::named("agents").unwrap().generate(4, 7).unwrap();
+    let report = run(&trace, &settings(2, 1.0), "kv");
+    assert_eq!((report.strangers, report.pinned, report.lifecycle), (0, None, false));
+    let turns: u64 = report.after_pause.iter().map(|back| back.turns).sum();
+    let by_traffic: u64 = report.after_traffic.iter().map(|back| back.turns).sum();
+    assert!(turns > 0 && turns == by_traffic && turns < report.requests);
+    assert!(report.after_pause.iter().all(|back| back.hit_share <= 1.0));
 }

@@ -2,7 +2,7 @@
 //!
 //! The same figures as in the table of the command, and plots of distribution and course where the reports have them.
 
-use super::Report;
+use super::{Back, Report};
 use crate::page::Page;
 use crate::plot::{Axis, Line, Plot, Unit, time};
 use crate::series::{Point, Series};
@@ -36,9 +36,20 @@ pub fn comparison_page(lead: &str, settings: &[(String, String)], reports: &[Rep
     );
     if reports.iter().any(|report| !report.by_priority.is_empty()) {
         page.section("By priority", "");
-        let headers = ["policy", "priority", "requests", "TTFT p50", "p90", "p99", "tok/s p50"];
+        let headers = [
+            "policy",
+            "priority",
+            "requests",
+            "TTFT p50",
+            "p90",
+            "p99",
+            "engine queue p50",
+            "not cached p50",
+            "tok/s p50",
+        ];
         page.table(&headers, &reports.iter().flat_map(classes).collect::<Vec<_>>());
     }
+    returns(&mut page, reports);
     page.section("Plots", "Courses end when there are no more sessions to start.");
     page.plots(&plots(reports));
     page.section("Settings", "The same trace, seed and settings give the same page.");
@@ -68,6 +79,68 @@ fn row(report: &Report) -> Vec<String> {
     ]
 }
 
+/// What turns after a pause found, where anything was done for them or against them.
+fn returns(page: &mut Page, reports: &[Report]) {
+    let is_told =
+        |report: &Report| report.lifecycle || report.strangers > 0 || report.pinned.is_some();
+    if !reports.iter().any(is_told) {
+        return;
+    }
+    page.section(
+        "After pauses",
+        "Cached prompt tokens of turns that went on, of those that a cache without end would have had.",
+    );
+    let percent = |value: f64| format!("{:.2}%", value * 100.0);
+    let mut rows = Vec::new();
+    for report in reports {
+        for (what, unit, backs) in
+            [("pause", "s", &report.after_pause), ("traffic", "caches", &report.after_traffic)]
+        {
+            for (at, back) in backs.iter().enumerate() {
+                let to =
+                    backs.get(at + 1).map_or(String::new(), |next| format!(" to {}", next.from));
+                rows.push(vec![
+                    report.policy.clone(),
+                    format!("{what} from {}{to} {unit}", back.from),
+                    back.turns.to_string(),
+                    percent(back.hit_share),
+                ]);
+            }
+        }
+    }
+    page.table(&["policy", "turns after", "turns", "hit share"], &rows);
+    let pinned = |report: &Report| {
+        let pinned = report.pinned?;
+        Some(vec![
+            report.policy.clone(),
+            pinned.tokens.to_string(),
+            pinned.sessions.to_string(),
+            pinned.turns.to_string(),
+            percent(pinned.hit_rate),
+            pinned.turns_flooded.to_string(),
+            percent(pinned.hit_rate_flooded),
+            percent(pinned.others_hit_rate),
+            percent(pinned.others_hit_rate_flooded),
+        ])
+    };
+    let rows: Vec<Vec<String>> = reports.iter().filter_map(pinned).collect();
+    if !rows.is_empty() {
+        page.section("Pinned beginnings", "Flooded: the worker took in five caches in the pause.");
+        let headers = [
+            "policy",
+            "tokens",
+            "sessions",
+            "turns",
+            "hit",
+            "flooded",
+            "hit",
+            "others hit",
+            "flooded hit",
+        ];
+        page.table(&headers, &rows);
+    }
+}
+
 fn classes(report: &Report) -> Vec<Vec<String>> {
     let row = |class: &super::Class| {
         vec![
@@ -77,6 +150,8 @@ fn classes(report: &Report) -> Vec<Vec<String>> {
             time(class.ttft_ms.p50),
             time(class.ttft_ms.p90),
             time(class.ttft_ms.p99),
+            time(class.engine_queue_ms.p50),
+            format!("{:.0}", class.uncached_tokens.p50),
             format!("{:.1}", class.request_tok_s.p50),
         ]
     };
@@ -106,7 +181,29 @@ fn plots(reports: &[Report]) -> Vec<Plot> {
         lines,
     };
     let at = Axis::linear("virtual time", Unit::Seconds);
+    let backs = |backs: fn(&Report) -> &[Back], least: f64| -> Vec<Line> {
+        let point = |back: &Back| (back.from.max(least), back.hit_share * 100.0);
+        let line = |report: &Report| Line {
+            name: report.policy.clone(),
+            points: backs(report).iter().map(point).collect(),
+        };
+        reports.iter().map(line).collect()
+    };
     vec![
+        plot(
+            "Hits after a pause, by its length",
+            "The left end of each stretch; the last one has no right end.",
+            Axis::log("pause, at least", Unit::Seconds),
+            Axis::percent("of what was to be had"),
+            backs(|report| &report.after_pause, 1.0),
+        ),
+        plot(
+            "Hits after a pause, by what came meanwhile",
+            "In sizes of the worker's cache.",
+            Axis::log("caches taken in, at least", Unit::Number),
+            Axis::percent("of what was to be had"),
+            backs(|report| &report.after_traffic, 0.1),
+        ),
         plot(
             "Time to first token",
             "Further to the left is better.",

@@ -86,7 +86,13 @@ impl Scheduler {
                 .iter()
                 .map(|s| self.grid.blocks_for(s.tokens.len()).saturating_sub(s.table.len()))
                 .sum();
-            if self.blocks.available() as usize >= wanted + promised {
+            let available = if self.running.is_empty() {
+                self.blocks.available()
+            } else {
+                let waited_ms = now_us.saturating_sub(sequence.submitted_us) / 1_000;
+                self.blocks.available_to(sequence.priority(), waited_ms)
+            };
+            if available as usize >= wanted + promised {
                 return true;
             }
             match self.running.last() {

@@ -5,6 +5,14 @@
 use mainstay_engine_abi::sdk::{Code, Finish};
 
 use super::Scheduler;
+use super::sequence::Sequence;
+
+/// So many steps in a row may belong to prompts of the highest priority alone.
+const LONE_STEPS_MAX: u32 = 8;
+/// While an urgent request came so lately, prompts of no priority have this part of a step: the next
+/// one waits for the step that is under way.
+const URGENT_LATELY_US: u64 = 30_000_000;
+const SMALL_STEP_PART: usize = 8;
 
 impl Scheduler {
     /// Sets each running request's rows and gives it the blocks for them.
@@ -25,17 +33,39 @@ impl Scheduler {
         }
         // However many decode, prompts move on by a block.
         let mut budget = budget.max(self.grid.block_tokens);
+        let mut small = self.small_step(now_us);
         let mut index = 0;
+        let mut above = None;
         while index < self.running.len() && budget > 0 {
-            let rows = self.chunk(index, budget, room_for_output);
+            let is_urgent = self.running[index].priority() > 0;
+            let most = if is_urgent { budget } else { budget.min(small) };
+            let rows = self.chunk(index, most, room_for_output);
             if rows > 0 {
+                // Who is urgent waits for a whole step: prompts of a lower priority are no part of it.
+                let priority = self.running[index].priority();
+                if above.is_some_and(|above| priority < above) && self.lone_steps < LONE_STEPS_MAX {
+                    break;
+                }
                 if !self.give_rows(index, rows, now_us) {
                     continue;
                 }
                 budget -= rows;
+                small = if is_urgent { small } else { small.saturating_sub(rows) };
+                above = above.or(Some(priority));
             }
             index += 1;
         }
+        let waits = |s: &Sequence| s.remaining() > 1 && above.is_some_and(|a| s.priority() < a);
+        let left_out = self.running.iter().skip(index).any(|sequence| waits(sequence));
+        self.lone_steps = if left_out { self.lone_steps + 1 } else { 0 };
+    }
+
+    /// How many rows of a step prompts of no priority may have.
+    fn small_step(&self, now_us: u64) -> usize {
+        let all = self.limits.step_tokens_max;
+        let lately = self.urgent_us.is_some_and(|us| now_us < us + URGENT_LATELY_US);
+        let small = if lately { all / SMALL_STEP_PART } else { all };
+        small.max(self.grid.block_tokens)
     }
 
     /// How many rows of its prompt a request can compute now.

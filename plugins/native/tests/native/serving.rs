@@ -195,6 +195,51 @@ fn a_higher_priority_takes_the_blocks_of_a_lower_one() {
 }
 
 #[test]
+fn an_urgent_prompt_has_its_step_alone() {
+    let config = || json!({ "step_tokens_max": 128, "requests_max": 8 });
+    let mut bench = Bench::new(LLAMA, config());
+    let computed = |bench: &Bench| bench.scheduler.stats().prefill_tokens;
+    bench.submit(Request { priority: 1, ..request(1, &prompt(1, 20), 1) });
+    bench.finish();
+    let before = computed(&bench);
+    bench.submit(request(2, &prompt(2, 200), 2));
+    bench.step();
+    assert_eq!(computed(&bench) - before, 16, "an eighth of a step, since an urgent one came");
+    let before = computed(&bench);
+    bench.submit(Request { priority: 1, ..request(3, &prompt(3, 40), 2) });
+    bench.step();
+    assert_eq!(computed(&bench) - before, 40, "nothing of the second");
+    bench.finish();
+    for id in [2, 3] {
+        let length = if id == 2 { 200 } else { 40 };
+        let alone =
+            Bench::new(LLAMA, config()).run(request(id, &prompt(id as u32, length), 2)).tokens;
+        assert_eq!(bench.ending(id).tokens, alone, "pieces change nothing");
+    }
+}
+
+#[test]
+fn what_is_kept_for_the_urgent_is_no_room_for_others_while_they_run() {
+    let mut bench = Bench::new(LLAMA, json!({ "blocks": 20 }));
+    let kept = RetentionRange {
+        end: TOKENS_TO_END,
+        priority: 95,
+        duration_ms: 60_000,
+        ..RetentionRange::default()
+    };
+    let urgent = |id| Request { priority: 1, ..request(id, &prompt(1, 80), 1) };
+    bench.run(Request { ranges: vec![kept], ..urgent(1) });
+    for id in [2, 3] {
+        bench.submit(request(id, &prompt(id as u32, 120), 4));
+    }
+    bench.step();
+    assert_eq!(bench.scheduler.stats().running, 1, "the other one waits");
+    bench.finish();
+    assert_eq!(bench.run(urgent(4)).cached_tokens, 64, "all but the block of the last token");
+    assert_eq!(bench.run(request(5, &prompt(5, 300), 1)).finish, Some(Finish::Length));
+}
+
+#[test]
 fn a_cancelled_request_ends_once_wherever_it_is() {
     let mut bench = Bench::new(LLAMA, json!({ "requests_max": 2, "step_tokens_max": 32 }));
     for id in 1..=4 {

@@ -10,8 +10,8 @@
 
 use std::collections::BTreeMap;
 
-use mainstay_engine_abi::sdk::{Cause, KvEvent, RetentionRange, TIER_DEVICE};
-use mainstay_engine_blocks::{BlockPool, Wishes};
+use mainstay_engine_abi::sdk::{Cause, KvEvent, LeaseChange, RetentionRange, TIER_DEVICE};
+use mainstay_engine_blocks::{BlockPool, Figures, PinError, Wishes};
 
 use crate::Profile;
 use crate::host::Host;
@@ -25,6 +25,11 @@ const PIN_FRACTION: f64 = 0.5;
 /// The weight of a new measurement of pace, and the least prompt that is one: those of the worker.
 const PACE_WEIGHT: f32 = 0.1;
 const PACE_TOKENS_MIN: u32 = 16;
+/// So many steps in a row may belong to prompts of the highest priority alone.
+const LONE_STEPS_MAX: u32 = 8;
+/// While an urgent request came so lately, prompts of no priority have this part of a step.
+const URGENT_LATELY_MS: u64 = 30_000;
+const SMALL_STEP_PART: u32 = 8;
 /// No engine is faster or slower than its profile by more.
 const SPEED_MAX: f64 = 1_000.0;
 
@@ -37,6 +42,8 @@ pub enum Note {
         id: u64,
         /// Prompt tokens that were cached.
         cached_tokens: u32,
+        /// From its arrival here until it was admitted, what came in included.
+        waited_us: u64,
     },
     /// Its last token is there.
     Ended {
@@ -80,6 +87,8 @@ pub struct Counters {
     pub busy_us: u64,
     /// Prompt tokens that were computed, again after a preemption as well.
     pub prefill_tokens: u64,
+    /// Tokens that were said.
+    pub decode_tokens: u64,
     /// Requests that lost their blocks.
     pub preemptions: u64,
     /// Blocks that made room.
@@ -121,6 +130,10 @@ pub struct Engine {
     arrivals: u64,
     /// The head of the queue did not fit, and nothing was given back since.
     blocked: bool,
+    /// Steps in a row in which prompts waited for those of higher ones.
+    lone_steps: u32,
+    /// When an urgent request came last.
+    urgent_ms: Option<u64>,
     prefill_us_per_token: f32,
     decode_us_per_step: f32,
     counters: Counters,
@@ -153,6 +166,8 @@ impl Engine {
             stretch: None,
             arrivals: 0,
             blocked: false,
+            lone_steps: 0,
+            urgent_ms: None,
             prefill_us_per_token: 0.0,
             decode_us_per_step: 0.0,
             counters: Counters::default(),
@@ -173,6 +188,9 @@ impl Engine {
     /// Queues a request, or refuses it at once. The next step sees it: ask [`Engine::next_us`] again.
     pub fn submit(&mut self, request: Request, now_us: u64) -> Option<Note> {
         self.arrivals += 1;
+        if request.priority > 0 {
+            self.urgent_ms = Some(now_us / 1_000);
+        }
         let sequence = Sequence::new(request, self.arrivals, now_us);
         let tokens = u64::from(sequence.tokens()) + u64::from(sequence.request.output_tokens);
         if tokens.div_ceil(u64::from(self.block_tokens)) > u64::from(self.blocks.counts().total) {
@@ -242,6 +260,38 @@ impl Engine {
         self.counters
     }
 
+    /// What its cache did so far.
+    #[must_use]
+    pub fn figures(&self) -> &Figures {
+        self.blocks.figures()
+    }
+
+    /// Changes or ends a lease; one that is not known is nothing.
+    pub fn change_lease(&mut self, change: &LeaseChange, now_us: u64) {
+        self.blocks.change_lease(change, now_us / 1_000);
+        self.blocked = false;
+    }
+
+    /// Takes or renews a pin on blocks until `ends_us`; answers with how many of them are held.
+    ///
+    /// # Errors
+    /// Where it is larger than all that pins may hold, or there are too many of them.
+    pub fn pin(
+        &mut self,
+        pin_id: u128,
+        hashes: &[u128],
+        ends_us: u64,
+        now_us: u64,
+    ) -> Result<u32, PinError> {
+        self.blocks.pin(pin_id, hashes, ends_us / 1_000, now_us / 1_000)
+    }
+
+    /// Ends a pin; one that is not known is nothing.
+    pub fn unpin(&mut self, pin_id: u128) {
+        self.blocks.unpin(pin_id);
+        self.blocked = false;
+    }
+
     /// What was stored and removed since the last call, in order.
     pub fn drain_events(&mut self) -> impl Iterator<Item = KvEvent> {
         let counters = &mut self.counters;
@@ -306,6 +356,7 @@ impl Engine {
         self.make_room(now_us);
         self.deal();
         self.admit(now_us);
+        self.count_lone_step();
         if self.running.is_empty() {
             // Nothing to compute until something has come in.
             let end_us = self.loading.next_us()?.max(now_us);
@@ -366,37 +417,75 @@ impl Engine {
     }
 
     fn give_back(&mut self, sequence: &mut Sequence, now_us: u64) {
+        let over_all = sequence.request.claim.iter().map(Claim::over_all);
         let ranges: Vec<RetentionRange> =
-            sequence.request.claim.iter().map(Claim::over_all).collect();
+            over_all.chain(sequence.request.ranges.iter().copied()).collect();
         let wishes = Wishes {
             namespace: sequence.request.namespace,
             block_tokens: self.block_tokens as usize,
             ranges: &ranges,
-            leases: &[],
+            leases: &sequence.request.leases,
         };
         self.blocks.release(&mut sequence.table, &wishes, now_us / 1_000);
         self.copy_to_host(sequence);
         self.blocked = false;
     }
 
-    /// Shares the step's tokens among those that run, in their order.
+    /// Shares the step's tokens among those that run, in their order. Who is urgent waits for a whole step, so that
+    /// prompts of a lower priority are no part of it, but of every ninth.
     fn deal(&mut self) {
         let decoding = self.running.iter().filter(|s| s.decodes()).count() as u32;
         let mut budget = self.profile.step_tokens_max.saturating_sub(decoding);
+        let mut small = self.small_step();
+        let mut above = None;
         for sequence in &mut self.running {
             if sequence.decodes() {
                 sequence.piece = 1;
-            } else {
-                sequence.piece = sequence.unread().min(budget);
-                budget -= sequence.piece;
+                continue;
             }
+            let priority = sequence.request.priority;
+            let is_lesser = above.is_some_and(|above| priority < above);
+            let share = if is_lesser && self.lone_steps < LONE_STEPS_MAX { 0 } else { budget };
+            let share = if priority > 0 { share } else { share.min(small) };
+            sequence.piece = sequence.unread().min(share);
+            budget -= sequence.piece;
+            small = small.saturating_sub(sequence.piece);
+            above = above.max(Some(priority));
         }
+    }
+
+    /// How many tokens of a step prompts of no priority may have: while urgent requests come now and then, a part, since
+    /// the next one waits for the step that is under way.
+    fn small_step(&self) -> u32 {
+        let all = self.profile.step_tokens_max;
+        let lately = self.urgent_ms.is_some_and(|ms| self.now_ms < ms + URGENT_LATELY_MS);
+        if lately { (all / SMALL_STEP_PART).max(self.block_tokens) } else { all }
+    }
+
+    /// Counts steps in a row in which prompts waited for higher ones.
+    fn count_lone_step(&mut self) {
+        let prompts = || self.running.iter().filter(|s| !s.decodes());
+        let above = prompts().filter(|s| s.piece > 0).map(|s| s.request.priority).max();
+        let is_lesser = |s: &Sequence| above.is_some_and(|above| s.request.priority < above);
+        let next = self.waiting.first_key_value().map(|(_, sequence)| sequence);
+        let left_out =
+            prompts().any(|s| s.piece == 0 && is_lesser(s)) || next.is_some_and(is_lesser);
+        self.lone_steps = if left_out { self.lone_steps + 1 } else { 0 };
     }
 
     /// Tokens of the step that those before a place leave.
     fn budget_at(&self, place: Place) -> u32 {
-        let taken = self.running.iter().filter(|s| s.decodes() || s.place < place).map(|s| s.piece);
-        self.profile.step_tokens_max.saturating_sub(taken.sum())
+        let is_above = |s: &&Sequence| !s.decodes() && s.place.0 < place.0;
+        if self.lone_steps < LONE_STEPS_MAX && self.running.iter().any(|s| is_above(&s)) {
+            return 0;
+        }
+        let before = || self.running.iter().filter(|s| s.decodes() || s.place < place);
+        let left = self.profile.step_tokens_max.saturating_sub(before().map(|s| s.piece).sum());
+        if place.0.0 > 0 {
+            return left;
+        }
+        let prompts = before().filter(|s| !s.decodes() && s.request.priority <= 0);
+        left.min(self.small_step().saturating_sub(prompts.map(|s| s.piece).sum()))
     }
 
     fn admit(&mut self, now_us: u64) {
@@ -452,7 +541,7 @@ impl Engine {
         let findable = sequence.findable(self.block_tokens).iter().map(|hash| hash.0);
         let hits = self.blocks.attach(findable, &mut table, self.now_ms);
         let wanted = (sequence.tokens() + 1).div_ceil(self.block_tokens) as usize;
-        let fits = self.blocks.available() as usize >= wanted.saturating_sub(hits);
+        let fits = self.available_to(sequence) as usize >= wanted.saturating_sub(hits);
         if fits {
             while table.len() < wanted {
                 if !self.blocks.extend(&mut table, sequence.request.namespace, self.now_ms) {
@@ -466,6 +555,15 @@ impl Engine {
         }
         sequence.table = table;
         fits
+    }
+
+    /// Blocks that a request may have: while others run, not those that are kept for higher ones.
+    fn available_to(&self, sequence: &Sequence) -> u32 {
+        if self.running.is_empty() && self.loading.len() == 0 {
+            return self.blocks.available();
+        }
+        let waited_ms = self.now_ms.saturating_sub(sequence.submitted_us / 1_000);
+        self.blocks.available_to(sequence.request.priority, waited_ms)
     }
 
     /// How many steps nothing changes for, with the blocks that they take. There is room for one at least.
@@ -507,6 +605,7 @@ impl Engine {
             if sequence.decodes() {
                 sequence.said += stretch.steps;
                 sequence.computed += stretch.steps;
+                self.counters.decode_tokens += u64::from(stretch.steps);
             } else {
                 sequence.computed += sequence.piece;
                 self.counters.prefill_tokens += u64::from(sequence.piece);
@@ -514,8 +613,9 @@ impl Engine {
             }
             if said_before == 0 && sequence.said > 0 {
                 let (id, cached_tokens) = (sequence.request.id, sequence.cached_tokens);
-                notes.push(Note::First { id, cached_tokens });
                 let admitted_us = sequence.admitted_us.unwrap_or(sequence.submitted_us);
+                let waited_us = admitted_us - sequence.submitted_us;
+                notes.push(Note::First { id, cached_tokens, waited_us });
                 let computed = sequence.request.prompt_tokens - cached_tokens;
                 self.measure_prefill(computed, now_us - admitted_us);
             }

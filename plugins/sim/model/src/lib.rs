@@ -16,5 +16,6 @@ mod profile;
 mod sequence;
 
 pub use engine::{Counters, Engine, Load, Note};
+pub use mainstay_engine_blocks::{Figures, PinError};
 pub use profile::{Profile, ProfileError};
 pub use sequence::{Claim, Fetch, Request};

@@ -46,6 +46,10 @@ pub struct Request {
     pub priority: i32,
     /// What its blocks are worth afterwards; `None` is what all are.
     pub claim: Option<Claim>,
+    /// What is wished for stretches of it beyond that, by tokens.
+    pub ranges: Vec<RetentionRange>,
+    /// The names of the leases that `ranges` are of.
+    pub leases: Vec<u128>,
     /// Leading blocks that another engine gives, and from when on.
     pub fetch: Option<Fetch>,
 }

@@ -278,3 +278,49 @@ fn a_million_tokens_are_one_prompt() {
     assert_eq!(bench.scheduler.snapshot(|_| told += 1) as usize, long.len() / 16);
     assert!(told < 100, "runs, not single blocks");
 }
+
+#[test]
+fn an_urgent_prompt_is_computed_before_lesser_ones_that_run() {
+    let mut bench = Bench::new(r#"{"prefill_us_per_token": 10}"#);
+    bench.scheduler.submit(request(1, &prompt(1, 1_000), 1), 0);
+    bench.step();
+    bench.now_us = 2_000;
+    let urgent = Request { priority: 1, ..request(2, &prompt(2, 100), 1) };
+    bench.scheduler.submit(urgent, bench.now_us);
+    bench.scheduler.submit(request(3, &prompt(3, 100), 1), bench.now_us);
+    let mut ends = Vec::new();
+    while ends.len() < 3 {
+        if let Wake::At(at_us) = bench.step() {
+            bench.now_us = at_us;
+        }
+        let ended = bench.outputs.drain(..).filter(|output| output.finish.is_some());
+        ends.extend(ended.map(|output| (output.id, bench.now_us)));
+    }
+    assert_eq!(ends.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 1, 3]);
+    // In all the same work.
+    assert_eq!(ends.last().unwrap().1, 12_000);
+}
+
+#[test]
+fn what_is_kept_for_the_urgent_is_no_room_for_others_while_they_run() {
+    let config = r#"{"blocks": 40, "prefill_us_per_token": 10, "decode_us_per_token": 100}"#;
+    let mut bench = Bench::new(config);
+    let kept = RetentionRange {
+        end: TOKENS_TO_END,
+        priority: 95,
+        duration_ms: 60_000,
+        ..RetentionRange::default()
+    };
+    let urgent = Request { priority: 1, ranges: vec![kept], ..request(1, &prompt(1, 160), 1) };
+    bench.run(urgent);
+    // 40 blocks, 10 of them kept: one of these fits beside them, the second waits for its end.
+    bench.scheduler.submit(request(2, &prompt(2, 300), 40), bench.now_us);
+    bench.scheduler.submit(request(3, &prompt(3, 250), 40), bench.now_us);
+    bench.step();
+    assert_eq!((bench.scheduler.running.len(), bench.scheduler.waiting.len()), (1, 1));
+    bench.finish();
+    let again = Request { priority: 1, ..request(4, &prompt(1, 160), 1) };
+    assert_eq!(bench.run(again).cached_tokens, 144, "all but the block of the last token");
+    // Alone it may have all of it.
+    assert_eq!(bench.run(request(5, &prompt(5, 600), 1)).finish, Some(Finish::Length));
+}

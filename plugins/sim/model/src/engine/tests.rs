@@ -34,6 +34,8 @@ fn request(id: u64, chain: &Arc<[SequenceHash]>, prompt: u32, output: u32) -> Re
         output_tokens: output,
         priority: 0,
         claim: None,
+        ranges: Vec::new(),
+        leases: Vec::new(),
         fetch: None,
     }
 }
@@ -60,7 +62,7 @@ fn a_cold_prompt_takes_the_steps_of_its_pieces_and_a_warm_one_what_is_new() {
     let first = us(profile.step_us(8_192, 8_192.0 * 4_096.0, 0));
     let rest = 16_000.0 - 8_192.0;
     let second = us(profile.step_us(7_808, rest * (8_192.0 + rest / 2.0), 0));
-    assert_eq!(seen[0], (first + second, Note::First { id: 1, cached_tokens: 0 }));
+    assert_eq!(seen[0], (first + second, Note::First { id: 1, cached_tokens: 0, waited_us: 0 }));
     let decoded = us(profile.decode_us(2, 1, 16_001));
     assert_eq!(seen[1], (first + second + decoded, Note::Ended { id: 1 }));
 
@@ -68,7 +70,10 @@ fn a_cold_prompt_takes_the_steps_of_its_pieces_and_a_warm_one_what_is_new() {
     engine.submit(request(2, &blocks, 16_016, 1), now_us);
     let seen = run(&mut engine, now_us);
     let warm = us(profile.step_us(16, 16.0 * 16_008.0, 0));
-    assert_eq!(seen[0], (now_us + warm, Note::First { id: 2, cached_tokens: 16_000 }));
+    assert_eq!(
+        seen[0],
+        (now_us + warm, Note::First { id: 2, cached_tokens: 16_000, waited_us: 0 })
+    );
     assert_eq!(engine.load().blocks_used, 0);
     assert!((engine.load().prefill_us_per_token - warm as f32 / 16.0).abs() > 1.0, "averaged");
 }
@@ -93,7 +98,7 @@ fn who_arrives_in_a_stretch_waits_for_the_step_under_way_only() {
     let mixed = us(profile.step_us(17, 16.0 * 8.0, 27));
     assert_eq!(engine.next_us(), Some(cut_us + mixed));
     let seen = run(&mut engine, cut_us);
-    assert_eq!(seen[0].1, Note::First { id: 2, cached_tokens: 0 });
+    assert!(matches!(seen[0].1, Note::First { id: 2, cached_tokens: 0, .. }));
     let ends = seen.iter().filter(|(_, note)| matches!(note, Note::Ended { .. }));
     assert_eq!(ends.count(), 2);
 }
@@ -322,4 +327,72 @@ fn blocks_of_the_urgent_stay_for_a_while() {
     assert_eq!(left(Some(claim), 20_000_000), 7_984);
     assert!(left(None, 20_000_000) < 7_984, "the oldest goes first");
     assert_eq!(left(Some(claim), 200_000_000), left(None, 200_000_000), "not for good");
+}
+
+#[test]
+fn an_urgent_prompt_has_its_step_alone_and_the_one_before_is_short() {
+    let profile = profile(400_000);
+    let mut engine = Engine::new(profile.clone(), BLOCK);
+    let warm = Request { priority: 1, ..request(1, &chain(1, 0, 2), 32, 1) };
+    engine.submit(warm, 0);
+    run(&mut engine, 0);
+    // An urgent one came lately: the prompt goes on in eighths of a step.
+    let start_us = 1_000_000;
+    engine.submit(request(2, &chain(2, 0, 1_250), 20_000, 1), start_us);
+    engine.advance(start_us, &mut Vec::new());
+    let short_us = us(profile.step_us(1_024, 1_024.0 * 512.0, 0));
+    assert_eq!(engine.next_us(), Some(start_us + short_us));
+    let urgent = Request { priority: 1, ..request(3, &chain(3, 0, 64), 1_024, 1) };
+    engine.submit(urgent, start_us + 1);
+    let seen = run(&mut engine, start_us + 1);
+    let own_us = us(profile.step_us(1_024, 1_024.0 * 512.0, 0));
+    assert_eq!(seen[0].0, start_us + short_us + own_us, "{:?}", seen[0]);
+    assert!(matches!(seen[0].1, Note::First { id: 3, .. }));
+    // Where nobody urgent came for long, a step is whole again.
+    let late_us = 100_000_000;
+    engine.submit(request(4, &chain(4, 0, 1_250), 20_000, 1), late_us);
+    engine.advance(late_us, &mut Vec::new());
+    let whole_us = us(profile.step_us(8_192, 8_192.0 * 4_096.0, 0));
+    assert_eq!(engine.next_us(), Some(late_us + whole_us));
+}
+
+#[test]
+fn lesser_prompts_go_on_however_many_urgent_ones_come() {
+    let mut engine = Engine::new(profile(400_000), BLOCK);
+    engine.submit(request(1, &chain(1, 0, 200), 3_200, 1), 0);
+    let (mut now_us, mut notes, mut id) = (0, Vec::new(), 2);
+    // A new urgent prompt waits at every step.
+    while !notes.iter().any(|note| matches!(note, Note::First { id: 1, .. })) {
+        assert!(id < 200, "the first is never served");
+        let urgent =
+            Request { priority: 1, ..request(id, &chain(u128::from(id), 0, 600), 9_600, 1) };
+        engine.submit(urgent, now_us);
+        id += 1;
+        engine.advance(now_us, &mut notes);
+        now_us = engine.next_us().unwrap();
+    }
+}
+
+#[test]
+fn blocks_of_the_urgent_are_no_room_for_others_that_run_beside_others() {
+    let claim = Some(Claim { priority: 95, duration_ms: Some(60_000) });
+    let cached = |claim: Option<Claim>| {
+        let mut engine = Engine::new(profile(20_000), BLOCK);
+        let blocks = chain(1, 0, 500);
+        engine.submit(Request { priority: 1, claim, ..request(1, &blocks, 8_000, 1) }, 0);
+        run(&mut engine, 0);
+        let at_us = 5_000_000;
+        // Two of these do not fit beside what is kept.
+        for id in [2, 3] {
+            engine.submit(request(id, &chain(u128::from(id), 0, 600), 9_600, 500), at_us);
+        }
+        run(&mut engine, at_us);
+        let at_us = 40_000_000;
+        engine.submit(Request { priority: 1, ..request(4, &blocks, 8_000, 1) }, at_us);
+        let seen = run(&mut engine, at_us);
+        let Note::First { cached_tokens, .. } = seen[0].1 else { panic!("{:?}", seen[0]) };
+        cached_tokens
+    };
+    assert_eq!(cached(claim), 7_984);
+    assert!(cached(None) < 4_000, "{}", cached(None));
 }
