@@ -73,12 +73,7 @@ const fn tier_of(medium: Option<Medium>) -> u32 {
 
 impl Mirror {
     /// Nothing is held. `blocks_max` bounds what is believed.
-    pub fn new(
-        key: HashKey,
-        block_tokens: u32,
-        counts_copies: bool,
-        blocks_max: usize,
-    ) -> Self {
+    pub fn new(key: HashKey, block_tokens: u32, counts_copies: bool, blocks_max: usize) -> Self {
         Self {
             key: BlockHashKey::new(key),
             block_tokens,

@@ -189,7 +189,11 @@ void Cache::release(Table &table) {
   table = Table{};
 }
 
+// Nothing is evicted for what does not fit even so.
 bool Cache::make_room(int blocks) {
+  if (used() + blocks > device_total) {
+    return false;
+  }
   while (device_used + own_used + blocks > device_total) {
     std::uint64_t const hash = victim(0);
     if (hash == 0) {

@@ -8,6 +8,7 @@ use mainstay_engine_abi::sdk::{
 };
 
 /// There is none of these.
+#[cfg_attr(trtllm_linked, expect(unreachable_pub, reason = "public where it is the engine"))]
 #[derive(Debug)]
 pub enum BareEngine {}
 

@@ -9,13 +9,12 @@ use crate::bridge::Fault;
 pub(crate) enum TrtllmError {
     #[error("the trtllm engine's configuration: {0}")]
     Options(String),
-    #[error("TensorRT-LLM says it is {0}; this was built for 1.2, so build it again with its own headers")]
+    #[error(
+        "TensorRT-LLM says it is {0}; this was built for 1.2, so build it again with its own headers"
+    )]
     Version(String),
     #[error("TensorRT-LLM cannot open {dir}: {fault}")]
-    Open {
-        dir: String,
-        fault: Fault,
-    },
+    Open { dir: String, fault: Fault },
     #[error("the executor does not say how many blocks it has; say it with `blocks`")]
     NoCache,
 }

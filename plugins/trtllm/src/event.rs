@@ -122,7 +122,17 @@ mod tests {
         let tokens = (0..lengths.iter().sum()).collect();
         let (levels, foreign) = (vec![0; hashes.len()], vec![false; hashes.len()]);
         let (hashes, lengths) = (hashes.to_vec(), lengths.to_vec());
-        Told { number, kind: STORED, window: 9, hashes, levels, lengths, foreign, tokens, ..Told::default() }
+        Told {
+            number,
+            kind: STORED,
+            window: 9,
+            hashes,
+            levels,
+            lengths,
+            foreign,
+            tokens,
+            ..Told::default()
+        }
     }
 
     fn created(number: u64, window: i32, count: u64) -> Told {

@@ -177,14 +177,25 @@ mod tests {
 
     fn said(tokens: &[u32], finish: u8) -> Said {
         let (tokens, is_final) = (tokens.to_vec(), finish != 0);
-        Said { has_client: true, client: 3, tokens, is_final, finish, reused_blocks: -1, ..Said::default() }
+        Said {
+            has_client: true,
+            client: 3,
+            tokens,
+            is_final,
+            finish,
+            reused_blocks: -1,
+            ..Said::default()
+        }
     }
 
     #[test]
     fn all_tokens_of_a_response_are_taken_and_the_first_is_first() {
         let mut flights = flights();
         let one = flights.land(said(&[1, 2], 0), 10, BLOCK).unwrap();
-        assert_eq!((&one.output.tokens[..], one.output.first, one.finish), (&[1, 2][..], true, None));
+        assert_eq!(
+            (&one.output.tokens[..], one.output.first, one.finish),
+            (&[1, 2][..], true, None)
+        );
         assert_eq!((one.output.cached_tokens, flights.begun()), (4, 1));
         let reused = Said { reused_blocks: 9, ..said(&[3, 4, 5], LENGTH) };
         let last = flights.land(reused, 10, BLOCK).unwrap();
@@ -196,7 +207,9 @@ mod tests {
 
     #[test]
     fn an_end_token_that_is_left_out_is_put_back() {
-        for (tokens, due) in [(&[1][..], &[1, 7][..]), (&[1, 7], &[1, 7]), (&[1, 2, 3, 4, 5], &[1, 2, 3, 4, 5])] {
+        for (tokens, due) in
+            [(&[1][..], &[1, 7][..]), (&[1, 7], &[1, 7]), (&[1, 2, 3, 4, 5], &[1, 2, 3, 4, 5])]
+        {
             let landed = flights().land(said(tokens, END_ID), 10, BLOCK).unwrap();
             assert_eq!((&landed.output.tokens[..], landed.finish), (due, Some(Finish::Stop)));
         }

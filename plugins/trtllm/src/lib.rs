@@ -8,6 +8,7 @@
 #[cfg(any(test, not(trtllm_linked)))]
 mod bare;
 #[cfg(trtllm_linked)]
+#[expect(unreachable_pub, unused_qualifications, reason = "of what cxx makes")]
 mod bridge;
 #[cfg(trtllm_linked)]
 mod engine;

@@ -192,7 +192,9 @@ impl Options {
     pub(crate) fn parse(json: &str) -> Result<Self, TrtllmError> {
         let raw: Raw = serde_json::from_str(json).map_err(|e| wrong(e.to_string()))?;
         if raw.engine_dir.as_os_str().is_empty() {
-            return Err(wrong("no `engine_dir`; name the folder of an engine built by trtllm-build"));
+            return Err(wrong(
+                "no `engine_dir`; name the folder of an engine built by trtllm-build",
+            ));
         }
         let built: Option<Built> = read(&raw.engine_dir.join("config.json"))?;
         let built = built.unwrap_or_default();
@@ -247,7 +249,10 @@ mod tests {
         folder
     }
 
-    fn parse(mut json: serde_json::Value, folder: &tempfile::TempDir) -> Result<Options, TrtllmError> {
+    fn parse(
+        mut json: serde_json::Value,
+        folder: &tempfile::TempDir,
+    ) -> Result<Options, TrtllmError> {
         json["engine_dir"] = folder.path().to_str().unwrap().into();
         Options::parse(&json.to_string())
     }
@@ -264,7 +269,8 @@ mod tests {
         std::fs::write(model.join("config.json"), r#"{"eos_token_id": 7}"#).unwrap();
         let named = serde_json::json!({"model_dir": model});
         assert_eq!(parse(named.clone(), &folder).unwrap().ends, [7]);
-        std::fs::write(model.join("generation_config.json"), r#"{"eos_token_id": [8, 9]}"#).unwrap();
+        std::fs::write(model.join("generation_config.json"), r#"{"eos_token_id": [8, 9]}"#)
+            .unwrap();
         assert_eq!(parse(named, &folder).unwrap().ends, [8, 9]);
         let said = serde_json::json!({"model_dir": model, "end_tokens": [3]});
         assert_eq!(parse(said, &folder).unwrap().ends, [3]);
@@ -294,6 +300,8 @@ mod tests {
         let error = parse(serde_json::json!({}), &bare).unwrap_err().to_string();
         assert!(error.contains("give `vocab`"), "{error}");
         std::fs::write(bare.path().join("config.json"), "{").unwrap();
-        assert!(parse(serde_json::json!({}), &bare).unwrap_err().to_string().contains("config.json"));
+        assert!(
+            parse(serde_json::json!({}), &bare).unwrap_err().to_string().contains("config.json")
+        );
     }
 }

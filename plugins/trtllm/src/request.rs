@@ -141,7 +141,10 @@ mod tests {
             [span(0, 4, 50, 0), span(4, 6, 90, 500), span(6, 20, 50, 0)]
         );
         // A hole is nobody's, and what lies behind the prompt is no part of it.
-        assert_eq!(spans(&[range(2, 4, 60, 9), range(6, 7, 60, 9), range(30, 40, 99, 0)], 20).len(), 2);
+        assert_eq!(
+            spans(&[range(2, 4, 60, 9), range(6, 7, 60, 9), range(30, 40, 99, 0)], 20).len(),
+            2
+        );
         assert_eq!(spans(&[range(5, 5, 60, 0)], 20), []);
         assert_eq!(spans(&[], 20), []);
     }
@@ -157,7 +160,8 @@ mod tests {
 
     #[test]
     fn a_request_says_all_that_it_has() {
-        let sampling = Sampling { stop_tokens: vec![7], tokens_max: 9, seed: Some(3), ..Sampling::default() };
+        let sampling =
+            Sampling { stop_tokens: vec![7], tokens_max: 9, seed: Some(3), ..Sampling::default() };
         let request = Request {
             id: 5,
             tokens: vec![1, 2, 3],
@@ -175,7 +179,10 @@ mod tests {
         assert!(said.has_seed && said.seed == 3 && said.priority > 0.5);
         let ignoring = Sampling { ignore_eos: true, ..request.sampling.clone() };
         let said = ask(&Request { sampling: ignoring, ranges: vec![], ..request }, 77, &manner);
-        assert_eq!((said.has_end, &said.stop_tokens[..], said.has_retention), (false, &[7][..], false));
+        assert_eq!(
+            (said.has_end, &said.stop_tokens[..], said.has_retention),
+            (false, &[7][..], false)
+        );
         assert_eq!(said.decode_priority, 35);
         let short = Manner { context_tokens_max: 8, ..manner };
         assert_eq!(ask(&request_of(3, 9), 1, &short).tokens_max, 5, "what has room");

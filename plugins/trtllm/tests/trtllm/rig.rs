@@ -148,7 +148,10 @@ impl Rig {
             for event in taken.events {
                 match event {
                     KvEvent::Stored { namespace, parent, blocks, tier, .. } => {
-                        assert!(parent == namespace || self.held.contains_key(&parent), "an orphan");
+                        assert!(
+                            parent == namespace || self.held.contains_key(&parent),
+                            "an orphan"
+                        );
                         for block in blocks {
                             *self.held.entry(block).or_default() |= 1 << tier;
                         }
@@ -166,6 +169,16 @@ impl Rig {
                     KvEvent::PinExpired { .. } => panic!("there are no pins"),
                 }
             }
+        }
+    }
+
+    /// Reads events until none has come for a while.
+    pub(crate) fn settle(&mut self) {
+        let before = (self.lanes.kv_position(), self.held.len());
+        self.lanes.wait_kv(Duration::from_millis(60));
+        self.read_events();
+        if before != (self.lanes.kv_position(), self.held.len()) {
+            self.settle();
         }
     }
 
