@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -12,12 +11,13 @@ use mainstay_engine_abi::sdk::{
     Engine, EngineError, HostLog, Identity, Info, Lanes, Request, Stats, caps,
 };
 
+use mainstay_engine_proxy::{Desk, Teller};
+use tokio::sync::mpsc;
+
 use crate::RemoteError;
-use crate::desk::Desk;
 use crate::dialect;
 use crate::http::Client;
-use crate::inner::Inner;
-use crate::kv::listen::Heard;
+use crate::inner::{Inner, teller};
 use crate::options::{Options, Server};
 use crate::probe::{Facts, probe};
 
@@ -53,7 +53,7 @@ pub struct RemoteEngine {
     desk: Arc<Desk>,
     thread: Option<JoinHandle<()>>,
     facts: Arc<Facts>,
-    heard: Arc<Heard>,
+    teller: Arc<Teller>,
     info: Info,
     has_events: bool,
     _taken: Taken,
@@ -116,18 +116,16 @@ impl Engine for RemoteEngine {
         let options = Options::parse(config_json)?;
         let taken = Taken::take(&options.upstream)?;
         let client = Client::new(&options)?;
-        let heard = Arc::new(Heard::default());
         let (ready, is_ready) = std_mpsc::channel();
-        let theirs = Arc::clone(&heard);
         let own = options.clone();
-        let body = move || run_thread(client, own, lanes, theirs, log, &ready);
+        let body = move || run_thread(client, own, lanes, log, &ready);
         let thread = std::thread::Builder::new().name("remote-engine".to_owned()).spawn(body);
         let thread =
             thread.map_err(|e| EngineError::internal(format!("no thread for the engine: {e}")))?;
         let opened = is_ready.recv().unwrap_or_else(|_| {
             Err(EngineError::internal("the engine's thread ended before it began"))
         });
-        let (desk, facts) = match opened {
+        let (desk, facts, teller) = match opened {
             Ok(opened) => opened,
             Err(error) => {
                 // Its panics are caught inside; there is nothing more to learn from it.
@@ -142,7 +140,7 @@ impl Engine for RemoteEngine {
             desk,
             thread: Some(thread),
             facts,
-            heard,
+            teller,
             _taken: taken,
         })
     }
@@ -152,9 +150,7 @@ impl Engine for RemoteEngine {
     }
 
     fn stats(&self) -> Stats {
-        let cached = self.heard.blocks.load(Ordering::Relaxed);
-        let evictions = self.heard.evictions.load(Ordering::Relaxed);
-        Stats { blocks_cached: cached, evictions, ..self.desk.stats() }
+        self.teller.count(self.desk.stats())
     }
 
     fn submit(&self, request: Request) -> Result<(), EngineError> {
@@ -209,14 +205,13 @@ fn check(request: &Request, facts: &Facts) -> Result<(), EngineError> {
     dialect::check(facts.server, &request.sampling)
 }
 
-type Opened = Result<(Arc<Desk>, Arc<Facts>), EngineError>;
+type Opened = Result<(Arc<Desk>, Arc<Facts>, Arc<Teller>), EngineError>;
 
 /// The engine's thread, from its first question to the server to its last word.
 fn run_thread(
     client: Client,
     options: Options,
     lanes: Arc<Lanes>,
-    heard: Arc<Heard>,
     log: HostLog,
     ready: &std_mpsc::Sender<Opened>,
 ) {
@@ -234,13 +229,17 @@ fn run_thread(
             return;
         }
     };
-    let (desk, commands) = Desk::new(Arc::clone(&lanes), facts.requests_max);
-    if ready.send(Ok((Arc::clone(&desk), Arc::clone(&facts)))).is_err() {
+    let (sender, commands) = mpsc::unbounded_channel();
+    let send = move |command| sender.send(command).is_ok();
+    let desk = Desk::new(Arc::clone(&lanes), facts.requests_max, send);
+    let teller = Arc::new(teller(&options, &facts, Arc::clone(&lanes)));
+    let opened = (Arc::clone(&desk), Arc::clone(&facts), Arc::clone(&teller));
+    if ready.send(Ok(opened)).is_err() {
         return;
     }
     let own = Arc::clone(&desk);
     let body = move || {
-        let engine = Inner::new(client, options, facts, own, lanes, heard, log);
+        let engine = Inner::new(client, options, facts, own, lanes, teller, log);
         runtime.block_on(engine.run(commands));
     };
     if catch_unwind(AssertUnwindSafe(body)).is_err() {

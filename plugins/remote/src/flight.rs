@@ -10,7 +10,8 @@ use mainstay_engine_abi::sdk::{Code, EngineError, Finish, Output, Request};
 use reqwest::Response;
 use tokio::sync::Notify;
 
-use crate::desk::Desk;
+use mainstay_engine_proxy::Desk;
+
 use crate::dialect::{self, Delta, End, Manner, Reader, nonsense};
 use crate::http::{self, Client};
 use crate::options::Server;

@@ -8,17 +8,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mainstay_engine_abi::sdk::{Code, Finish, HostLog, Lanes, Output, Request};
+use mainstay_engine_proxy::mirror::Mirror;
+use mainstay_engine_proxy::salts::Salts;
+use mainstay_engine_proxy::{Command, Desk, Teller};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
 
-use crate::desk::{Command, Desk, SharedMirror, SharedSalts};
 use crate::dialect::Manner;
 use crate::flight::{Flight, Landed};
 use crate::http::Client;
-use crate::kv::listen::{Endpoints, Heard, Listener, Snapshot};
-use crate::kv::mirror::Mirror;
+use crate::kv::listen::{Endpoints, Listener, Snapshot};
 use crate::kv::order::Order;
-use crate::kv::salts::Salts;
 use crate::options::{Cache, Options, Server};
 use crate::probe::{Facts, probe};
 use crate::queue::Queue;
@@ -32,6 +32,16 @@ const BLOCKS_MIN: u64 = 1 << 16;
 const BLOCKS_MAX: u64 = 1 << 24;
 
 const TARGET: &str = "remote";
+
+/// What is told of the server's cache, and to whom.
+pub(crate) fn teller(options: &Options, facts: &Facts, lanes: Arc<Lanes>) -> Teller {
+    let salts = Salts::new(facts.block_tokens, options.cache == Cache::Engine);
+    let blocks_max = facts.blocks.saturating_mul(BLOCKS_PER_DEVICE_BLOCK);
+    let blocks_max = blocks_max.clamp(BLOCKS_MIN, BLOCKS_MAX) as usize;
+    let counts_copies = facts.server == Server::Vllm;
+    let mirror = Mirror::new(options.hash_key, facts.block_tokens, counts_copies, blocks_max);
+    Teller::new(mirror, salts, lanes)
+}
 
 /// A request at the server.
 struct Flying {
@@ -48,10 +58,8 @@ pub(crate) struct Inner {
     facts: Arc<Facts>,
     desk: Arc<Desk>,
     lanes: Arc<Lanes>,
-    heard: Arc<Heard>,
+    teller: Arc<Teller>,
     log: HostLog,
-    salts: SharedSalts,
-    mirror: SharedMirror,
     queue: Queue,
     flights: JoinSet<Landed>,
     flying: HashMap<Id, Flying>,
@@ -67,14 +75,9 @@ impl Inner {
         facts: Arc<Facts>,
         desk: Arc<Desk>,
         lanes: Arc<Lanes>,
-        heard: Arc<Heard>,
+        teller: Arc<Teller>,
         log: HostLog,
     ) -> Self {
-        let salts = Salts::new(facts.block_tokens, options.cache == Cache::Engine);
-        let blocks_max = facts.blocks.saturating_mul(BLOCKS_PER_DEVICE_BLOCK);
-        let blocks_max = blocks_max.clamp(BLOCKS_MIN, BLOCKS_MAX) as usize;
-        let counts_copies = facts.server == Server::Vllm;
-        let mirror = Mirror::new(options.hash_key, facts.block_tokens, counts_copies, blocks_max);
         let is_llama = facts.server == Server::LlamaCpp;
         Self {
             slots: is_llama.then(|| Slots::new(facts.requests_max)),
@@ -83,10 +86,8 @@ impl Inner {
             facts,
             desk,
             lanes,
-            heard,
+            teller,
             log,
-            salts: SharedSalts::new(salts),
-            mirror: SharedMirror::new(mirror),
             queue: Queue::default(),
             flights: JoinSet::new(),
             flying: HashMap::new(),
@@ -135,8 +136,8 @@ impl Inner {
             }
         }
         while let Ok(command) = commands.try_recv() {
-            if let Command::Snapshot(snapshot) = command {
-                self.lanes.op(snapshot.op_id, Code::Unavailable.rc(), 0);
+            if let Command::Snapshot(op_id) = command {
+                self.lanes.op(op_id, Code::Unavailable.rc(), 0);
             }
         }
         drop(snapshots);
@@ -157,13 +158,9 @@ impl Inner {
         };
         let listener = Listener {
             endpoints,
-            mirror: self.mirror.clone(),
-            salts: self.salts.clone(),
-            lanes: Arc::clone(&self.lanes),
+            teller: Arc::clone(&self.teller),
             log: self.log,
-            heard: Arc::clone(&self.heard),
             order: Order::default(),
-            has_told: false,
             has_warned: false,
         };
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -180,9 +177,8 @@ impl Inner {
                     cancel.notify_one();
                 }
             }
-            Command::Snapshot(snapshot) => {
-                let op_id = snapshot.op_id;
-                match snapshots.map(|listener| listener.send(snapshot)) {
+            Command::Snapshot(op_id) => {
+                match snapshots.map(|listener| listener.send(Snapshot { op_id })) {
                     Some(Ok(())) => {}
                     // The listener has died: what is held is not known any more.
                     Some(Err(_)) => self.lanes.op(op_id, Code::Internal.rc(), 0),
@@ -217,7 +213,7 @@ impl Inner {
                 None => return Some(request),
             },
         };
-        let mut salts = self.salts.lock();
+        let mut salts = self.teller.salts();
         salts.asked(request.namespace, &request.tokens);
         let manner = Manner {
             model: self.facts.model.clone(),
@@ -228,7 +224,7 @@ impl Inner {
             at_once: false,
         };
         drop(salts);
-        let held = self.mirror.lock().held_tokens(request.namespace, &request.tokens);
+        let held = self.teller.held_tokens(request.namespace, &request.tokens);
         let flying = Flying {
             id: request.id,
             slot: given.map(|given| given.slot),

@@ -8,7 +8,6 @@
 
 #![cfg_attr(not(feature = "export"), forbid(unsafe_code))]
 
-mod desk;
 mod dialect;
 mod engine;
 mod error;

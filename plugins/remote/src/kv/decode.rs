@@ -5,6 +5,8 @@
 //! Both are read, members that are missing, unknown or behind the known ones are passed over, and an event that
 //! makes no sense costs itself and not its batch.
 
+use mainstay_engine_proxy::event::{Event, Medium, Native, Salt, Stored};
+
 use super::msgpack::{Cursor, Malformed, Next, Scalar};
 
 /// Events in one batch, blocks in one event: a message has at most some megabytes, and these bound what becomes of it.
@@ -13,68 +15,6 @@ const BLOCKS_MAX: usize = 1 << 18;
 const TOKENS_MAX: usize = 1 << 22;
 /// A salt as the servers take it.
 const TEXT_MAX: usize = 1024;
-
-/// A block's name at its server, which means nothing elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Native {
-    /// 64 bits, of either sign.
-    Number(u64),
-    /// A whole digest.
-    Digest([u8; 32]),
-}
-
-/// Where blocks lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Medium {
-    Device,
-    Host,
-    Disk,
-    Remote,
-}
-
-/// What tells one block from another besides its tokens.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Salt {
-    /// The server does not say (an older one, or a block behind the first).
-    #[default]
-    Untold,
-    /// It says that there is none.
-    None,
-    Text(String),
-    /// Images, adapters: nothing that a request of ours has.
-    Foreign,
-}
-
-/// Blocks that the server has come to hold, each the parent of the next.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Stored {
-    pub(crate) blocks: Vec<Native>,
-    pub(crate) parent: Option<Native>,
-    pub(crate) tokens: Vec<u32>,
-    pub(crate) block_tokens: u32,
-    pub(crate) medium: Option<Medium>,
-    /// Of the first of the blocks.
-    pub(crate) salt: Salt,
-    /// From this block on there is content that is not tokens.
-    pub(crate) foreign_from: Option<usize>,
-    pub(crate) group: Group,
-}
-
-/// Which of several caches of one model an event is about.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Group {
-    pub(crate) index: Option<u64>,
-    /// A cache of the last tokens alone: a prefix does not live in it.
-    pub(crate) is_partial: bool,
-}
-
-/// What happened in the cache.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
-    Stored(Stored),
-    Removed { blocks: Vec<Native>, medium: Option<Medium>, group: Group },
-    Cleared,
-}
 
 /// One message.
 #[derive(Clone, Debug, Default, PartialEq)]

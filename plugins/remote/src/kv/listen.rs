@@ -7,18 +7,16 @@
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use mainstay_engine_abi::sdk::{HostLog, KvEvent, Lanes};
+use mainstay_engine_abi::sdk::HostLog;
+use mainstay_engine_proxy::Teller;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::decode::{Event, decode};
-use super::mirror::Change;
+use super::decode::decode;
 use super::order::{Order, Verdict};
 use super::zmtp::{Message, Peer, Role};
-use crate::desk::{SharedMirror, SharedSalts};
 
 /// How soon a lost connection is tried again, at first and at last.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -44,13 +42,6 @@ pub(crate) struct Endpoints {
     pub(crate) topic: String,
 }
 
-/// Figures of the listener, for `stats`.
-#[derive(Debug, Default)]
-pub(crate) struct Heard {
-    pub(crate) blocks: AtomicU64,
-    pub(crate) evictions: AtomicU64,
-}
-
 /// Asks for everything that is held.
 pub(crate) struct Snapshot {
     pub(crate) op_id: u64,
@@ -58,14 +49,9 @@ pub(crate) struct Snapshot {
 
 pub(crate) struct Listener {
     pub(crate) endpoints: Endpoints,
-    pub(crate) mirror: SharedMirror,
-    pub(crate) salts: SharedSalts,
-    pub(crate) lanes: Arc<Lanes>,
+    pub(crate) teller: Arc<Teller>,
     pub(crate) log: HostLog,
-    pub(crate) heard: Arc<Heard>,
     pub(crate) order: Order,
-    /// Something was told since the last RESET.
-    pub(crate) has_told: bool,
     /// A thing that is worth one line of the log, not one for each event.
     pub(crate) has_warned: bool,
 }
@@ -116,7 +102,7 @@ impl Listener {
     /// Serves snapshots while there is nothing to hear; returns when the engine ends.
     async fn serve_snapshots(&self, snapshots: &mut mpsc::UnboundedReceiver<Snapshot>) {
         while let Some(snapshot) = snapshots.recv().await {
-            self.snapshot(&snapshot);
+            self.teller.snapshot(snapshot.op_id);
         }
     }
 
@@ -142,7 +128,7 @@ impl Listener {
                     }
                 },
                 snapshot = snapshots.recv() => match snapshot {
-                    Some(snapshot) => self.snapshot(&snapshot),
+                    Some(snapshot) => self.teller.snapshot(snapshot.op_id),
                     None => return Ok(()),
                 },
             }
@@ -232,65 +218,20 @@ impl Listener {
         if batch.unknown > 0 {
             self.warn_once("the server tells events that are not known here; they are passed over");
         }
-        let salts = self.salts.clone();
-        let salts = salts.lock();
-        let misshapen = self.mirror.lock().passed().misshapen;
-        for event in batch.events {
-            self.tell(event, &salts);
-        }
-        drop(salts);
-        if self.mirror.lock().passed().misshapen > misshapen {
+        let misshapen = self.teller.passed().misshapen;
+        self.teller.apply(batch.events);
+        if self.teller.passed().misshapen > misshapen {
             self.warn_once(
                 "the server tells blocks of another size than it says it has; they are not indexed",
             );
         }
-        self.settle();
-    }
-
-    fn tell(&mut self, event: Event, salts: &crate::kv::salts::Salts) {
-        let (lanes, heard, has_told) = (&self.lanes, &self.heard, &mut self.has_told);
-        self.mirror.lock().apply(event, salts, |change| match change {
-            Change::Cleared => {
-                if std::mem::take(has_told) {
-                    lanes.begin_snapshot();
-                }
-            }
-            Change::Event(event) => {
-                if let KvEvent::Removed { blocks, .. } = &event {
-                    heard.evictions.fetch_add(blocks.len() as u64, Ordering::Relaxed);
-                }
-                *has_told = true;
-                lanes.kv(event);
-            }
-        });
-    }
-
-    /// After events were told: begins again where the lane could not take them.
-    fn settle(&self) {
-        self.heard.blocks.store(self.mirror.lock().len() as u64, Ordering::Relaxed);
-        if self.lanes.kv_overflowed() {
-            self.tell_all();
-        }
-    }
-
-    fn tell_all(&self) -> u32 {
-        self.lanes.begin_snapshot();
-        self.mirror.lock().snapshot(|event| self.lanes.kv(event))
-    }
-
-    fn snapshot(&self, snapshot: &Snapshot) {
-        let count = self.tell_all();
-        self.lanes.op(snapshot.op_id, 0, count);
     }
 
     /// Another life of the server: nothing of what was told is so any more.
     fn reset(&mut self) {
         self.order.forget();
-        self.mirror.lock().clear();
-        self.heard.blocks.store(0, Ordering::Relaxed);
-        if std::mem::take(&mut self.has_told) {
+        if self.teller.forget() {
             self.log.warn(TARGET, "the server's cache is another one; its blocks are told anew");
-            self.lanes.begin_snapshot();
         }
     }
 

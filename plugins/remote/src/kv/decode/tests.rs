@@ -6,6 +6,7 @@ use rmp::encode::{
 };
 
 use super::*;
+use mainstay_engine_proxy::event::Group;
 
 fn head(out: &mut Vec<u8>, events: u32, items: u32) {
     write_array_len(out, items).unwrap();

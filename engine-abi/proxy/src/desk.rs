@@ -1,4 +1,4 @@
-//! The desk between the host's calls and the engine's thread: who is live, who has ended, what the figures are.
+//! The desk between the host's calls and the engine's threads: who is live, who has ended, what the figures are.
 //!
 //! Its lock is held for a few instructions only. An id is free again before its final output can be seen, and
 //! whoever sees that nothing is live finds every final output in the lane.
@@ -8,12 +8,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mainstay_engine_abi::sdk::{Code, EngineError, Finish, Health, Lanes, Output, Request, Stats};
-use tokio::sync::mpsc;
-
-use crate::kv::listen::Snapshot;
-use crate::kv::mirror::Mirror;
-use crate::kv::salts::Salts;
-
 /// Requests that may wait besides those at the server.
 const WAITING_REQUESTS_MAX: usize = 1024;
 /// Prompt tokens of all live requests together.
@@ -22,43 +16,25 @@ const LIVE_TOKENS_MAX: u64 = 1 << 26;
 const AWAY_RETRY_MS: u32 = 1000;
 
 /// What the host asks for.
-pub(crate) enum Command {
+#[derive(Debug)]
+pub enum Command {
     Submit(Box<Request>),
     Cancel(u64),
-    Snapshot(Snapshot),
+    /// Everything that is held, for the operation of this number.
+    Snapshot(u64),
 }
 
-/// The salts, shared by those that ask and the one that listens.
-#[derive(Clone)]
-pub(crate) struct SharedSalts(Arc<Mutex<Salts>>);
-
-impl SharedSalts {
-    pub(crate) fn new(salts: Salts) -> Self {
-        Self(Arc::new(Mutex::new(salts)))
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Salts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The mirror of the server's cache, shared by the one that keeps it and those that ask what is held.
-#[derive(Clone)]
-pub(crate) struct SharedMirror(Arc<Mutex<Mirror>>);
-
-impl SharedMirror {
-    pub(crate) fn new(mirror: Mirror) -> Self {
-        Self(Arc::new(Mutex::new(mirror)))
-    }
-
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Mirror> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+type Sender = Box<dyn Fn(Command) -> bool + Send + Sync>;
 
 struct Live {
     tokens: u64,
     is_cancelled: bool,
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").finish_non_exhaustive()
+    }
 }
 
 #[derive(Default)]
@@ -76,31 +52,30 @@ struct Inbox {
 }
 
 /// The desk.
-pub(crate) struct Desk {
+pub struct Desk {
     inbox: Mutex<Inbox>,
     /// Rung when no request is live.
     quiet: Condvar,
-    commands: Mutex<Option<mpsc::UnboundedSender<Command>>>,
+    commands: Mutex<Option<Sender>>,
     lanes: Arc<Lanes>,
     requests_max: usize,
 }
 
 impl Desk {
-    /// A desk, and the end at which its commands arrive. There are no more of them than live requests and open
-    /// operations, which are both bounded.
-    pub(crate) fn new(
+    /// A desk whose commands go to `send`, which answers whether anybody takes them. There are no more of them at a
+    /// time than live requests and open operations, which are both bounded.
+    pub fn new(
         lanes: Arc<Lanes>,
         requests_max: u32,
-    ) -> (Arc<Self>, mpsc::UnboundedReceiver<Command>) {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let desk = Self {
+        send: impl Fn(Command) -> bool + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             inbox: Mutex::new(Inbox::default()),
             quiet: Condvar::new(),
-            commands: Mutex::new(Some(sender)),
+            commands: Mutex::new(Some(Box::new(send))),
             lanes,
             requests_max: requests_max as usize,
-        };
-        (Arc::new(desk), receiver)
+        })
     }
 
     // Each change under the lock is one whole step, so a poisoned inbox is as good as any.
@@ -110,11 +85,13 @@ impl Desk {
 
     fn send(&self, command: Command) -> Result<(), EngineError> {
         let sender = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = sender.as_ref().is_some_and(|sender| sender.send(command).is_ok());
+        let sent = sender.as_ref().is_some_and(|send| send(command));
         if sent { Ok(()) } else { Err(EngineError::unavailable("the engine has ended").fatal()) }
     }
 
-    pub(crate) fn submit(&self, request: Request) -> Result<(), EngineError> {
+    /// # Errors
+    /// As `Engine::submit`.
+    pub fn submit(&self, request: Request) -> Result<(), EngineError> {
         let (id, tokens) = (request.id, request.tokens.len() as u64);
         let mut inbox = self.lock();
         if let Some(reason) = &inbox.dead {
@@ -146,7 +123,8 @@ impl Desk {
         sent
     }
 
-    pub(crate) fn cancel(&self, id: u64) {
+    /// The request's end follows, unless it has ended.
+    pub fn cancel(&self, id: u64) {
         let mut inbox = self.lock();
         let Some(live) = inbox.live.get_mut(&id).filter(|live| !live.is_cancelled) else { return };
         live.is_cancelled = true;
@@ -154,16 +132,22 @@ impl Desk {
         let _ = self.send(Command::Cancel(id));
     }
 
-    pub(crate) fn snapshot(&self, op_id: u64) -> Result<(), EngineError> {
-        self.send(Command::Snapshot(Snapshot { op_id }))
+    /// # Errors
+    /// `Unavailable` when the engine has ended.
+    pub fn snapshot(&self, op_id: u64) -> Result<(), EngineError> {
+        self.send(Command::Snapshot(op_id))
     }
 
     /// No more commands: the thread's loop ends.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
-    pub(crate) fn drain(&self, timeout: Duration, grace: Duration) -> Result<(), EngineError> {
+    /// Waits until all has ended, cancels what is left, and waits `grace` for its end.
+    ///
+    /// # Errors
+    /// `Internal` when requests do not end even so.
+    pub fn drain(&self, timeout: Duration, grace: Duration) -> Result<(), EngineError> {
         self.lock().is_draining = true;
         let inbox = self.wait_quiet(timeout);
         let left: Vec<u64> = inbox.live.keys().copied().collect();
@@ -182,7 +166,8 @@ impl Desk {
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
-    pub(crate) fn stats(&self) -> Stats {
+    /// The figures, and how the engine is.
+    pub fn stats(&self) -> Stats {
         let inbox = self.lock();
         let health = match (&inbox.dead, inbox.is_draining, inbox.is_away) {
             (Some(_), _, _) => Health::Fatal,
@@ -194,35 +179,45 @@ impl Desk {
         Stats { health, waiting, running: inbox.running, ..inbox.stats }
     }
 
-    pub(crate) fn set_away(&self, is_away: bool) {
+    /// Whether what computes does not answer: requests are refused meanwhile.
+    pub fn set_away(&self, is_away: bool) {
         self.lock().is_away = is_away;
     }
 
-    pub(crate) fn is_away(&self) -> bool {
+    pub fn is_away(&self) -> bool {
         self.lock().is_away
     }
 
+    /// Whether somebody wants this live request to end.
+    pub fn is_cancelled(&self, id: u64) -> bool {
+        self.lock().live.get(&id).is_some_and(|live| live.is_cancelled)
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.lock().is_draining
+    }
+
     /// How many requests are at the server.
-    pub(crate) fn set_running(&self, running: usize) {
+    pub fn set_running(&self, running: usize) {
         self.lock().running = running as u32;
     }
 
     /// Changes the figures.
-    pub(crate) fn count(&self, change: impl FnOnce(&mut Stats)) {
+    pub fn count(&self, change: impl FnOnce(&mut Stats)) {
         change(&mut self.lock().stats);
     }
 
     /// Tokens that are not the last.
-    pub(crate) fn output(&self, output: Output) {
+    pub fn output(&self, output: Output) {
         self.lanes.output(output);
     }
 
-    pub(crate) fn has_room(&self) -> bool {
+    pub fn has_room(&self) -> bool {
         self.lanes.output_has_room()
     }
 
     /// A request's end. A second one is nothing.
-    pub(crate) fn end(&self, last: Output, finish: Finish, was_running: bool) {
+    pub fn end(&self, last: Output, finish: Finish, was_running: bool) {
         let mut inbox = self.lock();
         let Some(live) = inbox.live.remove(&last.id) else { return };
         inbox.live_tokens -= live.tokens;
@@ -238,7 +233,7 @@ impl Desk {
     }
 
     /// Ends all that is live.
-    pub(crate) fn end_all(&self, finish: &Finish) {
+    pub fn end_all(&self, finish: &Finish) {
         let mut inbox = self.lock();
         for id in std::mem::take(&mut inbox.live).into_keys() {
             let finish = Some(finish.clone());
@@ -250,7 +245,7 @@ impl Desk {
     }
 
     /// The engine is at its end: nobody may wait for it any more.
-    pub(crate) fn die(&self, reason: &str) {
+    pub fn die(&self, reason: &str) {
         self.lock().dead = Some(reason.to_owned());
         let rc = Code::Unavailable.rc();
         self.end_all(&Finish::Error { rc, message: reason.to_owned() });

@@ -10,28 +10,28 @@ use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
 use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
 use mainstay_engine_abi::sdk::{Cause, KvEvent, TIER_DEVICE, TIER_DISK, TIER_HOST, TIER_REMOTE};
 
-use super::decode::{Event, Group, Medium, Native, Salt, Stored};
-use super::salts::Salts;
+use crate::event::{Event, Group, Medium, Native, Salt, Stored};
+use crate::salts::Salts;
 
 /// Tiers of the interface.
 const TIERS: usize = 4;
 
 /// What became of events that told nothing: a health figure each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Passed {
+pub struct Passed {
     /// Of another client, an adapter, an image.
-    pub(crate) foreign: u64,
+    pub foreign: u64,
     /// Behind a block that is not known.
-    pub(crate) orphans: u64,
+    pub orphans: u64,
     /// Of another block size, or with tokens that do not fill the blocks.
-    pub(crate) misshapen: u64,
+    pub misshapen: u64,
     /// Removed where it was not.
-    pub(crate) strangers: u64,
+    pub strangers: u64,
 }
 
 /// What there is to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
+pub enum Change {
     Event(KvEvent),
     /// Nothing is held any more.
     Cleared,
@@ -49,7 +49,7 @@ struct Held {
 
 /// The server's cache.
 #[derive(Debug)]
-pub(crate) struct Mirror {
+pub struct Mirror {
     key: BlockHashKey,
     block_tokens: u32,
     counts_copies: bool,
@@ -73,12 +73,7 @@ const fn tier_of(medium: Option<Medium>) -> u32 {
 
 impl Mirror {
     /// Nothing is held. `blocks_max` bounds what is believed.
-    pub(crate) fn new(
-        key: HashKey,
-        block_tokens: u32,
-        counts_copies: bool,
-        blocks_max: usize,
-    ) -> Self {
+    pub fn new(key: HashKey, block_tokens: u32, counts_copies: bool, blocks_max: usize) -> Self {
         Self {
             key: BlockHashKey::new(key),
             block_tokens,
@@ -92,16 +87,16 @@ impl Mirror {
     }
 
     /// Blocks held anywhere.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.blocks.len()
     }
 
-    pub(crate) const fn passed(&self) -> Passed {
+    pub const fn passed(&self) -> Passed {
         self.passed
     }
 
     /// How many tokens of a prompt are held, in whole blocks from its first on; the last token is always computed.
-    pub(crate) fn held_tokens(&self, namespace: u128, tokens: &[u32]) -> u32 {
+    pub fn held_tokens(&self, namespace: u128, tokens: &[u32]) -> u32 {
         let usable = &tokens[..tokens.len().saturating_sub(1)];
         let mut names = Vec::new();
         self.key.chain(namespace, self.block_tokens, usable, &mut names);
@@ -110,14 +105,14 @@ impl Mirror {
     }
 
     /// Forgets all blocks; what there was to tell of them is void.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.blocks.clear();
         self.names.clear();
         self.group = None;
     }
 
     /// Takes one event in.
-    pub(crate) fn apply(&mut self, event: Event, salts: &Salts, mut tell: impl FnMut(Change)) {
+    pub fn apply(&mut self, event: Event, salts: &Salts, mut tell: impl FnMut(Change)) {
         match event {
             Event::Stored(stored) => {
                 if !self.follows(stored.group) {
@@ -134,6 +129,10 @@ impl Mirror {
                 if self.follows(group) {
                     self.remove(&blocks, tier_of(medium), &mut tell);
                 }
+            }
+            Event::Dropped(blocks) => self.drop_all(&blocks, &mut tell),
+            Event::Moved { block, from, to } => {
+                self.shift(block, tier_of(Some(from)), tier_of(Some(to)), &mut tell);
             }
             Event::Cleared => {
                 self.clear();
@@ -172,13 +171,28 @@ impl Mirror {
         }
         let namespace = match &stored.salt {
             Salt::Text(salt) => salts.namespace_of(salt),
-            Salt::Untold => salts.only_asker(&stored.tokens[..self.block_tokens as usize]),
+            Salt::Untold => self.owner(stored, salts),
             Salt::None | Salt::Foreign => None,
         };
         if namespace.is_none() {
             self.passed.foreign += 1;
         }
         namespace.map(|namespace| (namespace, namespace, 0))
+    }
+
+    /// Whose a first block is that comes without a salt. One that is held already is its holder's; a second one of the
+    /// same tokens is somebody else's, since the salt is in the server's hash.
+    fn owner(&self, stored: &Stored, salts: &Salts) -> Option<u128> {
+        if let Some(held) = self.blocks.get(&stored.blocks[0]) {
+            return Some(held.namespace);
+        }
+        let first = &stored.tokens[..self.block_tokens as usize];
+        let name_in = |namespace| {
+            let mut names = Vec::with_capacity(1);
+            self.key.chain(namespace, self.block_tokens, first, &mut names);
+            names[0].0
+        };
+        salts.only_asker(first, |namespace| self.names.contains(&name_in(namespace)))
     }
 
     fn store(&mut self, stored: &Stored, salts: &Salts, tell: &mut impl FnMut(Change)) {
@@ -250,8 +264,53 @@ impl Mirror {
         }
     }
 
+    fn drop_all(&mut self, natives: &[Native], tell: &mut impl FnMut(Change)) {
+        let mut gone: [Vec<u128>; TIERS] = Default::default();
+        for native in natives {
+            let Some(held) = self.blocks.remove(native) else {
+                self.passed.strangers += 1;
+                continue;
+            };
+            self.names.remove(&held.name);
+            for (gone, copies) in gone.iter_mut().zip(held.copies) {
+                if copies > 0 {
+                    gone.push(held.name);
+                }
+            }
+        }
+        for (tier, blocks) in gone.into_iter().enumerate().filter(|(_, gone)| !gone.is_empty()) {
+            let cause = Cause::Capacity;
+            tell(Change::Event(KvEvent::Removed { blocks, tier: tier as u32, cause }));
+        }
+    }
+
+    /// A block that lies elsewhere now: there first, so that it is never said to be nowhere.
+    fn shift(&mut self, native: Native, from: u32, to: u32, tell: &mut impl FnMut(Change)) {
+        let Some(held) = self.blocks.get_mut(&native) else {
+            self.passed.strangers += 1;
+            return;
+        };
+        if from == to || held.copies[from as usize] == 0 {
+            self.passed.strangers += u64::from(from != to);
+            return;
+        }
+        let is_new = held.copies[to as usize] == 0;
+        held.copies[to as usize] += 1;
+        held.copies[from as usize] -= 1;
+        let Held { name, parent, namespace, copies, .. } = *held;
+        if is_new {
+            let blocks = vec![name];
+            let event = KvEvent::Stored { namespace, parent, blocks, tier: to, snapshot: false };
+            tell(Change::Event(event));
+        }
+        if copies[from as usize] == 0 {
+            let (blocks, cause) = (vec![name], Cause::Capacity);
+            tell(Change::Event(KvEvent::Removed { blocks, tier: from, cause }));
+        }
+    }
+
     /// Tells everything that is held, ancestors first, and answers with how many blocks that are.
-    pub(crate) fn snapshot(&self, mut tell: impl FnMut(KvEvent)) -> u32 {
+    pub fn snapshot(&self, mut tell: impl FnMut(KvEvent)) -> u32 {
         let mut held: Vec<&Held> = self.blocks.values().collect();
         held.sort_unstable_by_key(|held| held.depth);
         for held in &held {

@@ -140,8 +140,36 @@ fn without_a_salt_the_only_asker_is_the_owner() {
     mirror.apply(Event::Stored(untold.clone()), &salts, |change| told.push(change));
     assert_eq!(told, [told_stored(NAMESPACE, &names(&[1, 2]))]);
     salts.asked(NAMESPACE + 1, &[1, 2]);
+    // Who holds it does not hold it under another name, too.
+    let second = Stored { salt: Salt::Untold, ..stored(&[11], None, &[1, 2]) };
+    let mut told = Vec::new();
+    mirror.apply(Event::Stored(second), &salts, |change| told.push(change));
+    let [Change::Event(KvEvent::Stored { namespace, .. })] = &told[..] else { panic!("{told:?}") };
+    assert_eq!(*namespace, NAMESPACE + 1);
     mirror.clear();
     mirror.apply(Event::Stored(untold), &salts, |change| panic!("{change:?}"));
+}
+
+#[test]
+fn a_block_that_moves_is_never_nowhere_and_leaves_from_where_it_is() {
+    let mut mirror = mirror(false);
+    let due = names(&[1, 2, 3, 4]);
+    apply(&mut mirror, Event::Stored(stored(&[10, 11], None, &[1, 2, 3, 4])));
+    let block = Native::Number(11);
+    let moved = |from, to| Event::Moved { block, from, to };
+    let told = apply(&mut mirror, moved(Medium::Device, Medium::Host));
+    let [Change::Event(KvEvent::Stored { tier, blocks, parent, .. }), left] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!((*tier, &blocks[..], *parent), (TIER_HOST, &due[1..], due[0]));
+    assert_eq!(*left, told_removed(&due[1..]));
+    assert_eq!(apply(&mut mirror, moved(Medium::Device, Medium::Host)), []);
+    assert_eq!(mirror.passed().strangers, 1);
+    let told = apply(&mut mirror, Event::Dropped(vec![block, Native::Number(9)]));
+    let blocks = due[1..].to_vec();
+    let gone = KvEvent::Removed { blocks, tier: TIER_HOST, cause: Cause::Capacity };
+    assert_eq!((told, mirror.len()), (vec![Change::Event(gone)], 1));
+    assert_eq!(mirror.held_tokens(NAMESPACE, &[1, 2, 3, 4, 5]), 2);
 }
 
 #[test]
