@@ -60,7 +60,7 @@ pub(crate) async fn generate(
         )));
     }
     let sources = std::mem::take(&mut request.sources);
-    let request = request_from_wire(request, &life)?;
+    let mut request = request_from_wire(request, &life)?;
     let prompt_tokens = request.tokens.len() as u32;
     let admitted = shared.flights.admit(life.number, prompt_tokens, shared.settings.requests_max);
     let flight = admitted.map_err(|full| {
@@ -76,7 +76,9 @@ pub(crate) async fn generate(
         let shared = Arc::clone(shared);
         async move {
             // What is held elsewhere need not be computed; without it the answer is the same, only later.
-            crate::transfer::bring_in(&shared, &life, &flight, &request, sources).await;
+            let inherited =
+                crate::transfer::bring_in(&shared, &life, &flight, &request, sources).await;
+            request.ranges.extend(inherited);
             submit(shared, life, flight, request).await
         }
     };
@@ -96,12 +98,13 @@ pub(crate) async fn generate(
     }))
 }
 
-/// Runs a request whose output nobody reads; answers with how many tokens of its prompt were cached. Whoever drops
-/// this cancels it.
+/// Runs a request whose output nobody reads, with what these sources and the tiers have of it; answers with how many
+/// tokens of its prompt were cached. Whoever drops this cancels it.
 pub(crate) async fn run_unread(
     shared: &Arc<Shared>,
     life: &Arc<Life>,
-    request: Request,
+    mut request: Request,
+    sources: Vec<v1::BlockSource>,
 ) -> Result<u32, Status> {
     let prompt_tokens = request.tokens.len() as u32;
     // Not among the requests of clients, which may be as many as the settings say.
@@ -111,7 +114,9 @@ pub(crate) async fn run_unread(
     let task = {
         let (shared, life) = (Arc::clone(shared), Arc::clone(life));
         async move {
-            crate::transfer::bring_in(&shared, &life, &flight, &request, Vec::new()).await;
+            let inherited =
+                crate::transfer::bring_in(&shared, &life, &flight, &request, sources).await;
+            request.ranges.extend(inherited);
             submit(shared, life, flight, request).await
         }
     };

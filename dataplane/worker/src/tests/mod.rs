@@ -7,6 +7,7 @@ pub(crate) mod fake_control;
 pub(crate) mod fake_engine;
 mod fake_streams;
 pub(crate) mod hosted;
+mod keeper_loads;
 mod pins;
 mod recompute;
 mod requests;
