@@ -9,8 +9,10 @@ mod fake_streams;
 pub(crate) mod hosted;
 mod keeper_loads;
 mod pins;
+mod probes;
 mod recompute;
 mod requests;
+mod schedules;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
