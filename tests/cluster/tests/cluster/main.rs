@@ -6,6 +6,7 @@ mod access;
 mod bad_starts;
 mod console;
 mod failover;
+mod flood;
 mod keeper;
 mod lifecycle;
 mod members;
