@@ -388,6 +388,18 @@ impl DiskTier {
         found.is_some()
     }
 
+    /// Says until when a block must not go at all; 0 is no longer. `false` if it is not here.
+    pub fn pin(&self, key: &BlockKey, until_ms: u64, now_ms: u64) -> bool {
+        let mut table = self.table.lock();
+        let found = table.shelf.find(key);
+        if let Some(slot) = found {
+            let known = table.shelf.retention_of(slot).unwrap_or_default();
+            let pinned = Retention { pinned_until_ms: until_ms, ..known };
+            table.set_retention(slot, pinned, now_ms);
+        }
+        found.is_some()
+    }
+
     /// Forgets a block; `false` if it is not here. After a crash it may be here again unless that was committed.
     ///
     /// It does not wait for those that read it: they get it whole, or a miss once its slot is written again.

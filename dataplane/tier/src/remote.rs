@@ -28,11 +28,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use mainstay_types::{NamespaceId, SequenceHash};
 use object_store::path::Path;
 use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::figures::{add, count};
 use crate::record::{HEADER_BYTES, Header, Kind};
@@ -263,6 +264,15 @@ impl RemoteTier {
 
     /// Reads one pack; `keys` are its blocks in order.
     pub async fn get_pack(&self, keys: &[BlockKey]) -> Result<Fetch, TierError> {
+        self.fetch(keys, None).await
+    }
+
+    /// The same, and tells as soon as it is known that the store has it, before its bytes are here.
+    async fn fetch(
+        &self,
+        keys: &[BlockKey],
+        found: Option<watch::Sender<bool>>,
+    ) -> Result<Fetch, TierError> {
         self.check(keys.len(), keys.iter())?;
         let name = self.name(&keys[keys.len() - 1]);
         let blocks = keys.len() as u64;
@@ -274,12 +284,15 @@ impl RemoteTier {
         let call = || {
             let (store, name) = (Arc::clone(&self.store), name.clone());
             async move {
-                let found = store.get(&name).await?;
+                let answer = store.get(&name).await?;
                 // What has another length is not read: it may be anything, and without end.
-                if found.meta.size != want as u64 {
+                if answer.meta.size != want as u64 {
                     return Ok(Bytes::new());
                 }
-                found.bytes().await
+                if let Some(found) = found {
+                    found.send_replace(true);
+                }
+                answer.bytes().await
             }
         };
         match self.gate.pass(&self.figures, call).await {
@@ -306,15 +319,41 @@ impl RemoteTier {
     }
 
     /// The longest run of whole packs that the store has of a chain, from its start on or from a later multiple of
-    /// the pack, as far as the bytes of one call go. The first pack is asked for alone, so that a chain that is
-    /// not there costs one request; after it several are fetched at once.
+    /// the pack, as far as the bytes of one call go. See [`Self::packs`].
     pub async fn load(
         &self,
         namespace: NamespaceId,
         hashes: &[SequenceHash],
     ) -> Result<Run, TierError> {
+        let mut run = Run { blocks: Vec::new(), more: false, failed: false };
+        let mut packs = std::pin::pin!(self.packs(namespace, hashes));
+        while let Some(fetch) = packs.next().await {
+            match fetch? {
+                Fetch::Hit(blocks) => run.blocks.extend(blocks),
+                Fetch::Miss => return Ok(run),
+                Fetch::Bad | Fetch::Failed => return Ok(Run { failed: true, ..run }),
+            }
+        }
+        run.more = self.is_more(hashes.len());
+        Ok(run)
+    }
+
+    /// Whether a chain of so many blocks has more packs than one call gives.
+    #[must_use]
+    pub const fn is_more(&self, blocks: usize) -> bool {
+        blocks / self.pack_blocks() > self.load_packs
+    }
+
+    /// The packs of a chain in order, as many as the bytes of one call go; what comes after one that is not a hit is of
+    /// no use. The first is asked for alone, so that a chain that is not there costs one request; once the store says
+    /// that it has that one, several are fetched at once, and go on while whoever reads this does something with those
+    /// that came.
+    pub fn packs(
+        &self,
+        namespace: NamespaceId,
+        hashes: &[SequenceHash],
+    ) -> impl Stream<Item = Result<Fetch, TierError>> + Send {
         let layout = self.layout.id;
-        let whole = hashes.len() / self.pack_blocks();
         let key = |hash: &SequenceHash| BlockKey { namespace, hash: *hash, layout };
         // Names first, so that what is waited for borrows none of them and can move between threads.
         let packs: Vec<Vec<BlockKey>> = hashes
@@ -322,24 +361,19 @@ impl RemoteTier {
             .take(self.load_packs)
             .map(|pack| pack.iter().map(key).collect())
             .collect();
-        let mut packs = packs.into_iter().map(|keys| async move { self.get_pack(&keys).await });
-        let mut run = Run { blocks: Vec::new(), more: false, failed: false };
-        let Some(first) = packs.next() else { return Ok(run) };
-        match first.await? {
-            Fetch::Hit(blocks) => run.blocks.extend(blocks),
-            Fetch::Miss => return Ok(run),
-            Fetch::Bad | Fetch::Failed => return Ok(Run { failed: true, ..run }),
-        }
-        let mut fetched = futures::stream::iter(packs).buffered(self.gate.parallel());
-        while let Some(fetch) = fetched.next().await {
-            match fetch? {
-                Fetch::Hit(blocks) => run.blocks.extend(blocks),
-                Fetch::Miss => return Ok(run),
-                Fetch::Bad | Fetch::Failed => return Ok(Run { failed: true, ..run }),
+        let (found, is_found) = watch::channel(false);
+        let mut found = Some(found);
+        let fetches = packs.into_iter().map(move |keys| {
+            // Only the first has it; gone without a word, it means that there is nothing.
+            let (found, mut is_found) = (found.take(), is_found.clone());
+            async move {
+                if found.is_none() && is_found.wait_for(|found| *found).await.is_err() {
+                    return Ok(Fetch::Miss);
+                }
+                self.fetch(&keys, found).await
             }
-        }
-        run.more = whole > self.load_packs;
-        Ok(run)
+        });
+        futures::stream::iter(fetches).buffered(self.gate.parallel())
     }
 
     fn check<'a>(

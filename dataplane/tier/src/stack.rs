@@ -243,6 +243,17 @@ impl Stack {
         above || between || below
     }
 
+    /// Says, to all tiers and to what is on its way between them, until when a block must not go at all; 0 is no longer.
+    /// `false` if none has it.
+    pub fn pin(&self, key: &BlockKey, until_ms: u64, now_ms: u64) -> bool {
+        let above = self.shared.host.pin(key, until_ms, now_ms);
+        let mut queued = self.shared.queued.lock();
+        let between = queued.wanted.get_mut(key);
+        let between = between.map(|(wanted, _)| wanted.pinned_until_ms = until_ms).is_some();
+        let below = self.shared.disk.pin(key, until_ms, now_ms);
+        above || between || below
+    }
+
     /// Waits until all that left memory before this call is on the disk, for good if it says `true`. `false` may also
     /// mean that the disk took longer than `wait_ms`, or that too many wait for it.
     pub fn flush(&self, now_ms: u64) -> bool {

@@ -67,7 +67,9 @@ pub(crate) async fn generate(
         let shared = Arc::clone(shared);
         async move {
             // What is held elsewhere need not be computed; without it the answer is the same, only later.
-            crate::transfer::bring_in(&shared, &life, &flight, &request, sources).await;
+            let inherited =
+                crate::transfer::bring_in(&shared, &life, &flight, &request, sources).await;
+            request.ranges.extend(inherited);
             submit(shared, life, flight, request).await
         }
     };
@@ -107,12 +109,13 @@ pub(crate) fn serving(shared: &Shared, believed: u64) -> Result<Arc<Life>, Statu
     Ok(life)
 }
 
-/// Runs a request whose output nobody reads; answers with how many tokens of its prompt were cached. Whoever drops
-/// this cancels it.
+/// Runs a request whose output nobody reads, with what these sources and the tiers have of it; answers with how many
+/// tokens of its prompt were cached. Whoever drops this cancels it.
 pub(crate) async fn run_unread(
     shared: &Arc<Shared>,
     life: &Arc<Life>,
-    request: Request,
+    mut request: Request,
+    sources: Vec<v1::BlockSource>,
 ) -> Result<u32, Status> {
     let prompt_tokens = request.tokens.len() as u32;
     // Not among the requests of clients, which may be as many as the settings say.
@@ -122,7 +125,9 @@ pub(crate) async fn run_unread(
     let task = {
         let (shared, life) = (Arc::clone(shared), Arc::clone(life));
         async move {
-            crate::transfer::bring_in(&shared, &life, &flight, &request, Vec::new()).await;
+            let inherited =
+                crate::transfer::bring_in(&shared, &life, &flight, &request, sources).await;
+            request.ranges.extend(inherited);
             submit(shared, life, flight, request).await
         }
     };

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use mainstay_engine_abi::sdk::{Info, Stats};
 use mainstay_proto::client::ControlPlane;
-use mainstay_types::{Epoch, HashKey, WorkerId};
+use mainstay_tier::Retention;
+use mainstay_types::{Epoch, HashKey, SequenceHash, WorkerId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -23,6 +24,7 @@ use crate::flights::{Failure, Flights};
 use crate::load::Meter;
 use crate::pins::recompute::Ordered;
 use crate::tiers::Tiers;
+use crate::tiers::wants::Wants;
 use crate::transfer::Transfers;
 
 /// One engine, from its opening to its end.
@@ -69,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) meter: Meter,
     /// Blocks on their way to and from other workers.
     pub(crate) transfers: Transfers,
+    /// What requests said of their blocks.
+    pub(crate) wants: Mutex<Wants>,
     /// The tiers below the engine's memory, once it is known what its blocks are.
     pub(crate) tiers: Mutex<Option<Arc<Tiers>>>,
     /// The engine's figures of the last sample.
@@ -101,6 +105,7 @@ impl Shared {
             orders: watch::Sender::new(Vec::new()),
             meter: Meter::default(),
             transfers,
+            wants: Mutex::default(),
             tiers: Mutex::default(),
             stats: Mutex::default(),
             load: watch::Sender::new(mainstay_proto::v1::Load::default()),
@@ -121,6 +126,11 @@ impl Shared {
 
     pub(crate) fn tiers(&self) -> Option<Arc<Tiers>> {
         self.tiers.lock().clone()
+    }
+
+    /// How much a block is wanted, as far as anybody said.
+    pub(crate) fn wanted(&self, block: SequenceHash) -> Retention {
+        self.wants.lock().of(block).unwrap_or_default()
     }
 
     pub(crate) fn registration(&self) -> Option<Registration> {

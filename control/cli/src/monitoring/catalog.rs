@@ -326,7 +326,7 @@ const WORKER: [Metric; 49] = [
     counter(
         "mainstay_worker_recomputed_total",
         &["outcome"],
-        "Pins computed on order of the keeper: computed or failed",
+        "Pins established on order of the keeper: loaded, computed or failed",
     ),
     counter(
         "mainstay_worker_registrations_total",
@@ -379,7 +379,7 @@ const WORKER: [Metric; 49] = [
     ),
 ];
 
-const TIERS: [Metric; 21] = [
+const TIERS: [Metric; 23] = [
     histogram(
         "mainstay_tier_age_at_eviction_seconds",
         &["tier"],
@@ -404,6 +404,8 @@ const TIERS: [Metric; 21] = [
     ),
     counter("mainstay_tier_hits_total", &["tier"], "Blocks found"),
     counter("mainstay_tier_misses_total", &["tier"], "Blocks not found"),
+    gauge("mainstay_tier_pinned_blocks", &[], "Blocks in host memory and on disk that pins hold"),
+    counter("mainstay_tier_pins_left_out_total", &[], "Blocks of pins beyond half of host memory"),
     counter("mainstay_tier_present_total", &["tier"], "Blocks that were there already"),
     counter("mainstay_tier_quarantined_total", &["tier"], "Places put aside after damage"),
     counter("mainstay_tier_read_bytes_total", &["tier"], "Bytes read"),

@@ -6,9 +6,14 @@
 //! later than the cluster's: the replica's time lags behind, and a margin covers what clocks may differ.
 //! Unknown ids, late answers and answers of an earlier engine are ignored.
 
+mod marks;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use mainstay_types::{LogIndex, PinId, SequenceHash};
+use mainstay_types::{LogIndex, NamespaceId, PinId, SequenceHash};
+
+pub(crate) use marks::Mark;
+use marks::{Marks, end_to_tell};
 
 /// Pins that one worker follows at most; beyond it they are counted and left alone.
 pub(crate) const PINS_MAX: usize = 262_144;
@@ -33,6 +38,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) id: PinId,
     /// The entry that made it: an id that the cluster has forgotten may come again with other blocks.
     pub(crate) made: LogIndex,
+    pub(crate) namespace: NamespaceId,
     pub(crate) blocks: &'a [SequenceHash],
     pub(crate) priority: u8,
     /// By the cluster's time, as far as this worker has followed it.
@@ -66,10 +72,13 @@ enum Lease {
 
 struct Entry {
     made: LogIndex,
+    namespace: NamespaceId,
     blocks: Box<[SequenceHash]>,
     priority: u8,
     /// When the cluster's lease ends, on this machine's clock; never earlier than the truth.
     ends_ms: u64,
+    /// When it ends as tiers are told.
+    told_ms: u64,
     lease: Lease,
     /// Not to be asked for before, since the engine refused.
     ask_at_ms: u64,
@@ -104,6 +113,7 @@ pub(crate) struct PinLedger {
     by_block: HashMap<SequenceHash, Vec<PinId>>,
     ops: HashMap<u64, (Op, u64)>,
     unpins: VecDeque<PinId>,
+    marks: Marks,
     /// Pins whose reports may have changed.
     dirty: HashSet<PinId>,
     next_op: u64,
@@ -121,6 +131,7 @@ impl PinLedger {
             by_block: HashMap::new(),
             ops: HashMap::new(),
             unpins: VecDeque::new(),
+            marks: Marks::default(),
             dirty: HashSet::new(),
             next_op: 1,
             mapped: true,
@@ -173,6 +184,11 @@ impl PinLedger {
         if let Some(entry) = self.pins.get_mut(&wanted.id) {
             if entry.made == wanted.made {
                 entry.ends_ms = ends_ms;
+                let told_ms = end_to_tell(ends_ms, now_ms, entry.told_ms);
+                if entry.told_ms != told_ms {
+                    entry.told_ms = told_ms;
+                    self.marks.note(entry.namespace, &entry.blocks);
+                }
                 return;
             }
             self.drop_pin(wanted.id);
@@ -183,11 +199,14 @@ impl PinLedger {
             self.by_block.entry(block).or_default().push(wanted.id);
             mapped += u32::from(holds(block));
         }
+        self.marks.note(wanted.namespace, wanted.blocks);
         let entry = Entry {
             made: wanted.made,
+            namespace: wanted.namespace,
             blocks: wanted.blocks.into(),
             priority: wanted.priority,
             ends_ms,
+            told_ms: end_to_tell(ends_ms, now_ms, 0),
             lease: Lease::None,
             ask_at_ms: now_ms,
             mapped,
@@ -201,6 +220,7 @@ impl PinLedger {
     fn drop_pin(&mut self, id: PinId) {
         let Some(entry) = self.pins.remove(&id) else { return };
         self.dirty.remove(&id);
+        self.marks.note(entry.namespace, &entry.blocks);
         for block in &entry.blocks {
             if let Some(ids) = self.by_block.get_mut(block) {
                 if let Some(at) = ids.iter().position(|other| *other == id) {

@@ -2,8 +2,9 @@
 //!
 //! Orders are seen where pins are, in the log. The tokens are fetched for one order at a time and forgotten after
 //! it; they run through the engine as a prompt of the lowest priority with one token of output, which is thrown
-//! away. What that leaves in the cache is protected and reported as for every pin, by the ledger: nothing here
-//! says that a pin is whole. Where the blocks are at hand already nothing is computed. A second order for a pin joins
+//! away. Before that, as for every prompt, what this worker's tiers, the store or the pin's other keepers have is brought
+//! in, and only the rest is computed. What that leaves in the cache is protected and reported as for every pin, by the
+//! ledger: nothing here says that a pin is whole. Where the blocks are at hand already nothing is computed. A second order for a pin joins
 //! the first; one that fails is tried again, ever less often, for as long as the keeper stands by it.
 
 use std::collections::{HashMap, HashSet};
@@ -43,6 +44,8 @@ pub(crate) struct Ordered {
     pub(crate) made: LogIndex,
     pub(crate) worker: WorkerId,
     pub(crate) epoch: Epoch,
+    /// Who keeps how many of its blocks already, by address, most first.
+    pub(crate) keepers: Vec<(String, u32)>,
 }
 
 type Key = (PinId, LogIndex);
@@ -125,9 +128,9 @@ async fn attempt(shared: &Arc<Shared>, order: &Ordered) {
     }
     let computed = tokio::time::timeout(ATTEMPT_MAX, compute(shared, order)).await;
     match computed.unwrap_or_else(|_| Err(Status::deadline_exceeded("the engine took too long"))) {
-        Ok(cached) => {
-            tracing::info!(pin = %order.id, cached, "a pin was computed again");
-            count("computed");
+        Ok(Done { cached_tokens, lacking_tokens }) => {
+            tracing::info!(pin = %order.id, cached_tokens, lacking_tokens, "a pin is whole again");
+            count(if lacking_tokens == 0 { "loaded" } else { "computed" });
         }
         Err(status) => {
             let reason = status.message();
@@ -141,8 +144,15 @@ fn count(outcome: &'static str) {
     metrics::counter!("mainstay_worker_recomputed_total", "outcome" => outcome).increment(1);
 }
 
-/// Computes a pin's blocks; answers with how many of its tokens were cached.
-async fn compute(shared: &Arc<Shared>, order: &Ordered) -> Result<u32, Status> {
+/// What it took to have a pin's blocks.
+struct Done {
+    cached_tokens: u32,
+    /// Tokens of blocks that had to be computed, though they could have been found. The last token always is.
+    lacking_tokens: u32,
+}
+
+/// Brings a pin's blocks in as far as they are anywhere near, and computes the rest.
+async fn compute(shared: &Arc<Shared>, order: &Ordered) -> Result<Done, Status> {
     let life = shared.life();
     let life = life.ok_or_else(|| Status::unavailable("the engine of this worker is starting"))?;
     let asked = v1::PinTokensRequest {
@@ -158,7 +168,16 @@ async fn compute(shared: &Arc<Shared>, order: &Ordered) -> Result<u32, Status> {
     let namespace = u128_from_wire(&reply.namespace, "namespace")?;
     let tokens = kept::unpack(&reply.packed)
         .ok_or_else(|| Status::invalid_argument("the tokens of the pin are malformed"))?;
-    run_unread(shared, &life, prompt(&life, namespace, tokens)?).await
+    let block_tokens = life.info.block_tokens.max(1);
+    let useful = (tokens.len().saturating_sub(1) as u32) / block_tokens * block_tokens;
+    let source = |(address, blocks): &(String, u32)| v1::BlockSource {
+        address: address.clone(),
+        blocks: *blocks,
+    };
+    let sources = order.keepers.iter().map(source).collect();
+    let cached_tokens =
+        run_unread(shared, &life, prompt(&life, namespace, tokens)?, sources).await?;
+    Ok(Done { cached_tokens, lacking_tokens: useful.saturating_sub(cached_tokens) })
 }
 
 fn prompt(life: &Life, namespace: u128, tokens: Vec<u32>) -> Result<Request, Status> {

@@ -12,8 +12,8 @@ use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::proposal_from_wire;
 use mainstay_proto::v1;
 use mainstay_proto::v1::watch_event::Event;
-use mainstay_state::{Limits, Machine, VERSION_NEWEST};
-use mainstay_types::{Command, LogIndex, Tier};
+use mainstay_state::{Limits, Machine, Pin, VERSION_NEWEST};
+use mainstay_types::{Command, LogIndex, Tier, WorkerId};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -21,6 +21,7 @@ use super::ledger::Wanted;
 use super::recompute::Ordered;
 use crate::backoff::Backoff;
 use crate::shared::{Registration, Shared};
+use crate::transfer::SOURCES_MAX;
 
 /// A member sends progress or ticks several times a second; after so much silence it is taken for gone.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
@@ -162,7 +163,13 @@ fn tell_orders(shared: &Shared, machine: &Machine) {
             .short_pins()
             .filter(|pin| pin.keeping.orders.get(&worker).is_some_and(|o| o.epoch == epoch))
             .take(ORDERS_MAX)
-            .map(|pin| Ordered { id: pin.request.id, made: pin.created_index, worker, epoch })
+            .map(|pin| Ordered {
+                id: pin.request.id,
+                made: pin.created_index,
+                worker,
+                epoch,
+                keepers: keepers(machine, pin, worker),
+            })
             .collect(),
         None => Vec::new(),
     };
@@ -175,6 +182,18 @@ fn tell_orders(shared: &Shared, machine: &Machine) {
     });
 }
 
+/// The other workers that keep some of a pin, most first.
+fn keepers(machine: &Machine, pin: &Pin, own: WorkerId) -> Vec<(String, u32)> {
+    let live = |(worker, blocks): (&WorkerId, &u32)| {
+        let worker = machine.worker(*worker).filter(|worker| worker.is_live())?;
+        (worker.id != own).then(|| (worker.address.clone(), *blocks))
+    };
+    let mut keepers: Vec<(String, u32)> = pin.holders.iter().filter_map(live).collect();
+    keepers.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    keepers.truncate(SOURCES_MAX);
+    keepers
+}
+
 fn sync(shared: &Shared, machine: &Machine) {
     if let Some(key) = machine.hash_key() {
         shared.hash_key.send_if_modified(|known| known.replace(key) != Some(key));
@@ -183,6 +202,7 @@ fn sync(shared: &Shared, machine: &Machine) {
     let live = machine.pins().filter(|pin| pin.is_live()).map(|pin| Wanted {
         id: pin.request.id,
         made: pin.created_index,
+        namespace: pin.request.namespace,
         blocks: &pin.request.blocks,
         priority: pin.request.priority,
         ttl_left_ms: pin.expires_ms.saturating_sub(now_ms),

@@ -242,10 +242,21 @@ impl FakeControl {
     }
 
     pub(crate) fn put_pin(&self, id: u128, blocks: &[u128], ttl_ms: u64) {
+        self.put_pin_in(id, NamespaceId(super::fake_engine::SPACE), blocks, ttl_ms);
+    }
+
+    /// A pin of blocks of any namespace.
+    pub(crate) fn put_pin_in(
+        &self,
+        id: u128,
+        namespace: NamespaceId,
+        blocks: &[u128],
+        ttl_ms: u64,
+    ) {
         let outcome = self.cluster.apply(Command::PutPin(PinRequest {
             id: PinId(id),
             tenant: TenantId::new("acme").expect("valid"),
-            namespace: NamespaceId(super::fake_engine::SPACE),
+            namespace,
             owner: None,
             blocks: blocks.iter().copied().map(SequenceHash).collect(),
             prefix_tokens: 4 * blocks.len() as u32,
@@ -258,8 +269,13 @@ impl FakeControl {
         assert!(matches!(outcome, Outcome::Pin { .. }), "{outcome:?}");
     }
 
-    /// Pins blocks that can be computed from these tokens, and orders worker 1 to do it.
+    /// Pins blocks that can be computed from these tokens.
     pub(crate) fn put_kept_pin(&self, id: u128, blocks: &[u128], tokens: &[u32]) {
+        self.put_copied_pin(id, blocks, tokens, 1);
+    }
+
+    /// The same, with so many copies.
+    pub(crate) fn put_copied_pin(&self, id: u128, blocks: &[u128], tokens: &[u32], copies: u8) {
         let outcome = self.cluster.apply(Command::PutPin(PinRequest {
             id: PinId(id),
             tenant: TenantId::new("acme").expect("valid"),
@@ -269,7 +285,7 @@ impl FakeControl {
             prefix_tokens: tokens.len() as u32,
             ttl_ms: 60_000,
             priority: 50,
-            copies_min: 1,
+            copies_min: copies.into(),
             scope: PinScope::default(),
             tokens: Some(KeptTokens::new("toy", "r1", tokens)),
         }));

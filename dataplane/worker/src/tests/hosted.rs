@@ -1,12 +1,12 @@
 //! The worker with the real host, and an engine behind the C boundary: nothing between them is faked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mainstay_engine_abi::sdk::{
-    Code, Engine, EngineError, Export, Finish, HostLog, Identity, Import, Info, KvEvent, Lanes,
-    Output, Pin, Request, Stats, caps, entry_point,
+    Cause, Code, Engine, EngineError, Export, Finish, HostLog, Identity, Import, Info, KvEvent,
+    Lanes, Output, Pin, Request, Stats, caps, entry_point,
 };
 use mainstay_engine_host::Source;
 use mainstay_types::{BlockHasher, HashKey, NamespaceId, PinState};
@@ -21,12 +21,16 @@ pub(crate) const BLOCK_TOKENS: u32 = 4;
 pub(crate) const BLOCK_BYTES: usize = 64;
 const KV_LAYOUT: u64 = 11;
 
-/// Says the prompt again, a token at a time, and keeps every block for ever. A block's bytes are its name, again and
-/// again, and nothing else is taken in.
+/// Says the prompt again, a token at a time, and keeps every block for ever, unless `"keeps"` says how many. A block's
+/// bytes are its name, again and again, and nothing else is taken in.
 pub(crate) struct Parrot {
     key: HashKey,
     lanes: Arc<Lanes>,
     held: Mutex<BTreeSet<u128>>,
+    /// Chains in the order in which they came, where only some are kept.
+    came: Mutex<VecDeque<Vec<u128>>>,
+    /// Blocks beyond which the oldest chain goes.
+    keeps: usize,
     /// Blocks that it takes in at most; all unless `"takes"` says otherwise.
     takes: usize,
     /// What it says that a prompt took; a millisecond unless `"prefill_us"` says otherwise.
@@ -35,8 +39,12 @@ pub(crate) struct Parrot {
 
 impl Engine for Parrot {
     const IDENTITY: Identity = Identity { vendor: "test", name: "parrot", version: "1" };
-    const CAPS: u64 =
-        caps::NAMESPACE | caps::KV_EVENTS | caps::CANONICAL_HASH | caps::PIN | caps::TRANSFER;
+    const CAPS: u64 = caps::NAMESPACE
+        | caps::KV_EVENTS
+        | caps::CANONICAL_HASH
+        | caps::PIN
+        | caps::RETENTION
+        | caps::TRANSFER;
 
     fn create(config: &str, lanes: Arc<Lanes>, _: HostLog) -> Result<Self, EngineError> {
         let config: serde_json::Value = serde_json::from_str(config)
@@ -45,7 +53,9 @@ impl Engine for Parrot {
         let key = key.ok_or_else(|| EngineError::invalid("no hash key"))?;
         let takes = config["takes"].as_u64().map_or(usize::MAX, |takes| takes as usize);
         let prefill_us = config["prefill_us"].as_u64().unwrap_or(1_000);
-        Ok(Self { key, lanes, held: Mutex::default(), takes, prefill_us })
+        let keeps = config["keeps"].as_u64().map_or(usize::MAX, |keeps| keeps as usize);
+        let (held, came) = (Mutex::default(), Mutex::default());
+        Ok(Self { key, lanes, held, came, keeps, takes, prefill_us })
     }
 
     fn info(&self) -> Info {
@@ -84,6 +94,8 @@ impl Engine for Parrot {
                 snapshot: false,
             });
         }
+        self.let_go(&mut held, &blocks[known..]);
+        drop(held);
         let cached_tokens = known as u32 * BLOCK_TOKENS;
         for (at, token) in request.tokens.iter().enumerate() {
             let last = at + 1 == request.tokens.len();
@@ -151,6 +163,25 @@ impl Engine for Parrot {
         }
         import.end(&self.lanes, 0, done as u32);
         Ok(())
+    }
+}
+
+impl Parrot {
+    /// Forgets the oldest chains that nothing goes on from, once there are too many blocks.
+    fn let_go(&self, held: &mut BTreeSet<u128>, fresh: &[u128]) {
+        if self.keeps == usize::MAX || fresh.is_empty() {
+            return;
+        }
+        let mut came = self.came.lock();
+        came.push_back(fresh.to_vec());
+        while held.len() > self.keeps
+            && let Some(blocks) = came.pop_front()
+        {
+            blocks.iter().for_each(|block| {
+                held.remove(block);
+            });
+            self.lanes.kv(KvEvent::Removed { blocks, tier: 0, cause: Cause::Capacity });
+        }
     }
 }
 

@@ -7,9 +7,12 @@ pub(crate) mod fake_control;
 pub(crate) mod fake_engine;
 mod fake_streams;
 pub(crate) mod hosted;
+mod keeper_loads;
 mod pins;
+mod probes;
 mod recompute;
 mod requests;
+mod schedules;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;

@@ -15,6 +15,7 @@ pub(super) fn publish(tiers: &Tiers) {
         metrics::gauge!("mainstay_tier_capacity_bytes", "tier" => name)
             .set(f64::from(capacity) * block_bytes);
     };
+    metrics::gauge!("mainstay_tier_pinned_blocks").set(tiers.pinned.lock().len() as f64);
     if let Some(local) = tiers.local() {
         let host = local.host();
         room(Tier::Host, host.len(), host.capacity());

@@ -93,6 +93,14 @@ impl Local {
         }
     }
 
+    /// Says until when a block must not go; 0 is no longer.
+    pub(super) fn pin(&self, key: &BlockKey, until_ms: u64, now_ms: u64) {
+        match &self.below {
+            Some(below) => below.stack.pin(key, until_ms, now_ms),
+            None => self.host.pin(key, until_ms, now_ms),
+        };
+    }
+
     /// Has the disk keep over a crash what was written to it.
     pub(super) fn commit(&self) -> bool {
         self.disk().is_none_or(|disk| disk.flush(now_ms()))

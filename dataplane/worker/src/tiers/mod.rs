@@ -8,17 +8,18 @@
 mod figures;
 mod local;
 mod offload;
+mod pinned;
 mod settings;
 mod tell;
 mod upload;
-mod wants;
+pub(crate) mod wants;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use mainstay_engine_abi::sdk::{Info, Request, caps};
+use mainstay_engine_abi::sdk::{Info, caps};
 use mainstay_tier::{BlockKey, Layout, RemoteSettings, RemoteTier, Retention, TierError};
 use mainstay_types::{HashKey, ModelSpec, NamespaceId, SequenceHash};
 use parking_lot::Mutex;
@@ -28,11 +29,11 @@ use crate::engine::KvBatch;
 use crate::shared::Life;
 use local::Local;
 pub(crate) use offload::{Job, offload};
+use pinned::Pinned;
 pub use settings::{DiskConfig, RemoteConfig, TierConfig};
 pub(crate) use tell::tell;
 use upload::Pack;
 pub(crate) use upload::upload;
-use wants::Wants;
 
 /// Jobs that wait for the engine.
 const JOBS_MAX: usize = 8_192;
@@ -58,7 +59,7 @@ pub(crate) struct Tiers {
     packs: Queue<Pack>,
     /// Packs that the store has, by their last block.
     known: Mutex<HashSet<SequenceHash>>,
-    wants: Mutex<Wants>,
+    pinned: Mutex<Pinned>,
 }
 
 /// Work that waits, bounded, and whether any is left.
@@ -141,7 +142,7 @@ impl Tiers {
             jobs: Queue::new(JOBS_MAX),
             packs: Queue::new(PACKS_MAX),
             known: Mutex::default(),
-            wants: Mutex::default(),
+            pinned: Mutex::default(),
         })))
     }
 
@@ -189,27 +190,13 @@ impl Tiers {
         }
     }
 
-    /// Notes what a request says of its blocks; of those that are here at once.
-    pub(crate) fn want(&self, request: &Request, blocks: &[SequenceHash], block_tokens: u32) {
-        let Some(local) = self.local.as_ref().filter(|_| !request.ranges.is_empty()) else {
-            return;
-        };
-        let said = wants::of_ranges(&request.ranges, blocks, block_tokens, now_ms());
-        let mut wants = self.wants.lock();
-        for (block, said) in &said {
-            wants.note(*block, said);
-        }
-        drop(wants);
-        let namespace = NamespaceId(request.namespace);
+    /// Notes what was said of blocks that are here.
+    pub(crate) fn want(&self, namespace: NamespaceId, said: &[(SequenceHash, Retention)]) {
+        let Some(local) = &self.local else { return };
         let layout = self.layout.id;
         for (hash, said) in said {
-            local.want_more(&BlockKey { namespace, hash, layout }, &said);
+            local.want_more(&BlockKey { namespace, hash: *hash, layout }, said);
         }
-    }
-
-    /// How much a block is wanted, as far as anybody said.
-    fn wanted(&self, block: SequenceHash) -> Retention {
-        self.wants.lock().of(block).unwrap_or_default()
     }
 
     /// Waits until all that was noted is copied, up to a limit.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use mainstay_engine_abi::limits::TRANSFER_BLOCKS_MAX;
 use mainstay_engine_abi::sdk::KvEvent;
-use mainstay_tier::{Put, Record};
+use mainstay_tier::{Put, Record, Retention};
 use mainstay_types::{NamespaceId, SequenceHash, Tier};
 
 use super::local::Local;
@@ -121,8 +121,10 @@ async fn keep(shared: &Shared, life: &Life, tiers: &Tiers, local: &Local, run: &
         let took = begun.elapsed();
         let came = bytes.len() / of;
         let mut before = if at == 0 { parent } else { blocks[at - 1] };
-        for (key, payload) in keys[at..].iter().zip(bytes.chunks_exact(of)) {
-            let retention = tiers.wanted(key.hash);
+        let pinned = tiers.pinned_until(shared, namespace, run);
+        let came_in = keys[at..].iter().zip(pinned).zip(bytes.chunks_exact(of));
+        for ((key, pinned_until_ms), payload) in came_in {
+            let retention = Retention { pinned_until_ms, ..shared.wanted(key.hash) };
             let record = Record { key: *key, parent: before, retention, payload, sum: None };
             match local.put(&record) {
                 Ok(Put::Stored | Put::Present) => count("stored", 1),
@@ -134,6 +136,8 @@ async fn keep(shared: &Shared, life: &Life, tiers: &Tiers, local: &Local, run: &
             }
             before = key.hash;
         }
+        // A pin that came in between found them nowhere.
+        shared.events.lock().pins.mark_again(namespace, run);
         count("gone", lacking - came.min(lacking));
         at += lacking;
         tokio::time::sleep(took).await;

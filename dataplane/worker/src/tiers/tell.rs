@@ -1,4 +1,5 @@
-//! Tells the cluster what the local tiers hold, so that the router sends prompts where their blocks are.
+//! Tells the cluster what the local tiers hold, so that the router sends prompts where their blocks are, and the tiers
+//! which of their blocks the cluster has pinned.
 //!
 //! The store of objects is nobody's: an index of holders has no place for it, and who has the prompt knows its
 //! objects' names.
@@ -30,8 +31,13 @@ pub(crate) async fn tell(shared: Arc<Shared>, tiers: Arc<Tiers>) {
     let mut committing: Option<tokio::task::JoinHandle<()>> = None;
     // What was told by a task before this one may be of other tiers.
     let mut all = true;
+    // The same of pins.
+    shared.events.lock().pins.mark_from_now();
     loop {
         ticks.tick().await;
+        while tiers.carry_marks(&shared) {
+            tokio::task::yield_now().await;
+        }
         all |= shared.events.wants_tiers();
         tell_once(&shared, &tiers, std::mem::take(&mut all));
         if published.elapsed() >= FIGURES_EVERY {

@@ -91,7 +91,7 @@ async fn send(
         .map(|((key, parent), payload)| Record {
             key: *key,
             parent,
-            retention: tiers.wanted(key.hash),
+            retention: shared.wanted(key.hash),
             payload,
             sum: None,
         })

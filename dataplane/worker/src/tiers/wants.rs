@@ -1,4 +1,4 @@
-//! How much requests want their blocks, for when those come to the tiers: pure.
+//! How much requests want their blocks, for when those come to the tiers or go to another worker: pure.
 //!
 //! The engine reports a block without what its request said of it, and often before anybody copied it. What was said
 //! is remembered for a while, in two halves of which the older one is dropped when the younger is full.
@@ -14,14 +14,14 @@ const HALF_MAX: usize = 1 << 16;
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Wants {
+pub(crate) struct Wants {
     young: HashMap<SequenceHash, Retention>,
     old: HashMap<SequenceHash, Retention>,
 }
 
 impl Wants {
     /// Remembers what was said of a block; more than was said before counts, and nothing less.
-    pub(super) fn note(&mut self, block: SequenceHash, said: &Retention) {
+    pub(crate) fn note(&mut self, block: SequenceHash, said: &Retention) {
         let both = self.of(block).map_or(*said, |known| known.merge(said));
         if self.young.len() >= HALF_MAX && !self.young.contains_key(&block) {
             self.old = std::mem::take(&mut self.young);
@@ -29,14 +29,21 @@ impl Wants {
         self.young.insert(block, both);
     }
 
+    /// Remembers what was said of many.
+    pub(crate) fn note_all(&mut self, said: &[(SequenceHash, Retention)]) {
+        for (block, said) in said {
+            self.note(*block, said);
+        }
+    }
+
     /// What was said of a block.
-    pub(super) fn of(&self, block: SequenceHash) -> Option<Retention> {
+    pub(crate) fn of(&self, block: SequenceHash) -> Option<Retention> {
         self.young.get(&block).or_else(|| self.old.get(&block)).copied()
     }
 }
 
 /// What a request's ranges say of its blocks, one by one; nothing of those that no range names.
-pub(super) fn of_ranges(
+pub(crate) fn of_ranges(
     ranges: &[RetentionRange],
     blocks: &[SequenceHash],
     block_tokens: u32,

@@ -7,19 +7,22 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use mainstay_engine_abi::sdk::{Request, caps};
+use mainstay_engine_abi::sdk::{Request, RetentionRange, caps};
 use mainstay_proto::v1;
+use mainstay_tier::Retention;
 use mainstay_trace::{Kind, Span};
 use mainstay_types::{BlockHasher, NamespaceId, SequenceHash, Tier};
 
 use super::cost::{Far, Need, Offer};
+use super::inherit::Inherited;
 use super::loading::Turn;
 use super::{BLOCKS_MIN, SOURCES_MAX};
 use crate::engine::KvImport;
 use crate::flights::Flight;
 use crate::generate::worth_of_blocks;
 use crate::shared::{Life, Shared};
-use crate::tiers::Tiers;
+use crate::tiers::wants::of_ranges;
+use crate::tiers::{Tiers, now_ms};
 
 /// The store's place among the sources that can be paused; no worker's address looks like it.
 const REMOTE: &str = "the store of objects";
@@ -108,40 +111,52 @@ pub(super) fn useful(shared: &Shared, mut sources: Vec<v1::BlockSource>) -> Vec<
 }
 
 /// Has the engine take in what is at hand of a prompt and it does not have; gives up without a word to the client.
+/// Answers with what the blocks that came were claimed for where they were, as ranges of the request.
 pub(crate) async fn bring_in(
     shared: &Arc<Shared>,
     life: &Arc<Life>,
     flight: &Flight,
     request: &Request,
     sources: Vec<v1::BlockSource>,
-) {
+) -> Vec<RetentionRange> {
     let (tiers, sources) = (shared.tiers(), useful(shared, sources));
-    if life.caps & caps::TRANSFER == 0 || (sources.is_empty() && tiers.is_none()) {
-        return;
+    let said = !request.ranges.is_empty();
+    if life.caps & caps::TRANSFER == 0 || (sources.is_empty() && tiers.is_none() && !said) {
+        return Vec::new();
     }
-    let blocks = names(life, request, &sources, tiers.is_some());
+    let blocks = names(life, request, &sources, tiers.is_some() || said);
     let held = held(shared, &blocks);
+    let namespace = NamespaceId(request.namespace);
     if let Some(tiers) = &tiers {
-        tiers.touch(NamespaceId(request.namespace), &blocks[..held]);
-        tiers.want(request, &blocks, life.info.block_tokens);
+        tiers.touch(namespace, &blocks[..held]);
+    }
+    let said = of_ranges(&request.ranges, &blocks, life.info.block_tokens, now_ms());
+    want(shared, tiers.as_ref(), namespace, &said);
+    if sources.is_empty() && tiers.is_none() {
+        return Vec::new();
     }
     let (priority, duration_ms) = worth_of_blocks(request);
     let span = flight.span();
     let claim = Claim { namespace: request.namespace, priority, duration_ms, span };
-    load(shared, life, claim, (&blocks, held), (&sources, flight.gone())).await;
+    let wanted = (&blocks[..], held);
+    let (_, inherited) = load(shared, life, claim, wanted, (&sources, flight.gone())).await;
+    if life.caps & caps::RETENTION == 0 {
+        return Vec::new();
+    }
+    inherited.ranges(life.info.block_tokens, request.ranges.len(), now_ms())
 }
 
 /// Brings in what follows the blocks that the engine holds, until that would take longer than computing or whoever
-/// wants it is gone; answers with how many came.
+/// wants it is gone; answers with how many came, and what was claimed for them where they were.
 pub(super) async fn load(
     shared: &Arc<Shared>,
     life: &Arc<Life>,
     claim: Claim,
     (blocks, held): (&[SequenceHash], usize),
     (sources, gone): (&[v1::BlockSource], impl Future<Output = ()>),
-) -> usize {
+) -> (usize, Inherited) {
     if blocks.len() < held + BLOCKS_MIN {
-        return 0;
+        return (0, Inherited::default());
     }
     let need = Need {
         block_tokens: life.info.block_tokens,
@@ -160,6 +175,7 @@ pub(super) async fn load(
         need,
         loading: Span::default(),
         asking: None,
+        inherited: Inherited::default(),
     };
     let limit = need.limit(blocks.len() - held);
     let ended = tokio::select! {
@@ -173,21 +189,39 @@ pub(super) async fn load(
     let brought = load.at - held;
     tracing::debug!(brought, held, took = ?begun.elapsed(), "brought blocks in");
     metrics::histogram!("mainstay_worker_transfer_seconds").record(begun.elapsed().as_secs_f64());
-    brought
+    let namespace = NamespaceId(load.claim.namespace);
+    let Load { inherited, at, .. } = load;
+    let came = inherited.said().filter(|(place, _)| *place < at);
+    let said: Vec<_> = came.map(|(place, said)| (blocks[place], said)).collect();
+    want(shared, tiers.as_ref(), namespace, &said);
+    (brought, inherited)
 }
 
-/// The names of the blocks that may be of use: all that a tier could have, or as many as the sources hold.
+/// Remembers what was said of blocks, for whoever has them here.
+fn want(
+    shared: &Shared,
+    tiers: Option<&Arc<Tiers>>,
+    namespace: NamespaceId,
+    said: &[(SequenceHash, Retention)],
+) {
+    shared.wants.lock().note_all(said);
+    if let Some(tiers) = tiers {
+        tiers.want(namespace, said);
+    }
+}
+
+/// The names of the blocks that may be of use: all of the prompt, or as many as the sources hold.
 fn names(
     life: &Life,
     request: &Request,
     sources: &[v1::BlockSource],
-    has_tiers: bool,
+    all: bool,
 ) -> Vec<SequenceHash> {
     let block_tokens = life.info.block_tokens.max(1) as usize;
     // The last token is always computed, so the block that it ends is of no use.
     let useful = request.tokens.len().saturating_sub(1) / block_tokens;
     let offered = sources.iter().map(|source| source.blocks as usize).max().unwrap_or(0);
-    let most = if has_tiers { useful } else { offered.min(useful) };
+    let most = if all { useful } else { offered.min(useful) };
     let tokens = &request.tokens[..most * block_tokens];
     let namespace = NamespaceId(request.namespace);
     BlockHasher::hash_prompt(life.hash_key, namespace, life.info.block_tokens, tokens)
@@ -213,6 +247,8 @@ pub(super) struct Load<'a> {
     asking: Option<(From, usize)>,
     /// Of asking.
     pub(super) loading: Span,
+    /// What was claimed for the blocks that came.
+    pub(super) inherited: Inherited,
 }
 
 impl Load<'_> {

@@ -1,11 +1,14 @@
 //! The ways by which blocks come in: this machine's tiers, the store, another worker.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::StreamExt;
 use mainstay_engine_abi::limits::TRANSFER_BLOCKS_MAX;
 use mainstay_proto::v1;
 use mainstay_proto::v1::worker_client::WorkerClient;
+use mainstay_tier::{Fetch, Loaded, RemoteTier, Retention};
 use mainstay_types::NamespaceId;
 
 use super::bring::{Ended, Load};
@@ -25,6 +28,22 @@ impl Load<'_> {
     /// Blocks of one import.
     fn step(&self) -> usize {
         (CHUNK_BYTES / self.of()).clamp(1, TRANSFER_BLOCKS_MAX as usize)
+    }
+
+    /// Takes over what was said of the next blocks, before they are taken in: whoever copies them on knows it then.
+    fn inherit(&mut self, said: impl Iterator<Item = Retention>) {
+        let from = self.at;
+        for (place, said) in (from..).zip(said) {
+            self.inherited.note(place, &said, now_ms());
+        }
+        self.note_inherited(from);
+    }
+
+    fn note_inherited(&self, from: usize) {
+        let mut wants = self.shared.wants.lock();
+        for (place, said) in self.inherited.said().filter(|(place, _)| *place >= from) {
+            wants.note(self.blocks[place], &said);
+        }
     }
 
     fn namespace(&self) -> NamespaceId {
@@ -52,6 +71,8 @@ impl Load<'_> {
                 aged = true;
             }
             let came = read.found.len();
+            let said = read.found.iter().map(|found| found.held.retention);
+            self.inherit(said);
             if let Err(ended) = self.import(came, read.bytes).await {
                 return ended;
             }
@@ -73,39 +94,66 @@ impl Load<'_> {
             if start + whole < self.at + BLOCKS_MIN {
                 return Ended::Source;
             }
-            let begun = Instant::now();
-            let wanted = &self.blocks[start..start + whole];
-            let Ok(run) = remote.load(self.namespace(), wanted).await else {
-                return Ended::Refused;
-            };
-            let took = begun.elapsed();
-            let made = Made {
-                asked_blocks: whole,
-                got_blocks: if run.more { whole } else { run.blocks.len() },
-                bytes: run.blocks.iter().map(|block| block.payload.len()).sum(),
-                first: run.blocks.is_empty().then_some(took),
-                total: took,
-            };
-            self.shared.transfers.rates.learn(Far::Remote, &made, self.shared.now_ms());
-            for last in run.blocks.chunks_exact(pack).filter_map(|pack| pack.last()) {
-                tiers.learn(last.key.hash);
-            }
-            let fresh = run.blocks.get(self.at - start..).unwrap_or_default();
-            let nothing = fresh.is_empty();
-            for part in fresh.chunks(self.step()) {
-                let bytes: Vec<u8> =
-                    part.iter().flat_map(|block| &block.payload[..]).copied().collect();
-                if let Err(ended) = self.import(part.len(), bytes).await {
-                    return ended;
-                }
-            }
-            if run.failed {
-                return Ended::Refused;
-            }
-            if nothing || !run.more {
-                return Ended::Source;
+            let before = self.at;
+            let ended = self.take_packs(tiers, remote, start, whole).await;
+            let done = self.at == before || !remote.is_more(whole);
+            match ended {
+                Ok(()) if !done => {}
+                Ok(()) => return Ended::Source,
+                Err(ended) => return ended,
             }
         }
+    }
+
+    /// Packs of one call to the store, each taken in while the next ones are under way.
+    async fn take_packs(
+        &mut self,
+        tiers: &Tiers,
+        remote: &RemoteTier,
+        start: usize,
+        whole: usize,
+    ) -> Result<(), Ended> {
+        let (begun, blocks) = (Instant::now(), self.blocks);
+        let mut packs = pin!(remote.packs(self.namespace(), &blocks[start..start + whole]));
+        let (mut place, mut first, mut bytes) = (start, None, 0);
+        let ended = loop {
+            let fetched = packs.next().await;
+            first = first.or_else(|| Some(begun.elapsed()));
+            let pack = match fetched {
+                Some(Ok(Fetch::Hit(pack))) => pack,
+                Some(Ok(Fetch::Miss)) | None => break Ok(()),
+                Some(Ok(Fetch::Bad | Fetch::Failed) | Err(_)) => break Err(Ended::Refused),
+            };
+            bytes += pack.iter().map(|block| block.payload.len()).sum::<usize>();
+            if let Some(last) = pack.last() {
+                tiers.learn(last.key.hash);
+            }
+            // Of the pack in whose middle the missing ones begin, the first are there.
+            let known = self.at.saturating_sub(place).min(pack.len());
+            place += pack.len();
+            if let Err(ended) = self.take_pack(&pack[known..]).await {
+                break Err(ended);
+            }
+        };
+        let made = Made {
+            asked_blocks: whole,
+            got_blocks: if remote.is_more(whole) && ended.is_ok() { whole } else { place - start },
+            bytes,
+            first,
+            total: begun.elapsed(),
+        };
+        self.shared.transfers.rates.learn(Far::Remote, &made, self.shared.now_ms());
+        ended
+    }
+
+    async fn take_pack(&mut self, pack: &[Loaded]) -> Result<(), Ended> {
+        self.inherit(pack.iter().map(|block| block.held.retention));
+        for part in pack.chunks(self.step()) {
+            let mut bytes = Vec::with_capacity(part.len() * self.of());
+            part.iter().for_each(|block| bytes.extend_from_slice(&block.payload));
+            self.import(part.len(), bytes).await?;
+        }
+        Ok(())
     }
 
     /// From another worker, up to the block before `reach`.
@@ -172,6 +220,8 @@ impl Load<'_> {
             return Err(Ended::Damaged);
         }
         let (before, of) = (self.at, self.of());
+        self.inherited.note_wire(before, count, &chunk.retention, now_ms());
+        self.note_inherited(before);
         let ended = self.import(count, chunk.content.into()).await;
         let taken = self.at - before;
         metrics::counter!("mainstay_worker_transfer_blocks_total", "direction" => "in")

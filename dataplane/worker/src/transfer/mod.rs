@@ -13,6 +13,7 @@
 mod bring;
 mod cost;
 mod from;
+mod inherit;
 mod loading;
 mod pause;
 mod prefetch;

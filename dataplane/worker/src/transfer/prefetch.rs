@@ -48,7 +48,7 @@ pub(crate) async fn prefetch(
             tiers.touch(NamespaceId(claim.namespace), &blocks[..held]);
         }
         let gone = async move { _ = gone.await };
-        let brought = load(&shared, &life, claim, (&blocks, held), (&sources, gone)).await;
+        let (brought, _) = load(&shared, &life, claim, (&blocks, held), (&sources, gone)).await;
         (held, brought)
     };
     let done = tokio::spawn(task).await;

@@ -12,9 +12,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
+use super::inherit::Inherited;
 use super::{BLOCKS_MAX, CHUNK_BYTES, SERVE_MAX, checksum};
 use crate::shared::{Life, Shared};
-use crate::tiers::Tiers;
+use crate::tiers::{Tiers, now_ms};
 
 /// One request's blocks on their way out.
 struct Way {
@@ -109,7 +110,21 @@ impl Way {
         metrics::counter!("mainstay_worker_transfer_bytes_total", "direction" => "out")
             .increment(content.len() as u64);
         let checksum = checksum(first, &content);
-        Ok(Some(v1::ExportedBlocks { count: count as u32, content: content.into(), checksum }))
+        let mut said = Inherited::default();
+        {
+            let (wants, now_ms) = (self.shared.wants.lock(), now_ms());
+            for (place, block) in wanted[..count].iter().enumerate() {
+                if let Some(known) = wants.of(*block) {
+                    said.note(place, &known, now_ms);
+                }
+            }
+        }
+        Ok(Some(v1::ExportedBlocks {
+            count: count as u32,
+            content: content.into(),
+            checksum,
+            retention: said.to_wire(now_ms()),
+        }))
     }
 
     /// What the engine lacks and the local tiers have.

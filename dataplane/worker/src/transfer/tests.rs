@@ -1,5 +1,7 @@
 //! Blocks between two workers with real hosts, and from sources that are not what they should be.
 
+mod wire;
+
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -179,6 +181,7 @@ impl Worker for Liar {
             count: names.len() as u32,
             checksum: checksum(SequenceHash(names[0]), &bytes),
             content: bytes.into(),
+            ..v1::ExportedBlocks::default()
         };
         (self.lie)(&mut chunk);
         Ok(Response::new(Box::pin(futures::stream::once(async move { Ok(chunk) }))))

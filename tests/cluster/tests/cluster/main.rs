@@ -7,6 +7,7 @@ mod bad_starts;
 mod console;
 mod failover;
 mod fences;
+mod flood;
 mod keeper;
 mod lifecycle;
 mod members;

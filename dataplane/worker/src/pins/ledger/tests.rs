@@ -25,6 +25,7 @@ impl Desk {
         let live = self.live.iter().map(|(id, blocks, ttl_left_ms)| Wanted {
             id: *id,
             made: LogIndex(blocks.len() as u64),
+            namespace: NamespaceId(7),
             blocks,
             priority: 50,
             ttl_left_ms: *ttl_left_ms,
@@ -323,6 +324,7 @@ fn operations_and_pins_are_bounded() {
     let live = (0..2_000).map(|id| Wanted {
         id: PinId(id),
         made: LogIndex(1),
+        namespace: NamespaceId(7),
         blocks: &blocks,
         priority: 0,
         ttl_left_ms: 60_000,
@@ -345,4 +347,80 @@ fn an_id_that_comes_again_is_another_pin() {
     let Action::Pin { blocks, .. } = desk.only(1) else { panic!("the new one, and no release") };
     assert_eq!(blocks, [20, 21]);
     assert!(!desk.ledger.by_block.contains_key(&SequenceHash(10)));
+}
+
+#[test]
+fn tiers_are_told_the_latest_end_of_the_pins_on_each_block() {
+    let mut desk = Desk::new();
+    let told = |desk: &mut Desk| {
+        let mut told: Vec<(u128, u64)> =
+            desk.ledger.take_marks(100).iter().map(|mark| (mark.block.0, mark.until_ms)).collect();
+        told.sort_unstable();
+        told
+    };
+    desk.put(1, &[10, 11], 60_000);
+    desk.sync(0);
+    assert_eq!(told(&mut desk), [], "nobody has asked");
+    desk.ledger.mark_from_now();
+    let one = 60_000 + margin(60_000);
+    assert_eq!(told(&mut desk), [(10, one), (11, one)]);
+    desk.put(2, &[10], 600_000);
+    desk.sync(0);
+    let two = 600_000 + margin(600_000);
+    assert_eq!(told(&mut desk), [(10, two)]);
+    // Clocks drift a little; that is no news.
+    desk.live[1].2 = 599_000;
+    desk.sync(900);
+    assert_eq!(told(&mut desk), []);
+    desk.live[1].2 = 900_000;
+    desk.sync(1_000);
+    assert_eq!(told(&mut desk), [(10, 1_000 + 900_000 + margin(900_000))]);
+    desk.live.remove(1);
+    desk.sync(1_000);
+    assert_eq!(told(&mut desk), [(10, one)], "the other pin is still on it");
+    desk.ledger.mark_again(NamespaceId(7), &hs(&[11, 12]));
+    assert_eq!(told(&mut desk), [(11, one)], "what no pin names is no news");
+    desk.live.clear();
+    desk.sync(2_000);
+    assert_eq!(told(&mut desk), [(10, 0), (11, 0)]);
+}
+
+proptest::proptest! {
+    /// Whatever pins come, go, and are extended: what tiers know is what the live pins say.
+    #[test]
+    fn marks_add_up_to_the_live_pins(
+        steps in proptest::collection::vec((0..5_u128, 0..3_u8, 0..6_u128, 1..4_u128, 1..9_u64), 1..40),
+    ) {
+        let mut desk = Desk::new();
+        desk.ledger.mark_from_now();
+        let mut known: HashMap<u128, u64> = HashMap::new();
+        for (now, (id, what, first, length, minutes)) in (0..).zip(steps) {
+            let now_ms = now * 1_000;
+            let at = desk.live.iter().position(|(live, ..)| live.0 == id);
+            match (what, at) {
+                (0, None) => {
+                    let blocks: Vec<u128> = (first..first + length).collect();
+                    desk.put(id, &blocks, minutes * 60_000);
+                }
+                (1, Some(at)) => desk.live[at].2 += minutes * 60_000,
+                (2, Some(at)) => {
+                    desk.live.remove(at);
+                }
+                _ => {}
+            }
+            desk.sync(now_ms);
+            for mark in desk.ledger.take_marks(usize::MAX) {
+                known.insert(mark.block.0, mark.until_ms);
+            }
+            for block in 0..10_u128 {
+                let named = desk.live.iter().filter(|(_, blocks, _)| blocks.contains(&SequenceHash(block)));
+                let ends = named.map(|(.., left)| now_ms + left + margin(*left)).max().unwrap_or(0);
+                let told = known.get(&block).copied().unwrap_or(0);
+                proptest::prop_assert!(
+                    told.abs_diff(ends) < MARGIN_MS && (told == 0) == (ends == 0),
+                    "block {block}: told {told}, ends {ends}"
+                );
+            }
+        }
+    }
 }
