@@ -87,7 +87,7 @@ impl Mirror {
     }
 
     /// Blocks held anywhere.
-    pub fn len(&self) -> usize {
+    pub fn blocks_held(&self) -> usize {
         self.blocks.len()
     }
 

@@ -64,7 +64,7 @@ impl Teller {
             mirror.apply(event, &salts, |change| self.tell(change));
         }
         drop(salts);
-        self.blocks.store(mirror.len() as u64, Ordering::Relaxed);
+        self.blocks.store(mirror.blocks_held() as u64, Ordering::Relaxed);
         if self.lanes.kv_overflowed() {
             self.tell_all(&mirror);
         }

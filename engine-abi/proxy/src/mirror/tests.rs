@@ -71,9 +71,9 @@ fn blocks_get_our_names_and_their_children_theirs() {
     assert_eq!(mirror.held_tokens(NAMESPACE + 1, &[1, 2, 3]), 0);
     assert_eq!(apply(&mut mirror, removed(&[12, 99])), [told_removed(&due[2..])]);
     assert_eq!(held(&mirror, &[1, 2, 3, 4, 5, 6, 7]), 4);
-    assert_eq!((mirror.len(), mirror.passed().strangers), (2, 1));
+    assert_eq!((mirror.blocks_held(), mirror.passed().strangers), (2, 1));
     let told = apply(&mut mirror, Event::Cleared);
-    assert_eq!((told, mirror.len()), (vec![Change::Cleared], 0));
+    assert_eq!((told, mirror.blocks_held()), (vec![Change::Cleared], 0));
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn what_is_not_ours_or_not_whole_is_not_told() {
     ] {
         assert_eq!(apply(&mut mirror, event.clone()), [], "{event:?}");
     }
-    assert_eq!(mirror.len(), 0);
+    assert_eq!(mirror.blocks_held(), 0);
     let told = apply(&mut mirror, of(|s| s.foreign_from = Some(1)));
     assert_eq!(told, [told_stored(NAMESPACE, &names(&[1, 2]))]);
 }
@@ -168,7 +168,7 @@ fn a_block_that_moves_is_never_nowhere_and_leaves_from_where_it_is() {
     let told = apply(&mut mirror, Event::Dropped(vec![block, Native::Number(9)]));
     let blocks = due[1..].to_vec();
     let gone = KvEvent::Removed { blocks, tier: TIER_HOST, cause: Cause::Capacity };
-    assert_eq!((told, mirror.len()), (vec![Change::Event(gone)], 1));
+    assert_eq!((told, mirror.blocks_held()), (vec![Change::Event(gone)], 1));
     assert_eq!(mirror.held_tokens(NAMESPACE, &[1, 2, 3, 4, 5]), 2);
 }
 
@@ -177,7 +177,7 @@ fn a_server_that_claims_too_much_is_not_believed() {
     let mut mirror = Mirror::new(HashKey([3; 16]), BLOCK, true, 3);
     apply(&mut mirror, Event::Stored(stored(&[10, 11], None, &[1, 2, 3, 4])));
     let told = apply(&mut mirror, Event::Stored(stored(&[20, 21], None, &[5, 6, 7, 8])));
-    assert_eq!((told[0].clone(), told.len(), mirror.len()), (Change::Cleared, 2, 2));
+    assert_eq!((told[0].clone(), told.len(), mirror.blocks_held()), (Change::Cleared, 2, 2));
 }
 
 /// Replays what was told, as a worker would.
