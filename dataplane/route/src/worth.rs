@@ -18,7 +18,7 @@ pub struct Worth {
 const URGENT: u8 = 95;
 /// Below all ordinary blocks.
 const BACKGROUND: u8 = 20;
-/// Most pauses of agents are shorter, and those of people are longer than anybody can wait for.
+/// Nine in ten pauses for tools are shorter, and those of people are longer than anybody can wait for.
 const DURATION_MS: u32 = 120_000;
 
 /// By the request's priority; `None` for an ordinary one, which claims nothing.

@@ -34,30 +34,36 @@ impl Scheduler {
         // However many decode, prompts move on by a block.
         let mut budget = budget.max(self.grid.block_tokens);
         let mut small = self.small_step(now_us);
+        // Who is urgent waits for a whole step: prompts of a lower priority are no part of it, but
+        // that every ninth keeps some of its rows for them.
+        let top = self.running.iter().find(|s| s.remaining() > 1).map(|s| s.priority());
+        let is_lesser = |s: &Sequence| top.is_some_and(|top| s.priority() < top);
+        let waits = self.running.iter().any(|s| s.remaining() > 1 && is_lesser(s));
+        let is_shared = self.lone_steps >= LONE_STEPS_MAX;
+        let kept = if waits && is_shared { small } else { 0 };
         let mut index = 0;
-        let mut above = None;
+        let mut served = false;
         while index < self.running.len() && budget > 0 {
-            let is_urgent = self.running[index].priority() > 0;
-            let most = if is_urgent { budget } else { budget.min(small) };
+            let sequence = &self.running[index];
+            let (priority, lesser) = (sequence.priority(), is_lesser(sequence));
+            let most = match lesser {
+                true if is_shared => budget,
+                true => break,
+                false => budget.saturating_sub(kept),
+            };
+            let most = if priority > 0 { most } else { most.min(small) };
             let rows = self.chunk(index, most, room_for_output);
             if rows > 0 {
-                // Who is urgent waits for a whole step: prompts of a lower priority are no part of it.
-                let priority = self.running[index].priority();
-                if above.is_some_and(|above| priority < above) && self.lone_steps < LONE_STEPS_MAX {
-                    break;
-                }
                 if !self.give_rows(index, rows, now_us) {
                     continue;
                 }
                 budget -= rows;
-                small = if is_urgent { small } else { small.saturating_sub(rows) };
-                above = above.or(Some(priority));
+                small = if priority > 0 { small } else { small.saturating_sub(rows) };
+                served |= lesser;
             }
             index += 1;
         }
-        let waits = |s: &Sequence| s.remaining() > 1 && above.is_some_and(|a| s.priority() < a);
-        let left_out = self.running.iter().skip(index).any(|sequence| waits(sequence));
-        self.lone_steps = if left_out { self.lone_steps + 1 } else { 0 };
+        self.lone_steps = if waits && !served { self.lone_steps + 1 } else { 0 };
     }
 
     /// How many rows of a step prompts of no priority may have.

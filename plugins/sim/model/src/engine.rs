@@ -432,25 +432,34 @@ impl Engine {
     }
 
     /// Shares the step's tokens among those that run, in their order. Who is urgent waits for a whole step, so that
-    /// prompts of a lower priority are no part of it, but of every ninth.
+    /// prompts of a lower priority are no part of it; every ninth keeps some of its tokens for them.
     fn deal(&mut self) {
         let decoding = self.running.iter().filter(|s| s.decodes()).count() as u32;
         let mut budget = self.profile.step_tokens_max.saturating_sub(decoding);
         let mut small = self.small_step();
-        let mut above = None;
+        let top = self.running.iter().find(|s| !s.decodes()).map(|s| s.request.priority);
+        let is_lesser = |s: &Sequence| top.is_some_and(|top| s.request.priority < top);
+        let is_shared = self.lone_steps >= LONE_STEPS_MAX;
+        let next = self.waiting.first_key_value().map(|(_, sequence)| sequence);
+        let lesser = || self.running.iter().any(|s| !s.decodes() && is_lesser(s));
+        let kept = is_shared && (lesser() || next.is_some_and(is_lesser));
+        let kept = if kept { small.min(budget) } else { 0 };
         for sequence in &mut self.running {
             if sequence.decodes() {
                 sequence.piece = 1;
                 continue;
             }
-            let priority = sequence.request.priority;
-            let is_lesser = above.is_some_and(|above| priority < above);
-            let share = if is_lesser && self.lone_steps < LONE_STEPS_MAX { 0 } else { budget };
-            let share = if priority > 0 { share } else { share.min(small) };
+            let share = match is_lesser(sequence) {
+                true if is_shared => budget,
+                true => 0,
+                false => budget.saturating_sub(kept),
+            };
+            let share = if sequence.request.priority > 0 { share } else { share.min(small) };
             sequence.piece = sequence.unread().min(share);
             budget -= sequence.piece;
-            small = small.saturating_sub(sequence.piece);
-            above = above.max(Some(priority));
+            if sequence.request.priority <= 0 {
+                small -= sequence.piece;
+            }
         }
     }
 
@@ -462,15 +471,15 @@ impl Engine {
         if lately { (all / SMALL_STEP_PART).max(self.block_tokens) } else { all }
     }
 
-    /// Counts steps in a row in which prompts waited for higher ones.
+    /// Counts steps in a row in which prompts waited for those of a higher priority.
     fn count_lone_step(&mut self) {
         let prompts = || self.running.iter().filter(|s| !s.decodes());
-        let above = prompts().filter(|s| s.piece > 0).map(|s| s.request.priority).max();
-        let is_lesser = |s: &Sequence| above.is_some_and(|above| s.request.priority < above);
+        let top = prompts().next().map(|s| s.request.priority);
+        let is_lesser = |s: &Sequence| top.is_some_and(|top| s.request.priority < top);
         let next = self.waiting.first_key_value().map(|(_, sequence)| sequence);
-        let left_out =
-            prompts().any(|s| s.piece == 0 && is_lesser(s)) || next.is_some_and(is_lesser);
-        self.lone_steps = if left_out { self.lone_steps + 1 } else { 0 };
+        let waits = prompts().any(is_lesser) || next.is_some_and(is_lesser);
+        let served = prompts().any(|s| s.piece > 0 && is_lesser(s));
+        self.lone_steps = if waits && !served { self.lone_steps + 1 } else { 0 };
     }
 
     /// Tokens of the step that those before a place leave.
