@@ -7,6 +7,7 @@ mod bad_starts;
 mod console;
 mod failover;
 mod flood;
+mod full_disk;
 mod keeper;
 mod lifecycle;
 mod members;
