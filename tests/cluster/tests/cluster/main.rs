@@ -8,6 +8,7 @@ mod console;
 mod failover;
 mod fences;
 mod flood;
+mod full_disk;
 mod keeper;
 mod lifecycle;
 mod members;
