@@ -106,7 +106,9 @@ export class LiveTable {
     this.next = h("button", { type: "button", onclick: () => this.turn(1) }, "Next");
     this.where = h("span");
     this.pager = h("div", { class: "pager" }, this.back, this.where, this.next);
-    const table = h("table", {}, h("caption", {}, h("span", {}, caption)), h("thead", {}, h("tr", {}, this.heads)), this.body);
+    // In a span, which stays in sight while the table is scrolled sideways.
+    const titled = h("caption", {}, h("span", {}, caption));
+    const table = h("table", {}, titled, h("thead", {}, h("tr", {}, this.heads)), this.body);
     this.element = h("div", {}, scroll(caption, table, this.none), this.pager);
     this.draw();
   }

@@ -37,7 +37,8 @@ function move(text) {
   piece.className = rest < ttl / 10 ? "k7" : rest < ttl / 3 ? "k1" : "k2";
 }
 
-const holders = (pin) => pin.holders.map((h) => `${h.worker} ${count(h.blocks_held)}`).join(", ") || (ended(pin) ? "–" : "nobody");
+const holders = (pin) => pin.holders.map((h) => `${h.worker} ${count(h.blocks_held)}`).join(", ")
+  || (ended(pin) ? "–" : "nobody");
 
 const COLUMNS = [
   { title: "Pin", sort: (p) => p.key, sign: (p) => p.key, cell: (p) => h("code", { title: p.key }, brief(p.key, 14)) },
@@ -47,7 +48,8 @@ const COLUMNS = [
   { title: "Owner", sort: (p) => p.owner, cell: (p) => brief(p.owner || "–", 26) },
   { title: "Tokens", num: true, sort: (p) => p.prefix_tokens, cell: (p) => count(p.prefix_tokens) },
   { title: "Blocks", num: true, sort: (p) => p.blocks, cell: (p) => count(p.blocks) },
-  { title: "Copies", num: true, sort: (p) => p.copies, cell: (p) => (ended(p) ? "–" : `${p.copies} of ${p.copies_min}`) },
+  { title: "Copies", num: true, sort: (p) => p.copies,
+    cell: (p) => (ended(p) ? "–" : `${p.copies} of ${p.copies_min}`) },
   { title: "Held by", sign: holders, cell: (p) => holders(p) },
   { title: "Recompute", sort: (p) => Number(p.recompute),
     cell: (p) => (p.orders ? many(p.orders, "order") : p.recompute ? "yes" : "no") },

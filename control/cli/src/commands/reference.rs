@@ -205,6 +205,7 @@ mod tests {
         "bench gateway",
         "bench index",
         "bench control",
+        "bench console",
         "bench engine",
     ];
 
