@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 /// Where a source tree, a container or an installation of TensorRT-LLM has its parts, below its root.
 const INCLUDES: &[&str] = &["cpp/include", "include"];
-const LIBRARIES: &[&str] = &["cpp/build/tensorrt_llm", "lib", "libs", "lib64"];
+const LIBRARY_DIRS: &[&str] =
+    &["cpp/build/tensorrt_llm", "cpp/build/tensorrt_llm/plugins", "lib", "libs", "lib64"];
+const LIBRARIES: &[&str] = &["tensorrt_llm", "nvinfer_plugin_tensorrt_llm"];
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(trtllm_linked)");
@@ -70,11 +72,12 @@ fn headers(root: &Path) -> Vec<PathBuf> {
 
 fn link(root: &Path) {
     let own = std::env::var_os("TRTLLM_LIB_DIR").map(PathBuf::from);
-    let usual = LIBRARIES.iter().map(|part| root.join(part));
-    let found = own.into_iter().chain(usual).find(|dir| dir.join("libtensorrt_llm.so").is_file());
-    // Without it the bridge can be checked (`cargo check`), and not linked: the linker says what is missing.
-    if let Some(dir) = found {
+    let usual = LIBRARY_DIRS.iter().map(|part| root.join(part));
+    // Without them the bridge can be checked (`cargo check`), and not linked: the linker says what is missing.
+    for dir in own.into_iter().chain(usual).filter(|dir| dir.is_dir()) {
         println!("cargo::rustc-link-search=native={}", dir.display());
     }
-    println!("cargo::rustc-link-lib=dylib=tensorrt_llm");
+    for library in LIBRARIES {
+        println!("cargo::rustc-link-lib=dylib={library}");
+    }
 }

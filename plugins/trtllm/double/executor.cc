@@ -328,3 +328,6 @@ bool Executor::canEnqueueRequests() const { return mImpl->can_enqueue(); }
 std::optional<std::shared_ptr<KVCacheEventManager>> Executor::getKVCacheEventManager() const { return mImpl->events; }
 
 } // namespace tensorrt_llm::executor
+
+// The double has no layers.
+extern "C" bool initTrtLlmPlugins(void *, char const *) { return true; }

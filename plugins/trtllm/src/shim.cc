@@ -10,6 +10,9 @@
 #include <type_traits>
 #include <utility>
 
+// Registers TensorRT-LLM's own layers with TensorRT, once in a process. Of its plugin library, and of plain C.
+extern "C" bool initTrtLlmPlugins(void *logger, char const *libNamespace);
+
 namespace mainstay::trtllm {
 
 namespace tle = tensorrt_llm::executor;
@@ -273,7 +276,13 @@ Figures Bridge::figures() const {
 
 bool Bridge::can_enqueue() const { return inner->executor.canEnqueueRequests(); }
 
-std::unique_ptr<Bridge> open(Settings const &settings) { return std::make_unique<Bridge>(settings); }
+std::unique_ptr<Bridge> open(Settings const &settings) {
+  // Without a logger of ours it takes its own.
+  if (!initTrtLlmPlugins(nullptr, "tensorrt_llm")) {
+    throw std::runtime_error("its layers cannot be registered with TensorRT");
+  }
+  return std::make_unique<Bridge>(settings);
+}
 
 rust::String version() { return rust::String::lossy(tle::version()); }
 
