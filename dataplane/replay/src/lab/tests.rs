@@ -228,15 +228,15 @@ fn host_memory_and_other_workers_save_computation() {
 }
 
 /// Agents beside strangers who bring more than the caches between their turns.
-fn flooded() -> (Trace, Settings) {
+fn flooded(cache: f64, flood: f64) -> (Trace, Settings) {
     let trace = Mix::named("agents").unwrap().generate(16, 7).unwrap();
-    let profile = Profile::named("h200-8b").unwrap().with_cache(0.25);
-    (trace, Settings { profile, flood: 4.0, ..settings(2, 1.0) })
+    let profile = Profile::named("h200-8b").unwrap().with_cache(cache);
+    (trace, Settings { profile, flood, ..settings(2, 1.0) })
 }
 
 #[test]
 fn sessions_find_after_a_pause_what_strangers_evict_without_lifecycle() {
-    let (trace, plain) = flooded();
+    let (trace, plain) = flooded(0.5, 2.0);
     let kept = Settings { lifecycle: true, ..plain.clone() };
     let [plain, kept_report] = [&plain, &kept].map(|settings| run(&trace, settings, "kv"));
     let after = |report: &Report| {
@@ -248,7 +248,7 @@ fn sessions_find_after_a_pause_what_strangers_evict_without_lifecycle() {
     let ((lru_turns, lru), (turns, hits)) = (after(&plain), after(&kept_report));
     assert!(lru_turns > 50 && turns > 50, "{lru_turns} {turns}");
     let (lru, kept_share) = (lru / lru_turns as f64, hits / turns as f64);
-    assert!(lru < 0.5 && kept_share > 0.9, "{lru} {kept_share}");
+    assert!(lru < 0.2 && kept_share > 0.85, "{lru} {kept_share}");
     assert!(plain.strangers > 100 && !plain.lifecycle && kept_report.lifecycle);
     assert_eq!(kept_report, run(&trace, &kept, "kv"), "the same bytes");
     assert_eq!(plain.requests, kept_report.requests, "strangers are no requests of sessions");
@@ -256,7 +256,7 @@ fn sessions_find_after_a_pause_what_strangers_evict_without_lifecycle() {
 
 #[test]
 fn pinned_beginnings_outlive_any_flood() {
-    let (trace, plain) = flooded();
+    let (trace, plain) = flooded(0.25, 4.0);
     let settings = Settings { pin_tokens: 8_192, pinned: 0.3, ..plain };
     let report = run(&trace, &settings, "session-sticky");
     let pinned = report.pinned.unwrap();
