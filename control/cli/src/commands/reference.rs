@@ -191,7 +191,7 @@ mod tests {
     }
 
     /// Commands that print no answer: they run, write files, or print what is a format of its own.
-    const NO_ANSWER: [&str; 14] = [
+    const NO_ANSWER: [&str; 15] = [
         "serve",
         "gateway",
         "worker",
