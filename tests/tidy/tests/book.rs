@@ -198,7 +198,7 @@ fn commands_that_pages_name_are_in_the_reference() {
             let group = |n: usize| known.iter().any(|k| k.len() > n && k[..n] == command[..n]);
             let is_known = (1..=command.len()).rev().any(|n| {
                 let values_follow = n < command.len();
-                known.contains(&command[..n].to_vec()) && !(values_follow && group(n))
+                known.contains(&command[..n]) && !(values_follow && group(n))
             });
             if !is_known {
                 wrong.push(format!("{page}: mainstay {}", command.join(" ")));
