@@ -22,7 +22,7 @@ export function step(most) {
 /** What a time on the axis takes with some air, in pixels. */
 const TICK_WIDTH = 84;
 
-/** Which of `points` on an axis of this width tell their time: the first, the last, and those between that have room. */
+/** Which of `points` on an axis of this width tell their time: the first, the last, and those between with room. */
 export function ticks(points, width) {
   const last = points - 1;
   if (last < 1) return [];
