@@ -660,13 +660,7 @@ proptest! {
 #[test]
 fn a_client_may_end_and_forget_its_own_sessions() {
     let mut world = World::new();
-    let request = |session: &str, agent: Option<&str>| {
-        let body = br#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#;
-        let mut request = parse_chat(body).expect("a request");
-        let agent = agent.map(|agent| ("x-claude-code-agent-id", agent));
-        request.apply_headers([("x-claude-code-session-id", session)].into_iter().chain(agent));
-        request
-    };
+    let request = |session: &str, agent: Option<&str>| claude(session, agent, json!([user("hi")]));
     let (main, child) = (request("s", None), request("s", Some("a1")));
     world.turn(&main, &[("Read", "{}")]);
     world.turn(&child, &[]);

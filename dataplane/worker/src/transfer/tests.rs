@@ -422,6 +422,13 @@ async fn prefetches_are_bounded_and_end_with_their_caller() {
     let more = prefetch(&worker, prefetch_of(&sources)).await.expect_err("one too many");
     assert_eq!(more.code(), tonic::Code::ResourceExhausted);
     drop(all);
-    eventually("left", || loads("left") == left + 1).await;
-    assert_eq!(prefetch(&worker, prefetch_of(&[])).await.expect("there is room"), (0, 0));
+    // Who waited for the first may have taken its place before it left, too.
+    eventually("left", || loads("left") > left).await;
+    // And their places are free within moments.
+    let free = async {
+        while prefetch(&worker, prefetch_of(&[])).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(20), free).await.is_ok());
 }

@@ -168,6 +168,41 @@ fn check_shape(name: &str, answer: &Value, shape: &[(&str, &[&str])]) -> Result<
     Ok(())
 }
 
+/// The shapes of what is told of sessions and of blocks.
+async fn sessions_and_blocks(client: &Client, addr: [&str; 2]) -> Result<()> {
+    let at = |words: &[&str]| json_of(&[words, &addr].concat());
+    let (number, text) = (&["number"][..], &["text"][..]);
+    let body = json!({"model": "demo", "max_tokens": 4, "prompt_cache_key": "s-1", "messages": [user(&crate::filler(2, 20))]});
+    client.post("/v1/chat/completions", &body).await?;
+    let session: [(&str, &[&str]); 7] = [
+        ("key", text),
+        ("state", text),
+        ("waits_for", &["list"]),
+        ("parent", &["text", "null"]),
+        ("turns", number),
+        ("context_tokens", number),
+        ("last_seen_ms_ago", number),
+    ];
+    check_shape("session ls", &at(&["session", "ls"])?["data"], &session)?;
+    check_shape("session show", &at(&["session", "show", "s-1"])?, &session)?;
+    let found = at(&["block", "find", "--session", "s-1"])?;
+    let shape: [(&str, &[&str]); 6] = [
+        ("hash", text),
+        ("blocks", number),
+        ("reach", number),
+        ("class", text),
+        ("holders", &["list"]),
+        ("pins", &["list"]),
+    ];
+    check_shape("block find --session", &found, &shape)?;
+    let hash = found["hash"].as_str().unwrap_or_default();
+    check_shape("block find --hash", &at(&["block", "find", "--hash", hash])?, &shape)?;
+    check_shape("session end", &at(&["session", "end", "s-1"])?, &session)?;
+    let forgotten = at(&["session", "reset", "s-1"])?;
+    check_shape("session reset", &forgotten, &[("key", text), ("pins_released", number)])?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn what_is_read_has_the_shape_that_programs_rely_on() -> Result<()> {
     let seen = cluster()?;
@@ -219,34 +254,7 @@ async fn what_is_read_has_the_shape_that_programs_rely_on() -> Result<()> {
         &at(&["pin", "show", made["id"].as_str().unwrap_or_default()], addr)?,
         &pin,
     )?;
-    let body = json!({"model": "demo", "max_tokens": 4, "prompt_cache_key": "s-1", "messages": [user(&crate::filler(2, 20))]});
-    client.post("/v1/chat/completions", &body).await?;
-    let session: [(&str, &[&str]); 7] = [
-        ("key", text),
-        ("state", text),
-        ("waits_for", &["list"]),
-        ("parent", &["text", "null"]),
-        ("turns", number),
-        ("context_tokens", number),
-        ("last_seen_ms_ago", number),
-    ];
-    check_shape("session ls", &at(&["session", "ls"], addr)?["data"], &session)?;
-    check_shape("session show", &at(&["session", "show", "s-1"], addr)?, &session)?;
-    let found = at(&["block", "find", "--session", "s-1"], addr)?;
-    let shape: [(&str, &[&str]); 6] = [
-        ("hash", text),
-        ("blocks", number),
-        ("reach", number),
-        ("class", text),
-        ("holders", &["list"]),
-        ("pins", &["list"]),
-    ];
-    check_shape("block find --session", &found, &shape)?;
-    let hash = found["hash"].as_str().unwrap_or_default();
-    check_shape("block find --hash", &at(&["block", "find", "--hash", hash], addr)?, &shape)?;
-    check_shape("session end", &at(&["session", "end", "s-1"], addr)?, &session)?;
-    let forgotten = at(&["session", "reset", "s-1"], addr)?;
-    check_shape("session reset", &forgotten, &[("key", text), ("pins_released", number)])?;
+    sessions_and_blocks(&client, addr).await?;
     at(&["tenant", "add", "acme", "--in-flight", "3"], control)?;
     let tenant: [(&str, &[&str]); 4] = [
         ("name", text),
