@@ -19,25 +19,18 @@ const SCRIPT: &str = "[[rule]]\nwhen = 'run the tool'\nunless = 'ls said'\n\
 /// Requests of strangers at a time.
 const LANES: u64 = 4;
 
-pub(crate) struct Bench {
-    pub(crate) client: Client,
-    /// Strangers so far, and lines of the text of one.
+struct Bench {
+    client: Client,
     strangers: u64,
-    lines: u64,
     _parts: (Cluster, Process, Process, tempfile::TempDir),
 }
 
 impl Bench {
     fn start(lifecycle: &str) -> Result<Self> {
-        Self::start_with(lifecycle, CONFIG, 24)
-    }
-
-    /// With an engine of its own size, and strangers whose texts have so many lines.
-    pub(crate) fn start_with(lifecycle: &str, config: &str, lines: u64) -> Result<Self> {
         let cluster = Cluster::start(&SHAPE)?;
         let dir = tempfile::tempdir()?;
         let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
-        std::fs::write(path("engine.toml"), config)?;
+        std::fs::write(path("engine.toml"), CONFIG)?;
         std::fs::write(path("script.toml"), SCRIPT)?;
         let control = cluster.member_addresses.join(",");
         let (config, script) = (path("engine.toml"), path("script.toml"));
@@ -51,40 +44,26 @@ impl Bench {
         worker.wait_ready()?;
         gateway.wait_ready()?;
         let client = Client::new(&format!("http://{listen}"));
-        Ok(Self { client, strangers: 0, lines, _parts: (cluster, worker, gateway, dir) })
+        Ok(Self { client, strangers: 0, _parts: (cluster, worker, gateway, dir) })
     }
 
     async fn ask(&self, session: &str, messages: Value, tools: &Value) -> Result<Value> {
-        self.ask_with(session, messages, tools, &Value::Null).await
-    }
-
-    /// The same with hints.
-    pub(crate) async fn ask_with(
-        &self,
-        session: &str,
-        messages: Value,
-        tools: &Value,
-        hints: &Value,
-    ) -> Result<Value> {
-        let mut body = json!({
+        let body = json!({
             "model": "demo", "max_tokens": 40, "prompt_cache_key": session, "messages": messages,
             "tools": tools,
         });
-        if !hints.is_null() {
-            body["nvext"] = hints.clone();
-        }
         let reply = self.client.post("/v1/chat/completions", &body).await?;
         ensure!(reply.status == 200, "{}: {}", reply.status, reply.body);
         Ok(reply.body)
     }
 
     /// Strangers, each with a session of its own, until so many blocks were computed for them.
-    pub(crate) async fn flood(&mut self, blocks: u64) -> Result<()> {
+    async fn flood(&mut self, blocks: u64) -> Result<()> {
         let mut computed = 0;
         while computed < blocks * 16 {
             let this = &*self;
             let lane = |lane: u64| {
-                let text = filler(1_000 + this.strangers + lane, this.lines);
+                let text = filler(1_000 + this.strangers + lane, 24);
                 let session = format!("stranger-{}", this.strangers + lane);
                 let messages = json!([{"role": "user", "content": text}]);
                 async move { this.ask(&session, messages, &json!([])).await }

@@ -6,8 +6,6 @@ mod access;
 mod bad_starts;
 mod console;
 mod failover;
-mod flood;
-mod full_disk;
 mod keeper;
 mod lifecycle;
 mod members;

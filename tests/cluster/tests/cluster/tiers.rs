@@ -29,7 +29,7 @@ struct Small {
     client: Client,
 }
 
-pub(crate) fn strings(args: &[&str]) -> Vec<String> {
+fn strings(args: &[&str]) -> Vec<String> {
     args.iter().map(ToString::to_string).collect()
 }
 
@@ -204,7 +204,7 @@ async fn serve(data: &Path, more: &[String]) -> Result<(Process, Client)> {
     Ok((process.await??, Client::new(&format!("http://{listen}"))))
 }
 
-pub(crate) async fn stop(mut process: Process) -> Result<()> {
+async fn stop(mut process: Process) -> Result<()> {
     tokio::task::spawn_blocking(move || {
         process.terminate()?;
         let code = process.wait_exit(END)?;
@@ -215,7 +215,7 @@ pub(crate) async fn stop(mut process: Process) -> Result<()> {
 }
 
 /// A counter of `/metrics`.
-pub(crate) async fn counter(client: &Client, series: &str) -> Result<u64> {
+async fn counter(client: &Client, series: &str) -> Result<u64> {
     let reply = client.get("/metrics").await?;
     let text = reply.body.as_str().context("text")?;
     let line = text.lines().find_map(|line| line.strip_prefix(series));
