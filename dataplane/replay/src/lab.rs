@@ -579,6 +579,7 @@ impl Lab<'_> {
         }
         if asked.slot == NOBODY {
             self.sums.strangers_us.push(ttft_us);
+            self.sums.strangers_tokens += u64::from(asked.prompt_tokens - cached_tokens);
             return;
         }
         let cached = u64::from(cached_tokens);

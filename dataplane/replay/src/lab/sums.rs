@@ -16,8 +16,9 @@ pub(super) struct Sums {
     pub(super) decision_ns: Vec<u64>,
     /// Of what goes last, of the ordinary, and of what goes first.
     pub(super) classes: [ClassSums; 3],
-    /// First tokens of requests without a session.
+    /// First tokens of requests without a session, and what was computed for them.
     pub(super) strangers_us: Vec<u64>,
+    pub(super) strangers_tokens: u64,
     pub(super) refused: u64,
     pub(super) prompt_tokens: u64,
     pub(super) cached_tokens: u64,
@@ -104,7 +105,10 @@ impl Sums {
             hit_rate: digits(share(self.cached_tokens, self.prompt_tokens)),
             hit_rate_available: digits(share(self.ideal_tokens, self.prompt_tokens)),
             hit_share: digits(share(self.cached_tokens, self.ideal_tokens)),
-            prefill_amplification: digits(share(counters.prefill_tokens, ideal_prefill)),
+            prefill_amplification: digits(share(
+                counters.prefill_tokens.saturating_sub(self.strangers_tokens),
+                ideal_prefill,
+            )),
             busy: digits(full_busy_us as f64 / 1e6 / seconds / f64::from(workers)),
             preemptions: counters.preemptions,
             evictions: Evictions {

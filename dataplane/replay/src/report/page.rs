@@ -51,7 +51,9 @@ pub fn comparison_page(lead: &str, settings: &[(String, String)], reports: &[Rep
     }
     returns(&mut page, reports);
     page.section("Plots", "Courses end when there are no more sessions to start.");
-    page.plots(&plots(reports));
+    let mut all = back_plots(reports);
+    all.extend(plots(reports));
+    page.plots(&all);
     page.section("Settings", "The same trace, seed and settings give the same page.");
     let rows: Vec<Vec<String>> =
         settings.iter().map(|(name, value)| vec![name.clone(), value.clone()]).collect();
@@ -90,25 +92,13 @@ fn returns(page: &mut Page, reports: &[Report]) {
         "After pauses",
         "Cached prompt tokens of turns that went on, of those that a cache without end would have had.",
     );
+    back_table(page, "pause", " s", reports, |report| &report.after_pause);
+    page.section(
+        "After traffic",
+        "The same turns by how many times its cache their worker took in meanwhile.",
+    );
+    back_table(page, "traffic", " caches", reports, |report| &report.after_traffic);
     let percent = |value: f64| format!("{:.2}%", value * 100.0);
-    let mut rows = Vec::new();
-    for report in reports {
-        for (what, unit, backs) in
-            [("pause", "s", &report.after_pause), ("traffic", "caches", &report.after_traffic)]
-        {
-            for (at, back) in backs.iter().enumerate() {
-                let to =
-                    backs.get(at + 1).map_or(String::new(), |next| format!(" to {}", next.from));
-                rows.push(vec![
-                    report.policy.clone(),
-                    format!("{what} from {}{to} {unit}", back.from),
-                    back.turns.to_string(),
-                    percent(back.hit_share),
-                ]);
-            }
-        }
-    }
-    page.table(&["policy", "turns after", "turns", "hit share"], &rows);
     let pinned = |report: &Report| {
         let pinned = report.pinned?;
         Some(vec![
@@ -132,13 +122,38 @@ fn returns(page: &mut Page, reports: &[Report]) {
             "sessions",
             "turns",
             "hit",
-            "flooded",
-            "hit",
-            "others hit",
+            "flooded turns",
             "flooded hit",
+            "others: hit",
+            "others: flooded hit",
         ];
         page.table(&headers, &rows);
     }
+}
+
+/// A row for each policy, a column for each stretch, with how many turns that were.
+fn back_table(
+    page: &mut Page,
+    what: &str,
+    unit: &str,
+    reports: &[Report],
+    backs: fn(&Report) -> &[Back],
+) {
+    let mut bounds: Vec<f64> = reports.iter().flat_map(backs).map(|back| back.from).collect();
+    bounds.sort_by(f64::total_cmp);
+    bounds.dedup();
+    let names = bounds.iter().map(|from| format!("{what} from {from}{unit}"));
+    let names: Vec<String> = std::iter::once("policy".to_owned()).chain(names).collect();
+    let row = |report: &Report| {
+        let cell = |from: &f64| {
+            let back = backs(report).iter().find(|back| back.from == *from);
+            let cell = |back: &Back| format!("{:.1}% ({})", back.hit_share * 100.0, back.turns);
+            back.map_or("-".to_owned(), cell)
+        };
+        std::iter::once(report.policy.clone()).chain(bounds.iter().map(cell)).collect()
+    };
+    let headers: Vec<&str> = names.iter().map(String::as_str).collect();
+    page.table(&headers, &reports.iter().map(row).collect::<Vec<_>>());
 }
 
 fn classes(report: &Report) -> Vec<Vec<String>> {
@@ -158,29 +173,12 @@ fn classes(report: &Report) -> Vec<Vec<String>> {
     report.by_priority.iter().map(row).collect()
 }
 
-fn plots(reports: &[Report]) -> Vec<Plot> {
-    let lines = |points: &dyn Fn(&Series) -> Vec<(f64, f64)>| -> Vec<Line> {
-        let line = |report: &Report| {
-            let points = report.series.as_ref().map(points).unwrap_or_default();
-            Line { name: report.policy.clone(), points }
-        };
-        reports.iter().map(line).collect()
-    };
-    let course = |figure: fn(&Point) -> Option<f64>| {
-        lines(&|series: &Series| {
-            // What comes later are a few long sessions, which say little of the fleet.
-            let points = series.points.iter().filter(|point| point.at_s <= series.full_s);
-            points.filter_map(|point| Some((point.at_s, figure(point)?))).collect()
-        })
-    };
-    let plot = |title: &str, note: &str, x: Axis, y: Axis, lines: Vec<Line>| Plot {
-        title: title.to_owned(),
-        note: note.to_owned(),
-        x,
-        y,
-        lines,
-    };
-    let at = Axis::linear("virtual time", Unit::Seconds);
+fn plot(title: &str, note: &str, x: Axis, y: Axis, lines: Vec<Line>) -> Plot {
+    Plot { title: title.to_owned(), note: note.to_owned(), x, y, lines }
+}
+
+/// What turns after a pause found.
+fn back_plots(reports: &[Report]) -> Vec<Plot> {
     let backs = |backs: fn(&Report) -> &[Back], least: f64| -> Vec<Line> {
         let point = |back: &Back| (back.from.max(least), back.hit_share * 100.0);
         let line = |report: &Report| Line {
@@ -204,6 +202,26 @@ fn plots(reports: &[Report]) -> Vec<Plot> {
             Axis::percent("of what was to be had"),
             backs(|report| &report.after_traffic, 0.1),
         ),
+    ]
+}
+
+fn plots(reports: &[Report]) -> Vec<Plot> {
+    let lines = |points: &dyn Fn(&Series) -> Vec<(f64, f64)>| -> Vec<Line> {
+        let line = |report: &Report| {
+            let points = report.series.as_ref().map(points).unwrap_or_default();
+            Line { name: report.policy.clone(), points }
+        };
+        reports.iter().map(line).collect()
+    };
+    let course = |figure: fn(&Point) -> Option<f64>| {
+        lines(&|series: &Series| {
+            // What comes later are a few long sessions, which say little of the fleet.
+            let points = series.points.iter().filter(|point| point.at_s <= series.full_s);
+            points.filter_map(|point| Some((point.at_s, figure(point)?))).collect()
+        })
+    };
+    let at = Axis::linear("virtual time", Unit::Seconds);
+    vec![
         plot(
             "Time to first token",
             "Further to the left is better.",
