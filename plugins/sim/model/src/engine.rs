@@ -8,7 +8,9 @@
 //! first of them ends a request; one that arrives meanwhile cuts the stretch at the step that is under way. What a
 //! request can bring in from host memory or from another engine comes in before it is served, while others are.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use mainstay_engine_abi::sdk::{Cause, KvEvent, LeaseChange, RetentionRange, TIER_DEVICE};
 use mainstay_engine_blocks::{BlockPool, Figures, PinError, Wishes};
@@ -440,7 +442,8 @@ impl Engine {
         let top = self.running.iter().find(|s| !s.decodes()).map(|s| s.request.priority);
         let is_lesser = |s: &Sequence| top.is_some_and(|top| s.request.priority < top);
         let is_shared = self.lone_steps >= LONE_STEPS_MAX;
-        let next = self.waiting.first_key_value().map(|(_, sequence)| sequence);
+        // The last in line has the lowest priority.
+        let next = self.waiting.last_key_value().map(|(_, sequence)| sequence);
         let lesser = || self.running.iter().any(|s| !s.decodes() && is_lesser(s));
         let kept = is_shared && (lesser() || next.is_some_and(is_lesser));
         let kept = if kept { small.min(budget) } else { 0 };
@@ -476,7 +479,7 @@ impl Engine {
         let prompts = || self.running.iter().filter(|s| !s.decodes());
         let top = prompts().next().map(|s| s.request.priority);
         let is_lesser = |s: &Sequence| top.is_some_and(|top| s.request.priority < top);
-        let next = self.waiting.first_key_value().map(|(_, sequence)| sequence);
+        let next = self.waiting.last_key_value().map(|(_, sequence)| sequence);
         let waits = prompts().any(is_lesser) || next.is_some_and(is_lesser);
         let served = prompts().any(|s| s.piece > 0 && is_lesser(s));
         self.lone_steps = if waits && !served { self.lone_steps + 1 } else { 0 };
@@ -499,15 +502,20 @@ impl Engine {
 
     fn admit(&mut self, now_us: u64) {
         while !self.blocked && self.running.len() + self.loading.len() < self.profile.requests_max {
-            let Some((&place, _)) = self.waiting.first_key_value() else { return };
+            let Some((place, is_first)) = self.next_place() else { return };
             if self.budget_at(place) == 0 {
                 return;
             }
-            let Some((_, mut sequence)) = self.waiting.pop_first() else { return };
+            let Some(mut sequence) = self.waiting.remove(&place) else { return };
             if !self.take_blocks_of_lesser(&mut sequence, now_us) {
-                self.blocked = true;
                 self.waiting.insert(sequence.place, sequence);
-                return;
+                if is_first {
+                    self.blocked = true;
+                    return;
+                }
+                // Its turn has passed; the first in line may fit.
+                self.lone_steps = 0;
+                continue;
             }
             self.waiting_tokens -= u64::from(sequence.expected);
             if self.begin_load(&mut sequence, now_us) {
@@ -522,6 +530,22 @@ impl Engine {
             // Those behind it get what it leaves.
             self.deal();
         }
+    }
+
+    /// Who is admitted next, and whether it is the first in line: after eight steps for higher ones alone it is the first
+    /// of those whom they keep waiting.
+    fn next_place(&self) -> Option<(Place, bool)> {
+        let (&first, _) = self.waiting.first_key_value()?;
+        let prompts = || self.running.iter().filter(|s| !s.decodes());
+        let top = prompts().next().filter(|_| self.lone_steps >= LONE_STEPS_MAX);
+        let Some(top) = top.map(|s| s.request.priority) else { return Some((first, true)) };
+        if prompts().any(|s| s.request.priority < top) {
+            return Some((first, true));
+        }
+        let above = Bound::Excluded((Reverse(top), u64::MAX));
+        let lesser = self.waiting.range((above, Bound::Unbounded)).next();
+        let place = lesser.map_or(first, |(place, _)| *place);
+        Some((place, place == first))
     }
 
     /// Runs a request, in its order.

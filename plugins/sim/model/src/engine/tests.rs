@@ -357,6 +357,23 @@ fn an_urgent_prompt_has_its_step_alone_and_the_one_before_is_short() {
 }
 
 #[test]
+fn lesser_prompts_go_on_however_many_urgent_ones_come() {
+    let mut engine = Engine::new(profile(400_000), BLOCK);
+    engine.submit(request(1, &chain(1, 0, 200), 3_200, 1), 0);
+    let (mut now_us, mut notes, mut id) = (0, Vec::new(), 2);
+    // A new urgent prompt waits at every step.
+    while !notes.iter().any(|note| matches!(note, Note::First { id: 1, .. })) {
+        assert!(id < 200, "the first is never served");
+        let urgent =
+            Request { priority: 1, ..request(id, &chain(u128::from(id), 0, 600), 9_600, 1) };
+        engine.submit(urgent, now_us);
+        id += 1;
+        engine.advance(now_us, &mut notes);
+        now_us = engine.next_us().unwrap();
+    }
+}
+
+#[test]
 fn blocks_of_the_urgent_are_no_room_for_others_that_run_beside_others() {
     let claim = Some(Claim { priority: 95, duration_ms: Some(60_000) });
     let cached = |claim: Option<Claim>| {
