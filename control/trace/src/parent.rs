@@ -55,9 +55,9 @@ impl Parent {
         Self(context.is_valid().then(|| Arc::new(context)))
     }
 
-    /// As OpenTelemetry has it; an invalid one is nobody there.
-    pub(crate) fn context(&self) -> SpanContext {
-        self.0.as_deref().cloned().unwrap_or(SpanContext::NONE)
+    /// As OpenTelemetry has it.
+    pub(crate) fn context(&self) -> Option<&SpanContext> {
+        self.0.as_deref()
     }
 
     fn read(header: Option<&str>) -> Self {

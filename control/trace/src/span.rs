@@ -56,7 +56,11 @@ impl Span {
             Kind::Client => SpanKind::Client,
             Kind::Internal => SpanKind::Internal,
         };
-        let around = Context::new().with_remote_span_context(parent.context());
+        // A span that nobody caused has none around it: an invalid one would count as one that is not sampled.
+        let around = match parent.context() {
+            Some(context) => Context::new().with_remote_span_context(context.clone()),
+            None => Context::new(),
+        };
         let builder = SpanBuilder::from_name(name).with_kind(kind);
         let span = tracer.build_with_context(builder, &around);
         let own = Parent::of(span.span_context().clone());

@@ -168,10 +168,11 @@ impl Shared {
         }
     }
 
-    /// Takes responses, as long as the host keeps up.
+    /// Takes responses, as long as the host keeps up, or drains: whoever waits for the last ends need not poll meanwhile,
+    /// and the lane merges what does not fit.
     pub(crate) fn hear(&self) {
         while !self.has_stopped() {
-            if !self.desk.has_room() {
+            if !self.desk.has_room() && !self.desk.is_draining() {
                 std::thread::sleep(HELD_WAIT);
                 continue;
             }

@@ -121,7 +121,7 @@ fn each_term_counts_what_it_says() {
     }
     assert_eq!(decision.note, Note::OnlyCandidate);
     let urgent = Router::default().choose(&Inputs { priority: 1, ..inputs }).expect("a worker");
-    assert!((urgent.terms.queue_ms - 50.0).abs() < 1e-9);
+    assert!((urgent.terms.queue_ms - 10.0).abs() < 1e-9, "{:?}", urgent.terms);
     let weights = Weights { prefill: 2.0, queue: f64::NAN, decode: -1.0, memory: 0.5 };
     let weighted = Router::new(weights).choose(&inputs).expect("a worker");
     assert!((weighted.cost_ms - 38.6).abs() < 1e-9, "{:?}", weighted.terms);
