@@ -26,6 +26,9 @@ use crate::workers::WorkerEntry;
 const PRIORITY: i32 = i32::MIN / 2;
 /// How long it may take, waiting included.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Workers tell their loads every 50 ms: what was heard last may be of the answer that has just ended.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+const LOOKS_MAX: usize = 8;
 /// Tokens that a history may differ by from what was computed, beside the answer: how a template closes a turn.
 const SLACK_TOKENS: u64 = 256;
 
@@ -131,7 +134,7 @@ impl Next {
 
     async fn warm(self, place: Arc<Place>) -> Ended {
         // Before the work of rendering, too: a gateway under load has none to give away.
-        if self.worker().is_none() {
+        if self.idle_worker().await.is_none() {
             return Ended::Busy;
         }
         let Some(key) = self.app.replica.read(mainstay_state::Machine::hash_key) else {
@@ -152,8 +155,19 @@ impl Next {
             Ended::Computed => {}
             ended => return ended,
         }
-        let Some(worker) = self.worker() else { return Ended::Busy };
+        let Some(worker) = self.idle_worker().await else { return Ended::Busy };
         generate(&worker, &prompt, common).await
+    }
+
+    /// [`Self::worker`], once it has had time to say that the answer itself is over.
+    async fn idle_worker(&self) -> Option<Arc<WorkerEntry>> {
+        for _ in 1..LOOKS_MAX {
+            if let Some(worker) = self.worker() {
+                return Some(worker);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        self.worker()
     }
 
     /// The worker that gave the answer, if nobody waits there.
