@@ -1,4 +1,4 @@
-//! Sessions for which something is to be done before they come back: in line, or at work, each once. Pure.
+//! Sessions for which something is to be done before they come back: in line, or at work, each once. No I/O.
 //!
 //! Both are bounded: who finds no room is told so. Whoever comes back is taken out of line, and what is at work
 //! for it is called off.
