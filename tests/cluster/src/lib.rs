@@ -14,6 +14,7 @@ pub mod datacenters;
 pub mod faults;
 pub mod fleet;
 pub mod history;
+pub mod memory;
 mod process;
 pub mod proxy;
 pub mod rng;

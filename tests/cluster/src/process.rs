@@ -141,6 +141,11 @@ impl Process {
         self.terminate()?;
         let code = self.wait_exit(limit)?;
         ensure!(code == 0, "{} ended with {code}:\n{}", self.name, self.output());
+        self.start_again()
+    }
+
+    /// Starts the binary under test in the place of one that has ended; returns once it is ready.
+    pub fn start_again(&mut self) -> Result<()> {
         *self = Self::start(&self.name, &self.args)?;
         self.wait_ready()?;
         Ok(())

@@ -8,8 +8,9 @@ use mainstay_engine_abi::sdk::{Finish, RetentionRange, TOKENS_TO_END, caps};
 use crate::session::Session;
 use crate::{Context, Ended};
 
-/// How often, and how far apart, the queue is looked at until somebody waits in it.
-const LOOKS: u32 = 200;
+/// How often, and how far apart, the queue is looked at until somebody waits in it: two seconds, since the engine's
+/// thread may not run for a while on a machine with other work.
+const LOOKS: u32 = 4_000;
 const LOOK: Duration = Duration::from_micros(500);
 
 pub(super) fn evict(context: &Context) -> Ended {

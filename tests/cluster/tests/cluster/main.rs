@@ -20,6 +20,7 @@ mod readme;
 mod responses;
 mod rolling;
 mod serve;
+mod soak;
 mod tiers;
 mod traces;
 mod transfer;

@@ -34,17 +34,17 @@ struct Tally {
 }
 
 /// Asks one gateway, and the other if nobody listens at the first: all that a load balancer does.
-async fn either<T>(
+pub(crate) async fn either<T>(
     clients: &[Client],
     first: usize,
-    tally: &Tally,
+    elsewhere: &AtomicU64,
     ask: impl AsyncFn(&Client) -> Result<T>,
 ) -> Result<T> {
     for at in 0..clients.len() * 2 {
         let client = &clients[(first + at) % clients.len()];
         match ask(client).await {
             Err(error) if refused(&error) => {
-                tally.elsewhere.fetch_add(1, Ordering::Relaxed);
+                elsewhere.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             other => return other,
@@ -71,23 +71,26 @@ async fn agent(
         for turn in 0..TURNS {
             let first = turn + session as usize;
             let asked = json!(messages);
-            let reply = either(&clients, first, &tally, async |c| c.chat(&asked, 12).await)
-                .await
-                .with_context(|| format!("turn {turn} of session {session}"))?;
+            let reply =
+                either(&clients, first, &tally.elsewhere, async |c| c.chat(&asked, 12).await)
+                    .await
+                    .with_context(|| format!("turn {turn} of session {session}"))?;
             messages.push(answer(&reply));
             messages.push(user("Go on."));
             let body = json!({
                 "model": "demo", "temperature": 0, "stream": true, "max_tokens": 24, "messages": messages,
             });
-            either(&clients, first + 1, &tally, async |c| c.stream_chat(&body, |_, _| {}).await)
-                .await
-                .with_context(|| format!("a stream of session {session}"))?;
+            either(&clients, first + 1, &tally.elsewhere, async |c| {
+                c.stream_chat(&body, |_, _| {}).await
+            })
+            .await
+            .with_context(|| format!("a stream of session {session}"))?;
             tally.requests.fetch_add(2, Ordering::Relaxed);
         }
         let pin = json!({
             "model": "demo", "ttl": "5m", "session": format!("s{session}"), "messages": messages,
         });
-        let made: Value = either(&clients, session as usize, &tally, async |c| {
+        let made: Value = either(&clients, session as usize, &tally.elsewhere, async |c| {
             let reply = c.post("/v1/pins", &pin).await?;
             anyhow::ensure!(reply.status < 300, "{}: {}", reply.status, reply.body);
             Ok(reply.body)
