@@ -106,7 +106,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.lifecycle = args.lifecycle == Switch::On;
     config.queue = args.queue.settings();
     config.hosts = args.hosts.names();
-    config.metrics = Some(crate::monitoring::install("gateway")?);
+    config.metrics = crate::monitoring::install_unless_off("gateway")?;
     let handle = mainstay_gateway::start(config).await?;
     tokio::select! {
         result = asked_to_stop() => result?,

@@ -78,7 +78,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.queue = args.queue.settings();
     config.hosts = args.hosts.names();
     config.identity = inner.identity(Role::Gateway, "g1")?;
-    config.metrics = Some(crate::monitoring::install("serve")?);
+    config.metrics = crate::monitoring::install_unless_off("serve")?;
     let gateway = mainstay_gateway::start(config).await?;
     let mut worker = worker_config(&args.engine, &file, "w1".to_owned(), members)?;
     worker.identity = inner.identity(Role::Worker, "w1")?;

@@ -75,6 +75,18 @@ fn describe(metric: &Metric) {
     }
 }
 
+/// What turns metrics off: for those who measure what they cost.
+const SWITCH: &str = "MAINSTAY_METRICS";
+
+/// [`install`], unless `MAINSTAY_METRICS=off`.
+pub(crate) fn install_unless_off(role: &'static str) -> anyhow::Result<Option<PrometheusHandle>> {
+    match std::env::var(SWITCH).as_deref() {
+        Ok("off") => Ok(None),
+        Ok("on") | Err(_) => install(role).map(Some),
+        Ok(other) => anyhow::bail!("{SWITCH} is `on` or `off`, and not `{other}`"),
+    }
+}
+
 /// Installs the process's recorder, for a process that runs as `role`; its handle renders `/metrics`.
 pub(crate) fn install(role: &'static str) -> anyhow::Result<PrometheusHandle> {
     let handle = builder()?.install_recorder()?;
