@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 /// The most items the ring keeps.
 const ITEMS_MAX: usize = 65_536;
-/// The most bytes of encoded items the ring keeps.
+/// The most bytes the ring keeps.
 const BYTES_MAX: usize = 64 << 20;
 
 /// A frame or a part of a snapshot, as it came.
@@ -50,6 +50,23 @@ impl StreamItem {
             Self::Snapshot(part) => part.encoded_len(),
         }
     }
+
+    /// What it takes in memory, once it is [`owned`].
+    fn held_bytes(&self) -> usize {
+        let events = match self {
+            Self::Frame(frame) => frame.events.capacity(),
+            Self::Snapshot(part) => part.events.capacity(),
+        };
+        self.bytes() + size_of::<v1::EventFrame>() + events * size_of::<v1::BlockEvent>()
+    }
+}
+
+/// The message in memory of its own. What a call brings are slices of that call's buffers, each of which is held as long
+/// as any of its slices is: a ring of frames of a hundred bytes would keep eight kilobytes for each.
+fn owned<M: Message + Default>(message: M) -> M {
+    let own = bytes::Bytes::from(message.encode_to_vec());
+    // What was just encoded is read again.
+    M::decode(own).unwrap_or(message)
 }
 
 /// What [`StreamHub::read`] answers.
@@ -96,7 +113,7 @@ struct Ring {
 
 impl Ring {
     fn push(&mut self, item: StreamItem) {
-        let bytes = item.bytes();
+        let bytes = item.held_bytes();
         self.bytes += bytes;
         self.items.push_back((item, bytes));
         self.next += 1;
@@ -193,7 +210,7 @@ impl StreamHub {
         inner.report_drift();
         if matches!(taken, Taken::Applied { .. }) {
             metrics::counter!("mainstay_control_index_snapshot_parts_total").increment(1);
-            inner.ring.push(StreamItem::Snapshot(Arc::new(part)));
+            inner.ring.push(StreamItem::Snapshot(Arc::new(owned(part))));
             let next = inner.ring.next;
             drop(inner);
             self.news.send_replace(next);
@@ -286,7 +303,7 @@ impl Inner {
         };
         if matches!(taken, Taken::Applied { .. }) {
             metrics::counter!("mainstay_control_frames_applied_total").increment(1);
-            self.ring.push(StreamItem::Frame(Arc::new(frame)));
+            self.ring.push(StreamItem::Frame(Arc::new(owned(frame))));
         }
         Ok(taken)
     }
@@ -299,4 +316,46 @@ impl Inner {
 
 fn views(events: &[v1::BlockEvent]) -> Result<Vec<EventView<'_>>, ConvertError> {
     events.iter().map(event_view).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame() -> v1::EventFrame {
+        let removed = v1::Removed { blocks: vec![7; 64].into(), ..Default::default() };
+        let event = v1::BlockEvent { event: Some(v1::block_event::Event::Removed(removed)) };
+        v1::EventFrame {
+            worker: 1,
+            epoch: 1,
+            sequence: 1,
+            events: vec![event],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_is_kept_keeps_no_buffer_of_the_call_that_brought_it() {
+        let mut buffer = bytes::BytesMut::with_capacity(8 << 10);
+        frame().encode(&mut buffer).expect("there is room");
+        let came = buffer.freeze();
+        let read = v1::EventFrame::decode(came.clone()).expect("a frame");
+        assert!(!came.is_unique(), "reading copies: nothing is to be done about it any more");
+        let kept = owned(read);
+        assert!(came.is_unique());
+        assert_eq!(kept, frame());
+    }
+
+    #[test]
+    fn the_ring_is_bounded_by_what_it_holds() {
+        let mut ring = Ring::default();
+        let large = v1::EventFrame { events: vec![v1::BlockEvent::default(); 100_000], ..frame() };
+        let of_one = StreamItem::Frame(Arc::new(large.clone())).held_bytes();
+        for _ in 0..3 * BYTES_MAX / of_one {
+            ring.push(StreamItem::Frame(Arc::new(large.clone())));
+        }
+        assert!(ring.bytes <= BYTES_MAX, "{}", ring.bytes);
+        assert_eq!(ring.items.len(), BYTES_MAX / of_one);
+        assert_eq!(ring.first() + ring.items.len() as u64, ring.next);
+    }
 }
