@@ -171,7 +171,7 @@ const GATEWAY: [Metric; 30] = [
     counter(
         "mainstay_gateway_session_changes_total",
         &["change", "why"],
-        "Changes of sessions: started, paused, resumed, compacted, forked, ended and why",
+        "Changes of sessions: started, paused, rested, resumed, compacted, forked, ended and why",
     ),
     gauge("mainstay_gateway_sessions", &["state"], "Sessions known to this gateway, by state"),
     counter(
