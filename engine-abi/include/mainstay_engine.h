@@ -3,7 +3,8 @@
  * mainstay_engine.h: the C ABI between Mainstay's worker (the host) and an engine.
  *
  * This file is the normative artefact. The Rust mirror in engine-abi/src/raw.rs is checked against it.
- * Draft 0.1: until 1.0 a host loads only an engine whose magic carries the very same layout number.
+ * Draft 0.1: until 1.0 a host loads only an engine whose magic carries the very same layout number, or that of an
+ * earlier draft since which structs have only grown at their ends (R2 is what makes them agree).
  *
  * Rules
  *  R1 Versions. The major numbers must be equal. Within a major, structs and the vtable only grow at the end.
@@ -40,7 +41,7 @@ extern "C" {
 #define MSE_ABI_MINOR 1u
 #define MSE_MAGIC "MAINSTAY" /* 8 bytes, no terminator */
 /* The layout number of this very header: FNV-1a over the names, sizes and offsets of all structs and fields. */
-#define MSE_LAYOUT 0xf1388ac6355897fbull
+#define MSE_LAYOUT 0xbf93587c01c1b1a0ull
 
 typedef int32_t mse_rc; /* 0, or minus the gRPC code, or one of the codes below -99 */
 #define MSE_OK 0
@@ -92,7 +93,7 @@ typedef struct mse_magic {
   char magic[8];
   uint32_t size, abi_major, abi_minor, min_host_minor;
   uint32_t pointer_bits, little_endian;
-  uint64_t layout;                        /* MSE_LAYOUT, compared exactly before 1.0 */
+  uint64_t layout;                        /* MSE_LAYOUT of the header that the engine was built with */
   mse_str vendor, name, version;          /* live as long as the library */
 } mse_magic;
 
@@ -301,6 +302,12 @@ typedef struct mse_import {
 #define MSE_HEALTH_OK 1u
 #define MSE_HEALTH_DRAINING 2u
 #define MSE_HEALTH_FATAL 3u
+/* How long blocks had been without a use, counted by powers of two since `create`: by_power[0] are those of 0 ms,
+   by_power[n] those of 2^(n-1) ms up to below 2^n, and the last one all that are older. */
+#define MSE_AGE_POWERS 40u
+typedef struct mse_ages { uint64_t by_power[MSE_AGE_POWERS]; uint64_t sum_ms; /* of all of them */ } mse_ages;
+#define MSE_CAUSES 5u             /* MSE_CAUSE_NONE to MSE_CAUSE_ADMIN */
+#define MSE_AGES_TOLD 1u          /* the ages below are kept; else all of them are 0 */
 typedef struct mse_stats {
   mse_hdr h;
   uint64_t epoch, kv_seq;
@@ -308,6 +315,10 @@ typedef struct mse_stats {
   uint64_t blocks_used, blocks_cached, blocks_pinned;
   uint64_t hit_tokens, query_tokens, prefill_tokens, decode_tokens, preemptions, evictions;
   uint64_t waiting_prefill_tokens;
+  /* What earlier drafts do not have; zero in theirs. */
+  uint32_t ages, _reserved2;         /* MSE_AGES_TOLD */
+  mse_ages age_at_hit;               /* of registered blocks that a request found again */
+  mse_ages age_at_eviction[MSE_CAUSES]; /* of those that went, by their MSE_CAUSE_*; they add up to `evictions` */
 } mse_stats;                         /* out */
 
 typedef struct mse_vtable {

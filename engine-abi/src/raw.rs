@@ -59,6 +59,12 @@ pub const HEALTH_OK: u32 = 1;
 pub const HEALTH_DRAINING: u32 = 2;
 pub const HEALTH_FATAL: u32 = 3;
 
+/// The length of `mse_ages.by_power`.
+pub const AGE_POWERS: usize = 40;
+/// The length of `mse_stats.age_at_eviction`.
+pub const CAUSES: usize = 5;
+pub const AGES_TOLD: u32 = 1;
+
 /// The length of `mse_err.msg`.
 pub const ERR_MSG_BYTES: usize = 236;
 
@@ -385,6 +391,13 @@ pub struct MseImport {
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+pub struct MseAges {
+    pub by_power: [u64; AGE_POWERS],
+    pub sum_ms: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
 pub struct MseStats {
     pub h: MseHdr,
     pub epoch: u64,
@@ -403,6 +416,10 @@ pub struct MseStats {
     pub preemptions: u64,
     pub evictions: u64,
     pub waiting_prefill_tokens: u64,
+    pub ages: u32,
+    pub _reserved2: u32,
+    pub age_at_hit: MseAges,
+    pub age_at_eviction: [MseAges; CAUSES],
 }
 
 pub type CreateFn =

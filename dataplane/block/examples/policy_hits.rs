@@ -211,7 +211,7 @@ impl Cache for Managed {
                 Event::Paused { tools: &tool, stakes: self.stakes(blocks) }
             }
             What::Resumed => Event::Resumed,
-            What::Rested => Event::Rested,
+            What::Rested => Event::Rested { thoughts_fall: false },
             What::Finished => Event::Ended(Ending::Finished),
         };
         let session = SessionId(u128::from(mixed(who)) << 64 | u128::from(who));

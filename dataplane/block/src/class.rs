@@ -21,7 +21,8 @@ pub enum Class {
     UserTurn,
     /// What was answered.
     Output,
-    /// Thoughts: most templates drop them once the loop of calls that they served is over.
+    /// Thoughts and what follows them until their loop of calls is over: most templates drop thoughts then, and a
+    /// chain of blocks is another one from the first that is dropped.
     Reasoning,
     /// A request beside the conversation, such as a title: nothing follows it.
     Side,

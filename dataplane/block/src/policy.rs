@@ -7,7 +7,8 @@
 //! client says so. While tools run the own one holds for as long as their durations say that it
 //! pays: until keeping costs others more than what a return in time still gains. Where its blocks
 //! stay for that long anyway it is left as it is, since what comes after a hold is less than what
-//! was before it. Thoughts are worth little once the loop that they served is over.
+//! was before it. Thoughts, and what follows them in their loop, are worth little once it is over: the next prompt goes
+//! on without them, and a chain of blocks is another one from there.
 //!
 //! Nothing is decided from a client's word alone but that client's own blocks: whose lease it is
 //! comes from the credential.
@@ -25,7 +26,7 @@ pub enum Next {
         /// How long its blocks are held for them.
         hold_ms: u64,
     },
-    /// Somebody says something, some time.
+    /// Somebody says something, some time, and the thoughts that were are in no prompt any more.
     User,
     /// Not known yet: it is still to be answered.
     Unknown,
@@ -263,6 +264,11 @@ impl Policy {
 
     fn span(&self, class: Class, blocks: Range<usize>, next: Next) -> SpanTerms {
         let mut span = SpanTerms::of(class, blocks);
+        if class == Class::Reasoning && next != Next::User {
+            // While their loop goes on its every prompt repeats them.
+            let SpanTerms { priority, after, duration_ms, .. } = SpanTerms::of(Class::Output, 0..0);
+            (span.priority, span.after, span.duration_ms) = (priority, after, duration_ms);
+        }
         match next {
             Next::Nothing => return SpanTerms::of(Class::Side, span.blocks),
             Next::User if class == Class::Reasoning => {

@@ -42,7 +42,10 @@ pub enum Event<'a> {
         stakes: Stakes,
     },
     /// A turn was answered without a call: its loop is over, and somebody has to say something.
-    Rested,
+    Rested {
+        /// Whether the loop had thoughts, and the next prompt will not repeat them.
+        thoughts_fall: bool,
+    },
     /// It is back, from a pause or from an end that was none.
     Resumed,
     /// A summary has replaced its history.
@@ -227,9 +230,11 @@ impl Retention {
                 let amend = |next| Order::Amend { lease, amendments: self.policy.amendments(next) };
                 next.map(amend).into_iter().collect()
             }
-            Event::Rested => {
+            Event::Rested { thoughts_fall } => {
                 self.end_pause(key, |policy, pause| policy.resume(pause, now_ms));
-                vec![Order::Amend { lease, amendments: self.policy.amendments(Next::User) }]
+                // Without a thought nothing has to fall, but holds of where it was served before end.
+                let next = if thoughts_fall { Next::User } else { Next::Unknown };
+                vec![Order::Amend { lease, amendments: self.policy.amendments(next) }]
             }
             // The request that came takes its lease anew.
             Event::Resumed => {

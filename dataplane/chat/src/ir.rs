@@ -71,6 +71,19 @@ impl Conversation {
         self.tools.iter().filter(|tool| tool.is_callable())
     }
 
+    /// What the model has said since the user spoke last: between calls and their results that is a loop, and most
+    /// templates show the thoughts of this one only.
+    pub fn open_loop(&self) -> OpenLoop {
+        let since = self.messages.iter().rev().take_while(|message| message.role != Role::User);
+        let mut open = OpenLoop::default();
+        for message in since.filter(|message| message.role == Role::Assistant) {
+            open.begun = true;
+            let is_thought = |block: &Block| matches!(block.content, Content::Thinking { .. });
+            open.thought |= message.blocks.iter().any(is_thought);
+        }
+        open
+    }
+
     /// The cache breakpoints, in prompt order (tools, system, messages).
     ///
     /// At most [`BREAKPOINTS_MAX`]: past it the last ones win, since harnesses move their
@@ -94,6 +107,15 @@ impl Conversation {
             .collect();
         all[all.len().saturating_sub(BREAKPOINTS_MAX)..].to_vec()
     }
+}
+
+/// See [`Conversation::open_loop`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenLoop {
+    /// Whether it has said anything.
+    pub begun: bool,
+    /// Whether some of that were thoughts.
+    pub thought: bool,
 }
 
 /// One turn's part: who spoke, and what.

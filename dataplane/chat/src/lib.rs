@@ -53,7 +53,7 @@ pub use family::Family;
 pub use hints::Hints;
 pub use ir::{
     Block, Breakpoint, CacheControl, Content, Conversation, Grammar, GrammarSyntax, Message,
-    Position, Role, Tool, ToolChoice, ToolKind,
+    OpenLoop, Position, Role, Tool, ToolChoice, ToolKind,
 };
 pub use lifecycle::{
     Asked, Change, EndCause, Lifecycle, Lived, Outcome, SessionState, SessionView, Standing, Ticket,
@@ -68,7 +68,7 @@ pub use request::{
 };
 pub use seal::{Seal, Sealer};
 pub use session::{Harness, RequestKind, SessionIds, SessionSource};
-pub use template::{ChatTemplate, RenderOptions, Rendered, TemplateError};
+pub use template::{ChatTemplate, RenderOptions, Rendered, TemplateError, Thoughts};
 pub use uses::{HintUse, Uses};
 
 #[cfg(test)]

@@ -47,6 +47,11 @@ pub enum Change {
         /// The tools that were called, the first few of them.
         tools: Vec<String>,
     },
+    /// A turn was answered without a call: somebody has to say something.
+    Rested {
+        /// Whether there were thoughts since the user spoke last.
+        thought: bool,
+    },
     /// It is back, from a pause or from an end that was none.
     Resumed,
     /// Its history was replaced by a summary: what came after the system prompt is dead.
@@ -69,6 +74,7 @@ impl Change {
         match self {
             Change::Started => "started",
             Change::Paused { .. } => "paused",
+            Change::Rested { .. } => "rested",
             Change::Resumed => "resumed",
             Change::Compacted => "compacted",
             Change::Forked { .. } => "forked",
@@ -202,6 +208,8 @@ pub struct Ticket {
     /// Which of several lives under this key.
     born: u64,
     part: Part,
+    /// Its prompt has thoughts of since the user spoke last.
+    thought: bool,
     ends_session: bool,
 }
 
@@ -326,7 +334,8 @@ impl Lifecycle {
             resting = self.table.resting(&tenant, &key);
         }
         let ends_session = request.session.session_final;
-        let ticket = Ticket { tenant, key, born: born.unwrap_or_default(), part, ends_session };
+        let (born, thought) = (born.unwrap_or_default(), request.conversation.open_loop().thought);
+        let ticket = Ticket { tenant, key, born, part, thought, ends_session };
         Asked { ticket: Some(ticket), lived, resting }
     }
 
@@ -340,7 +349,7 @@ impl Lifecycle {
     /// Takes the end of an answer. One that failed or whose client left changes nothing but the tokens: its request
     /// comes again.
     pub fn answered(&mut self, now_ms: u64, ticket: Ticket, outcome: &Outcome<'_>) -> Vec<Lived> {
-        let Ticket { tenant, key, born, part, ends_session } = ticket;
+        let Ticket { tenant, key, born, part, thought, ends_session } = ticket;
         let mut lived = Vec::new();
         if self.table.get(&tenant, &key).is_none_or(|session| session.born != born) {
             return lived;
@@ -359,6 +368,11 @@ impl Lifecycle {
                 lived.push(Lived::of(&tenant, &key, Change::Paused { tools }));
             } else if part == Part::Turn {
                 session.rest();
+                // An end says more.
+                if !ends_session {
+                    let thought = thought || outcome.transcript.has_thoughts();
+                    lived.push(Lived::of(&tenant, &key, Change::Rested { thought }));
+                }
             }
         });
         self.table.rearm(now_ms, &tenant, &key);

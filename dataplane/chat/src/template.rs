@@ -133,6 +133,18 @@ pub struct RenderedBreakpoint {
     pub end_bytes: usize,
 }
 
+/// What becomes of a model's thoughts in the prompts that come after them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Thoughts {
+    /// They stay: what was computed of them and after them is found again.
+    #[default]
+    Stay,
+    /// They stay until the user speaks again. The prompt is another one then from the first of them on.
+    FallAfterLoop,
+    /// They are in no later prompt.
+    Fall,
+}
+
 /// A model's chat template, ready to render. Shareable between threads.
 #[derive(Debug)]
 pub struct ChatTemplate {
@@ -145,6 +157,7 @@ pub struct ChatTemplate {
     messages: said::KnownMessages,
     /// The template cut into parts, if it can be.
     parts: Option<Parts>,
+    thoughts: Thoughts,
 }
 
 impl ChatTemplate {
@@ -166,8 +179,10 @@ impl ChatTemplate {
             tools: hf::KnownTools::default(),
             messages: said::KnownMessages::default(),
             parts: None,
+            thoughts: Thoughts::default(),
         };
         template.shape = probe::probe(&template)?;
+        template.thoughts = probe::thoughts(&template);
         template.parts = parts;
         if !check::parts_agree(&template) {
             template.parts = None;
@@ -231,6 +246,11 @@ impl ChatTemplate {
         rendered: &Rendered,
     ) -> Option<usize> {
         breakpoints::head_end(self, conversation, options, rendered)
+    }
+
+    /// What becomes of thoughts in later prompts.
+    pub fn thoughts(&self) -> Thoughts {
+        self.thoughts
     }
 
     /// How prompts were rendered so far: in parts, of which most were known, or as a whole.

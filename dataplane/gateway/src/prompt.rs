@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use mainstay_chat::template::RenderOptions;
-use mainstay_chat::{ApiError, Request};
+use mainstay_chat::{ApiError, Request, Thoughts};
 use mainstay_proto::tokens::unpack;
 use mainstay_proto::v1;
 use mainstay_types::{
@@ -30,6 +30,8 @@ pub(crate) struct Prompt {
     /// Tokens of system prompt and tools, where that was asked for.
     pub(crate) head_tokens: u32,
     pub(crate) block_tokens: u32,
+    /// What becomes of the model's thoughts in later prompts.
+    thoughts: Thoughts,
     hash_key: HashKey,
     pub(crate) thinking_open: bool,
     /// Prefixes to keep: how many full blocks, and how long.
@@ -108,6 +110,7 @@ pub(crate) fn prepare(
         namespace,
         head_tokens,
         block_tokens: card.block_tokens,
+        thoughts: card.template.thoughts(),
         hash_key,
         thinking_open: rendered.thinking_open,
         kept: deepest(kept),
@@ -138,6 +141,7 @@ impl Prompt {
             namespace: NamespaceId(1),
             head_tokens: 0,
             block_tokens,
+            thoughts: Thoughts::Stay,
             hash_key: HashKey([7; 16]),
             thinking_open: false,
             kept: Vec::new(),
@@ -155,6 +159,8 @@ impl Prompt {
         let parts = Parts {
             head: self.head_tokens,
             prompt: u32::try_from(self.tokens).unwrap_or(u32::MAX),
+            thoughts: self.thoughts,
+            open_loop: request.conversation.open_loop(),
         };
         let of = (self.namespace, self.hash_key, self.block_tokens);
         let who = (tenant, request.session.key());

@@ -22,7 +22,7 @@ use mainstay_block::{
     Amendment, Class, End, Ending, Event, LeaseId, Order, Retention, SessionId, SpanTerms, Stakes,
     TenantSlot, Turn,
 };
-use mainstay_chat::{Change, EndCause, Lived};
+use mainstay_chat::{Change, EndCause, Lived, OpenLoop, Thoughts};
 use mainstay_proto::convert::u128_to_wire;
 use mainstay_proto::v1;
 use mainstay_types::{BlockHashKey, HashKey, NamespaceId, SequenceHash, TenantId, WorkerId};
@@ -119,12 +119,28 @@ impl Drop for Place {
 }
 
 /// The parts of a prompt, by tokens.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Parts {
     /// System prompt and tools, with which other sessions begin too.
     pub(crate) head: u32,
     /// The whole.
     pub(crate) prompt: u32,
+    /// What becomes of the model's thoughts in later prompts.
+    pub(crate) thoughts: Thoughts,
+    /// What the model has said since the user spoke last.
+    pub(crate) open_loop: OpenLoop,
+}
+
+impl Parts {
+    /// Where that begins which goes when the loop is over, if it has a thought: with the loop's first thought of this
+    /// prompt, else with the answer. `None` where thoughts stay.
+    fn falls_from(&self, loop_from: u32) -> Option<u32> {
+        match self.thoughts {
+            Thoughts::Stay => None,
+            Thoughts::FallAfterLoop if self.open_loop.thought => Some(loop_from),
+            Thoughts::FallAfterLoop | Thoughts::Fall => Some(self.prompt),
+        }
+    }
 }
 
 /// What a request wants kept.
@@ -219,9 +235,13 @@ impl Retainer {
         self.shared.key.get_or_init(|| hash_key);
         let session = self.session(tenant.as_str(), session?)?;
         let kind = if is_side { Turn::Side } else { Turn::Conversation };
-        let stretches = stretches(parts);
         let slot = self.slot(tenant.as_str());
         let mut state = self.shared.state.lock();
+        // What a loop began with is the prompt of its first request, if that is known and this one goes on from it.
+        let before = state.served.get(session).filter(|_| parts.open_loop.begun);
+        let loop_from = before.and_then(|before| before.loop_of(namespace, block_tokens, blocks));
+        let loop_from = loop_from.unwrap_or(parts.prompt);
+        let stretches = stretches(parts, loop_from);
         if !is_side {
             state.call_off(session);
         }
@@ -234,6 +254,8 @@ impl Retainer {
             namespace,
             blocks: Arc::clone(blocks),
             block_tokens,
+            loop_from,
+            thoughts_fall: parts.thoughts != Thoughts::Stay,
         });
         Some(Keeping { retainer: self.clone(), turn, leases, ranges })
     }
@@ -251,7 +273,8 @@ impl Retainer {
             Change::Paused { tools } => tools.iter().map(String::as_str).collect(),
             _ => Vec::new(),
         };
-        let event = event_of(&lived.change, &tools, stakes);
+        let thoughts_fall = state.served.get(session).is_some_and(|served| served.thoughts_fall);
+        let event = event_of(&lived.change, &tools, stakes, thoughts_fall);
         let orders = state.retention.told(slot, session, event, now_ms);
         if matches!(lived.change, Change::Compacted | Change::Ended { .. }) {
             state.call_off(session);
@@ -259,7 +282,7 @@ impl Retainer {
         let Some(served) = state.served.get(session) else { return };
         for order in &orders {
             let Some(change) = change_of(order, served.namespace) else { continue };
-            for worker in &served.workers {
+            for worker in served.told_of(event) {
                 let letter = Letter { worker: *worker, change: change.clone() };
                 if self.shared.letters.try_send(letter).is_err() {
                     metrics::counter!("mainstay_gateway_lease_changes_total", "ended" => "lost")
@@ -283,18 +306,26 @@ impl State {
     }
 }
 
-fn stretches(parts: Parts) -> Vec<(Class, std::ops::Range<usize>)> {
+fn stretches(parts: Parts, loop_from: u32) -> Vec<(Class, std::ops::Range<usize>)> {
     let (head, prompt) = (parts.head.min(parts.prompt) as usize, parts.prompt as usize);
-    let all = [
-        (Class::System, 0..head),
-        (Class::History, head..prompt),
-        (Class::Output, prompt..u32::MAX as usize),
-    ];
+    let end = u32::MAX as usize;
+    // What follows a thought is of its kind: a block can't go before those after it, and they are as dead.
+    let (class, from) = match parts.falls_from(loop_from) {
+        Some(from) => (Class::Reasoning, (from as usize).clamp(head, prompt)),
+        None => (Class::Output, prompt),
+    };
+    let all = [(Class::System, 0..head), (Class::History, head..from), (class, from..end)];
     all.into_iter().filter(|(_, stretch)| !stretch.is_empty()).collect()
 }
 
-fn event_of<'a>(change: &Change, tools: &'a [&'a str], stakes: Stakes) -> Event<'a> {
+fn event_of<'a>(
+    change: &Change,
+    tools: &'a [&'a str],
+    stakes: Stakes,
+    thoughts_fall: bool,
+) -> Event<'a> {
     match change {
+        Change::Rested { thought } => Event::Rested { thoughts_fall: *thought && thoughts_fall },
         Change::Started => Event::Started,
         Change::Paused { .. } => Event::Paused { tools, stakes },
         Change::Resumed => Event::Resumed,

@@ -388,6 +388,17 @@ impl DiskTier {
         found.is_some()
     }
 
+    /// Says that nobody claims a block any more; `false` if it is not here.
+    pub fn unclaim(&self, key: &BlockKey, now_ms: u64) -> bool {
+        let mut table = self.table.lock();
+        let found = table.shelf.find(key);
+        if let Some(slot) = found {
+            let known = table.shelf.retention_of(slot).unwrap_or_default();
+            table.set_retention(slot, known.unclaimed(), now_ms);
+        }
+        found.is_some()
+    }
+
     /// Says until when a block must not go at all; 0 is no longer. `false` if it is not here.
     pub fn pin(&self, key: &BlockKey, until_ms: u64, now_ms: u64) -> bool {
         let mut table = self.table.lock();

@@ -55,6 +55,12 @@ impl Retention {
             .min()
     }
 
+    /// What is left when nobody claims the block any more: it goes first, once no pin holds it.
+    #[must_use]
+    pub fn unclaimed(&self) -> Self {
+        Self { priority: 0, after: 0, until_ms: 0, pinned_until_ms: self.pinned_until_ms }
+    }
+
     /// What two that want the same block want together: the most of each.
     #[must_use]
     pub fn merge(&self, other: &Self) -> Self {

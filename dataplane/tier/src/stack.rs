@@ -243,6 +243,17 @@ impl Stack {
         above || between || below
     }
 
+    /// Says, to all tiers and to what is on its way between them, that nobody claims a block any more; `false` if none
+    /// has it.
+    pub fn unclaim(&self, key: &BlockKey, now_ms: u64) -> bool {
+        let above = self.shared.host.unclaim(key, now_ms);
+        let mut queued = self.shared.queued.lock();
+        let between = queued.wanted.get_mut(key);
+        let between = between.map(|(wanted, _)| *wanted = wanted.unclaimed()).is_some();
+        let below = self.shared.disk.unclaim(key, now_ms);
+        above || between || below
+    }
+
     /// Says, to all tiers and to what is on its way between them, until when a block must not go at all; 0 is no longer.
     /// `false` if none has it.
     pub fn pin(&self, key: &BlockKey, until_ms: u64, now_ms: u64) -> bool {

@@ -13,6 +13,9 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::shared::Shared;
+use ages::Told;
+
+mod ages;
 
 /// The least time between two loads.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
@@ -81,6 +84,7 @@ pub(crate) async fn sample(shared: Arc<Shared>) {
     let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut published = Instant::now();
+    let mut told = Told::default();
     loop {
         ticks.tick().await;
         ask(&shared).await;
@@ -98,6 +102,7 @@ pub(crate) async fn sample(shared: Arc<Shared>) {
         }
         if beat {
             gauges(&shared);
+            tell_ages(&shared, &mut told);
         }
     }
 }
@@ -105,8 +110,12 @@ pub(crate) async fn sample(shared: Arc<Shared>) {
 /// Takes the engine's figures over, if it gives any.
 async fn ask(shared: &Shared) {
     let Some(life) = shared.life() else { return };
-    if let Ok(Ok(stats)) = tokio::time::timeout(STATS_TIMEOUT, life.engine.stats()).await {
-        *shared.stats.lock() = stats;
+    if let Ok(Ok(answer)) = tokio::time::timeout(STATS_TIMEOUT, life.engine.stats()).await {
+        let mut stats = shared.stats.lock();
+        // An answer that comes after its engine has ended says nothing of the next one.
+        if shared.life().is_some_and(|now| now.number == life.number) {
+            *stats = answer;
+        }
     }
 }
 
@@ -170,6 +179,15 @@ fn engine_gauges(stats: &Stats, blocks_total: u64) {
     metrics::counter!("mainstay_worker_engine_preemptions_total").absolute(stats.preemptions);
     metrics::counter!("mainstay_worker_engine_decode_tokens_total").absolute(stats.decode_tokens);
     metrics::counter!("mainstay_worker_engine_prefill_tokens_total").absolute(stats.prefill_tokens);
+}
+
+/// The ages of the engine's blocks since they were told last.
+fn tell_ages(shared: &Shared, told: &mut Told) {
+    let Some(life) = shared.life() else { return };
+    let ages = shared.stats.lock().ages;
+    if let Some(ages) = ages {
+        told.tell(life.number, &ages);
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use mainstay_engine_abi::sdk::{
 };
 use mainstay_proto::convert::u128_from_wire;
 use mainstay_proto::v1;
+use mainstay_types::NamespaceId;
 use tonic::Status;
 
 use crate::shared::Shared;
@@ -92,6 +93,9 @@ pub(crate) async fn change(
         return Ok(v1::ChangeLeasesReply {});
     };
     for change in changes {
+        if let Some(end) = change.end {
+            let_go(shared, &change, end).await;
+        }
         if let Err(error) = life.engine.lease(change).await {
             metrics::counter!("mainstay_worker_lease_changes_total", "ended" => "refused")
                 .increment(1);
@@ -100,6 +104,27 @@ pub(crate) async fn change(
         metrics::counter!("mainstay_worker_lease_changes_total", "ended" => "taken").increment(1);
     }
     Ok(v1::ChangeLeasesReply {})
+}
+
+/// The end of a lease for the tiers below: what it alone was known to claim goes first there, too. One that was only
+/// released leaves its blocks as they are.
+async fn let_go(shared: &Shared, change: &LeaseChange, end: LeaseEnd) {
+    let namespace = NamespaceId(change.namespace);
+    let gone = shared.leased.lock().end(namespace, change.lease_id);
+    if gone.is_empty() || end == LeaseEnd::Released {
+        return;
+    }
+    {
+        let mut wants = shared.wants.lock();
+        gone.iter().for_each(|block| wants.unclaim(*block));
+    }
+    if let Some(tiers) = shared.tiers() {
+        // A long history is thousands of blocks, and the disk has a lock of its own.
+        let told = tokio::task::spawn_blocking(move || tiers.unclaim(namespace, &gone)).await;
+        if let Err(error) = told {
+            tracing::error!(%error, "the tiers were not told of a lease's end");
+        }
+    }
 }
 
 fn change_from_wire(wire: v1::LeaseChange) -> Result<LeaseChange, Status> {

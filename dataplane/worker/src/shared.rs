@@ -24,6 +24,7 @@ use crate::flights::{Failure, Flights};
 use crate::load::Meter;
 use crate::pins::recompute::Ordered;
 use crate::tiers::Tiers;
+use crate::tiers::leased::Leased;
 use crate::tiers::wants::Wants;
 use crate::transfer::Transfers;
 
@@ -73,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) transfers: Transfers,
     /// What requests said of their blocks.
     pub(crate) wants: Mutex<Wants>,
+    /// Which leases claim which blocks.
+    pub(crate) leased: Mutex<Leased>,
     /// The tiers below the engine's memory, once it is known what its blocks are.
     pub(crate) tiers: Mutex<Option<Arc<Tiers>>>,
     /// The engine's figures of the last sample.
@@ -106,6 +109,7 @@ impl Shared {
             meter: Meter::default(),
             transfers,
             wants: Mutex::default(),
+            leased: Mutex::default(),
             tiers: Mutex::default(),
             stats: Mutex::default(),
             load: watch::Sender::new(mainstay_proto::v1::Load::default()),

@@ -15,9 +15,10 @@ mod table;
 mod tests;
 
 use mainstay_block::{BlockError, BlockManager, Change, Limits, TenantSlot};
+use mainstay_engine_abi::raw::AGE_POWERS;
 use mainstay_engine_abi::sdk::types_of_mainstay::hash::{NamespaceId, SequenceHash};
 use mainstay_engine_abi::sdk::types_of_mainstay::id::PinId;
-use mainstay_engine_abi::sdk::{Cause, KvEvent, TIER_DEVICE};
+use mainstay_engine_abi::sdk::{Ages, BlockAges, Cause, KvEvent, TIER_DEVICE};
 
 pub use import::Chain;
 pub use keep::Wishes;
@@ -101,6 +102,17 @@ impl BlockPool {
     #[must_use]
     pub fn figures(&self) -> &Figures {
         self.manager.figures()
+    }
+
+    /// The same in the words of the engines' interface.
+    #[must_use]
+    pub fn ages(&self) -> BlockAges {
+        let figures = self.figures();
+        let mut ages = BlockAges { at_hit: ages_of(&figures.age_at_hit), ..BlockAges::default() };
+        for (cause, went) in mainstay_block::Cause::ALL.into_iter().zip(&figures.age_at_eviction) {
+            ages.at_eviction[cause_of(cause) as usize].add(&ages_of(went));
+        }
+        ages
     }
 
     /// How many blocks can be had now: free ones and those that eviction would give.
@@ -278,6 +290,14 @@ fn event_of(change: Change, snapshot: bool) -> Option<KvEvent> {
         Change::PinExpired { pin } => KvEvent::PinExpired { pin_id: pin.0 },
         Change::Lost => return None,
     })
+}
+
+fn ages_of(kept: &mainstay_block::Ages) -> Ages {
+    let mut ages = Ages { sum_ms: kept.sum_ms(), ..Ages::default() };
+    for (power, (_, count)) in kept.buckets().enumerate() {
+        ages.by_power[power.min(AGE_POWERS - 1)] += count;
+    }
+    ages
 }
 
 fn cause_of(cause: mainstay_block::Cause) -> Cause {

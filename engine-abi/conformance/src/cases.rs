@@ -77,6 +77,7 @@ pub fn cases() -> &'static [Case] {
         "pressure.evict", "KV_EVENTS", "A cache that is full says what leaves it.", pressure::evict;
         "pressure.priority", "PRIORITY", "A request of higher priority overtakes those that wait.", pressure::priority;
         "pressure.retention", "RETENTION", "Blocks of a low priority leave before those of a high one.", pressure::retention;
+        "pressure.ages", "-", "The ages of blocks that were hit and that went are possible, and add up.", pressure::ages;
         "pins.hold", "PIN", "Pinned blocks outlast a flood.", pins::hold;
         "pins.expire", "PIN", "A pin ends by its time, is told, and its blocks may leave.", pins::expire;
         "pins.unpin", "PIN", "A pin that is ended holds nothing.", pins::unpin;

@@ -315,7 +315,7 @@ fn answer(instance: &Instance, call: &Call) -> Result<Answer, EngineError> {
         Call::Lease(change) => instance.lease(change),
         Call::Unpin { op_id, pin_id } => instance.unpin(*op_id, *pin_id),
         Call::KvSnapshot { op_id } => instance.kv_snapshot(*op_id),
-        Call::Stats => return instance.stats().map(Answer::Stats),
+        Call::Stats => return instance.stats().map(|stats| Answer::Stats(Box::new(stats))),
         Call::Drain { timeout_us } => instance.drain(Duration::from_micros(*timeout_us)),
         // They are answered when they end, not here.
         Call::Export { .. } | Call::Import(_) => {

@@ -267,7 +267,9 @@ impl EngineHandle {
     /// As [`EngineHandle::submit`].
     pub async fn stats(&self) -> Result<Stats, HostError> {
         let outcome = match &self.inner.link {
-            Link::Local(Some(instance)) => Ok(instance.stats().map(Answer::Stats)),
+            Link::Local(Some(instance)) => {
+                Ok(instance.stats().map(|stats| Answer::Stats(Box::new(stats))))
+            }
             Link::Local(None) => Err(self.ended()),
             Link::Remote(remote) => remote.call(Call::Stats, &self.inner.shared).await,
         };
@@ -276,7 +278,7 @@ impl EngineHandle {
                 if stats.health == Health::Fatal {
                     self.end(ExitReason::Fatal("its health is fatal".into()));
                 }
-                Ok(stats)
+                Ok(*stats)
             }
             Answer::Done | Answer::Whole(_) => Err(self.other_kind()),
         }

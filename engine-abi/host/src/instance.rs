@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use mainstay_engine_abi::limits::{CONFIG_BYTES_MAX, STRING_BYTES_MAX};
 use mainstay_engine_abi::raw::{
-    HEALTH_DRAINING, HEALTH_FATAL, HEALTH_OK, HEALTH_STARTING, LANE_KV, LANE_OP, LANE_OUT,
-    MseBatch, MseEngine, MseErr, MseHdr, MseInfo, MseStats, MseStr, MseVtable, OK,
+    AGES_TOLD, HEALTH_DRAINING, HEALTH_FATAL, HEALTH_OK, HEALTH_STARTING, LANE_KV, LANE_OP,
+    LANE_OUT, MseAges, MseBatch, MseEngine, MseErr, MseHdr, MseInfo, MseStats, MseStr, MseVtable,
+    OK,
 };
 use mainstay_engine_abi::read::{self, Headed};
 use mainstay_engine_abi::sdk::{
-    Code, EngineError, EntryPoint, Health, Info, LeaseChange, OpDone, Output, Pin, Request, Stats,
-    caps,
+    Ages, BlockAges, Code, EngineError, EntryPoint, Health, Info, LeaseChange, OpDone, Output, Pin,
+    Request, Stats, caps,
 };
 use parking_lot::Mutex;
 
@@ -68,6 +69,19 @@ fn slot<T>(slot: Option<T>, name: &str) -> Result<T, EngineError> {
 
 fn check(rc: i32, err: &MseErr) -> Result<(), EngineError> {
     if rc == OK { Ok(()) } else { Err(read::read_error(rc, err)) }
+}
+
+/// The ages that the engine keeps; one of an earlier draft has left their place as it was, which is zero.
+fn block_ages(stats: &MseStats) -> Result<Option<BlockAges>, EngineError> {
+    let ages = |raw: &MseAges| Ages { by_power: raw.by_power, sum_ms: raw.sum_ms };
+    match stats.ages {
+        0 => Ok(None),
+        AGES_TOLD => Ok(Some(BlockAges {
+            at_hit: ages(&stats.age_at_hit),
+            at_eviction: stats.age_at_eviction.each_ref().map(ages),
+        })),
+        other => Err(EngineError::internal(format!("unknown flags of ages: {other:#x}"))),
+    }
 }
 
 impl Instance {
@@ -175,6 +189,7 @@ impl Instance {
             preemptions: out.preemptions,
             evictions: out.evictions,
             waiting_prefill_tokens: out.waiting_prefill_tokens,
+            ages: block_ages(&out)?,
         })
     }
 

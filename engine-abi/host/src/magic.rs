@@ -1,6 +1,6 @@
 //! The magic of an engine: pure data, judged before any of its code is asked for more.
 
-use mainstay_engine_abi::layout::LAYOUT;
+use mainstay_engine_abi::layout::{EARLIER, LAYOUT};
 use mainstay_engine_abi::raw::{ABI_MAJOR, ABI_MINOR, MAGIC, MseMagic, MseStr};
 use mainstay_engine_abi::read;
 use mainstay_engine_abi::sdk::EntryPoint;
@@ -59,7 +59,7 @@ pub fn check(entry: &EntryPoint, engine: &str) -> Result<EngineIdentity, LoadErr
     if (magic.pointer_bits, magic.little_endian) != (usize::BITS, 1) {
         return Err(contract("it is for another kind of machine".into()));
     }
-    if magic.layout != LAYOUT {
+    if magic.layout != LAYOUT && !EARLIER.contains(&magic.layout) {
         return Err(LoadError::OtherLayout {
             engine: engine.into(),
             engine_layout: magic.layout,

@@ -18,7 +18,7 @@ use crate::error::{ExitReason, LoadError};
 use crate::magic::EngineIdentity;
 use crate::transfer::{KvImport, Whole};
 
-pub(crate) const VERSION: u8 = 4;
+pub(crate) const VERSION: u8 = 5;
 /// Bytes of one frame's body. The largest batch that decoding lets through is about 150 MiB.
 pub(crate) const FRAME_BYTES_MAX: usize = 256 << 20;
 /// Batches that a child may send on each lane before the host has passed one on.
@@ -68,7 +68,7 @@ pub(crate) enum Call {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Done,
-    Stats(Stats),
+    Stats(Box<Stats>),
     Whole(Whole),
 }
 

@@ -29,9 +29,9 @@ pub use lanes::{KvTaken, Lanes, OPS_MAX, OUT_ITEMS_SOFT, OpDone, Waited};
 pub use log::{HostLog, Level};
 pub use transfer::{Export, Import};
 pub use types::{
-    Cause, Finish, Guided, GuidedKind, Health, Identity, Info, KvEvent, LeaseChange, LeaseEnd,
-    Logprob, Output, Pin, Request, RetentionClass, RetentionRange, Sampling, Stats, TIER_DEVICE,
-    TIER_DISK, TIER_HOST, TIER_REMOTE, TOKENS_TO_END, caps,
+    Ages, BlockAges, Cause, Finish, Guided, GuidedKind, Health, Identity, Info, KvEvent,
+    LeaseChange, LeaseEnd, Logprob, Output, Pin, Request, RetentionClass, RetentionRange, Sampling,
+    Stats, TIER_DEVICE, TIER_DISK, TIER_HOST, TIER_REMOTE, TOKENS_TO_END, caps,
 };
 
 /// The words shared with the rest of Mainstay, so that an engine needs this one dependency:

@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::lanes::{Lanes, Waited};
-use super::types::{Health, Info, caps};
+use super::types::{Ages, Health, Info, caps};
 use super::{Code, Engine, EngineError, HostLog, batch, decode};
 use crate::limits;
 use crate::raw::{
-    HEALTH_DRAINING, HEALTH_FATAL, HEALTH_OK, HEALTH_STARTING, LANE_KV, LANE_OP, LANE_OUT,
-    MseBatch, MseEngine, MseErr, MseExport, MseHdr, MseHost, MseImport, MseInfo, MseLease, MsePin,
-    MseRequest, MseStats, MseStr, MseU128, MseVtable, OK,
+    AGES_TOLD, HEALTH_DRAINING, HEALTH_FATAL, HEALTH_OK, HEALTH_STARTING, LANE_KV, LANE_OP,
+    LANE_OUT, MseAges, MseBatch, MseEngine, MseErr, MseExport, MseHdr, MseHost, MseImport, MseInfo,
+    MseLease, MsePin, MseRequest, MseStats, MseStr, MseU128, MseVtable, OK,
 };
 use crate::read::{read_struct, string, write_error, write_struct};
 
@@ -191,6 +191,7 @@ unsafe extern "C" fn stats<E: Engine>(
                 Health::Draining => HEALTH_DRAINING,
                 Health::Fatal => HEALTH_FATAL,
             };
+            let ages = stats.ages.unwrap_or_default();
             let value = MseStats {
                 h: MseHdr::of::<MseStats>(),
                 epoch,
@@ -209,10 +210,18 @@ unsafe extern "C" fn stats<E: Engine>(
                 preemptions: stats.preemptions,
                 evictions: stats.evictions,
                 waiting_prefill_tokens: stats.waiting_prefill_tokens,
+                ages: if stats.ages.is_some() { AGES_TOLD } else { 0 },
+                _reserved2: 0,
+                age_at_hit: raw_ages(&ages.at_hit),
+                age_at_eviction: ages.at_eviction.each_ref().map(raw_ages),
             };
             write_struct(out, &value)
         })
     }
+}
+
+fn raw_ages(ages: &Ages) -> MseAges {
+    MseAges { by_power: ages.by_power, sum_ms: ages.sum_ms }
 }
 
 unsafe extern "C" fn submit<E: Engine>(

@@ -3,6 +3,8 @@
 //! They are plain owned Rust, so that an engine's scheduler can keep and move them freely. A value
 //! that arrives here was checked by the shims already; each type says what that means.
 
+use crate::raw::{AGE_POWERS, CAUSES};
+
 /// Who made the engine; readable before anything is loaded or started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -317,6 +319,24 @@ pub enum Cause {
     Admin,
 }
 
+impl Cause {
+    /// All of them, each at its number in the header.
+    pub const ALL: [Self; CAUSES] =
+        [Self::None, Self::Capacity, Self::Expiry, Self::Lifecycle, Self::Admin];
+
+    /// The name in figures.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Capacity => "capacity",
+            Self::Expiry => "expiry",
+            Self::Lifecycle => "lifecycle",
+            Self::Admin => "admin",
+        }
+    }
+}
+
 /// A change of what the cache holds. The RESET of a new epoch is made by [`Lanes`](super::Lanes).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -353,6 +373,66 @@ pub enum Health {
     Fatal,
 }
 
+/// How long blocks had been without a use, in powers of two of milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ages {
+    /// Of 0 ms, of 1 ms, of 2 and 3 ms, and so on; the last one has all that are older.
+    pub by_power: [u64; AGE_POWERS],
+    /// Of all of them.
+    pub sum_ms: u64,
+}
+
+impl Default for Ages {
+    fn default() -> Self {
+        Self { by_power: [0; AGE_POWERS], sum_ms: 0 }
+    }
+}
+
+impl Ages {
+    /// How many they are.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.by_power.iter().fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    /// Takes others in.
+    pub fn add(&mut self, others: &Self) {
+        for (count, more) in self.by_power.iter_mut().zip(others.by_power) {
+            *count = count.saturating_add(more);
+        }
+        self.sum_ms = self.sum_ms.saturating_add(others.sum_ms);
+    }
+}
+
+/// As a sequence: arrays of this length are none of serde's.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Ages {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (self.by_power.as_slice(), self.sum_ms).serialize(serializer)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Ages {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (by_power, sum_ms) = <(Vec<u64>, u64)>::deserialize(deserializer)?;
+        let by_power = by_power
+            .try_into()
+            .map_err(|_| serde::de::Error::custom("ages of another number of powers"))?;
+        Ok(Self { by_power, sum_ms })
+    }
+}
+
+/// What became of blocks, and how long after their last use; only for an engine that keeps it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct BlockAges {
+    /// Of registered blocks that a request found again.
+    pub at_hit: Ages,
+    /// Of those that went, by the number of the [`Cause`]; they add up to [`Stats::evictions`].
+    pub at_eviction: [Ages; CAUSES],
+}
+
 /// Counters since `create` and gauges of now. The shims fill `epoch` and `kv_seq` from the lanes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -373,4 +453,6 @@ pub struct Stats {
     pub preemptions: u64,
     pub evictions: u64,
     pub waiting_prefill_tokens: u64,
+    /// `None` where the engine does not keep them, or is of a draft that had no place for them.
+    pub ages: Option<BlockAges>,
 }

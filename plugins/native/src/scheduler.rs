@@ -318,6 +318,7 @@ impl Scheduler {
             blocks_cached: u64::from(counts.cached),
             blocks_pinned: u64::from(counts.pinned),
             evictions: counts.evictions,
+            ages: Some(self.blocks.ages()),
             waiting_prefill_tokens: self.waiting_tokens + running_tokens,
             ..self.counters
         }

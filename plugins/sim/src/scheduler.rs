@@ -189,6 +189,7 @@ impl Scheduler {
             blocks_cached: u64::from(counts.cached),
             blocks_pinned: u64::from(counts.pinned),
             evictions: counts.evictions,
+            ages: Some(self.blocks.ages()),
             waiting_prefill_tokens: self.expected_tokens() + running,
             ..self.counters
         }

@@ -171,7 +171,7 @@ const GATEWAY: [Metric; 30] = [
     counter(
         "mainstay_gateway_session_changes_total",
         &["change", "why"],
-        "Changes of sessions: started, paused, resumed, compacted, forked, ended and why",
+        "Changes of sessions: started, paused, rested, resumed, compacted, forked, ended and why",
     ),
     gauge("mainstay_gateway_sessions", &["state"], "Sessions known to this gateway, by state"),
     counter(
@@ -207,7 +207,7 @@ const GATEWAY: [Metric; 30] = [
     gauge("mainstay_gateway_websockets", &[], "Open connections by WebSocket"),
 ];
 
-const WORKER: [Metric; 49] = [
+const WORKER: [Metric; 51] = [
     gauge("mainstay_worker_blocks", &["tier"], "Blocks that the worker told of as held, by tier"),
     counter(
         "mainstay_worker_blocks_published_total",
@@ -228,6 +228,16 @@ const WORKER: [Metric; 49] = [
         "mainstay_worker_cached_tokens_total",
         &[],
         "Prompt tokens of ended requests that the engine found in its cache",
+    ),
+    histogram(
+        "mainstay_worker_engine_age_at_eviction_seconds",
+        &["cause"],
+        "How long blocks that left the engine's cache had been without a use, by why they went; absent where an engine does not keep it",
+    ),
+    histogram(
+        "mainstay_worker_engine_age_at_hit_seconds",
+        &[],
+        "How long blocks that a request found in the engine's cache had been without a use; absent where an engine does not keep it",
     ),
     gauge("mainstay_worker_engine_blocks_cached", &[], "Blocks that the engine keeps for later"),
     gauge("mainstay_worker_engine_blocks_capacity", &[], "Blocks of the engine's cache"),

@@ -22,6 +22,29 @@ const SECONDS: [f64; 18] = [
 /// Bounds of `tool_pause_seconds`, beyond which nothing is kept for anybody.
 const PAUSES: [f64; 14] =
     [0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0];
+/// Bounds of ages of blocks, which are counted in powers of two of milliseconds: from a busy cache to a day and more.
+const AGES: [f64; 20] = [
+    0.064,
+    0.256,
+    0.512,
+    1.024,
+    2.048,
+    4.096,
+    8.192,
+    16.384,
+    32.768,
+    65.536,
+    131.072,
+    262.144,
+    524.288,
+    1_048.576,
+    2_097.152,
+    4_194.304,
+    8_388.608,
+    16_777.216,
+    33_554.432,
+    134_217.728,
+];
 /// Bounds of `_tokens`: from a tool's word to a file.
 const TOKENS: [f64; 14] = [
     16.0,
@@ -44,7 +67,9 @@ const PER_SECOND: [f64; 14] =
     [1.0, 2.0, 5.0, 10.0, 15.0, 25.0, 40.0, 60.0, 100.0, 150.0, 250.0, 500.0, 1_000.0, 5_000.0];
 
 /// Buckets, by what a name ends with; the longest end counts.
-const BOUNDS: [(&str, &[f64]); 4] = [
+const BOUNDS: [(&str, &[f64]); 6] = [
+    ("_age_at_hit_seconds", &AGES),
+    ("_age_at_eviction_seconds", &AGES),
     ("_tool_pause_seconds", &PAUSES),
     ("_seconds", &SECONDS),
     ("_growth_tokens", &TOKENS),

@@ -27,6 +27,8 @@ fn tools_hold_the_own_part_and_thoughts_fall_after_the_loop() {
     assert_eq!(held.shared.len(), 2, "an empty stretch is none");
     assert!(held.own.iter().all(|s| s.priority == 80 && s.duration_ms == Some(7_000)));
     assert_eq!(priority_of(&held.shared, Class::System), Some((90, 60)));
+    let unknown = policy.terms(&parts(), Next::Unknown);
+    assert_eq!(priority_of(&unknown.own, Class::Reasoning), Some((60, 35)), "their loop goes on");
     let waits = policy.terms(&parts(), Next::User);
     assert_eq!(priority_of(&waits.own, Class::Reasoning), Some((5, 5)));
     assert_eq!(priority_of(&waits.own, Class::History), Some((60, 35)));

@@ -87,16 +87,18 @@ fn a_pause_holds_and_a_loop_that_is_over_lets_its_thoughts_go() {
     let mut world = World::new();
     assert_eq!(world.told(Event::Started), []);
     let table = world.turn(7, Turn::Conversation, &PARTS);
-    assert_eq!(world.worth(&table), [90, 60, 60, 20, 60]);
+    assert_eq!(world.worth(&table), [90, 60, 60, 60, 60], "the loop's next prompt repeats them");
     assert_eq!(world.told(READ), [true]);
     assert_eq!(world.worth(&table), [90, 80, 80, 80, 80]);
     // Nothing is known of the tool: a minute.
     world.now_ms = 60_000;
-    assert_eq!(world.worth(&table), [90, 35, 35, 5, 35]);
+    assert_eq!(world.worth(&table), [90, 35, 35, 35, 35]);
     assert_eq!(world.told(Event::Resumed), []);
     let table = world.turn(7, Turn::Conversation, &PARTS);
-    assert_eq!(world.worth(&table), [90, 60, 60, 20, 60]);
-    assert_eq!(world.told(Event::Rested), [true]);
+    assert_eq!(world.worth(&table), [90, 60, 60, 60, 60]);
+    assert_eq!(world.told(Event::Rested { thoughts_fall: false }), [true]);
+    assert_eq!(world.worth(&table), [90, 60, 60, 60, 60], "there was no thought");
+    assert_eq!(world.told(Event::Rested { thoughts_fall: true }), [true]);
     assert_eq!(world.worth(&table), [90, 60, 60, 5, 60]);
     assert_eq!(world.retention.sessions(), 0, "nothing is left to remember");
     assert_eq!(world.retention.policy().durations().tools(), 1);
@@ -110,7 +112,7 @@ fn a_hold_that_nothing_needs_demotes_nobody() {
     let read = Event::Paused { tools: &["read"], stakes: free };
     assert_eq!(world.told(read), []);
     world.now_ms = 100_000;
-    assert_eq!(world.worth(&table), [90, 60, 60, 20, 60], "as much as one that rests");
+    assert_eq!(world.worth(&table), [90, 60, 60, 60, 60], "as much as one that rests");
     assert_eq!(world.told(Event::Resumed), []);
     assert_eq!(world.retention.policy().durations().tools(), 1, "what it took is learnt");
 }
@@ -133,11 +135,11 @@ fn silence_releases_and_what_nobody_follows_runs_out_by_itself() {
     let mut world = World::new();
     let table = world.turn(7, Turn::Conversation, &PARTS);
     assert_eq!(world.told(Event::Ended(Ending::Untracked)), []);
-    assert_eq!(world.worth(&table), [90, 60, 60, 20, 60]);
+    assert_eq!(world.worth(&table), [90, 60, 60, 60, 60]);
     assert_eq!(world.told(Event::Ended(Ending::Idle)), [true]);
-    assert_eq!(world.worth(&table), [90, 35, 35, 20, 35]);
+    assert_eq!(world.worth(&table), [90, 35, 35, 35, 35]);
     world.now_ms = 3_600_000;
-    assert_eq!(world.worth(&table), [60, 35, 35, 20, 35]);
+    assert_eq!(world.worth(&table), [60, 35, 35, 35, 35]);
 }
 
 #[test]
@@ -147,10 +149,10 @@ fn the_end_of_an_old_window_never_reaches_the_new_one() {
     let late = world.retention.told(TENANT, SESSION, Event::Compacted, 0);
     // The summary's first turn is served before the order comes to the worker.
     let new = world.turn(8, Turn::Conversation, &PARTS);
-    assert_eq!(world.worth(&old)[1..], [60, 60, 20, 60]);
+    assert_eq!(world.worth(&old)[1..], [60, 60, 60, 60]);
     assert_eq!(world.obey(late), [true]);
     assert_eq!(world.worth(&old)[1..], [0, 0, 0, 0]);
-    assert_eq!(world.worth(&new), [90, 60, 60, 20, 60]);
+    assert_eq!(world.worth(&new), [90, 60, 60, 60, 60]);
     assert_eq!(world.told(READ), [true]);
     assert_eq!(world.worth(&new), [90, 80, 80, 80, 80]);
     assert_eq!(world.retention.sessions(), 1, "its window is remembered");
@@ -170,7 +172,7 @@ fn a_session_that_comes_back_is_not_reached_by_the_ends_of_what_it_was() {
     assert_eq!(late.len(), 4, "nobody's word ends what goes on untracked");
     let new = world.turn(8, Turn::Conversation, &PARTS);
     assert_eq!(world.obey(late), [true; 4], "each reaches its own");
-    assert_eq!(world.worth(&new), [90, 60, 60, 20, 60]);
+    assert_eq!(world.worth(&new), [90, 60, 60, 60, 60]);
 }
 
 #[test]
@@ -179,7 +181,7 @@ fn a_title_is_worth_little_and_takes_nothing_from_its_session() {
     let table = world.turn(7, Turn::Conversation, &PARTS);
     let title = [(Class::System, 0..1), (Class::UserTurn, 1..2)];
     let title = world.turn(9, Turn::Side, &title);
-    assert_eq!(world.worth(&table), [90, 60, 60, 20, 60]);
+    assert_eq!(world.worth(&table), [90, 60, 60, 60, 60]);
     assert_eq!(world.worth(&title), [35, 5]);
     world.now_ms = 60_000;
     assert_eq!(world.worth(&title), [35, 0]);
@@ -256,7 +258,8 @@ fn events() -> impl Strategy<Value = Event<'static>> {
     let tools = prop::sample::select(tools);
     let others = vec![
         Event::Started,
-        Event::Rested,
+        Event::Rested { thoughts_fall: true },
+        Event::Rested { thoughts_fall: false },
         Event::Resumed,
         Event::Compacted,
         Event::Forked,
@@ -271,6 +274,51 @@ fn events() -> impl Strategy<Value = Event<'static>> {
 }
 
 proptest! {
+    /// A loop of several turns is over and strangers want room: what began with its first thought goes before them and
+    /// to its last block, from the end on; what was before that stays. Where no thought falls, strangers go first.
+    #[test]
+    fn a_loop_goes_from_its_end_to_its_first_thought(
+        shared in 0..4usize,
+        history in 1..6usize,
+        turns in prop::collection::vec(1..5usize, 1..5),
+        strangers in 1..8u128,
+        thoughts_fall: bool,
+    ) {
+        let mut world = World::new();
+        let from = shared + history;
+        let mut end = from;
+        for more in turns {
+            end += more;
+            let parts = [
+                (Class::System, 0..shared),
+                (Class::History, shared..from),
+                (Class::Reasoning, from..end),
+            ];
+            world.told(Event::Resumed);
+            world.turn(7, Turn::Conversation, &parts);
+            world.told(READ);
+        }
+        world.told(Event::Rested { thoughts_fall });
+        for stranger in 0..strangers {
+            let id = world.pool.allocate(TENANT, 1).unwrap();
+            let hash = SequenceHash(9 << 32 | stranger);
+            let id = world.pool.register(id, hash, None, NamespaceId(1)).unwrap();
+            world.pool.release(&[id], |_| false, 1).unwrap();
+        }
+        let went: Vec<u128> = std::iter::from_fn(|| world.pool.evict(1))
+            .map(|gone| gone.hash.0)
+            .collect();
+        let fallen = (from..end).rev().map(|at| 7 << 32 | at as u128);
+        let others = (0..strangers).map(|stranger| 9 << 32 | stranger);
+        let kept = (0..from).rev().map(|at| 7 << 32 | at as u128);
+        let due: Vec<u128> = if thoughts_fall {
+            fallen.chain(others).chain(kept).collect()
+        } else {
+            others.chain(fallen).chain(kept).collect()
+        };
+        prop_assert_eq!(went, due);
+    }
+
     /// Whatever comes in whatever order: nothing is forgotten half, and whoever is fetched for waits.
     #[test]
     fn any_changes_leave_the_tables_whole(

@@ -71,6 +71,11 @@ impl Transcript {
         self.items.iter().any(|item| matches!(item, Item::ToolCall { .. }))
     }
 
+    /// Whether the model has thought aloud.
+    pub fn has_thoughts(&self) -> bool {
+        self.items.iter().any(|item| matches!(item, Item::Thinking(_)))
+    }
+
     /// All visible text.
     pub fn text(&self) -> String {
         let texts = self.items.iter().filter_map(|item| match item {

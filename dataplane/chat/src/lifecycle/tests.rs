@@ -86,6 +86,7 @@ impl World {
     }
 }
 
+/// What was told, but for turns that rest: nearly all do, and `a_turn_without_a_call_rests` is about them.
 fn told(lived: &[Lived]) -> Vec<String> {
     let one = |l: &Lived| {
         let more = match &l.change {
@@ -96,7 +97,8 @@ fn told(lived: &[Lived]) -> Vec<String> {
         };
         format!("{} {}{more}", l.key, l.change.name())
     };
-    lived.iter().map(one).collect()
+    let rests = |l: &&Lived| matches!(l.change, Change::Rested { .. });
+    lived.iter().filter(|l| !rests(l)).map(one).collect()
 }
 
 fn with_headers(mut request: Request, headers: &[(&str, &str)]) -> Request {
@@ -171,6 +173,45 @@ fn claude_pauses_for_tools_and_its_title_is_no_turn() {
         (Harness::ClaudeCode, Some("x-claude-code-session-id"))
     );
     assert_eq!(view.client.as_deref(), Some("claude-cli/2.1.329"));
+}
+
+#[test]
+fn a_turn_without_a_call_rests() {
+    let mut world = World::new();
+    let mut answer = |request: &Request, said: &[OutputEvent], finish: &Finish| {
+        let (ticket, _) = world.asked("t", request);
+        let mut transcript = Transcript::default();
+        said.iter().for_each(|event| transcript.push(event));
+        let outcome = Outcome { transcript: &transcript, finish, usage: Usage::default() };
+        let lived = world.lives.answered(world.now_ms, ticket.expect("a session"), &outcome);
+        lived.into_iter().map(|lived| lived.change).collect::<Vec<_>>()
+    };
+    let text = [OutputEvent::text("Hello.")];
+    let thought = OutputEvent::Thinking("Hm.".to_owned());
+    let call = OutputEvent::ToolCallStart { index: 0, name: "Read".to_owned() };
+    let hi = claude("s1", None, json!([user("hi")]));
+    let rested = |thought| vec![Change::Rested { thought }];
+    assert_eq!(answer(&hi, &text, &Finish::Stop), rested(false));
+    assert_eq!(answer(&hi, &[thought.clone(), text[0].clone()], &Finish::Stop), rested(true));
+    assert_eq!(answer(&hi, &text, &Finish::Cancelled), [], "it comes again");
+    let paused = answer(&hi, &[thought, call], &Finish::Stop);
+    assert_eq!(paused, [Change::Paused { tools: vec!["Read".to_owned()] }]);
+    // Of its loop the thought counts, of the one before it does not.
+    let thinking = json!({"role": "assistant", "content": [
+        {"type": "thinking", "thinking": "Hm.", "signature": ""},
+        {"type": "tool_use", "id": "c", "name": "Read", "input": {}}]});
+    let mut messages = vec![user("hi"), thinking, result("c", "alpha")];
+    let back = claude("s1", None, json!(messages));
+    assert_eq!(answer(&back, &text, &Finish::Stop), rested(true));
+    messages.extend([json!({"role": "assistant", "content": "Hello."}), user("more")]);
+    let more = claude("s1", None, json!(messages));
+    assert_eq!(answer(&more, &text, &Finish::Stop), rested(false));
+    // A title is no turn, and an end says more than a rest.
+    let title = claude_with("s1", None, json!([user("<session>hi</session>")]), false);
+    assert_eq!(answer(&title, &text, &Finish::Stop), []);
+    let mut last = claude("s1", None, json!([user("hi")]));
+    last.session.session_final = true;
+    assert_eq!(answer(&last, &text, &Finish::Stop), [Change::Ended { why: EndCause::Final }]);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! that ignore a role silently would lose what was said, which is worse than refusing it.
 
 use super::hf::Shape;
-use super::{ChatTemplate, RenderOptions, TemplateError, Text};
+use super::{ChatTemplate, RenderOptions, TemplateError, Text, Thoughts};
 use crate::ir::{Block, Content, Conversation, Role};
 
 const MARK: &str = "probe-mark";
@@ -45,6 +45,36 @@ pub(super) fn probe(template: &ChatTemplate) -> Result<Shape, TemplateError> {
     let answered = conversation(&[user("one"), (Role::Assistant, call), (Role::Tool, result)]);
     shape.tool_role = shows(template, &answered, shape, &[MARK]);
     Ok(shape)
+}
+
+/// What becomes of thoughts in later prompts of `template`.
+pub(super) fn thoughts(template: &ChatTemplate) -> Thoughts {
+    let user = |text: &str| (Role::User, Block::text(text));
+    let thought = Block::from(Content::Thinking { text: MARK.to_owned(), signature: None });
+    let thinking = [user("one"), (Role::Assistant, thought)];
+    let call = Block::from(Content::ToolCall {
+        id: "abcdefghi".to_owned(),
+        name: OTHER.to_owned(),
+        arguments: "{}".to_owned(),
+    });
+    let result = Block::from(Content::ToolResult {
+        call_id: "abcdefghi".to_owned(),
+        blocks: vec![Block::text("three")],
+        is_error: false,
+    });
+    let said = (Role::Assistant, Block::text("two"));
+    let over = conversation(&[thinking.as_slice(), &[said, user(OTHER)]].concat());
+    let calling = [(Role::Assistant, call), (Role::Tool, result)];
+    let open = conversation(&[thinking.as_slice(), &calling].concat());
+    let hides = |probe| {
+        let rendered = render(template, probe, template.shape);
+        rendered.is_ok_and(|rendered| !rendered.contains(MARK))
+    };
+    match (hides(&over), hides(&open)) {
+        (false, _) => Thoughts::Stay,
+        (true, false) => Thoughts::FallAfterLoop,
+        (true, true) => Thoughts::Fall,
+    }
 }
 
 fn conversation(messages: &[(Role, Block)]) -> Conversation {

@@ -172,6 +172,17 @@ fn tojson_options() {
 }
 
 #[test]
+fn templates_are_asked_what_becomes_of_thoughts() {
+    let after = |template: &str| ChatTemplate::new(template, "<s>", "</s>").unwrap().thoughts();
+    assert_eq!(after(include_str!("styles/qwen3.jinja")), Thoughts::FallAfterLoop);
+    assert_eq!(after(include_str!("styles/glm.jinja")), Thoughts::FallAfterLoop);
+    assert_eq!(after(include_str!("styles/deepseek.jinja")), Thoughts::Fall);
+    assert_eq!(after(include_str!("styles/llama3.jinja")), Thoughts::Fall);
+    let always = "{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}{% endfor %}";
+    assert_eq!(after(always), Thoughts::Stay);
+}
+
+#[test]
 fn thinking_switch_and_opened_thinking() {
     let template = template(CHATML);
     let mut c = Conversation::default();

@@ -123,7 +123,7 @@ async fn set(after: Duration) -> (Retainer, Placement, Loader) {
 fn turn(retainer: &Retainer, session: &str) -> SessionId {
     let tenant = TenantId::new("a").expect("a name");
     let blocks: Arc<[SequenceHash]> = (0..u128::from(BLOCKS)).map(SequenceHash).collect();
-    let parts = Parts { head: 0, prompt: BLOCKS * 16 + 3 };
+    let parts = Parts { prompt: BLOCKS * 16 + 3, ..Parts::default() };
     let of = (NamespaceId(5), HashKey([7; 16]), 16);
     let who = (&tenant, Some(session));
     let keeping = retainer.keeping(who, false, of, (parts, &blocks)).expect("leases");

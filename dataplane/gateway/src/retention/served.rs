@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use ahash::RandomState;
-use mainstay_block::{SessionId, Stakes};
+use mainstay_block::{Event, SessionId, Stakes};
 use mainstay_types::{NamespaceId, SequenceHash, TenantId, WorkerId};
 
 use crate::workers::Workers;
@@ -27,6 +27,10 @@ pub(super) struct Turned {
     pub(super) namespace: NamespaceId,
     pub(super) blocks: Arc<[SequenceHash]>,
     pub(super) block_tokens: u32,
+    /// Tokens of the prompt with which its loop of calls began.
+    pub(super) loop_from: u32,
+    /// Whether thoughts are in no prompt any more once the loop is over.
+    pub(super) thoughts_fall: bool,
 }
 
 /// A session's last turn, as far as it is known.
@@ -37,11 +41,45 @@ pub(crate) struct Prefix {
     /// Its prompt's whole blocks; none where their names had to make room.
     pub(crate) blocks: Arc<[SequenceHash]>,
     pub(crate) block_tokens: u32,
+    /// Tokens of the prompt with which its loop of calls began.
+    loop_from: u32,
+    /// Whether thoughts are in no prompt any more once the loop is over.
+    pub(super) thoughts_fall: bool,
     /// Whose blocks they are; empty where the worker had gone already.
     pub(crate) model: Arc<str>,
     pub(crate) revision: Arc<str>,
     /// Who served it, the last one last.
     pub(crate) workers: Vec<WorkerId>,
+}
+
+impl Prefix {
+    /// Where its loop began, for a prompt that goes on from it; `None` where that is not known.
+    pub(super) fn loop_of(
+        &self,
+        namespace: NamespaceId,
+        block_tokens: u32,
+        blocks: &[SequenceHash],
+    ) -> Option<u32> {
+        if (self.namespace, self.block_tokens) != (namespace, block_tokens) {
+            return None;
+        }
+        let whole = (self.loop_from / block_tokens.max(1)) as usize;
+        let goes_on = match whole.checked_sub(1) {
+            // A name says all that is before it.
+            Some(last) => self.blocks.get(last).is_some_and(|name| blocks.get(last) == Some(name)),
+            None => true,
+        };
+        goes_on.then_some(self.loop_from)
+    }
+
+    /// The workers that are told of what became of the session. Where only holds end, the one that has just served it
+    /// needs no word: its lease was taken anew.
+    pub(super) fn told_of(&self, event: Event<'_>) -> &[WorkerId] {
+        match (event, self.workers.split_last()) {
+            (Event::Rested { thoughts_fall: false }, Some((_, others))) => others,
+            _ => &self.workers,
+        }
+    }
 }
 
 struct Served {
@@ -112,6 +150,8 @@ impl ServedTable {
             namespace: turn.namespace,
             blocks: Arc::clone(&turn.blocks),
             block_tokens: turn.block_tokens,
+            loop_from: turn.loop_from,
+            thoughts_fall: turn.thoughts_fall,
             model,
             revision,
             workers: known,
@@ -185,6 +225,8 @@ mod tests {
             namespace: NamespaceId(5),
             blocks: (0..blocks).map(SequenceHash).collect(),
             block_tokens: 16,
+            loop_from: 0,
+            thoughts_fall: false,
         }
     }
 

@@ -19,7 +19,7 @@ fn tenant(name: &str) -> TenantId {
 }
 
 fn keeping(retainer: &Retainer, name: &str, session: &str, is_side: bool) -> Option<Keeping> {
-    let parts = Parts { head: 100, prompt: 1_000 };
+    let parts = Parts { head: 100, prompt: 1_000, ..Parts::default() };
     let who = (&tenant(name), Some(session));
     let blocks: Arc<[SequenceHash]> = (0..62).map(SequenceHash).collect();
     retainer.keeping(who, is_side, (NAMESPACE, HashKey([7; 16]), 16), (parts, &blocks))
@@ -51,6 +51,96 @@ fn a_turn_leases_what_is_shared_and_what_is_its_own() {
     let side = keeping(&retainer, "a", "s", true).expect("leases");
     assert!(side.leases.iter().all(|lease| !turn.leases.contains(lease)), "it replaces nothing");
     assert!(side.ranges.iter().all(|range| range.kind == 7 && range.priority < 35));
+}
+
+const IN_LOOP: OpenLoop = OpenLoop { begun: true, thought: true };
+
+/// A turn whose template drops thoughts once their loop is over, of so many tokens whose blocks go on from `before`
+/// ones of the first chain.
+fn thinking(
+    retainer: &Retainer,
+    (prompt, before): (u32, u128),
+    open_loop: OpenLoop,
+) -> (Keeping, Vec<(u32, u32, u32, u32)>) {
+    let parts = Parts { head: 96, prompt, thoughts: Thoughts::FallAfterLoop, open_loop };
+    let who = (&tenant("a"), Some("s"));
+    let name = |at: u128| SequenceHash(if at < before { at } else { at + (before << 32) });
+    let blocks: Arc<[SequenceHash]> = (0..u128::from(prompt / 16)).map(name).collect();
+    let of = (NAMESPACE, HashKey([7; 16]), 16);
+    let keeping = retainer.keeping(who, false, of, (parts, &blocks)).expect("leases");
+    let ranges = keeping.ranges.iter().map(|r| (r.kind, r.start, r.end, r.priority)).collect();
+    (keeping, ranges)
+}
+
+fn letters_of(letters: &mut Letters) -> Vec<Letter> {
+    std::iter::from_fn(|| letters.try_recv().ok()).collect()
+}
+
+/// What a change says that a kind is worth from now on.
+fn amended(letter: &Letter, kind: u32) -> Option<u32> {
+    letter.change.ranges.iter().find(|range| range.kind == kind).map(|range| range.priority)
+}
+
+#[test]
+fn a_loop_that_is_over_falls_from_its_first_thought_on() {
+    let (retainer, mut letters) = retainer(true);
+    let (asked, ranges) = thinking(&retainer, (500, 500), OpenLoop::default());
+    assert_eq!(ranges, [(1, 0, 96, 90), (3, 96, 500, 60), (6, 500, u32::MAX, 60)]);
+    asked.on(WorkerId(1));
+    retainer.told(&lived("a", "s", Change::Paused { tools: vec!["read".into()] }));
+    retainer.told(&lived("a", "s", Change::Resumed));
+    // Two turns on, what falls still begins with the loop's first answer.
+    for prompt in [900, 1_400] {
+        let (turn, ranges) = thinking(&retainer, (prompt, 500), IN_LOOP);
+        assert_eq!(ranges, [(1, 0, 96, 90), (3, 96, 500, 60), (6, 500, u32::MAX, 60)]);
+        turn.on(WorkerId(2));
+    }
+    letters_of(&mut letters);
+    retainer.told(&lived("a", "s", Change::Rested { thought: true }));
+    let told = letters_of(&mut letters);
+    assert_eq!(told.iter().map(|l| l.worker.0).collect::<Vec<_>>(), [1, 2]);
+    for letter in &told {
+        assert_eq!((amended(letter, 6), amended(letter, 3)), (Some(5), Some(60)));
+        assert!(letter.change.lease == asked.leases[1] && letter.change.end == 0);
+    }
+    // The user speaks: the prompt is another one from the first thought on, and so is its loop.
+    let (_, ranges) = thinking(&retainer, (700, 30), OpenLoop::default());
+    assert_eq!(ranges, [(1, 0, 96, 90), (3, 96, 700, 60), (6, 700, u32::MAX, 60)]);
+}
+
+#[test]
+fn what_is_not_known_to_be_a_loops_does_not_fall() {
+    let (retainer, _letters) = retainer(true);
+    // It began at another gateway.
+    let (turn, ranges) = thinking(&retainer, (900, 900), IN_LOOP);
+    assert_eq!(ranges[1..], [(3, 96, 900, 60), (6, 900, u32::MAX, 60)]);
+    turn.on(WorkerId(1));
+    // It goes on from there, and not from something else.
+    let (_, ranges) = thinking(&retainer, (1_200, 900), IN_LOOP);
+    assert_eq!(ranges[1..], [(3, 96, 900, 60), (6, 900, u32::MAX, 60)]);
+    let (_, ranges) = thinking(&retainer, (1_200, 10), IN_LOOP);
+    assert_eq!(ranges[1..], [(3, 96, 1_200, 60), (6, 1_200, u32::MAX, 60)]);
+    // A client that leaves its thoughts out has a prompt that comes again as it is.
+    let (_, ranges) = thinking(&retainer, (1_200, 900), OpenLoop { begun: true, thought: false });
+    assert_eq!(ranges[1..], [(3, 96, 1_200, 60), (6, 1_200, u32::MAX, 60)]);
+}
+
+#[test]
+fn a_turn_that_rests_ends_holds_where_it_was_served_before() {
+    let (retainer, mut letters) = retainer(true);
+    let (turn, _) = thinking(&retainer, (500, 500), OpenLoop::default());
+    for worker in 1..=3 {
+        turn.on(WorkerId(worker));
+    }
+    retainer.told(&lived("a", "s", Change::Rested { thought: false }));
+    let told = letters_of(&mut letters);
+    assert_eq!(told.iter().map(|l| l.worker.0).collect::<Vec<_>>(), [1, 2]);
+    assert!(told.iter().all(|l| amended(l, 6) == Some(60)), "no thought, nothing falls");
+    // The same where the template shows thoughts for ever.
+    let kept = keeping(&retainer, "a", "t", false).expect("leases");
+    kept.on(WorkerId(1));
+    retainer.told(&lived("a", "t", Change::Rested { thought: true }));
+    assert!(letters_of(&mut letters).is_empty(), "who served it last has its lease anew");
 }
 
 #[test]
@@ -89,7 +179,7 @@ fn what_is_off_or_of_no_session_wants_nothing() {
     assert!(letters.try_recv().is_err());
     let (on, _letters) = retainer(true);
     let nobody = (&tenant("a"), None);
-    let parts = Parts { head: 0, prompt: 10 };
+    let parts = Parts { prompt: 10, ..Parts::default() };
     let of = (NAMESPACE, HashKey([7; 16]), 16);
     assert!(on.keeping(nobody, false, of, (parts, &Arc::default())).is_none());
 }

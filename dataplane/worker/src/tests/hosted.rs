@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mainstay_engine_abi::sdk::{
     Cause, Code, Engine, EngineError, Export, Finish, HostLog, Identity, Import, Info, KvEvent,
-    Lanes, Output, Pin, Request, Stats, caps, entry_point,
+    Lanes, LeaseChange, Output, Pin, Request, Stats, caps, entry_point,
 };
 use mainstay_engine_host::Source;
 use mainstay_types::{BlockHasher, HashKey, NamespaceId, PinState};
@@ -44,7 +44,8 @@ impl Engine for Parrot {
         | caps::CANONICAL_HASH
         | caps::PIN
         | caps::RETENTION
-        | caps::TRANSFER;
+        | caps::TRANSFER
+        | caps::LEASE;
 
     fn create(config: &str, lanes: Arc<Lanes>, _: HostLog) -> Result<Self, EngineError> {
         let config: serde_json::Value = serde_json::from_str(config)
@@ -127,6 +128,11 @@ impl Engine for Parrot {
 
     fn unpin(&self, op_id: u64, _: u128) -> Result<(), EngineError> {
         self.lanes.op(op_id, 0, 0);
+        Ok(())
+    }
+
+    /// It keeps every block alike, leased or not.
+    fn lease(&self, _: LeaseChange) -> Result<(), EngineError> {
         Ok(())
     }
 

@@ -93,6 +93,14 @@ impl Local {
         }
     }
 
+    /// Says that nobody claims a block any more.
+    pub(super) fn unclaim(&self, key: &BlockKey) {
+        match &self.below {
+            Some(below) => below.stack.unclaim(key, now_ms()),
+            None => self.host.unclaim(key, now_ms()),
+        };
+    }
+
     /// Says until when a block must not go; 0 is no longer.
     pub(super) fn pin(&self, key: &BlockKey, until_ms: u64, now_ms: u64) {
         match &self.below {

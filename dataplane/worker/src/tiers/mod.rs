@@ -6,6 +6,7 @@
 //! as it was set ends the start, since whoever set it wants to know.
 
 mod figures;
+pub(crate) mod leased;
 mod local;
 mod offload;
 mod pinned;
@@ -196,6 +197,15 @@ impl Tiers {
         let layout = self.layout.id;
         for (hash, said) in said {
             local.want_more(&BlockKey { namespace, hash: *hash, layout }, said);
+        }
+    }
+
+    /// Notes that nobody is known to claim these blocks any more.
+    pub(crate) fn unclaim(&self, namespace: NamespaceId, blocks: &[SequenceHash]) {
+        let Some(local) = &self.local else { return };
+        let layout = self.layout.id;
+        for hash in blocks {
+            local.unclaim(&BlockKey { namespace, hash: *hash, layout });
         }
     }
 

@@ -1,6 +1,7 @@
 //! A worker with a real host and tiers on a real disk and in a folder: what it computed comes back after its end, what
 //! was damaged is computed again, and what is another model's is not seen.
 
+mod leases;
 mod pinned;
 
 use std::path::{Path, PathBuf};

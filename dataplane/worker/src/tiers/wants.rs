@@ -36,6 +36,15 @@ impl Wants {
         }
     }
 
+    /// Nobody is known to claim a block any more.
+    pub(crate) fn unclaim(&mut self, block: SequenceHash) {
+        for half in [&mut self.young, &mut self.old] {
+            if let Some(said) = half.get_mut(&block) {
+                *said = said.unclaimed();
+            }
+        }
+    }
+
     /// What was said of a block.
     pub(crate) fn of(&self, block: SequenceHash) -> Option<Retention> {
         self.young.get(&block).or_else(|| self.old.get(&block)).copied()
@@ -99,6 +108,11 @@ mod tests {
         wants.note(SequenceHash(1), &high);
         wants.note(SequenceHash(1), &Retention::default());
         assert_eq!(wants.of(SequenceHash(1)), Some(high));
+        wants.note(SequenceHash(2), &high);
+        wants.unclaim(SequenceHash(2));
+        assert_eq!(wants.of(SequenceHash(2)).map(|said| said.priority_at(0)), Some(0));
+        wants.note(SequenceHash(2), &high);
+        assert_eq!(wants.of(SequenceHash(2)).map(|said| said.priority), Some(90));
         for block in 2..3 * HALF_MAX as u128 {
             wants.note(SequenceHash(block), &high);
             assert!(wants.young.len() <= HALF_MAX && wants.old.len() <= HALF_MAX);

@@ -21,6 +21,7 @@ use crate::engine::KvImport;
 use crate::flights::Flight;
 use crate::generate::worth_of_blocks;
 use crate::shared::{Life, Shared};
+use crate::tiers::leased;
 use crate::tiers::wants::of_ranges;
 use crate::tiers::{Tiers, now_ms};
 
@@ -132,6 +133,9 @@ pub(crate) async fn bring_in(
     }
     let said = of_ranges(&request.ranges, &blocks, life.info.block_tokens, now_ms());
     want(shared, tiers.as_ref(), namespace, &said);
+    let block_tokens = life.info.block_tokens;
+    let claims = leased::of_request(&request.ranges, &request.leases, &blocks, block_tokens);
+    shared.leased.lock().claim_all(namespace, claims);
     if sources.is_empty() && tiers.is_none() {
         return Vec::new();
     }

@@ -1,12 +1,13 @@
 //! A cache and a queue that are full.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use mainstay_engine_abi::raw::{AGES_TOLD, MseAges};
 use mainstay_engine_abi::sdk::{Finish, RetentionRange, TOKENS_TO_END, caps};
 
 use crate::session::Session;
-use crate::{Context, Ended};
+use crate::{Context, Ended, Stop};
 
 /// How often, and how far apart, the queue is looked at until somebody waits in it: two seconds, since the engine's
 /// thread may not run for a while on a machine with other work.
@@ -42,6 +43,66 @@ pub(super) fn evict(context: &Context) -> Ended {
     ])
 }
 
+/// How long a block lies until it is hit, so that its age in a wrong unit is more than the engine's own.
+const REST: Duration = Duration::from_millis(50);
+/// Two clocks that are rounded are apart by no more.
+const CLOCKS_MS: u64 = 5;
+
+/// Ages of which none can be older than the engine, and whose sum is one that their powers of two can have.
+fn check_ages(what: &str, ages: &MseAges, begun: Instant) -> Result<u64, Stop> {
+    let life_ms = begun.elapsed().as_millis() as u64 + CLOCKS_MS;
+    let (mut count, mut least_ms, mut most_ms) = (0_u64, 0_u64, 0_u64);
+    for (power, many) in ages.by_power.iter().enumerate().filter(|(_, many)| **many > 0) {
+        let from_ms = if power == 0 { 0 } else { 1 << (power - 1) };
+        if from_ms > life_ms {
+            let reason = format!("{what}: {many} blocks were {from_ms} ms old after {life_ms} ms");
+            return Err(reason.into());
+        }
+        count = count.saturating_add(*many);
+        least_ms = least_ms.saturating_add(many.saturating_mul(from_ms));
+        most_ms = most_ms.saturating_add(many.saturating_mul(from_ms.saturating_mul(2)));
+    }
+    if ages.sum_ms < least_ms || ages.sum_ms > most_ms {
+        let sum_ms = ages.sum_ms;
+        let reason =
+            format!("{what}: {count} ages come to {least_ms} to {most_ms}, not {sum_ms} ms");
+        return Err(reason.into());
+    }
+    Ok(count)
+}
+
+pub(super) fn ages(context: &Context) -> Ended {
+    let begun = Instant::now();
+    let mut session = Session::new(context)?;
+    match session.driver.stats()?.ages {
+        AGES_TOLD => {}
+        0 => return Err(Stop::NotOffered("it keeps no ages of blocks".into())),
+        other => return Err(format!("mse_stats has the unknown flags of ages {other:#x}").into()),
+    }
+    let prompt = session.prompt_of_blocks(3);
+    session.tell(&prompt, 1)?;
+    session.settle()?;
+    std::thread::sleep(REST);
+    let block = u64::from(session.info().block_tokens);
+    let found = u64::from(session.tell(&prompt, 1)?.cached_tokens) / block;
+    session.flood(2)?;
+    session.settle()?;
+    let stats = session.driver.stats()?;
+    let hits = check_ages("age_at_hit", &stats.age_at_hit, begun)?;
+    if hits < found {
+        return Err(format!("{found} blocks were hit, and the ages of {hits} are told").into());
+    }
+    let mut went = 0;
+    for (cause, ages) in stats.age_at_eviction.iter().enumerate() {
+        went += check_ages(&format!("age_at_eviction of cause {cause}"), ages, begun)?;
+    }
+    if went != stats.evictions {
+        let evictions = stats.evictions;
+        return Err(format!("{evictions} blocks went, and the ages of {went} are told").into());
+    }
+    Ok(vec![("hit".into(), hits.to_string()), ("went".into(), went.to_string())])
+}
+
 pub(super) fn priority(context: &Context) -> Ended {
     let mut session = Session::new(context)?;
     session.driver.needs(caps::PRIORITY, "PRIORITY")?;
@@ -68,7 +129,7 @@ pub(super) fn priority(context: &Context) -> Ended {
         stats = session.driver.stats()?;
     }
     if stats.waiting == 0 {
-        return Err(crate::Stop::NotOffered(format!(
+        return Err(Stop::NotOffered(format!(
             "{} requests were admitted and none had to wait",
             low.len()
         )));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mainstay_conformance::{Outcome, cases};
 
-use crate::{NO_LEASE, NO_TRANSFER, check, keeps_every_promise, outsider};
+use crate::{NO_TRANSFER, check, keeps_every_promise, outsider};
 
 /// The outsider's configuration, with a fault.
 fn config(fault: &str) -> String {
@@ -55,12 +55,20 @@ const FAULTS: &[(&str, &str)] = &[
     ("snapshot_partial", "cache.snapshot"),
     ("priority_blind", "pressure.priority"),
     ("retention_blind", "pressure.retention"),
+    ("lease_blind", "leases.keep"),
+    ("lease_end_blind", "leases.keep"),
+    ("amend_blind", "leases.amend"),
+    ("amend_wide", "leases.amend"),
+    ("lease_unchecked", "leases.bad"),
+    ("lease_range_unchecked", "leases.bad"),
+    ("ages_us", "pressure.ages"),
+    ("ages_lost", "pressure.ages"),
 ];
 
 #[test]
 fn the_outsiders_engine_keeps_every_promise() {
     let path = outsider().display().to_string();
-    let not_offered = [&["cache.names"], NO_TRANSFER, NO_LEASE].concat();
+    let not_offered = [&["cache.names"], NO_TRANSFER].concat();
     keeps_every_promise(&path, &config("none"), &not_offered);
 }
 

@@ -82,7 +82,6 @@ fn check(engine: &str, config: &str, pattern: &str, patience: Duration) -> Repor
 
 /// What an engine without blocks of its own to give is not asked.
 const NO_TRANSFER: &[&str] = &["transfer.move", "transfer.parts", "transfer.full", "transfer.bad"];
-const NO_LEASE: &[&str] = &["leases.keep", "leases.amend", "leases.bad"];
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -54,10 +54,11 @@ typedef struct lane {
 typedef struct block {
   mse_u128 hash, namespace_id;
   uint64_t state;                   /* the mix after its last token: what a real block's keys and values are */
-  uint64_t last_use, timed_until_ms;
+  uint64_t last_use, used_ms, timed_until_ms;
   uint32_t parent, refs, children, pins, next_same, prev, next, mark;
   uint8_t endless, timed;           /* the highest priority asked for without and with a duration */
-  uint8_t listed, is_stored, has_lapsed, is_phantom;
+  uint8_t leased, left;             /* the highest claim of a lease, and what ended ones left behind */
+  uint8_t listed, is_stored, has_lapsed, has_ended, is_phantom;
 } block;
 
 typedef struct request {
@@ -69,10 +70,21 @@ typedef struct request {
   mse_u128 *hashes;
   mse_range *ranges;
   uint64_t ranges_len;
+  mse_u128 *leases;
+  uint32_t leases_len;
   uint32_t prompt_len, len, hashed, computed, stored, table_len, cached, drawn, sampled_before, cancels;
   int32_t priority;
   uint8_t is_running, was_admitted, said_first;
 } request;
+
+typedef struct lease_claim {
+  struct lease_claim *next;
+  const struct lease *lease;
+  mse_u128 hash;
+  uint64_t until_ms;
+  uint8_t kind, priority, after;
+} lease_claim;
+typedef struct lease { struct lease *next; mse_u128 namespace_id, id; uint64_t len; lease_claim *claims; } lease;
 
 typedef struct claim { struct claim *next; struct pin *pin; mse_u128 hash; } claim;
 typedef struct pin { struct pin *next; mse_u128 id; uint64_t until_ms, len; claim *claims; } pin;
@@ -105,6 +117,9 @@ struct mse_engine {
   pin *pins;
   claim **claims;
   uint32_t pins_len;
+  lease *leases;                    /* the one that was taken longest ago first */
+  lease_claim **lease_claims;
+  uint32_t leases_len;
   uint64_t claimed;
   mse_stats counters;
 };
@@ -119,6 +134,16 @@ static int is(const mse_engine *e, fault f) { return e && e->config.fault == f; 
 static void *must(void *memory) {
   if (!memory) abort();
   return memory;
+}
+
+/* The powers of two of the header: 0 ms, 1 ms, 2 and 3 ms, and so on. */
+static void note_age(mse_engine *e, mse_ages *ages, uint64_t used_ms, uint64_t now_ms) {
+  uint64_t age = now_ms > used_ms ? now_ms - used_ms : 0;
+  uint32_t power = 0;
+  if (is(e, FAULT_ages_us)) age *= 1000;
+  for (uint64_t rest = age; rest && power < MSE_AGE_POWERS - 1; rest /= 2) power++;
+  ages->by_power[power]++;
+  ages->sum_ms += age;
 }
 
 static mse_str text(const char *s) { return (mse_str){s, strlen(s)}; }

@@ -7,7 +7,7 @@
  */
 #ifndef TALLY_CACHE_H
 #define TALLY_CACHE_H
-#include "base.h"
+#include "leases.h"
 
 /* ---- lane KV ---- */
 
@@ -104,10 +104,12 @@ static uint32_t lookup(mse_engine *e, mse_u128 hash) {
   return b;
 }
 
+/* The highest of all that is said of it, and the usual where nothing is. */
 static uint8_t worth(const block *b) {
-  if (b->endless == PRIORITY_UNSET && b->timed == PRIORITY_UNSET) return PRIORITY_DEFAULT;
-  if (b->endless == PRIORITY_UNSET || b->timed == PRIORITY_UNSET) return b->endless < b->timed ? b->endless : b->timed;
-  return b->endless > b->timed ? b->endless : b->timed;
+  uint8_t said[] = {b->endless, b->timed, b->leased, b->left}, most = PRIORITY_UNSET;
+  for (size_t n = 0; n < sizeof said; n++)
+    if (said[n] != PRIORITY_UNSET && (most == PRIORITY_UNSET || said[n] > most)) most = said[n];
+  return most == PRIORITY_UNSET ? PRIORITY_DEFAULT : most;
 }
 
 static void unlist(mse_engine *e, uint32_t b) {
@@ -149,8 +151,12 @@ static void evict(mse_engine *e, uint32_t b) {
     relist(e, parent);
   }
   e->counters.evictions++;
+  uint32_t cause = at->has_ended && !worth(at) ? MSE_CAUSE_LIFECYCLE
+                   : at->has_lapsed && at->timed == PRIORITY_UNSET ? MSE_CAUSE_EXPIRY
+                                                                   : MSE_CAUSE_CAPACITY;
+  if (!is(e, FAULT_ages_lost) || e->counters.evictions % FAULT_EVERY)
+    note_age(e, &e->counters.age_at_eviction[cause], at->used_ms, now_us() / 1000);
   if (is(e, FAULT_silent_evict) && e->counters.evictions % FAULT_EVERY == 0) return;
-  uint32_t cause = at->has_lapsed && at->timed == PRIORITY_UNSET ? MSE_CAUSE_EXPIRY : MSE_CAUSE_CAPACITY;
   tell_kv(e, (mse_kv){.type = MSE_KV_REMOVED, .cause = cause, .block_len = 1}, &at->hash);
 }
 
@@ -161,7 +167,8 @@ static uint32_t allocate(mse_engine *e) {
   if (!e->free_len) return NONE;
   uint32_t b = e->free_blocks[--e->free_len];
   e->blocks[b] = (block){
-      .parent = NONE, .refs = 1, .endless = PRIORITY_UNSET, .timed = PRIORITY_UNSET, .listed = PRIORITY_UNSET};
+      .parent = NONE, .refs = 1, .endless = PRIORITY_UNSET, .timed = PRIORITY_UNSET, .leased = PRIORITY_UNSET,
+      .left = PRIORITY_UNSET, .listed = PRIORITY_UNSET};
   e->busy++;
   return b;
 }
@@ -214,28 +221,17 @@ static void store(mse_engine *e, request *r, uint32_t index) {
   b->hash = hash;
   b->namespace_id = r->namespace_id;
   b->state = r->state;
+  b->used_ms = now_us() / 1000;
   b->parent = index ? r->table[index - 1] : NONE;
   if (b->parent != NONE) e->blocks[b->parent].children++;
   b->next_same = *bucket(e, hash);
   *bucket(e, hash) = mine;
   b->is_stored = 1;
   b->pins = count_claims(e, hash);
+  b->leased = leased_worth(e, hash);
   e->pinned += b->pins > 0;
   e->cached++;
   tell_block(e, b);
-}
-
-/* Of several ranges that touch a block the highest counts, and of those the longest. */
-static const mse_range *range_of(const mse_engine *e, const request *r, uint32_t index) {
-  uint64_t start = (uint64_t)index * e->config.block_tokens, end = start + e->config.block_tokens;
-  const mse_range *best = NULL;
-  for (uint64_t n = 0; n < r->ranges_len && !is(e, FAULT_retention_blind); n++) {
-    const mse_range *at = &r->ranges[n];
-    if (at->start >= end || at->end <= start) continue;
-    int is_longer = best && at->duration_ms - 1 > best->duration_ms - 1; /* 0 is no limit and wraps to the longest */
-    if (!best || at->priority > best->priority || (at->priority == best->priority && is_longer)) best = at;
-  }
-  return best;
 }
 
 /* Claims of several requests add up to the highest, so that a careless one can't demote a shared prompt. */
@@ -259,7 +255,9 @@ static void give_back(mse_engine *e, request *r, uint64_t now_ms) {
     block *b = &e->blocks[r->table[index]];
     if (b->is_stored) {
       b->last_use = e->uses;
-      retain(e, b, range_of(e, r, index), now_ms);
+      b->used_ms = now_ms;
+      const mse_range *range = range_of(e, r, 0, index);
+      if (range || !is_leased(e, r, index)) retain(e, b, range, now_ms);
     }
     unrefer(e, r->table[index]);
   }
@@ -279,6 +277,7 @@ static void end_lapsed(mse_engine *e, uint64_t now_ms) {
       e->lapse_ms = b->timed_until_ms;
     }
   }
+  end_lapsed_claims(e, now_ms);
 }
 
 /* ---- pins ---- */

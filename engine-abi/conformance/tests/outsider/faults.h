@@ -16,7 +16,8 @@
   X(ignore_cancel) X(cancel_twice) X(forget_pin) X(pin_forever) X(no_pin_event) X(lost_op) X(caps_lie) \
   X(tail_blind) X(ext_blind) X(out_on_error) X(size_blind) X(bad_token) X(too_many) X(over_budget) X(unstable) \
   X(unseeded) X(drain_admits) X(exit_dirty) X(hang_destroy) X(slow_any) X(snapshot_partial) X(priority_blind) \
-  X(retention_blind)
+  X(retention_blind) X(ages_us) X(ages_lost) X(lease_blind) X(lease_end_blind) X(amend_blind) X(amend_wide) X(lease_unchecked) \
+  X(lease_range_unchecked)
 
 #define FAULT_ENUM(name) FAULT_##name,
 #define FAULT_NAME(name) #name,

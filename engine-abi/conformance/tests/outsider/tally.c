@@ -19,6 +19,7 @@ static void free_request(request *r) {
   free(r->table);
   free(r->hashes);
   free(r->ranges);
+  free(r->leases);
   free(r);
 }
 
@@ -57,6 +58,7 @@ static void end_request(mse_engine *e, request *r, node *last, uint64_t now_ms) 
   while (*link != r) link = &(*link)->next;
   *link = r->next;
   e->running -= r->is_running;
+  take_leases(e, r, now_ms);
   give_back(e, r, now_ms);
   uint32_t flags = last->item.out.flags & MSE_OUT_FINAL, finish = last->item.out.finish;
   int now_and_then = ++e->ended % FAULT_EVERY == 0;
@@ -121,6 +123,7 @@ static int admit(mse_engine *e, request *r, uint64_t *hash_budget, uint64_t now)
   if (!has_room(e, r, hits)) return 0;
   for (uint32_t n = 0; n < hits; n++) {
     r->table[n] = lookup(e, r->hashes[n]);
+    note_age(e, &e->counters.age_at_hit, e->blocks[r->table[n]].used_ms, now / 1000);
     refer(e, r->table[n]);
   }
   r->table_len = r->stored = hits;
@@ -306,6 +309,8 @@ static void free_engine(mse_engine *e) {
     free_pin(e->pins);
     e->pins = next;
   }
+  free_leases(e);
+  free(e->lease_claims);
   free(e->blocks);
   free(e->free_blocks);
   free(e->buckets);
@@ -323,7 +328,8 @@ static int make_cache(mse_engine *e) {
   e->path = malloc(blocks * sizeof *e->path);
   e->buckets = malloc(buckets * sizeof *e->buckets);
   e->claims = calloc(buckets, sizeof(claim *));
-  if (!e->blocks || !e->free_blocks || !e->path || !e->buckets || !e->claims) return 0;
+  e->lease_claims = calloc(buckets, sizeof(lease_claim *));
+  if (!e->blocks || !e->free_blocks || !e->path || !e->buckets || !e->claims || !e->lease_claims) return 0;
   memset(e->buckets, 0xff, buckets * sizeof *e->buckets);
   memset(e->leaf_first, 0xff, sizeof e->leaf_first);
   memset(e->leaf_last, 0xff, sizeof e->leaf_last);
@@ -405,7 +411,7 @@ static mse_rc info(const mse_engine *e, mse_info *out, mse_err *err) {
   if (!e) return fail(err, MSE_E_INVALID, "the engine is null");
   mse_info value = {
       .caps = MSE_CAP_NAMESPACE | MSE_CAP_KV_EVENTS | MSE_CAP_KV_SNAPSHOT | MSE_CAP_PIN | MSE_CAP_PRIORITY |
-              MSE_CAP_RETENTION | MSE_CAP_LOGPROBS | MSE_CAP_RESUME,
+              MSE_CAP_RETENTION | MSE_CAP_LOGPROBS | MSE_CAP_RESUME | MSE_CAP_LEASE,
       .block_tokens = (uint32_t)e->config.block_tokens,
       .vocab = VOCAB,
       .context_tokens_max = (uint32_t)e->config.context,
@@ -429,6 +435,7 @@ static mse_rc stats(const mse_engine *engine, mse_stats *out, mse_err *err) {
   value.kv_seq = kv->first_seq + kv->len;
   value.running = e->running;
   value.waiting = e->live - e->running;
+  value.ages = MSE_AGES_TOLD;
   value.health = e->draining ? MSE_HEALTH_DRAINING : MSE_HEALTH_OK;
   value.blocks_used = e->busy;
   value.blocks_cached = e->cached;
@@ -462,12 +469,13 @@ static mse_rc check_sampling(const mse_sampling *s, mse_err *err) {
   return rc ? rc : check_tokens(s->stop_tokens, s->stop_tokens_len, err);
 }
 
-static mse_rc check_ranges(const mse_range *ranges, uint64_t len, mse_err *err) {
+static mse_rc check_ranges(const mse_engine *e, const mse_range *ranges, uint64_t len, uint64_t leases,
+                           mse_err *err) {
   mse_rc rc = check_array(ranges, len, MSE_RANGES_MAX, 4, "the list of ranges is null, misaligned or too long", err);
   for (uint64_t n = 0; !rc && n < len; n++) {
     if (ranges[n].kind > MSE_KIND_SIDE)
       rc = fail(err, MSE_E_TOO_NEW, "mse_range has an unknown kind");
-    else if (ranges[n].lease)
+    else if (ranges[n].lease > leases && !is(e, FAULT_lease_range_unchecked))
       rc = fail(err, MSE_E_INVALID, "a range is of a lease that the request does not name");
     else if (ranges[n].after > ranges[n].priority + 1)
       rc = fail(err, MSE_E_INVALID, "a range is worth more after its time");
@@ -501,8 +509,10 @@ static mse_rc check_request(const mse_engine *e, const mse_request *from, mse_re
   rc = check_tokens(r->tokens, r->tokens_len, err);
   if (!rc) rc = read_struct(e, r->sampling, s, sizeof *s, err);
   if (!rc) rc = check_sampling(s, err);
-  if (!rc && r->leases_len) rc = fail(err, MSE_E_UNIMPLEMENTED, "this engine has no leases");
-  if (!rc) rc = check_ranges(r->ranges, r->ranges_len, err);
+  if (!rc)
+    rc = check_array(r->leases, r->leases_len, MSE_LEASES_MAX, 8,
+                     "the list of leases is null, misaligned or too long", err);
+  if (!rc) rc = check_ranges(e, r->ranges, r->ranges_len, r->leases_len, err);
   return rc ? rc : check_guided(e, r->guided, err);
 }
 
@@ -518,13 +528,16 @@ static request *copy_request(const mse_engine *e, const mse_request *from, const
   r->hashes = malloc(blocks * sizeof *r->hashes);
   r->stop_tokens = malloc((s->stop_tokens_len + 1) * sizeof *r->stop_tokens);
   r->ranges = malloc((from->ranges_len + 1) * sizeof *r->ranges);
-  if (!r->tokens || !r->table || !r->hashes || !r->stop_tokens || !r->ranges) {
+  r->leases = malloc((from->leases_len + 1) * sizeof *r->leases);
+  if (!r->tokens || !r->table || !r->hashes || !r->stop_tokens || !r->ranges || !r->leases) {
     free_request(r);
     return NULL;
   }
   memcpy(r->tokens, from->tokens, len * sizeof *r->tokens);
   if (s->stop_tokens_len) memcpy(r->stop_tokens, s->stop_tokens, s->stop_tokens_len * sizeof *r->stop_tokens);
   if (from->ranges_len) memcpy(r->ranges, from->ranges, from->ranges_len * sizeof *r->ranges);
+  if (from->leases_len) memcpy(r->leases, from->leases, from->leases_len * sizeof *r->leases);
+  r->leases_len = (uint32_t)from->leases_len;
   r->id = from->id;
   r->namespace_id = from->namespace_id;
   r->sampling = *s;
@@ -775,9 +788,38 @@ static mse_rc unpin(mse_engine *e, uint64_t op_id, mse_u128 pin_id, mse_err *err
   return begin_op(e, o, err);
 }
 
+static mse_rc check_lease(const mse_engine *e, const mse_lease *from, mse_lease *known, mse_err *err) {
+  mse_rc rc = read_struct(e, from, known, sizeof *known, err);
+  if (rc) return rc;
+  if (known->_reserved) return fail(err, MSE_E_TOO_NEW, "mse_lease sets a reserved field");
+  rc = check_ranges(e, known->ranges, known->ranges_len, 0, err);
+  if (rc || is(e, FAULT_lease_unchecked)) return rc;
+  if (known->how < MSE_LEASE_AMEND || known->how > MSE_LEASE_COMPACT)
+    return fail(err, MSE_E_INVALID, "mse_lease says no change that there is");
+  if (!known->ranges_len != (known->how != MSE_LEASE_AMEND))
+    return fail(err, MSE_E_INVALID, "a lease is amended by ranges, and ended without");
+  for (uint64_t n = 0; n < known->ranges_len; n++)
+    if (known->ranges[n].start || known->ranges[n].end != UINT32_MAX)
+      return fail(err, MSE_E_INVALID, "a lease is amended by kind, from 0 to the end");
+  return MSE_OK;
+}
+
+static mse_rc change_lease(mse_engine *e, const mse_lease *from, mse_err *err) {
+  mse_lease known;
+  if (!e) return fail(err, MSE_E_INVALID, "the engine is null");
+  mse_rc rc = check_lease(e, from, &known, err);
+  if (rc) return rc;
+  pthread_mutex_lock(&e->lock);
+  change_known_lease(e, &known, now_us() / 1000);
+  pthread_cond_signal(&e->work); /* the next end of a claim may be another one */
+  pthread_mutex_unlock(&e->lock);
+  return MSE_OK;
+}
+
 static const mse_vtable vtable = {
     {sizeof(mse_vtable), 0, NULL}, create, destroy, info, stats, submit, cancel, wait_lane, poll_lane,
-    batch_release, drain, FAULT_BUILT_IN == FAULT_caps_lie ? NULL : kv_snapshot, pin_blocks, unpin};
+    batch_release, drain, FAULT_BUILT_IN == FAULT_caps_lie ? NULL : kv_snapshot, pin_blocks, unpin,
+    NULL, NULL, change_lease};
 
 static const mse_magic magic = {
     {'M', 'A', 'I', 'N', 'S', 'T', 'A', 'Y'}, sizeof(mse_magic), MSE_ABI_MAJOR, MSE_ABI_MINOR, MSE_ABI_MINOR, 64, 1,

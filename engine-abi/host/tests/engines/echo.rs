@@ -11,8 +11,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use mainstay_engine_host::sdk::{
-    Cause, Engine, EngineError, Export, Finish, Health, HostLog, Identity, Import, Info, KvEvent,
-    Lanes, Output, Request, Stats, caps,
+    BlockAges, Cause, Engine, EngineError, Export, Finish, Health, HostLog, Identity, Import, Info,
+    KvEvent, Lanes, Output, Request, Stats, caps,
 };
 
 pub(crate) const FLOOD: u32 = 300_000;
@@ -107,6 +107,15 @@ fn flood_events(id: u64, lanes: &Lanes) {
     }
 }
 
+/// The ages that an echo engine tells: any will do that are not all alike.
+pub(crate) fn ages(decoded: u64) -> BlockAges {
+    let mut ages = BlockAges::default();
+    ages.at_hit.by_power[2] = decoded;
+    ages.at_hit.sum_ms = 3 * decoded;
+    ages.at_eviction[Cause::Expiry as usize].by_power[39] = 1;
+    ages
+}
+
 impl Engine for Echo {
     const IDENTITY: Identity = Identity { vendor: "mainstay", name: "echo-rust", version: "1.0" };
     const CAPS: u64 = caps::NAMESPACE | caps::KV_EVENTS | caps::KV_SNAPSHOT | caps::TRANSFER;
@@ -136,9 +145,11 @@ impl Engine for Echo {
 
     fn stats(&self) -> Stats {
         let draining = self.state.draining.load(Ordering::Relaxed);
+        let decode_tokens = self.state.decoded.load(Ordering::Relaxed);
         Stats {
             health: if draining { Health::Draining } else { Health::Ok },
-            decode_tokens: self.state.decoded.load(Ordering::Relaxed),
+            decode_tokens,
+            ages: Some(ages(decode_tokens)),
             ..Stats::default()
         }
     }

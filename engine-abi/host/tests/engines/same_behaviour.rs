@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use mainstay_engine_host::sdk::{Code, Finish, KvEvent, Output, Pin};
+use mainstay_engine_host::sdk::{BlockAges, Code, Finish, KvEvent, Output, Pin};
 use mainstay_engine_host::{HostError, KvBatch, OpDone, Source, open};
 
 use crate::support::{
-    DEADLINE, c_echo, child, read_until_finals, request, run, rust_echo, rust_library,
+    DEADLINE, c_echo, child, compile, read_until_finals, request, run, rust_echo, rust_library,
 };
 
 /// What the script sees, without timing.
@@ -19,6 +19,7 @@ struct Seen {
     op: OpDone,
     refusals: Vec<Code>,
     decode_tokens: u64,
+    ages: Option<BlockAges>,
     model: String,
 }
 
@@ -73,7 +74,8 @@ async fn script(source: Source) -> Seen {
     let tokens = [1, 2, 3, 5].map(|id| (id, tokens_of(&outputs, id))).to_vec();
     let firsts = outputs.iter().filter(|output| output.first).count();
     let decode_tokens = stats.decode_tokens;
-    Seen { tokens, finishes, firsts, stored, op, refusals, decode_tokens, model }
+    let ages = stats.ages;
+    Seen { tokens, finishes, firsts, stored, op, refusals, decode_tokens, ages, model }
 }
 
 fn expected() -> Seen {
@@ -108,6 +110,7 @@ fn expected() -> Seen {
             Code::Unavailable,
         ],
         decode_tokens: 12,
+        ages: Some(crate::echo::ages(12)),
         model: "echo".into(),
     }
 }
@@ -122,6 +125,14 @@ fn a_c_engine_in_this_process() {
 fn a_c_engine_in_a_child() {
     let engine = c_echo();
     assert_eq!(run(script(child(Some(engine.path.clone())))), expected());
+}
+
+#[test]
+fn an_engine_of_the_first_draft_serves_as_ever_and_keeps_no_ages() {
+    let engine = compile("echo.c", &["-DFIRST_DRAFT"]);
+    let without = || Seen { ages: None, ..expected() };
+    assert_eq!(run(script(Source::Library(engine.path.clone()))), without());
+    assert_eq!(run(script(child(Some(engine.path.clone())))), without());
 }
 
 #[test]
