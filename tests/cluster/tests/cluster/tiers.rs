@@ -22,10 +22,13 @@ const KEY_ID: &str = "EXAMPLEKEYOFTESTS";
 const SECRET: &str = "the-secret-of-this-test-alone";
 
 /// One member, one gateway and workers with flags of their own.
-struct Small {
+pub(crate) struct Small {
     workers: Vec<Process>,
     gateway: Process,
     control: Process,
+    /// Where the member listens, and the gateway.
+    pub(crate) member: String,
+    pub(crate) url: String,
     client: Client,
 }
 
@@ -48,9 +51,19 @@ fn with_credentials(name: &str, args: &[String]) -> Result<Process> {
 impl Small {
     /// Starts them in a folder of their own; `flags` are those of each worker.
     fn start(dir: &Path, key: &Path, flags: &[Vec<String>]) -> Result<Self> {
+        Self::start_with(dir, key, flags, 3_000)
+    }
+
+    /// With so many blocks at each worker.
+    pub(crate) fn start_with(
+        dir: &Path,
+        key: &Path,
+        flags: &[Vec<String>],
+        blocks: u64,
+    ) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         let config = dir.join("mainstay.toml");
-        std::fs::write(&config, "[engine]\nblocks = 3000\nthreads = 1\n")?;
+        std::fs::write(&config, format!("[engine]\nblocks = {blocks}\nthreads = 1\n"))?;
         let address = format!("127.0.0.1:{}", free_port());
         let (data, key) = (dir.join("m1"), key.to_string_lossy());
         let args = [
@@ -81,8 +94,9 @@ impl Small {
         for process in workers.iter_mut().chain([&mut gateway]) {
             process.wait_ready()?;
         }
-        let client = Client::new(&format!("http://{listen}"));
-        Ok(Self { workers, gateway, control, client })
+        let url = format!("http://{listen}");
+        let client = Client::new(&url);
+        Ok(Self { workers, gateway, control, member: address, url, client })
     }
 
     /// Ends all of it in order.
@@ -97,7 +111,7 @@ impl Small {
 }
 
 /// A key by which clusters name blocks.
-fn key_file(dir: &Path) -> Result<PathBuf> {
+pub(crate) fn key_file(dir: &Path) -> Result<PathBuf> {
     let file = dir.join("hash-key");
     std::fs::write(&file, "00112233445566778899aabbccddeeff\n")?;
     Ok(file)
