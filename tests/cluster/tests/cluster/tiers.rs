@@ -171,6 +171,59 @@ async fn served_after_all_workers_restarted_from_the_disk_tier() -> Result<()> {
     cluster.end()
 }
 
+/// Blocks of the index, all workers together.
+async fn indexed(client: &Client) -> Result<u64> {
+    let status = client.get("/api/v1/status").await?.body;
+    let workers = status["workers"].as_array().context("workers")?;
+    Ok(workers.iter().filter_map(|worker| worker["blocks"].as_u64()).sum())
+}
+
+/// Nobody's engine holds anything, and blocks are not given to others: a prompt goes to whose disk has it.
+#[tokio::test]
+async fn a_prompt_goes_to_the_disk_that_holds_it() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let flags: Vec<Vec<String>> =
+        (1..=2).map(|n| disk_flags(&dir.path().join(format!("disk-{n}")))).collect();
+    let mut cluster = Small::start(&dir.path().join("one"), &key_file(dir.path())?, &flags)?;
+    let listen = format!("127.0.0.1:{}", free_port());
+    let args = ["gateway", "--control", &cluster.member, "--listen", &listen, "--transfer=off"];
+    let mut gateway = Process::start("g2", &strings(&args))?;
+    gateway.wait_ready()?;
+    let client = Client::new(&format!("http://{listen}"));
+    let decision =
+        async || -> Result<Value> { Ok(client.get("/api/v1/requests/last/explain").await?.body) };
+    let texts: Vec<String> = (0..2 * ROUNDS).map(|n| filler(55_000 + n, LINES)).collect();
+    let mut owners = Vec::new();
+    for text in &texts {
+        first_token(&client, text).await?;
+        owners.push(decision().await?["worker"].clone());
+    }
+    let blocks = PREFIX_TOKENS / 16 * texts.len() as u64;
+    for worker in &mut cluster.workers {
+        worker.replace(END)?;
+    }
+    let begun = std::time::Instant::now();
+    while indexed(&client).await? < blocks {
+        ensure!(begun.elapsed() < END, "the disks' blocks are not in the index");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // The gateway's copy follows within moments.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for (text, owner) in texts.iter().zip(&owners) {
+        let (reply, _) = first_token(&client, text).await?;
+        let told = decision().await?;
+        let first = &told["candidates"][0];
+        ensure!(told["worker"] == *owner && first["worker"] == *owner, "{owner}: {told}");
+        ensure!(told["overlap_blocks"] == 0, "{told}");
+        ensure!(told["stored_blocks"].as_u64() >= Some(PREFIX_TOKENS / 16), "{told}");
+        ensure!(first["load_ms"].as_f64() > Some(0.0), "{told}");
+        ensure!(cached(&reply) >= PREFIX_TOKENS, "{reply}");
+    }
+    gateway.terminate()?;
+    gateway.wait_exit(END)?;
+    cluster.end()
+}
+
 #[tokio::test]
 async fn served_on_a_fresh_cluster_from_the_s3_tier() -> Result<()> {
     let dir = tempfile::tempdir()?;
