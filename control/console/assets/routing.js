@@ -5,30 +5,35 @@ import { LiveTable, h, legend, stack, tag, tiles } from "./dom.js";
 import { brief, clock, count, many, ms, share } from "./format.js";
 
 const TERMS = [["prefill_ms", "k0", "prefill"], ["queue_ms", "k1", "queue"], ["decode_ms", "k2", "decode"],
-  ["memory_ms", "k3", "memory"], ["region_ms", "k5", "region"]];
+  ["load_ms", "k4", "load"], ["memory_ms", "k3", "memory"], ["region_ms", "k5", "region"]];
 
 const COLUMNS = (choose) => [
   { title: "At", sort: (d) => d.at_unix_ms, cell: (d) => clock(d.at_unix_ms) },
   { title: "Request", sort: (d) => d.request, sign: (d) => d.key, cell: (d) => h("button", { type: "button",
     class: "rowbutton", title: d.request, onclick: () => choose(d.key) }, brief(d.request, 18)) },
   { title: "Worker", sort: (d) => d.worker, cell: (d) => d.worker || "gone" },
-  { title: "Held there", num: true, sort: (d) => d.overlap_blocks,
-    cell: (d) => `${count(d.overlap_blocks)} of ${count(d.prompt_blocks)}` },
+  { title: "Held there", num: true, sort: held,
+    cell: (d) => `${count(held(d))} of ${count(d.prompt_blocks)}` },
   { title: "Most held", num: true, sort: most, cell: (d) => count(most(d)) },
   { title: "Cost", num: true, sort: (d) => d.cost_ms, cell: (d) => ms(d.cost_ms) },
   { title: "Considered", num: true, sort: (d) => d.considered, cell: (d) => count(d.considered) },
   { title: "Why", wide: true, sort: (d) => d.reason, cell: (d) => d.reason },
 ];
 
+/** Blocks that a worker holds, those included that would come in from its lower tiers. */
+function held(one) {
+  return one.stored_blocks ?? one.overlap_blocks;
+}
+
 /** The most blocks that a candidate held. */
 export function most(decision) {
-  return decision.candidates.reduce((n, c) => Math.max(n, c.overlap_blocks), decision.overlap_blocks);
+  return decision.candidates.reduce((n, c) => Math.max(n, held(c)), held(decision));
 }
 
 const CANDIDATES = (highest) => [
   { title: "Worker", sort: (c) => c.worker, cell: (c) => c.worker || "gone" },
-  { title: "Held", num: true, sort: (c) => c.overlap_blocks,
-    cell: (c) => `${count(c.overlap_blocks)}${c.predicted ? " (soon)" : ""}` },
+  { title: "Held", num: true, sort: held,
+    cell: (c) => `${count(held(c))}${c.predicted ? " (soon)" : ""}` },
   { title: "Cost", num: true, sort: (c) => c.cost_ms, cell: (c) => ms(c.cost_ms) },
   { title: "Made of", sign: (c) => JSON.stringify(c),
     cell: (c) => stack(TERMS.map(([name, colour]) => [colour, Math.max(0, c[name])]), highest()) },
@@ -83,7 +88,7 @@ export function routing() {
       const blocks = sum((d) => d.prompt_blocks);
       top.update({
         placed: [count(all.length), "that are kept"],
-        here: [share(sum((d) => d.overlap_blocks), blocks), "of the prompts' blocks"],
+        here: [share(sum(held), blocks), "of the prompts' blocks"],
         somewhere: [share(sum(most), blocks), "what routing gave away for load is the difference"],
         policy: [about.policy, "how requests are placed"],
       });

@@ -177,6 +177,9 @@ impl IndexReader {
         let mut level = Vec::new();
         self.lookup_into(prefix, &mut level);
         out.extend(level.iter().map(|o| TierOverlap { worker: o.worker, blocks: [o.blocks; 4] }));
+        if out.is_empty() {
+            return;
+        }
         out.sort_unstable_by_key(|overlap| overlap.worker);
         for (tier, accept) in ACCEPTED.into_iter().enumerate().take(3) {
             level.clear();

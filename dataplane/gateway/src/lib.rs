@@ -18,6 +18,7 @@ mod history;
 mod http;
 mod lanes;
 mod line;
+mod lower;
 mod members;
 mod meters;
 mod model;

@@ -17,6 +17,7 @@ use crate::config::GatewayConfig;
 use crate::generate::Job;
 use crate::history::unix_ms;
 use crate::line::{Lines, Queued, Room};
+use crate::lower::{Held, Lower};
 use crate::pace::FetchPace;
 use crate::random;
 use crate::replica::Replica;
@@ -160,8 +161,8 @@ impl Placement {
         if entries.is_empty() {
             return Room::Nobody;
         }
-        let views: Vec<WorkerView> = entries.iter().map(|w| self.view(w)).collect();
-        let inputs = self.inputs(job, &views, &[]);
+        let ((views, _), nothing) = (self.views(&entries), Held::default());
+        let inputs = self.inputs(job, &views, &nothing);
         let has_room = self.inner.router.lock().has_room(&inputs, room_tokens);
         if has_room { Room::Some } else { Room::None }
     }
@@ -179,19 +180,14 @@ impl Placement {
         all.filter(|w| w.routable() && !excluded.contains(&w.id)).collect()
     }
 
-    fn inputs<'a>(
-        &self,
-        job: &'a Job,
-        workers: &'a [WorkerView],
-        overlaps: &'a [Overlap],
-    ) -> Inputs<'a> {
+    fn inputs<'a>(&self, job: &'a Job, workers: &'a [WorkerView], held: &'a Held) -> Inputs<'a> {
         Inputs {
             now_ms: self.now_ms(),
             prompt_blocks: &job.blocks,
             prompt_tokens: job.prompt_tokens,
             block_tokens: job.block_tokens,
-            overlaps,
-            stored: &[],
+            overlaps: held.near(),
+            stored: held.stored(),
             fetch: None,
             workers,
             excluded: &[],
@@ -211,12 +207,11 @@ impl Placement {
     ) -> Option<Placed> {
         let span = job.span.child("route", Kind::Internal);
         let entries = self.entries(job, excluded);
-        let views: Vec<WorkerView> = entries.iter().map(|w| self.view(w)).collect();
+        let (mut views, lower) = self.views(&entries);
         let reader = self.inner.replica.index_reader();
-        let mut overlaps = Vec::new();
-        reader.lookup_into(&job.blocks, &mut overlaps);
-        let inputs = self.inputs(job, &views, &overlaps);
-        let fetch = self.fetch(&overlaps, &entries, &views);
+        let held = Held::find(&reader, &job.blocks, &mut views, &lower);
+        let inputs = self.inputs(job, &views, &held);
+        let fetch = self.fetch(&held, &entries, &views);
         let inputs = Inputs { fetch, ..inputs };
         let hints = hints_of(job);
         let mut router = self.inner.router.lock();
@@ -227,10 +222,10 @@ impl Placement {
         // From here on the booking is released by its guard, also when the worker has gone meanwhile.
         let worker = Arc::clone(entries.iter().find(|w| w.id == decision.worker)?);
         let inner = Arc::clone(&self.inner);
-        count_held(&overlaps, worker.id, job.blocks.len());
+        count_held(&held.all, worker.id, job.blocks.len());
         // Only where it costs less than computing.
         let fetches = decision.fetched_blocks > decision.stored_blocks;
-        let sources = if fetches { sources(&overlaps, &worker, &entries) } else { Vec::new() };
+        let sources = if fetches { sources(&held.all, &worker, &entries) } else { Vec::new() };
         let own_tokens = decision.stored_blocks.saturating_mul(job.block_tokens);
         let rest_ms = decision.cost_ms - decision.terms.load_ms - decision.terms.memory_ms;
         let sent_ms = inputs.now_ms;
@@ -240,6 +235,7 @@ impl Placement {
             span.set("mainstay.cost_ms", decision.cost_ms);
             span.set("mainstay.prompt_blocks", job.blocks.len() as i64);
             span.set("mainstay.overlap_blocks", i64::from(decision.overlap_blocks));
+            span.set("mainstay.stored_blocks", i64::from(decision.stored_blocks));
         }
         let attempt = Span::default();
         let placed =
@@ -253,28 +249,28 @@ impl Placement {
     pub(crate) fn near(&self, prefix: &Prefix) -> Option<(Arc<WorkerEntry>, Vec<v1::BlockSource>)> {
         let job = Job::of_prefix(prefix);
         let entries = self.entries(&job, &HashSet::new());
-        let mut overlaps = Vec::new();
-        self.inner.replica.index_reader().lookup_into(&job.blocks, &mut overlaps);
+        let (mut views, lower) = self.views(&entries);
+        let reader = self.inner.replica.index_reader();
+        let held = Held::find(&reader, &job.blocks, &mut views, &lower);
         let last = prefix.workers.last();
         let last = last.and_then(|last| entries.iter().find(|entry| entry.id == *last));
         let worker = match last {
             Some(last) => Arc::clone(last),
             None => {
-                let views: Vec<WorkerView> = entries.iter().map(|w| self.view(w)).collect();
-                let inputs = self.inputs(&job, &views, &overlaps);
+                let inputs = self.inputs(&job, &views, &held);
                 let chosen = self.inner.router.lock().choose_with(&inputs, &hints_of(&job)).ok()?;
                 Arc::clone(entries.iter().find(|entry| entry.id == chosen.worker)?)
             }
         };
         let sources =
-            if self.inner.transfer { sources(&overlaps, &worker, &entries) } else { Vec::new() };
+            if self.inner.transfer { sources(&held.all, &worker, &entries) } else { Vec::new() };
         Some((worker, sources))
     }
 
     /// What workers of the own region would give, where they give anything.
     fn fetch(
         &self,
-        overlaps: &[Overlap],
+        held: &Held,
         entries: &[Arc<WorkerEntry>],
         views: &[WorkerView],
     ) -> Option<Fetch> {
@@ -285,10 +281,11 @@ impl Placement {
             entries.iter().any(|w| w.id == o.worker && w.region == self.inner.region)
         };
         // The deepest first, so that few are looked for.
-        let mut deepest: Vec<&Overlap> = overlaps.iter().collect();
+        let mut deepest: Vec<&Overlap> = held.all.iter().collect();
         deepest.sort_unstable_by_key(|o| std::cmp::Reverse(o.blocks));
-        let blocks = deepest.into_iter().find(near).map_or(0, |o| o.blocks);
-        self.inner.fetch_pace.lock().fetch(blocks, views)
+        let source = deepest.into_iter().find(near)?;
+        let fetch = self.inner.fetch_pace.lock().fetch(source.blocks, views)?;
+        Some(held.fetch(fetch, source.worker, views))
     }
 
     fn remember(
@@ -334,8 +331,8 @@ impl Placement {
     pub(crate) fn overlaps(&self) -> [u64; 4] {
         let decisions = self.inner.decisions.lock();
         decisions.iter().fold([0; 4], |[count, prompt, placed, best], e| {
-            let most = e.decision.candidates.iter().map(|c| c.overlap_blocks).max().unwrap_or(0);
-            let here = u64::from(e.decision.overlap_blocks);
+            let most = e.decision.candidates.iter().map(|c| c.stored_blocks).max().unwrap_or(0);
+            let here = u64::from(e.decision.stored_blocks);
             [
                 count + 1,
                 prompt + e.prompt_blocks as u64,
@@ -351,9 +348,14 @@ impl Placement {
         decisions.iter().rev().find(|e| e.request == request).map(|e| e.decision.worker)
     }
 
-    fn view(&self, entry: &WorkerEntry) -> WorkerView {
+    /// What the router sees of workers, and what is known of the tiers of each.
+    fn views(&self, entries: &[Arc<WorkerEntry>]) -> (Vec<WorkerView>, Vec<Lower>) {
+        entries.iter().map(|entry| self.view(entry)).unzip()
+    }
+
+    fn view(&self, entry: &WorkerEntry) -> (WorkerView, Lower) {
         let (load, heard) = entry.load();
-        WorkerView {
+        let view = WorkerView {
             id: entry.id,
             epoch: entry.epoch,
             draining: load.draining,
@@ -365,6 +367,7 @@ impl Placement {
                 waiting_prefill_tokens: load.waiting_prefill_tokens,
                 prefill_us_per_token: load.prefill_us_per_token,
                 decode_us_per_step: load.decode_us_per_step,
+                // Of each prompt: it depends on where its blocks lie.
                 load_us_per_token: 0.0,
                 loading_tokens: 0,
                 blocks_total: Some(load.blocks_total),
@@ -373,7 +376,8 @@ impl Placement {
                     load.blocks_total.saturating_sub(load.blocks_used.max(load.blocks_pinned)),
                 ),
             },
-        }
+        };
+        (view, Lower::from(&load))
     }
 }
 

@@ -23,6 +23,8 @@ pub struct CandidateCost {
     pub terms: Terms,
     /// Leading blocks of the prompt that it holds, or is expected to hold soon.
     pub overlap_blocks: u32,
+    /// The same with what would come in from its lower tiers.
+    pub stored_blocks: u32,
     /// The overlap is what was just sent there, not what it has reported.
     pub predicted: bool,
     /// It is in another region.

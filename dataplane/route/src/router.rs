@@ -272,6 +272,7 @@ impl Router {
                 cost_ms: terms.total_ms(),
                 terms,
                 overlap_blocks: self.fleet.overlap_blocks(at),
+                stored_blocks: self.fleet.stored_blocks(at),
                 predicted: self.fleet.predicted_blocks[at] > self.fleet.known_blocks[at],
                 abroad: self.fleet.abroad[at] > 0.0,
             }

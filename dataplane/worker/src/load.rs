@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use mainstay_engine_abi::sdk::Stats;
 use mainstay_proto::v1;
+use mainstay_types::Tier;
 use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -41,6 +42,15 @@ pub(crate) struct Meter {
 pub(crate) struct Pace {
     pub(crate) prefill_us_per_token: f32,
     pub(crate) decode_us_per_step: f32,
+    pub(crate) host: LoadPace,
+    pub(crate) disk: LoadPace,
+}
+
+/// What a token from a lower tier takes, and by how many measurements that is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct LoadPace {
+    pub(crate) us_per_token: f32,
+    pub(crate) loads: u32,
 }
 
 fn blend(average: &mut f32, sample: f32) {
@@ -66,6 +76,20 @@ impl Meter {
         if count > 0 {
             let sample = (sum / count).as_secs_f32() * 1e6;
             blend(&mut self.pace.lock().decode_us_per_step, sample);
+        }
+    }
+
+    /// So many tokens came in, the furthest of them from this tier, and took so long.
+    pub(crate) fn loaded(&self, tier: Tier, tokens: u32, took: Duration) {
+        let mut pace = self.pace.lock();
+        let pace = match tier {
+            Tier::Host => &mut pace.host,
+            Tier::Disk => &mut pace.disk,
+            Tier::Device | Tier::Remote => return,
+        };
+        if tokens > 0 && !took.is_zero() {
+            blend(&mut pace.us_per_token, took.as_secs_f32() * 1e6 / tokens as f32);
+            pace.loads = pace.loads.saturating_add(1);
         }
     }
 
@@ -127,6 +151,11 @@ pub(crate) fn load(shared: &Shared) -> v1::Load {
         epoch: shared.epoch().0,
         prefill_us_per_token: pace.prefill_us_per_token,
         decode_us_per_step: pace.decode_us_per_step,
+        has_tiers: shared.tiers().is_some_and(|tiers| tiers.local().is_some()),
+        host_us_per_token: pace.host.us_per_token,
+        disk_us_per_token: pace.disk.us_per_token,
+        host_loads: pace.host.loads,
+        disk_loads: pace.disk.loads,
         ..v1::Load::default()
     };
     let Some(life) = shared.life() else {
@@ -151,7 +180,7 @@ pub(crate) fn load(shared: &Shared) -> v1::Load {
 
 fn gauges(shared: &Shared) {
     let state = shared.events.lock();
-    for tier in mainstay_types::Tier::ALL {
+    for tier in Tier::ALL {
         let held = state.map.held(tier) as f64;
         metrics::gauge!("mainstay_worker_blocks", "tier" => tier.name()).set(held);
     }
@@ -208,5 +237,19 @@ mod tests {
         assert_eq!(meter.pace().decode_us_per_step, 0.0, "a pause is no step");
         meter.stepped([Duration::from_millis(10), Duration::from_millis(30)].into_iter());
         assert!((meter.pace().decode_us_per_step - 20_000.0).abs() < 1.0);
+    }
+
+    #[test]
+    fn each_lower_tier_has_its_own_pace() {
+        let meter = Meter::default();
+        meter.loaded(Tier::Disk, 0, Duration::from_secs(1));
+        meter.loaded(Tier::Remote, 10, Duration::from_secs(1));
+        assert_eq!(meter.pace(), Pace::default(), "nothing came, or from what is told nobody");
+        meter.loaded(Tier::Disk, 100, Duration::from_millis(2));
+        meter.loaded(Tier::Host, 100, Duration::from_millis(1));
+        meter.loaded(Tier::Host, 100, Duration::from_millis(2));
+        let pace = meter.pace();
+        assert_eq!((pace.disk.us_per_token, pace.disk.loads, pace.host.loads), (20.0, 1, 2));
+        assert!((pace.host.us_per_token - 11.0).abs() < 0.001);
     }
 }

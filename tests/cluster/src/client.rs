@@ -66,6 +66,11 @@ impl Client {
         read(self.http.post(format!("{}{path}", self.base)).json(body).send().await?).await
     }
 
+    /// A PATCH with JSON.
+    pub async fn patch(&self, path: &str, body: &Value) -> Result<Reply> {
+        read(self.http.patch(format!("{}{path}", self.base)).json(body).send().await?).await
+    }
+
     /// A DELETE.
     pub async fn delete(&self, path: &str) -> Result<Reply> {
         read(self.http.delete(format!("{}{path}", self.base)).send().await?).await

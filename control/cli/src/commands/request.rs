@@ -43,6 +43,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         "worker",
         "region",
         "overlap_blocks",
+        "stored_blocks",
         "prefill_ms",
         "queue_ms",
         "decode_ms",
@@ -56,8 +57,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         candidates.iter().map(|c: &Value| keys.iter().map(|k| cell(c, k)).collect()).collect();
     print(&table(
         &[
-            "WORKER", "REGION", "OVERLAP", "PREFILL", "QUEUE", "DECODE", "LOAD", "AWAY", "COST",
-            "NOTE",
+            "WORKER", "REGION", "OVERLAP", "STORED", "PREFILL", "QUEUE", "DECODE", "LOAD", "AWAY",
+            "COST", "NOTE",
         ],
         &rows,
     ));

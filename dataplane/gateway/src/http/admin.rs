@@ -147,9 +147,12 @@ async fn owned_pin(
         let request = request.clone();
         async move { c.get_pin(request).await }
     });
-    let reply = call.await?;
+    // Another tenant's pin is told as missing, in the same words: whether it exists is none of the caller's business.
+    let reply = match call.await {
+        Err(status) if status.code() == tonic::Code::NotFound => return Err(no_pin(id).into()),
+        reply => reply?,
+    };
     let basis = Basis { log_index: reply.log_index, age_ms: reply.age_ms };
-    // Another tenant's pin is told as missing: whether it exists is none of the caller's business.
     reply
         .pin
         .filter(|p| p.request.as_ref().is_some_and(|r| r.tenant == tenant.as_str()))

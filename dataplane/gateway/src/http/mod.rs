@@ -484,7 +484,8 @@ fn explain_json(app: &App, explained: &Explained) -> Value {
         .map(|c| {
             json!({
                 "worker": name(c.worker), "region": region(c.worker),
-                "overlap_blocks": c.overlap_blocks, "region_ms": round(c.terms.region_ms),
+                "overlap_blocks": c.overlap_blocks, "stored_blocks": c.stored_blocks,
+                "region_ms": round(c.terms.region_ms),
                 "prefill_ms": round(c.terms.prefill_ms), "queue_ms": round(c.terms.queue_ms),
                 "decode_ms": round(c.terms.decode_ms), "load_ms": round(c.terms.load_ms),
                 "memory_ms": round(c.terms.memory_ms),
@@ -499,7 +500,8 @@ fn explain_json(app: &App, explained: &Explained) -> Value {
         .collect();
     json!({
         "request": explained.request, "worker": name(decision.worker),
-        "overlap_blocks": decision.overlap_blocks, "prompt_blocks": explained.prompt_blocks,
+        "overlap_blocks": decision.overlap_blocks, "stored_blocks": decision.stored_blocks,
+        "prompt_blocks": explained.prompt_blocks,
         "region": region(decision.worker), "gateway_region": app.region.as_str(),
         "cost_ms": round(decision.cost_ms), "reason": decision.note.to_string(),
         "candidates": candidates,

@@ -12,6 +12,7 @@ fn candidate(id: u32, prefill_ms: f64, memory_ms: f64) -> CandidateCost {
         cost_ms: terms.total_ms(),
         terms,
         overlap_blocks: 0,
+        stored_blocks: 0,
         predicted: false,
         abroad: false,
     }

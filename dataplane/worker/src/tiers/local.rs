@@ -70,6 +70,11 @@ impl Local {
         self.below.as_ref().map(|below| below.disk.as_ref())
     }
 
+    /// The furthest tier that there is.
+    pub(crate) const fn furthest(&self) -> Tier {
+        if self.below.is_some() { Tier::Disk } else { Tier::Host }
+    }
+
     pub(super) fn stack(&self) -> Option<&Stack> {
         self.below.as_ref().map(|below| &below.stack)
     }

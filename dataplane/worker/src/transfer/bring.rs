@@ -5,7 +5,7 @@
 //! engine in the order of the chain; what does not come is computed.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mainstay_engine_abi::sdk::{Request, RetentionRange, caps};
 use mainstay_proto::v1;
@@ -188,7 +188,7 @@ pub(super) async fn load(
         done = tokio::time::timeout(limit, load.run(sources)) => done.err().map(|_| Ended::Late),
     };
     if let Some(ended) = ended {
-        load.cut_off(ended);
+        load.cut_off(ended, begun.elapsed());
     }
     let brought = load.at - held;
     tracing::debug!(brought, held, took = ?begun.elapsed(), "brought blocks in");
@@ -384,7 +384,7 @@ impl Load<'_> {
     }
 
     /// Nobody waits any longer.
-    fn cut_off(&mut self, ended: Ended) {
+    fn cut_off(&mut self, ended: Ended, after: Duration) {
         let progressed = self.asking.as_ref().is_some_and(|(_, from)| self.at > *from);
         if ended == Ended::Late && progressed {
             // Slow, and not deaf: the rates know that.
@@ -393,7 +393,22 @@ impl Load<'_> {
             }
             return;
         }
+        let local = self.asking.as_ref().is_some_and(|(from, _)| *from == From::Local);
+        if ended == Ended::Late && local {
+            self.local_is_late(after);
+        }
         self.conclude(ended);
+    }
+
+    /// A tier of this machine did not give in all that time what would have come next: it is at least as slow as that.
+    /// Else a disk that hangs would be taken for as quick as it ever was.
+    fn local_is_late(&self, after: Duration) {
+        let tier = self.tiers.and_then(|tiers| tiers.local()).map(|local| local.furthest());
+        let blocks = self.step().min(self.blocks.len() - self.at) as u64;
+        let tokens = blocks * u64::from(self.life.info.block_tokens);
+        if let Some(tier) = tier {
+            self.shared.meter.loaded(tier, u32::try_from(tokens).unwrap_or(u32::MAX), after);
+        }
     }
 
     /// Has the engine take in the next blocks, whose bytes were checked.

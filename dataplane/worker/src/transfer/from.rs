@@ -26,7 +26,7 @@ impl Load<'_> {
     }
 
     /// Blocks of one import.
-    fn step(&self) -> usize {
+    pub(super) fn step(&self) -> usize {
         (CHUNK_BYTES / self.of()).clamp(1, TRANSFER_BLOCKS_MAX as usize)
     }
 
@@ -55,8 +55,9 @@ impl Load<'_> {
         let Some(local) = tiers.local() else { return Ended::Source };
         let mut aged = false;
         while self.at < self.blocks.len() {
-            let end = (self.at + self.step()).min(self.blocks.len());
-            let keys = tiers.keys(self.namespace(), &self.blocks[self.at..end]);
+            let (begun, before) = (Instant::now(), self.at);
+            let end = (before + self.step()).min(self.blocks.len());
+            let keys = tiers.keys(self.namespace(), &self.blocks[before..end]);
             let since_ms = if aged { None } else { local.since_ms(&keys[0]) };
             let (asked, reading) = (keys.len(), Arc::clone(tiers));
             let read = tokio::task::spawn_blocking(move || {
@@ -71,9 +72,14 @@ impl Load<'_> {
                 aged = true;
             }
             let came = read.found.len();
+            let furthest = read.found.iter().map(|found| found.tier).max().unwrap_or(found.tier);
             let said = read.found.iter().map(|found| found.held.retention);
             self.inherit(said);
-            if let Err(ended) = self.import(came, read.bytes).await {
+            let imported = self.import(came, read.bytes).await;
+            let tokens = (self.at - before) as u64 * u64::from(self.life.info.block_tokens);
+            let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+            self.shared.meter.loaded(furthest, tokens, begun.elapsed());
+            if let Err(ended) = imported {
                 return ended;
             }
             if came < asked {

@@ -11,7 +11,7 @@ use crate::{cached, filler, prompt_tokens};
 
 const SHAPE: Shape = Shape { members: 1, gateways: 0, workers: 0, blocks: 0 };
 /// Blocks of the worker's cache, of 16 tokens.
-const BLOCKS: u64 = 600;
+pub(crate) const BLOCKS: u64 = 600;
 /// The simulated engine, which calls a tool when it is asked to.
 const CONFIG: &str = "[engine]\nblocks = 600\nprefill_us_per_token = 5\n";
 const SCRIPT: &str = "[[rule]]\nwhen = 'run the tool'\nunless = 'ls said'\n\
@@ -21,6 +21,9 @@ const LANES: u64 = 4;
 
 pub(crate) struct Bench {
     pub(crate) client: Client,
+    /// Where the member listens, and the gateway.
+    pub(crate) member: String,
+    pub(crate) url: String,
     /// Strangers so far, and lines of the text of one.
     strangers: u64,
     lines: u64,
@@ -28,7 +31,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    fn start(lifecycle: &str) -> Result<Self> {
+    pub(crate) fn start(lifecycle: &str) -> Result<Self> {
         Self::start_with(lifecycle, CONFIG, 24)
     }
 
@@ -50,8 +53,10 @@ impl Bench {
         let mut gateway = Process::start("g1", &strings(&gateway))?;
         worker.wait_ready()?;
         gateway.wait_ready()?;
-        let client = Client::new(&format!("http://{listen}"));
-        Ok(Self { client, strangers: 0, lines, _parts: (cluster, worker, gateway, dir) })
+        let url = format!("http://{listen}");
+        let client = Client::new(&url);
+        let _parts = (cluster, worker, gateway, dir);
+        Ok(Self { client, member: control, url, strangers: 0, lines, _parts })
     }
 
     async fn ask(&self, session: &str, messages: Value, tools: &Value) -> Result<Value> {

@@ -9,6 +9,7 @@ mod failover;
 mod fences;
 mod flood;
 mod full_disk;
+mod isolation;
 mod keeper;
 mod lifecycle;
 mod members;

@@ -22,10 +22,13 @@ const KEY_ID: &str = "EXAMPLEKEYOFTESTS";
 const SECRET: &str = "the-secret-of-this-test-alone";
 
 /// One member, one gateway and workers with flags of their own.
-struct Small {
+pub(crate) struct Small {
     workers: Vec<Process>,
     gateway: Process,
     control: Process,
+    /// Where the member listens, and the gateway.
+    pub(crate) member: String,
+    pub(crate) url: String,
     client: Client,
 }
 
@@ -48,9 +51,19 @@ fn with_credentials(name: &str, args: &[String]) -> Result<Process> {
 impl Small {
     /// Starts them in a folder of their own; `flags` are those of each worker.
     fn start(dir: &Path, key: &Path, flags: &[Vec<String>]) -> Result<Self> {
+        Self::start_with(dir, key, flags, 3_000)
+    }
+
+    /// With so many blocks at each worker.
+    pub(crate) fn start_with(
+        dir: &Path,
+        key: &Path,
+        flags: &[Vec<String>],
+        blocks: u64,
+    ) -> Result<Self> {
         std::fs::create_dir_all(dir)?;
         let config = dir.join("mainstay.toml");
-        std::fs::write(&config, "[engine]\nblocks = 3000\nthreads = 1\n")?;
+        std::fs::write(&config, format!("[engine]\nblocks = {blocks}\nthreads = 1\n"))?;
         let address = format!("127.0.0.1:{}", free_port());
         let (data, key) = (dir.join("m1"), key.to_string_lossy());
         let args = [
@@ -81,8 +94,9 @@ impl Small {
         for process in workers.iter_mut().chain([&mut gateway]) {
             process.wait_ready()?;
         }
-        let client = Client::new(&format!("http://{listen}"));
-        Ok(Self { workers, gateway, control, client })
+        let url = format!("http://{listen}");
+        let client = Client::new(&url);
+        Ok(Self { workers, gateway, control, member: address, url, client })
     }
 
     /// Ends all of it in order.
@@ -97,7 +111,7 @@ impl Small {
 }
 
 /// A key by which clusters name blocks.
-fn key_file(dir: &Path) -> Result<PathBuf> {
+pub(crate) fn key_file(dir: &Path) -> Result<PathBuf> {
     let file = dir.join("hash-key");
     std::fs::write(&file, "00112233445566778899aabbccddeeff\n")?;
     Ok(file)
@@ -154,6 +168,59 @@ async fn served_after_all_workers_restarted_from_the_disk_tier() -> Result<()> {
     tokio::time::sleep(Duration::from_millis(500)).await;
     let found = find(&cluster.client, &texts, &answers).await?;
     show("disk", computed, found);
+    cluster.end()
+}
+
+/// Blocks of the index, all workers together.
+async fn indexed(client: &Client) -> Result<u64> {
+    let status = client.get("/api/v1/status").await?.body;
+    let workers = status["workers"].as_array().context("workers")?;
+    Ok(workers.iter().filter_map(|worker| worker["blocks"].as_u64()).sum())
+}
+
+/// Nobody's engine holds anything, and blocks are not given to others: a prompt goes to whose disk has it.
+#[tokio::test]
+async fn a_prompt_goes_to_the_disk_that_holds_it() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let flags: Vec<Vec<String>> =
+        (1..=2).map(|n| disk_flags(&dir.path().join(format!("disk-{n}")))).collect();
+    let mut cluster = Small::start(&dir.path().join("one"), &key_file(dir.path())?, &flags)?;
+    let listen = format!("127.0.0.1:{}", free_port());
+    let args = ["gateway", "--control", &cluster.member, "--listen", &listen, "--transfer=off"];
+    let mut gateway = Process::start("g2", &strings(&args))?;
+    gateway.wait_ready()?;
+    let client = Client::new(&format!("http://{listen}"));
+    let decision =
+        async || -> Result<Value> { Ok(client.get("/api/v1/requests/last/explain").await?.body) };
+    let texts: Vec<String> = (0..2 * ROUNDS).map(|n| filler(55_000 + n, LINES)).collect();
+    let mut owners = Vec::new();
+    for text in &texts {
+        first_token(&client, text).await?;
+        owners.push(decision().await?["worker"].clone());
+    }
+    let blocks = PREFIX_TOKENS / 16 * texts.len() as u64;
+    for worker in &mut cluster.workers {
+        worker.replace(END)?;
+    }
+    let begun = std::time::Instant::now();
+    while indexed(&client).await? < blocks {
+        ensure!(begun.elapsed() < END, "the disks' blocks are not in the index");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // The gateway's copy follows within moments.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for (text, owner) in texts.iter().zip(&owners) {
+        let (reply, _) = first_token(&client, text).await?;
+        let told = decision().await?;
+        let first = &told["candidates"][0];
+        ensure!(told["worker"] == *owner && first["worker"] == *owner, "{owner}: {told}");
+        ensure!(told["overlap_blocks"] == 0, "{told}");
+        ensure!(told["stored_blocks"].as_u64() >= Some(PREFIX_TOKENS / 16), "{told}");
+        ensure!(first["load_ms"].as_f64() > Some(0.0), "{told}");
+        ensure!(cached(&reply) >= PREFIX_TOKENS, "{reply}");
+    }
+    gateway.terminate()?;
+    gateway.wait_exit(END)?;
     cluster.end()
 }
 
