@@ -21,6 +21,7 @@ mod responses;
 mod rolling;
 mod serve;
 mod tiers;
+mod top;
 mod traces;
 mod transfer;
 
