@@ -13,9 +13,9 @@ use mainstay_types::TenantId;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use super::App;
 use super::admin::AdminError;
 use super::params::Params;
+use super::{App, span_of};
 use crate::retention::Missed;
 
 /// Sessions in one answer at most.
@@ -138,6 +138,7 @@ pub(super) async fn reset(
     headers: HeaderMap,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, AdminError> {
+    let span = span_of("POST /v1/sessions/{key}/reset", &headers);
     let admitted = app.admit(&headers)?;
     let tenant = &admitted.tenant;
     let key = key_of(&app, tenant, &name)?;
@@ -152,7 +153,7 @@ pub(super) async fn reset(
     // Pins first: where they can't be released the session stays, and the call may come again.
     let mut released = 0_u64;
     for pin in pins {
-        match app.pins.release(pin).await {
+        match app.pins.release(pin, &span).await {
             Ok(_) => released += 1,
             // It has ended meanwhile.
             Err(status) if status.code() == Code::NotFound => {}
