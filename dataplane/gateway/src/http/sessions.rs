@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::HeaderMap;
+use axum::http::request::Parts;
 use mainstay_chat::{ApiError, EndCause, ErrorKind, SessionView};
 use mainstay_types::TenantId;
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ use tonic::Code;
 use super::admin::AdminError;
 use super::params::Params;
 use super::{App, span_of};
+use crate::answer::Admitted;
 use crate::retention::Missed;
 
 /// Sessions in one answer at most.
@@ -66,14 +68,29 @@ pub(super) fn key_of(app: &App, tenant: &TenantId, name: &str) -> Result<Arc<str
     named.pop().ok_or_else(unknown)
 }
 
+/// A session that somebody who may ask for it names in the path.
+pub(super) struct Named {
+    admitted: Admitted,
+    key: Arc<str>,
+}
+
+impl FromRequestParts<App> for Named {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, AdminError> {
+        let admitted = app.admit(&parts.headers)?;
+        let name = Path::<String>::from_request_parts(parts, app).await;
+        let Path(name) = name.map_err(|_| unknown())?;
+        let key = key_of(app, &admitted.tenant, &name)?;
+        Ok(Self { admitted, key })
+    }
+}
+
 /// Brings a session's last known prefix back to where its next turn will run.
 pub(super) async fn prefetch(
     State(app): State<App>,
-    headers: HeaderMap,
-    Path(name): Path<String>,
+    Named { admitted, key }: Named,
 ) -> Result<Json<Value>, AdminError> {
-    let admitted = app.admit(&headers)?;
-    let key = key_of(&app, &admitted.tenant, &name)?;
     let done = app.retainer.prefetch(&app.placement, admitted.tenant.as_str(), &key).await;
     let outcome =
         |outcome: &str| json!({"object": "session.prefetch", "key": *key, "outcome": outcome});
@@ -123,11 +140,8 @@ fn refusal(app: &App, missed: Missed) -> ApiError {
 /// Ends a session as its client's last request could have done.
 pub(super) async fn end(
     State(app): State<App>,
-    headers: HeaderMap,
-    Path(name): Path<String>,
+    Named { admitted, key }: Named,
 ) -> Result<Json<Value>, AdminError> {
-    let admitted = app.admit(&headers)?;
-    let key = key_of(&app, &admitted.tenant, &name)?;
     let session = app.sessions.end(&admitted.tenant, &key).ok_or_else(unknown)?;
     Ok(Json(session_json(&session)))
 }
@@ -136,12 +150,10 @@ pub(super) async fn end(
 pub(super) async fn reset(
     State(app): State<App>,
     headers: HeaderMap,
-    Path(name): Path<String>,
+    Named { admitted, key }: Named,
 ) -> Result<Json<Value>, AdminError> {
     let span = span_of("POST /v1/sessions/{key}/reset", &headers);
-    let admitted = app.admit(&headers)?;
     let tenant = &admitted.tenant;
-    let key = key_of(&app, tenant, &name)?;
     let owned = |pin: &&mainstay_state::Pin| {
         let request = &pin.request;
         pin.is_live()
