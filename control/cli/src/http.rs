@@ -1,9 +1,19 @@
 //! The client side of the CLI: asks a gateway and turns its errors into exit codes.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use serde_json::Value;
 
 use crate::output::{Failure, Format};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What asks gateways, and waits so long for an answer at most.
+pub(crate) fn client(patience: Duration) -> anyhow::Result<reqwest::Client> {
+    Ok(reqwest::Client::builder().timeout(patience).build()?)
+}
 
 /// A name as one segment of a path, whatever is in it.
 pub(crate) fn segment(name: &str) -> String {
@@ -47,10 +57,23 @@ impl Target {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<Value> {
+        self.ask_by(&client(PATIENCE)?, method, path, body).await
+    }
+
+    /// Where it asks, as an address in full.
+    pub(crate) fn base(&self) -> String {
         let base = self.addr.trim_end_matches('/');
-        let base = if base.contains("://") { base.to_owned() } else { format!("http://{base}") };
-        let client =
-            reqwest::Client::builder().timeout(std::time::Duration::from_secs(30)).build()?;
+        if base.contains("://") { base.to_owned() } else { format!("http://{base}") }
+    }
+
+    async fn ask_by(
+        &self,
+        client: &reqwest::Client,
+        method: reqwest::Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<Value> {
+        let base = self.base();
         let mut request = client.request(method, format!("{base}{path}"));
         if let Some(key) = &self.api_key {
             request = request.bearer_auth(key);
@@ -79,6 +102,15 @@ impl Target {
             _ => 1,
         };
         Err(Failure { message, exit }.into())
+    }
+
+    /// A GET over connections that are kept, for whoever asks again and again.
+    pub(crate) async fn get_by(
+        &self,
+        client: &reqwest::Client,
+        path: &str,
+    ) -> anyhow::Result<Value> {
+        self.ask_by(client, reqwest::Method::GET, path, None).await
     }
 
     /// A GET.

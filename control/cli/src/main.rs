@@ -55,6 +55,8 @@ enum Command {
     Tenant(commands::tenant::Args),
     /// One screen about the cluster
     Status(commands::status::Args),
+    /// The cluster, live in a terminal
+    Top(commands::top::Args),
     /// Why a request went where it went
     Request(commands::request::Args),
     /// Compare routing policies on a trace, over modelled engines, in virtual time
@@ -123,6 +125,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::Session(args) => commands::session::run(args).await,
             Command::Tenant(args) => commands::tenant::run(args).await,
             Command::Status(args) => commands::status::run(args).await,
+            Command::Top(args) => commands::top::run(args).await,
             Command::Request(args) => commands::request::run(args).await,
             Command::Trace(args) => commands::trace::run(args).await,
             Command::Doctor(args) => commands::doctor::run(*args).await,

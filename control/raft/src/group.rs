@@ -30,7 +30,8 @@ use tokio::time::Instant;
 use config::raft_config;
 pub use config::{GroupConfig, Settings, WallClock};
 pub use membership::Founder;
-use proposer::{Proposer, Refused, Stamper};
+pub use proposer::Steps;
+use proposer::{Done, Proposer, Refused, Stamper};
 pub use view::{GroupStatus, Leadership, MemberStatus, Role};
 
 use crate::error::{GroupError, ProposeError};
@@ -218,8 +219,17 @@ impl Group {
 
     /// Puts a command through the log and answers with its place and outcome.
     pub async fn propose(&self, command: Command) -> Result<(LogIndex, Outcome), ProposeError> {
-        let answered = self.propose_many(vec![command]).await?;
-        answered.into_iter().next().ok_or(ProposeError::Unavailable("no answer came"))
+        self.propose_timed(command).await.map(|(at, outcome, _)| (at, outcome))
+    }
+
+    /// [`Group::propose`], and when the command got how far.
+    pub async fn propose_timed(
+        &self,
+        command: Command,
+    ) -> Result<(LogIndex, Outcome, Steps), ProposeError> {
+        let done = self.put_through(vec![command]).await?.into_iter().next();
+        let done = done.ok_or(ProposeError::Unavailable("no answer came"))?;
+        Ok((done.at, done.outcome, done.steps))
     }
 
     /// Puts commands through the log in their order, as one batch. When it fails, a first part of them may have
@@ -228,6 +238,11 @@ impl Group {
         &self,
         commands: Vec<Command>,
     ) -> Result<Vec<(LogIndex, Outcome)>, ProposeError> {
+        let done = self.put_through(commands).await?;
+        Ok(done.into_iter().map(|done| (done.at, done.outcome)).collect())
+    }
+
+    async fn put_through(&self, commands: Vec<Command>) -> Result<Vec<Done>, ProposeError> {
         let batch = u32::try_from(commands.len()).unwrap_or(u32::MAX);
         if commands.len() > PROPOSALS_MAX {
             return Err(ProposeError::TooLarge { bytes: commands.len(), max: PROPOSALS_MAX });

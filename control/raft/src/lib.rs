@@ -26,7 +26,7 @@ pub use error::{GroupError, MemberError, OfflineError, ProposeError, StoreError}
 pub use feed::{Applied, Read};
 pub use group::{
     Founder, Group, GroupConfig, GroupStatus, Leadership, MEMBERS_MAX, MemberStatus,
-    PROPOSAL_BYTES_MAX, Role, Settings, WallClock,
+    PROPOSAL_BYTES_MAX, Role, Settings, Steps, WallClock,
 };
 pub use network::Connector;
 pub use offline::{

@@ -19,6 +19,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use parking_lot::RwLock;
 use prost::Message;
+use tokio::time::Instant;
 
 use crate::feed::{Applied, Feed};
 use crate::snapshot::SnapshotStore;
@@ -87,6 +88,7 @@ impl StateMachine {
     }
 
     fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
+        let applying = Instant::now();
         let mut opened = Vec::with_capacity(batch.len());
         for (entry, responder) in batch {
             opened.push((open(&entry)?, entry, responder));
@@ -126,8 +128,9 @@ impl StateMachine {
         if !cuts.is_empty() {
             self.shared.streams.check_cut(&cuts);
         }
+        let applied = Instant::now();
         for (responder, outcome) in answers {
-            responder.send(Answer(outcome));
+            responder.send(Answer { outcome, applying, applied });
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use mainstay_state::Outcome;
 use openraft::OptionalSend;
 use openraft::impls::{BoxedErrorSource, InlineBatch, ProgressResponder, leader_id_adv};
+use tokio::time::Instant;
 
 use crate::machine::StateMachine;
 
@@ -36,9 +37,15 @@ impl fmt::Display for Body {
     }
 }
 
-/// What applying an entry answers: an outcome for a proposal, nothing for openraft's own entries.
+/// What applying an entry answers.
 #[derive(Debug)]
-pub(crate) struct Answer(pub(crate) Option<Outcome>);
+pub(crate) struct Answer {
+    /// Of a proposal; openraft's own entries have none.
+    pub(crate) outcome: Option<Outcome>,
+    /// When the entries that were applied together began to be, and when they were.
+    pub(crate) applying: Instant,
+    pub(crate) applied: Instant,
+}
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TypeConfig;

@@ -19,6 +19,7 @@ use mainstay_proto::v1;
 use mainstay_proto::v1::control_server::Control;
 use mainstay_raft::{Connector, Group, MemberError, ProposeError};
 use mainstay_state::Outcome;
+use mainstay_trace::Parent;
 use mainstay_types::{Command, ErrorCode, WorkerId};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -142,21 +143,24 @@ impl Control for Service {
         &self,
         request: Request<v1::PutPin>,
     ) -> Result<Response<v1::PinReply>, Status> {
-        self.put_pin(request.into_inner(), Form::Whole).await.map(Response::new)
+        let parent = Parent::from_metadata(request.metadata());
+        self.put_pin(request.into_inner(), Form::Whole, &parent).await.map(Response::new)
     }
 
     async fn extend_pin(
         &self,
         request: Request<v1::ExtendPin>,
     ) -> Result<Response<v1::PinReply>, Status> {
-        self.prolong_pin(request.into_inner(), Form::Whole).await.map(Response::new)
+        let parent = Parent::from_metadata(request.metadata());
+        self.prolong_pin(request.into_inner(), Form::Whole, &parent).await.map(Response::new)
     }
 
     async fn release_pin(
         &self,
         request: Request<v1::ReleasePin>,
     ) -> Result<Response<v1::PinReply>, Status> {
-        self.give_pin_back(request.into_inner(), Form::Whole).await.map(Response::new)
+        let parent = Parent::from_metadata(request.metadata());
+        self.give_pin_back(request.into_inner(), Form::Whole, &parent).await.map(Response::new)
     }
 
     type WritePinsStream = ReceiverStream<Result<v1::PinWritten, Status>>;

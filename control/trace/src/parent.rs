@@ -28,6 +28,12 @@ impl Parent {
         Self::read(metadata.get(NAME).and_then(|value| value.to_str().ok()))
     }
 
+    /// What a message says that has it among its own words; empty for nobody.
+    #[must_use]
+    pub fn from_text(header: &str) -> Self {
+        Self::read(Some(header))
+    }
+
     /// Goes with a call over gRPC.
     pub fn go_with(&self, metadata: &mut MetadataMap) {
         let value = self.header().and_then(|header| MetadataValue::try_from(header).ok());

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanKind, Status, TraceContextExt, Tracer as _,
@@ -84,6 +85,23 @@ impl Span {
         }
     }
 
+    /// A part of it that is over, from when to when by this process's clock.
+    pub fn past(&self, name: &'static str, from: Instant, to: Instant) {
+        let (Some(_), Some(tracer)) = (&self.recording, tracer()) else { return };
+        self.past_with(tracer, name, from, to);
+    }
+
+    fn past_with(&self, tracer: &trace::SdkTracer, name: &'static str, from: Instant, to: Instant) {
+        let Some(context) = self.own.context() else { return };
+        let (now, wall) = (Instant::now(), SystemTime::now());
+        let at =
+            |then: Instant| wall.checked_sub(now.saturating_duration_since(then)).unwrap_or(wall);
+        let around = Context::new().with_remote_span_context(context.clone());
+        let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Internal);
+        let mut span = tracer.build_with_context(builder.with_start_time(at(from)), &around);
+        span.end_with_timestamp(at(to));
+    }
+
     /// Whether anybody will read what it is told: for what costs something to find out.
     #[must_use]
     pub const fn is_recorded(&self) -> bool {
@@ -113,6 +131,8 @@ impl Span {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use opentelemetry::trace::TracerProvider as _;
     use opentelemetry_sdk::trace::{InMemorySpanExporter, Sampler, SdkTracerProvider};
 
@@ -146,6 +166,23 @@ mod tests {
         let ended = exporter.get_finished_spans().unwrap();
         assert_eq!(ended[0].parent_span_id, ended[1].span_context.span_id());
         assert_eq!(Parent::of(ended[1].span_context.clone()).trace_id(), trace);
+    }
+
+    #[test]
+    fn what_is_over_is_told_with_its_own_times() {
+        let (provider, exporter) = provider(1.0);
+        let tracer = provider.tracer("test");
+        let root = Span::begin_with(&tracer, "root", Kind::Server, &Parent::default());
+        let ended = Instant::now();
+        let began = ended.checked_sub(Duration::from_millis(250)).expect("it runs that long");
+        root.past_with(&tracer, "part", began, ended);
+        let told = exporter.get_finished_spans().unwrap();
+        let long = told[0].end_time.duration_since(told[0].start_time).unwrap();
+        assert_eq!((told[0].name.as_ref(), long), ("part", Duration::from_millis(250)));
+        drop(root);
+        let told = exporter.get_finished_spans().unwrap();
+        assert_eq!(told[0].parent_span_id, told[1].span_context.span_id());
+        assert!(told[0].start_time < told[1].start_time);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use mainstay_proto::client::ControlPlane;
 use mainstay_proto::convert::pin_to_wire;
 use mainstay_proto::v1;
 use mainstay_proto::v1::pin_write::Change;
+use mainstay_trace::{Kind, Span};
 use mainstay_types::{
     KeptTokens, NamespaceId, PinId, PinRequest, PinScope, Region, SequenceHash, SessionId, TenantId,
 };
@@ -67,19 +68,23 @@ impl Pins {
 
     /// Makes a pin, or renews the live one that has the same prefix and owner: a client that repeats its
     /// breakpoint wants the lease to start anew, not a second lease.
-    pub(crate) async fn make(&self, wish: Wish) -> Result<v1::PinReply, tonic::Status> {
+    pub(crate) async fn make(
+        &self,
+        wish: Wish,
+        request: &Span,
+    ) -> Result<v1::PinReply, tonic::Status> {
         if let Some(id) = self.same_prefix(&wish) {
-            let request = v1::ExtendPin {
+            let extend = v1::ExtendPin {
                 id: mainstay_proto::convert::u128_to_wire(id.0),
                 ttl_ms: wish.ttl_ms,
             };
-            match self.control.write_pin(CALL_DEADLINE, Change::Extend(request)).await {
+            match self.write(Change::Extend(extend), request).await {
                 // It ended meanwhile: the wish is for a new one.
                 Err(status) if gone(&status) => {}
                 other => return other,
             }
         }
-        let request = pin_to_wire(&PinRequest {
+        let put = pin_to_wire(&PinRequest {
             id: PinId(random_u128()?),
             tenant: wish.tenant,
             namespace: wish.namespace,
@@ -92,7 +97,18 @@ impl Pins {
             tokens: wish.tokens,
             scope: wish.scope,
         });
-        self.control.write_pin(CALL_DEADLINE, Change::Put(request)).await
+        self.write(Change::Put(put), request).await
+    }
+
+    /// Has the control plane write it, as a part of that request.
+    async fn write(&self, change: Change, request: &Span) -> Result<v1::PinReply, tonic::Status> {
+        let span = request.child("pin", Kind::Client);
+        let trace = span.parent().header().unwrap_or_default();
+        let written = self.control.write_pin_traced(CALL_DEADLINE, change, &trace).await;
+        if written.is_err() {
+            span.fail("no pin");
+        }
+        written
     }
 
     fn same_prefix(&self, wish: &Wish) -> Option<PinId> {
@@ -119,13 +135,19 @@ impl Pins {
     }
 
     /// Makes a pin beside a request. Whoever wants to know what became of it asks the answer at the end.
-    pub(crate) fn make_in_background(&self, wish: Wish, request_id: String) -> MadeLater {
-        let pins = self.clone();
+    pub(crate) fn make_in_background(
+        &self,
+        wish: Wish,
+        request_id: String,
+        request: &Span,
+    ) -> MadeLater {
+        let (pins, request) = (self.clone(), request.clone());
         let (prefix_tokens, ttl_ms) = (wish.prefix_tokens, wish.ttl_ms);
         let is_made = Arc::new(AtomicBool::new(false));
         let made_now = Arc::clone(&is_made);
         let task = tokio::spawn(async move {
-            let made = pins.make(wish).await;
+            let made = pins.make(wish, &request).await;
+            drop(request);
             let (outcome, reason) = match &made {
                 Ok(_) => ("accepted", ""),
                 Err(status) => (outcome_of(status), status.message()),
@@ -146,15 +168,20 @@ impl Pins {
         &self,
         id: PinId,
         ttl_ms: u64,
+        request: &Span,
     ) -> Result<v1::PinReply, tonic::Status> {
-        let request = v1::ExtendPin { id: mainstay_proto::convert::u128_to_wire(id.0), ttl_ms };
-        self.control.write_pin(CALL_DEADLINE, Change::Extend(request)).await
+        let extend = v1::ExtendPin { id: mainstay_proto::convert::u128_to_wire(id.0), ttl_ms };
+        self.write(Change::Extend(extend), request).await
     }
 
     /// Ends a pin.
-    pub(crate) async fn release(&self, id: PinId) -> Result<v1::PinReply, tonic::Status> {
-        let request = v1::ReleasePin { id: mainstay_proto::convert::u128_to_wire(id.0) };
-        self.control.write_pin(CALL_DEADLINE, Change::Release(request)).await
+    pub(crate) async fn release(
+        &self,
+        id: PinId,
+        request: &Span,
+    ) -> Result<v1::PinReply, tonic::Status> {
+        let release = v1::ReleasePin { id: mainstay_proto::convert::u128_to_wire(id.0) };
+        self.write(Change::Release(release), request).await
     }
 }
 

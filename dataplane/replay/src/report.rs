@@ -164,6 +164,24 @@ pub struct Pinned {
     pub others_hit_rate_flooded: f64,
 }
 
+impl Pinned {
+    /// Its figures as cells of a table: sessions; turns and hits; of those that were flooded; hits of others, and of those
+    /// that were flooded.
+    #[must_use]
+    pub fn cells(&self) -> [String; 7] {
+        let percent = |share: f64| format!("{:.2}%", share * 100.0);
+        [
+            self.sessions.to_string(),
+            self.turns.to_string(),
+            percent(self.hit_rate),
+            self.turns_flooded.to_string(),
+            percent(self.hit_rate_flooded),
+            percent(self.others_hit_rate),
+            percent(self.others_hit_rate_flooded),
+        ]
+    }
+}
+
 /// Requests of one kind of priority.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Class {

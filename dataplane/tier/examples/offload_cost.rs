@@ -14,6 +14,10 @@ use mainstay_tier::{
     Touch, Verdict,
 };
 use mainstay_types::{NamespaceId, SequenceHash};
+use random::random_from;
+
+#[path = "../tests/support/random.rs"]
+mod random;
 
 const BLOCK_BYTES: u32 = 64;
 /// A pause counts for no more than this.
@@ -56,17 +60,6 @@ fn recorded(folder: &Path, most: usize) -> anyhow::Result<Vec<Vec<(f64, Chain)>>
         sessions.push(requests);
     }
     Ok(sessions)
-}
-
-fn random_from(seed: u64) -> impl FnMut() -> u64 {
-    let mut state = seed;
-    move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = state;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
 }
 
 fn drawn(sessions: usize) -> Vec<Vec<(f64, Chain)>> {

@@ -12,6 +12,10 @@ use mainstay_tier::{
     BlockKey, DiskSettings, DiskTier, Get, Health, Layout, Put, Record, Retention,
 };
 use mainstay_types::{NamespaceId, SequenceHash};
+use random::random_from;
+
+#[path = "support/random.rs"]
+mod random;
 
 const BLOCK_BYTES: u32 = 20_000;
 const SLOT_BYTES: u64 = 20_480;
@@ -49,17 +53,6 @@ fn put(tier: &DiskTier, number: u64) -> Put {
         sum: None,
     };
     tier.put(&record, 0).expect("the call is right")
-}
-
-fn random_from(seed: u64) -> impl FnMut() -> u64 {
-    let mut state = seed;
-    move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = state;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
 }
 
 /// Says which blocks are promised: one line after each flush, of those that will not leave in this life.

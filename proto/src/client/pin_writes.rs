@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{ControlPlane, LEADER_METADATA};
 use crate::v1;
@@ -89,7 +89,7 @@ impl Link {
         Ok(Arc::new(Self { out, waiting, next_call: AtomicU64::new(1), room }))
     }
 
-    async fn write(&self, change: Change) -> Result<v1::PinReply, Status> {
+    async fn write(&self, change: Change, trace: &str) -> Result<v1::PinReply, Status> {
         let broken = || Status::unavailable("the connection to the control plane broke");
         let _room = self.room.acquire().await.map_err(|_| broken())?;
         let call = self.next_call.fetch_add(1, Ordering::Relaxed);
@@ -98,10 +98,21 @@ impl Link {
             return Err(broken());
         }
         let _entered = Entered(&self.waiting, call);
-        let write = v1::PinWrite { call, change: Some(change) };
+        let write = v1::PinWrite { call, change: Some(change), traceparent: trace.to_owned() };
         self.out.send(write).await.map_err(|_| broken())?;
         read(answer.await.map_err(|_| broken())?)
     }
+}
+
+/// A call with its trace, as others have it: in the metadata.
+fn traced<T>(message: T, trace: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Ok(value) = AsciiMetadataValue::try_from(trace)
+        && !trace.is_empty()
+    {
+        request.metadata_mut().insert("traceparent", value);
+    }
+    request
 }
 
 fn read(answer: v1::PinWritten) -> Result<v1::PinReply, Status> {
@@ -179,6 +190,18 @@ impl ControlPlane {
         self.write_pin_counting(deadline, change, &mut 0).await
     }
 
+    /// [`ControlPlane::write_pin`] as a part of a trace: `trace` is a `traceparent`, or empty.
+    pub async fn write_pin_traced(
+        &self,
+        deadline: Duration,
+        change: Change,
+        trace: &str,
+    ) -> Result<v1::PinReply, Status> {
+        let call =
+            self.call_at(deadline, |at, client| self.write_once(at, client, change.clone(), trace));
+        call.await
+    }
+
     /// [`ControlPlane::write_pin`], for who must know whether an attempt before the answered one may have been carried
     /// out: `attempts` grows by one with each.
     pub async fn write_pin_counting(
@@ -189,7 +212,7 @@ impl ControlPlane {
     ) -> Result<v1::PinReply, Status> {
         let call = self.call_at(deadline, |at, client| {
             *attempts += 1;
-            self.write_once(at, client, change.clone())
+            self.write_once(at, client, change.clone(), "")
         });
         call.await
     }
@@ -199,13 +222,14 @@ impl ControlPlane {
         at: usize,
         mut client: ControlClient<Channel>,
         change: Change,
+        trace: &str,
     ) -> Result<Response<v1::PinReply>, Status> {
         match self.inner.links.to(at, client.clone()).await? {
-            Some(link) => link.write(change).await.map(Response::new),
+            Some(link) => link.write(change, trace).await.map(Response::new),
             None => match change {
-                Change::Put(request) => client.create_pin(request).await,
-                Change::Extend(request) => client.extend_pin(request).await,
-                Change::Release(request) => client.release_pin(request).await,
+                Change::Put(request) => client.create_pin(traced(request, trace)).await,
+                Change::Extend(request) => client.extend_pin(traced(request, trace)).await,
+                Change::Release(request) => client.release_pin(traced(request, trace)).await,
             },
         }
     }

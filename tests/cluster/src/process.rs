@@ -230,6 +230,11 @@ impl Cluster {
         Self::start_all(&binary(), shape, &[], more)
     }
 
+    /// [`Cluster::start`] with more arguments for members and workers.
+    pub fn start_traced(shape: &Shape, more: &[&str]) -> Result<Self> {
+        Self::start_all(&binary(), shape, more, more)
+    }
+
     fn start_all(
         binary: &Path,
         shape: &Shape,

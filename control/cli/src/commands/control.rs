@@ -14,6 +14,7 @@ use mainstay_types::{NodeId, Region};
 use crate::commands::identity::{self, CertArgs, InitArgs, ListenerArgs};
 use crate::commands::join::{self, Newcomer};
 use crate::commands::tiers::HashKeyArgs;
+use crate::commands::traces::CollectorArgs;
 use crate::commands::{addresses, asked_to_stop, members, offline};
 use crate::config::{FileConfig, default_data_dir};
 use crate::monitoring::listen::MetricsArgs;
@@ -91,6 +92,8 @@ struct RunArgs {
     #[command(flatten)]
     metrics: MetricsArgs,
     #[command(flatten)]
+    traces: CollectorArgs,
+    #[command(flatten)]
     security: ListenerArgs,
 }
 
@@ -147,6 +150,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let args = args.run;
     // What flags it has counts already; a fault elsewhere is told here as by the other roles.
     FileConfig::read(args.config.as_deref())?;
+    // Of traces that begin elsewhere, whoever began one says whether it is sampled.
+    args.traces.start("control", 1.0)?;
     let readiness = args.metrics.listen("control").await?;
     if let (Some(token), Some(list)) = (&args.token, &args.join) {
         let hosts = join::hosts(args.listen, args.advertise.as_deref());

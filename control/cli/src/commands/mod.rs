@@ -25,6 +25,7 @@ pub(crate) mod session;
 pub(crate) mod status;
 pub(crate) mod tenant;
 pub(crate) mod tiers;
+pub(crate) mod top;
 pub(crate) mod trace;
 pub(crate) mod traces;
 pub(crate) mod worker;

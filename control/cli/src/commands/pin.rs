@@ -189,13 +189,16 @@ fn show(pin: &Value, format: Format) {
     }
 }
 
+/// Who holds a pin's blocks, and how many: `w1:12,w2:12`.
+pub(super) fn holders(pin: &Value) -> String {
+    let holders = pin["holders"].as_array().map_or(&[][..], Vec::as_slice);
+    let of = |h: &Value| format!("{}:{}", cell(h, "worker"), cell(h, "blocks_held"));
+    let all: Vec<String> = holders.iter().map(of).collect();
+    if all.is_empty() { "-".to_owned() } else { all.join(",") }
+}
+
 fn pins_table(pins: &[Value]) -> String {
     let row = |pin: &Value| {
-        let holders = pin["holders"].as_array().map_or(&[][..], Vec::as_slice);
-        let workers: Vec<String> = holders
-            .iter()
-            .map(|h| format!("{}:{}", cell(h, "worker"), cell(h, "blocks_held")))
-            .collect();
         vec![
             cell(pin, "id"),
             cell(pin, "state"),
@@ -204,7 +207,7 @@ fn pins_table(pins: &[Value]) -> String {
             cell(pin, "blocks"),
             format!("{}/{}", cell(pin, "copies"), cell(pin, "copies_min")),
             cell(pin, "scope"),
-            if workers.is_empty() { "-".to_owned() } else { workers.join(",") },
+            holders(pin),
             duration(pin["ttl_left_ms"].as_u64().unwrap_or_default()),
             Some(cell(pin, "owner")).filter(|o| !o.is_empty()).unwrap_or_else(|| "-".to_owned()),
         ]

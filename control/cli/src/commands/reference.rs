@@ -190,12 +190,13 @@ mod tests {
         visible(command).for_each(|sub| leaves(sub, &name, found));
     }
 
-    /// Commands that print no answer: they run, write files, or print what is a format of its own.
-    const NO_ANSWER: [&str; 15] = [
+    /// Commands that print no answer: they run, write files, draw, or print what is a format of its own.
+    const NO_ANSWER: [&str; 16] = [
         "serve",
         "gateway",
         "worker",
         "demo",
+        "top",
         "control init",
         "control cert",
         "control token admin",

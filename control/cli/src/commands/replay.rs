@@ -409,19 +409,9 @@ fn print_returns(reports: &[Report]) {
         return;
     }
     print(&format!("\n{}", table(&["POLICY", "TURNS AFTER", "COUNT", "HIT SHARE"], &rows)));
-    let percent = |share: f64| format!("{:.2}%", share * 100.0);
     let row = |report: &Report| {
         let pinned = report.pinned?;
-        Some(vec![
-            report.policy.clone(),
-            pinned.sessions.to_string(),
-            pinned.turns.to_string(),
-            percent(pinned.hit_rate),
-            pinned.turns_flooded.to_string(),
-            percent(pinned.hit_rate_flooded),
-            percent(pinned.others_hit_rate),
-            percent(pinned.others_hit_rate_flooded),
-        ])
+        Some([report.policy.clone()].into_iter().chain(pinned.cells()).collect())
     };
     let rows: Vec<Vec<String>> = reports.iter().filter_map(row).collect();
     if !rows.is_empty() {

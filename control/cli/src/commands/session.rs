@@ -118,7 +118,7 @@ async fn show(key: &str, target: &Target) -> anyhow::Result<()> {
 }
 
 /// The share of prompt tokens that were found in a cache.
-fn cached(session: &Value) -> String {
+pub(super) fn cached(session: &Value) -> String {
     let count = |key: &str| session[key].as_u64().unwrap_or_default();
     match count("prompt_tokens") {
         0 => "-".to_owned(),
@@ -127,7 +127,7 @@ fn cached(session: &Value) -> String {
 }
 
 /// How it stands, and what for.
-fn state(session: &Value) -> String {
+pub(super) fn state(session: &Value) -> String {
     let why = match session["ended"].as_str() {
         Some(why) => why.to_owned(),
         None => names(session, "waits_for"),

@@ -2,23 +2,37 @@
 
 use anyhow::Context;
 
+/// Of a role in which no trace begins.
 #[derive(clap::Args)]
-pub(crate) struct TraceArgs {
+pub(crate) struct CollectorArgs {
     /// Send traces of requests to an OpenTelemetry collector there (OTLP over gRPC), such as http://127.0.0.1:4317
     /// [default: off]
     #[arg(long, value_name = "URL")]
     traces: Option<String>,
+}
+
+impl CollectorArgs {
+    /// Spans go out from here on; without the flag none do. The last ones go when the program ends.
+    pub(crate) fn start(&self, role: &'static str, share: f64) -> anyhow::Result<()> {
+        let Some(address) = &self.traces else { return Ok(()) };
+        mainstay_trace::export_to(address, role, env!("CARGO_PKG_VERSION"), share)
+            .context("--traces")
+    }
+}
+
+/// Of a role in which traces begin.
+#[derive(clap::Args)]
+pub(crate) struct TraceArgs {
+    #[command(flatten)]
+    collector: CollectorArgs,
     /// The share of requests whose traces are sent, where the client does not say so itself
     #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = parse_share, requires = "traces")]
     traces_sample: f64,
 }
 
 impl TraceArgs {
-    /// Traces go out from here on; without the flag nothing does. The last ones go when the program ends.
     pub(crate) fn start(&self, role: &'static str) -> anyhow::Result<()> {
-        let Some(address) = &self.traces else { return Ok(()) };
-        mainstay_trace::export_to(address, role, env!("CARGO_PKG_VERSION"), self.traces_sample)
-            .context("--traces")
+        self.collector.start(role, self.traces_sample)
     }
 }
 

@@ -18,6 +18,7 @@ use openraft::errors::{ClientWriteError, Fatal, ForwardReason, ForwardToLeader};
 use openraft::raft::WriteResult;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::{PATIENCE, PROPOSAL_BYTES_MAX, PROPOSALS_MAX};
 use crate::error::ProposeError;
@@ -31,8 +32,29 @@ const PACE: Duration = Duration::from_millis(10);
 const CALLERS_MAX: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
 
-/// Where each command went and what it did, in the order of the commands.
-type Placed = Vec<(LogIndex, Outcome)>;
+/// How far a command got, and when, as its leader saw it.
+#[derive(Debug, Clone, Copy)]
+pub struct Steps {
+    /// The term that its entry is of.
+    pub term: u64,
+    /// It left the queue of those who ask.
+    pub taken: Instant,
+    /// It was committed, and the entries that it was applied with began to be.
+    pub applying: Instant,
+    /// They were.
+    pub applied: Instant,
+}
+
+/// Where a command went and what it did.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) at: LogIndex,
+    pub(super) outcome: Outcome,
+    pub(super) steps: Steps,
+}
+
+/// In the order of the commands.
+type Placed = Vec<Done>;
 type Replies =
     futures::stream::BoxStream<'static, Result<WriteResult<TypeConfig>, Fatal<TypeConfig>>>;
 
@@ -97,16 +119,17 @@ async fn run(raft: Raft, stamp: Stamper, mut queue: mpsc::Receiver<Waiting>) {
 }
 
 /// Encoded commands and who waits for how many of them.
-#[derive(Default)]
 struct Batch {
     bodies: Vec<Body>,
     callers: Vec<(usize, oneshot::Sender<Result<Placed, Refused>>)>,
+    taken: Instant,
 }
 
 impl Batch {
     /// Takes callers until the batch is full; `None` when there is nobody left to take.
     fn fill(stamp: &Stamper, waiting: &mut impl Iterator<Item = Waiting>) -> Option<Self> {
-        let (mut batch, mut bytes) = (Self::default(), 0);
+        let taken = Instant::now();
+        let (mut batch, mut bytes) = (Self { bodies: Vec::new(), callers: Vec::new(), taken }, 0);
         while bytes < BATCH_BYTES
             && let Some(Waiting { commands, answer }) = waiting.next()
         {
@@ -141,12 +164,12 @@ impl Batch {
     /// waits any more.
     async fn submit(self, raft: &Raft) -> impl Future<Output = ()> + use<> {
         let written = raft.client_write_many(self.bodies).await;
-        let callers = self.callers;
+        let (callers, taken) = (self.callers, self.taken);
         async move {
             match written {
                 Ok(replies) => {
                     // Those who are left then hear that no answer came, as their own patience tells them.
-                    let _ = tokio::time::timeout(PATIENCE, answer(callers, replies)).await;
+                    let _ = tokio::time::timeout(PATIENCE, answer(callers, replies, taken)).await;
                 }
                 Err(fatal) => {
                     for (_, caller) in callers {
@@ -161,23 +184,30 @@ impl Batch {
 async fn answer(
     callers: Vec<(usize, oneshot::Sender<Result<Placed, Refused>>)>,
     mut replies: Replies,
+    taken: Instant,
 ) {
     for (count, caller) in callers {
-        let _ = caller.send(placed(count, &mut replies).await);
+        let _ = caller.send(placed(count, &mut replies, taken).await);
     }
 }
 
 /// One caller's part of the replies. All of it is read, so that the next caller's part begins where it should.
-async fn placed(count: usize, replies: &mut Replies) -> Result<Placed, Refused> {
+async fn placed(count: usize, replies: &mut Replies, taken: Instant) -> Result<Placed, Refused> {
     let (mut placed, mut failed) = (Vec::with_capacity(count), None);
     for _ in 0..count {
         let reply = replies.try_next().await.map_err(Refused::Fatal)?;
         let no_answer = || ProposeError::Unavailable("some answers did not come");
         match reply.ok_or_else(|| Refused::Because(no_answer()))? {
-            Ok(reply) => match reply.response {
-                Answer(Some(outcome)) => placed.push((LogIndex(reply.log_id.index), outcome)),
-                Answer(None) => failed = failed.or(Some(Refused::Because(no_answer()))),
-            },
+            Ok(reply) => {
+                let Answer { outcome, applying, applied } = reply.response;
+                let term = reply.log_id.committed_leader_id().term;
+                let steps = Steps { term, taken, applying, applied };
+                let at = LogIndex(reply.log_id.index);
+                match outcome {
+                    Some(outcome) => placed.push(Done { at, outcome, steps }),
+                    None => failed = failed.or(Some(Refused::Because(no_answer()))),
+                }
+            }
             Err(error) => failed = failed.or_else(|| Some(refused(&error, placed.is_empty()))),
         }
     }

@@ -9,6 +9,7 @@ use futures::stream::FuturesUnordered;
 use mainstay_proto::client::LEADER_METADATA;
 use mainstay_proto::v1;
 use mainstay_proto::v1::pin_write::Change;
+use mainstay_trace::Parent;
 use tokio::sync::{mpsc, watch};
 use tonic::{Status, Streaming};
 
@@ -66,10 +67,13 @@ async fn closing(closes: &mut watch::Receiver<bool>) {
 }
 
 async fn written(service: &Service, write: v1::PinWrite) -> v1::PinWritten {
+    let parent = Parent::from_text(&write.traceparent);
     let done = match write.change {
-        Some(Change::Put(request)) => service.put_pin(request, Form::Short).await,
-        Some(Change::Extend(request)) => service.prolong_pin(request, Form::Short).await,
-        Some(Change::Release(request)) => service.give_pin_back(request, Form::Short).await,
+        Some(Change::Put(request)) => service.put_pin(request, Form::Short, &parent).await,
+        Some(Change::Extend(request)) => service.prolong_pin(request, Form::Short, &parent).await,
+        Some(Change::Release(request)) => {
+            service.give_pin_back(request, Form::Short, &parent).await
+        }
         None => Err(Status::invalid_argument("a write of a pin is put, extend or release")),
     };
     let call = write.call;

@@ -1,13 +1,15 @@
 //! What owners of pins ask. Writes answer with the pin as it stands once the log has it; reads go through the
 //! leader, which answers for everything acknowledged before, unless the caller settles for one member's view.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mainstay_proto::convert::{
     hashes_to_wire, pin_from_wire, pin_to_wire_in_short, u128_from_wire, u128_to_wire,
 };
 use mainstay_proto::v1;
+use mainstay_raft::{ProposeError, Steps};
 use mainstay_state::{Machine, Outcome, Pin};
+use mainstay_trace::{Kind, Parent, Span};
 use mainstay_types::{
     BlockHasher, Command, Epoch, HashKey, LogIndex, PinId, PinRequest, TenantId, WorkerId,
 };
@@ -33,7 +35,9 @@ impl Service {
         &self,
         request: v1::PutPin,
         form: Form,
+        parent: &Parent,
     ) -> Result<v1::PinReply, Status> {
+        let span = begun(parent, "put");
         let request = pin_from_wire(&request)?;
         let blocks_max = self.group.read(|m| m.limits().pin_blocks_max) as usize;
         if request.blocks.len() > blocks_max {
@@ -44,7 +48,7 @@ impl Service {
         }
         self.check_tokens(&request)?;
         let id = request.id;
-        self.change(id, Command::PutPin(request), form).await
+        self.change(id, Command::PutPin(request), form, span).await
     }
 
     /// Kept tokens must be there, and be those of the blocks: others would be computed in vain for ever.
@@ -102,18 +106,22 @@ impl Service {
         &self,
         request: v1::ExtendPin,
         form: Form,
+        parent: &Parent,
     ) -> Result<v1::PinReply, Status> {
+        let span = begun(parent, "extend");
         let id = PinId(u128_from_wire(&request.id, "id")?);
-        self.change(id, Command::ExtendPin { id, ttl_ms: request.ttl_ms }, form).await
+        self.change(id, Command::ExtendPin { id, ttl_ms: request.ttl_ms }, form, span).await
     }
 
     pub(super) async fn give_pin_back(
         &self,
         request: v1::ReleasePin,
         form: Form,
+        parent: &Parent,
     ) -> Result<v1::PinReply, Status> {
+        let span = begun(parent, "release");
         let id = PinId(u128_from_wire(&request.id, "id")?);
-        self.change(id, Command::ReleasePin { id }, form).await
+        self.change(id, Command::ReleasePin { id }, form, span).await
     }
 
     async fn change(
@@ -121,8 +129,9 @@ impl Service {
         id: PinId,
         command: Command,
         form: Form,
+        span: Span,
     ) -> Result<v1::PinReply, Status> {
-        let (at, outcome) = self.group.propose(command).await.map_err(refuse)?;
+        let (at, outcome) = self.put_through(command, &span).await?;
         let Outcome::Pin { state, expires_ms, .. } = outcome else {
             return Err(unexpected(&outcome));
         };
@@ -140,6 +149,36 @@ impl Service {
         });
         let pin = pin.ok_or_else(|| Status::not_found(format!("pin {id} has ended meanwhile")))?;
         Ok(v1::PinReply { pin: Some(pin), log_index: at.0, age_ms: Some(0) })
+    }
+
+    /// Puts a command through the log, and tells its span where it went and when it got how far.
+    async fn put_through(
+        &self,
+        command: Command,
+        span: &Span,
+    ) -> Result<(LogIndex, Outcome), Status> {
+        let asked = Instant::now();
+        let done = self.group.propose_timed(command).await;
+        let (at, outcome, steps) = done.map_err(|error| {
+            span.fail(match error {
+                ProposeError::NotLeader { .. } => "another member leads",
+                _ => "not written",
+            });
+            refuse(error)
+        })?;
+        if span.is_recorded() {
+            span.set("mainstay.member", self.group.node().to_string());
+            span.set("mainstay.term", signed(steps.term));
+            span.set("mainstay.log_index", signed(at.0));
+            let Steps { taken, applying, applied, .. } = steps;
+            span.past("queue", asked, taken.into_std());
+            span.past("commit", taken.into_std(), applying.into_std());
+            span.past("apply", applying.into_std(), applied.into_std());
+        }
+        if matches!(outcome, Outcome::Refused { .. }) {
+            span.fail("refused");
+        }
+        Ok((at, outcome))
     }
 
     pub(super) async fn read_pin(
@@ -198,6 +237,21 @@ impl Service {
         }
         Ok(self.group.read(look))
     }
+}
+
+/// The span of a write that is part of a trace. No trace begins here: most writes have nobody who looks at them.
+fn begun(parent: &Parent, change: &'static str) -> Span {
+    if parent.trace_id().is_none() {
+        return Span::default();
+    }
+    let span = Span::begin("write pin", Kind::Server, parent);
+    span.set("mainstay.change", change);
+    span
+}
+
+/// As spans have numbers.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// Whether the blocks of a pin are those of its tokens.

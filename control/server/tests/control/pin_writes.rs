@@ -86,8 +86,13 @@ async fn what_is_acknowledged_outlives_the_leader() {
 async fn a_write_of_nothing_is_refused_and_the_stream_goes_on() {
     let dir = TempDir::new().unwrap();
     let handle = single(&dir, 60_000).await;
-    let nothing = v1::PinWrite { call: 4, change: None };
-    let put = v1::PinWrite { call: 5, change: Some(Change::Put(pin(1, 600_000))) };
+    let nothing = v1::PinWrite { call: 4, ..v1::PinWrite::default() };
+    let put = v1::PinWrite {
+        call: 5,
+        change: Some(Change::Put(pin(1, 600_000))),
+        // What cannot be read says nothing.
+        traceparent: "00-not-a-trace".to_owned(),
+    };
     let writes = tokio_stream::iter([nothing, put]);
     let mut answers = client(&handle).write_pins(writes).await.unwrap().into_inner();
     let mut by_call = std::collections::BTreeMap::new();
@@ -107,7 +112,7 @@ async fn callers_that_read_no_answers_hold_up_nobody() {
         let writes = tokio_stream::iter((1..=6_000).map(|call| {
             let id = u128_to_wire(u128::from(call));
             let change = Some(Change::Extend(v1::ExtendPin { id, ttl_ms: 1_000 }));
-            v1::PinWrite { call, change }
+            v1::PinWrite { call, change, ..v1::PinWrite::default() }
         }));
         deaf.push(client(&handle).write_pins(writes).await.unwrap());
     }

@@ -290,7 +290,8 @@ impl App {
         // A request that nobody takes pins nothing: it would use the tenant's budget for no blocks.
         let mut pins = Vec::new();
         let make_pins = || {
-            let make = |wish| self.pins.make_in_background(wish, turn.request_id.clone());
+            let make =
+                |wish| self.pins.make_in_background(wish, turn.request_id.clone(), &turn.span);
             pins = wishes.into_iter().map(make).collect();
         };
         let mut first = turn.job(0);

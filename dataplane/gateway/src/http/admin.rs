@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::params::Params;
 use super::staleness::{Basis, Consistency, pin_on_wire};
-use super::{App, failure, new_request_id};
+use super::{App, failure, new_request_id, span_of};
 
 /// Pins shown in one answer at most.
 const PINS_MAX: u32 = 10_000;
@@ -192,6 +192,7 @@ pub(super) async fn extend_pin(
     Path(id): Path<String>,
     request: Request<Body>,
 ) -> Reply {
+    let span = span_of("PATCH /v1/pins/{id}", request.headers());
     let admitted = app.admit(request.headers())?;
     let (_, body, admitted) = super::read_body(request, admitted).await?;
     let body = mainstay_chat::plain_json::from_slice(&body)
@@ -200,7 +201,7 @@ pub(super) async fn extend_pin(
         .flatten()
         .ok_or_else(|| ApiError::invalid("ttl", "give a duration such as \"30m\" or \"1h\""))?;
     let (id, ..) = owned_pin(&app, &admitted.tenant, &id).await?;
-    let reply = app.pins.extend(id, ttl_ms).await?;
+    let reply = app.pins.extend(id, ttl_ms, &span).await?;
     Ok(Json(reply.pin.as_ref().map(pin_json).unwrap_or_default()))
 }
 
@@ -209,9 +210,10 @@ pub(super) async fn release_pin(
     headers: HeaderMap,
     Path(id): Path<String>,
 ) -> Reply {
+    let span = span_of("DELETE /v1/pins/{id}", &headers);
     let admitted = app.admit(&headers)?;
     let (id, ..) = owned_pin(&app, &admitted.tenant, &id).await?;
-    let reply = app.pins.release(id).await?;
+    let reply = app.pins.release(id, &span).await?;
     Ok(Json(reply.pin.as_ref().map(pin_json).unwrap_or_default()))
 }
 

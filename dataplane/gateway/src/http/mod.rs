@@ -322,6 +322,11 @@ pub(super) fn begin_span(endpoint: Endpoint, headers: &HeaderMap) -> Span {
         Endpoint::Messages => "POST /v1/messages",
         Endpoint::CountTokens => "POST /v1/messages/count_tokens",
     };
+    span_of(name, headers)
+}
+
+/// The same of a request that no worker sees.
+fn span_of(name: &'static str, headers: &HeaderMap) -> Span {
     Span::begin(name, Kind::Server, &Parent::from_headers(headers))
 }
 

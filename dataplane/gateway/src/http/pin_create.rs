@@ -10,7 +10,7 @@ use mainstay_types::{PinScope, Region, SessionId, TenantId};
 use serde_json::Value;
 
 use super::admin::{AdminError, pin_json};
-use super::{App, read_body, ttl_ms};
+use super::{App, read_body, span_of, ttl_ms};
 use crate::answer::compute_held;
 use crate::pins::{Wish, scope_of};
 use crate::prompt::{self, options_of};
@@ -106,6 +106,7 @@ pub(super) async fn create_pin(
     State(app): State<App>,
     request: Request<Body>,
 ) -> Result<Json<Value>, AdminError> {
+    let span = span_of("POST /v1/pins", request.headers());
     // The permit is kept until the pin is made.
     let admitted = app.admit(request.headers())?;
     let (_, body, admitted) = read_body(request, admitted).await?;
@@ -113,6 +114,6 @@ pub(super) async fn create_pin(
     let bytes = body.len();
     let read = move || wish(&worker, tenant, &body);
     let (wish, _admitted) = compute_held(admitted, bytes, read).await?;
-    let reply = app.pins.make(wish).await?;
+    let reply = app.pins.make(wish, &span).await?;
     Ok(Json(reply.pin.as_ref().map(pin_json).unwrap_or_default()))
 }

@@ -6,16 +6,18 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequestParts, Path, State};
 use axum::http::HeaderMap;
+use axum::http::request::Parts;
 use mainstay_chat::{ApiError, EndCause, ErrorKind, SessionView};
 use mainstay_types::TenantId;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use super::App;
 use super::admin::AdminError;
 use super::params::Params;
+use super::{App, span_of};
+use crate::answer::Admitted;
 use crate::retention::Missed;
 
 /// Sessions in one answer at most.
@@ -66,14 +68,29 @@ pub(super) fn key_of(app: &App, tenant: &TenantId, name: &str) -> Result<Arc<str
     named.pop().ok_or_else(unknown)
 }
 
+/// A session that somebody who may ask for it names in the path.
+pub(super) struct Named {
+    admitted: Admitted,
+    key: Arc<str>,
+}
+
+impl FromRequestParts<App> for Named {
+    type Rejection = AdminError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, AdminError> {
+        let admitted = app.admit(&parts.headers)?;
+        let name = Path::<String>::from_request_parts(parts, app).await;
+        let Path(name) = name.map_err(|_| unknown())?;
+        let key = key_of(app, &admitted.tenant, &name)?;
+        Ok(Self { admitted, key })
+    }
+}
+
 /// Brings a session's last known prefix back to where its next turn will run.
 pub(super) async fn prefetch(
     State(app): State<App>,
-    headers: HeaderMap,
-    Path(name): Path<String>,
+    Named { admitted, key }: Named,
 ) -> Result<Json<Value>, AdminError> {
-    let admitted = app.admit(&headers)?;
-    let key = key_of(&app, &admitted.tenant, &name)?;
     let done = app.retainer.prefetch(&app.placement, admitted.tenant.as_str(), &key).await;
     let outcome =
         |outcome: &str| json!({"object": "session.prefetch", "key": *key, "outcome": outcome});
@@ -123,11 +140,8 @@ fn refusal(app: &App, missed: Missed) -> ApiError {
 /// Ends a session as its client's last request could have done.
 pub(super) async fn end(
     State(app): State<App>,
-    headers: HeaderMap,
-    Path(name): Path<String>,
+    Named { admitted, key }: Named,
 ) -> Result<Json<Value>, AdminError> {
-    let admitted = app.admit(&headers)?;
-    let key = key_of(&app, &admitted.tenant, &name)?;
     let session = app.sessions.end(&admitted.tenant, &key).ok_or_else(unknown)?;
     Ok(Json(session_json(&session)))
 }
@@ -136,11 +150,10 @@ pub(super) async fn end(
 pub(super) async fn reset(
     State(app): State<App>,
     headers: HeaderMap,
-    Path(name): Path<String>,
+    Named { admitted, key }: Named,
 ) -> Result<Json<Value>, AdminError> {
-    let admitted = app.admit(&headers)?;
+    let span = span_of("POST /v1/sessions/{key}/reset", &headers);
     let tenant = &admitted.tenant;
-    let key = key_of(&app, tenant, &name)?;
     let owned = |pin: &&mainstay_state::Pin| {
         let request = &pin.request;
         pin.is_live()
@@ -152,7 +165,7 @@ pub(super) async fn reset(
     // Pins first: where they can't be released the session stays, and the call may come again.
     let mut released = 0_u64;
     for pin in pins {
-        match app.pins.release(pin).await {
+        match app.pins.release(pin, &span).await {
             Ok(_) => released += 1,
             // It has ended meanwhile.
             Err(status) if status.code() == Code::NotFound => {}

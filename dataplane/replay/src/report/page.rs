@@ -98,20 +98,10 @@ fn returns(page: &mut Page, reports: &[Report]) {
         "The same turns by how many times its cache their worker took in meanwhile.",
     );
     back_table(page, "traffic", " caches", reports, |report| &report.after_traffic);
-    let percent = |value: f64| format!("{:.2}%", value * 100.0);
     let pinned = |report: &Report| {
         let pinned = report.pinned?;
-        Some(vec![
-            report.policy.clone(),
-            pinned.tokens.to_string(),
-            pinned.sessions.to_string(),
-            pinned.turns.to_string(),
-            percent(pinned.hit_rate),
-            pinned.turns_flooded.to_string(),
-            percent(pinned.hit_rate_flooded),
-            percent(pinned.others_hit_rate),
-            percent(pinned.others_hit_rate_flooded),
-        ])
+        let first = [report.policy.clone(), pinned.tokens.to_string()];
+        Some(first.into_iter().chain(pinned.cells()).collect())
     };
     let rows: Vec<Vec<String>> = reports.iter().filter_map(pinned).collect();
     if !rows.is_empty() {

@@ -6,8 +6,13 @@ use mainstay_types::{NamespaceId, SequenceHash};
 use proptest::prelude::*;
 use rustix::io::Errno;
 
+use random::random_from;
+
 use super::sim::SimDevice;
 use super::*;
+
+#[path = "../../tests/support/random.rs"]
+mod random;
 
 const BLOCK_BYTES: u32 = 5000;
 const SLOT_BYTES: usize = 8192;
@@ -92,17 +97,6 @@ fn get(tier: &DiskTier, number: u128) -> Get {
 
 fn numbers(tier: &DiskTier) -> Vec<u128> {
     tier.keys().iter().map(|(key, _)| key.hash.0).collect()
-}
-
-fn random_from(seed: u64) -> impl FnMut() -> u64 {
-    let mut state = seed;
-    move || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = state;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
-    }
 }
 
 /// One life with a power cut in it; `promised` is what a flush said is durable and what did not leave since.

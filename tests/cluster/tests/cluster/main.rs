@@ -23,6 +23,7 @@ mod rolling;
 mod serve;
 mod soak;
 mod tiers;
+mod top;
 mod traces;
 mod transfer;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
-use mainstay_cluster_tests::{Cluster, Shape};
+use mainstay_cluster_tests::{Client, Cluster, Process, Shape, free_port};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -16,10 +16,11 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::Span;
+use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use crate::transfer::{by_turns, first_token};
-use crate::{cached, filler, prompt_tokens};
+use crate::{cached, filler, prompt_tokens, user};
 
 const SHAPE: Shape = Shape { members: 1, gateways: 1, workers: 2, blocks: 3_000 };
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -167,6 +168,77 @@ async fn one_request_is_one_trace_over_all_hops() -> Result<()> {
     assert_eq!(of("engine", "mainstay.cached_tokens"), Some(cached(&second).to_string()));
     assert_eq!(of("prepare", "mainstay.prompt_tokens"), Some(tokens.to_string()));
     assert_eq!(of("generate", "mainstay.worker"), of("route", "mainstay.worker"));
+    assert!(collector.of(UNWANTED).is_empty(), "its client wants no trace of it");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pins_way_through_the_log_is_in_its_requests_trace() -> Result<()> {
+    let collector = Collector::default();
+    let address = collector.start().await?;
+    let shape = Shape { members: 3, gateways: 0, workers: 1, blocks: 500 };
+    let flags = ["--traces", &address];
+    let cluster = Cluster::start_traced(&shape, &flags)?;
+    let listen = format!("127.0.0.1:{}", free_port());
+    let control = cluster.member_addresses.join(",");
+    let gateway = ["gateway", "--control", &control, "--listen", &listen, "--traces", &address];
+    let mut gateway = Process::start("gateway", &gateway.map(str::to_owned))?;
+    gateway.wait_ready()?;
+    let client = Client::new(&format!("http://{listen}"));
+    let traced = client.and_header("traceparent", &format!("00-{TRACE}-{CALLER}-01"))?;
+    let unwanted = client.and_header("traceparent", &format!("00-{UNWANTED}-{CALLER}-00"))?;
+    let ask = |text: String| {
+        json!({
+            "model": "demo", "temperature": 0, "max_tokens": 4, "messages": [user(&text)],
+            "cache_control": {"type": "ephemeral", "ttl": "5m"},
+        })
+    };
+    for (client, seed) in [(&unwanted, 1), (&traced, 2)] {
+        let reply = client.post("/v1/chat/completions", &ask(filler(seed, 20))).await?;
+        ensure!(reply.status == 200, "{}: {}", reply.status, reply.body);
+    }
+    // The leader's are told within a second, as all are; whose are last is nobody's promise.
+    for name in ["apply", "write pin", "pin", "serve", "POST /v1/chat/completions"] {
+        collector.wait_for(TRACE, name).await?;
+    }
+    let spans = collector.of(TRACE);
+    let (gateway, worker, member) = ("mainstay-gateway", "mainstay-worker", "mainstay-control");
+    let edge = |service: &str, name: &str| (service.to_owned(), name.to_owned());
+    let root = "POST /v1/chat/completions";
+    let wanted = BTreeMap::from([
+        (edge(gateway, root), String::new()),
+        (edge(gateway, "prepare"), root.to_owned()),
+        (edge(gateway, "route"), root.to_owned()),
+        (edge(gateway, "generate"), root.to_owned()),
+        (edge(worker, "serve"), "generate".to_owned()),
+        (edge(worker, "engine"), "serve".to_owned()),
+        (edge(gateway, "pin"), root.to_owned()),
+        (edge(member, "write pin"), "pin".to_owned()),
+        (edge(member, "queue"), "write pin".to_owned()),
+        (edge(member, "commit"), "write pin".to_owned()),
+        (edge(member, "apply"), "write pin".to_owned()),
+    ]);
+    // Whoever was asked before the leader was known says so in a span of its own.
+    assert_eq!(edges(&spans), wanted, "a tree without loose ends");
+    let status = client.get("/api/v1/status").await?.body;
+    let writes = spans.iter().filter(|got| got.span.name == "write pin");
+    let of_leader =
+        writes.map(|got| &got.span.attributes).find(|of| text(of, "mainstay.term").is_some());
+    let write = of_leader.context("the leader's")?;
+    assert_eq!(text(write, "mainstay.term"), Some(status["term"].to_string()));
+    assert_eq!(text(write, "mainstay.member"), Some(status["leader"].to_string()));
+    assert_eq!(text(write, "mainstay.change").as_deref(), Some("put"));
+    let index: u64 = text(write, "mainstay.log_index").context("an index")?.parse()?;
+    assert!(index > 0 && Some(index) <= status["applied_index"].as_u64(), "{index}: {status}");
+    let time = |name: &str| {
+        let got = spans.iter().find(|got| got.span.name == name);
+        got.map(|got| (got.span.start_time_unix_nano, got.span.end_time_unix_nano))
+    };
+    // The member's own queue: the gateway has none here.
+    let (queue, commit, apply) = (time("queue"), time("commit"), time("apply"));
+    let steps = [queue, commit, apply].map(|step| step.unwrap_or_default());
+    assert!(steps.iter().all(|(from, to)| *from > 0 && from <= to), "{steps:?}");
+    assert!(steps.is_sorted(), "one after another: {steps:?}");
     assert!(collector.of(UNWANTED).is_empty(), "its client wants no trace of it");
     Ok(())
 }

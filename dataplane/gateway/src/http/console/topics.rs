@@ -222,7 +222,8 @@ fn worker_json(worker: &Worker, entry: Option<&WorkerEntry>, held: u64, census: 
         "blocks_pinned": load.blocks_pinned, "blocks_cached": load.blocks_cached,
         "blocks_indexed": held, "tiers": census.of(worker.id).map(tiers_json),
         "hit_tokens": load.hit_tokens, "query_tokens": load.query_tokens,
-        "evictions": load.evictions,
+        "evictions": load.evictions, "computed_tokens": load.prefill_tokens,
+        "decoded_tokens": load.decode_tokens,
         "prefill_us_per_token": (f64::from(load.prefill_us_per_token) * 10.0).round() / 10.0,
         "decode_us_per_step": f64::from(load.decode_us_per_step).round(),
     })
