@@ -12,6 +12,7 @@ const TRIES: usize = 3;
 /// What the engine does not claim.
 const NOT_OFFERED: &[&str] = &[
     "output.logprobs",
+    "pressure.ages",
     "pins.hold",
     "pins.expire",
     "pins.unpin",
