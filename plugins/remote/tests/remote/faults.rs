@@ -280,7 +280,13 @@ fn broken_answers_end_in_words() {
             assert!(began.elapsed() < PATIENCE);
             std::thread::sleep(Duration::from_millis(10));
         }
-        let (tokens, finish, _) = rig.ask(&prompt(5, 20), 30);
+        let mut said = rig.ask(&prompt(5, 20), 30);
+        // A look at its health that began while it was overloaded may end after the one that was well.
+        while matches!(said.1, Finish::Error { .. }) && began.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(10));
+            said = rig.ask(&prompt(5, 20), 30);
+        }
+        let (tokens, finish, _) = said;
         assert_eq!((tokens.len(), finish), (30, Finish::Length), "{kind:?}");
         assert_eq!(rig.engine.stats().running, 0);
     }
