@@ -167,6 +167,8 @@ impl StreamHub {
     /// # Errors
     /// If one means nothing; those before it are in.
     pub fn take_frames(&self, frames: Vec<v1::EventFrame>) -> Result<Option<Taken>, ConvertError> {
+        // Before the lock, which readers share.
+        let frames: Vec<v1::EventFrame> = frames.into_iter().map(owned).collect();
         let mut taken = None;
         let mut inner = self.inner.lock();
         let before = inner.ring.next;
@@ -200,6 +202,7 @@ impl StreamHub {
     /// If it means nothing.
     pub fn take_snapshot(&self, part: v1::StreamSnapshot) -> Result<Taken, ConvertError> {
         let mark = mark_from_wire(part.mark.as_ref())?;
+        let part = owned(part);
         let mut inner = self.inner.lock();
         let (worker, epoch) = (WorkerId(part.worker), Epoch(part.epoch));
         let taken = {
@@ -210,7 +213,7 @@ impl StreamHub {
         inner.report_drift();
         if matches!(taken, Taken::Applied { .. }) {
             metrics::counter!("mainstay_control_index_snapshot_parts_total").increment(1);
-            inner.ring.push(StreamItem::Snapshot(Arc::new(owned(part))));
+            inner.ring.push(StreamItem::Snapshot(Arc::new(part)));
             let next = inner.ring.next;
             drop(inner);
             self.news.send_replace(next);
@@ -303,7 +306,7 @@ impl Inner {
         };
         if matches!(taken, Taken::Applied { .. }) {
             metrics::counter!("mainstay_control_frames_applied_total").increment(1);
-            self.ring.push(StreamItem::Frame(Arc::new(owned(frame))));
+            self.ring.push(StreamItem::Frame(Arc::new(frame)));
         }
         Ok(taken)
     }

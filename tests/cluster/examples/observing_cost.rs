@@ -12,53 +12,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use futures::StreamExt;
+use mainstay_cluster_tests::collector::collect;
 use mainstay_cluster_tests::{Client, Process, binary, free_port};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
 use serde_json::{Value, json};
-use tonic::{Request, Response, Status};
 
 /// Lines of a session's first message, some 20 tokens each.
 const LINES: u64 = 100;
 const TURNS: usize = 8;
 const SCRAPED: Duration = Duration::from_secs(1);
-
-/// Counts spans.
-#[derive(Clone, Default)]
-struct Collector(Arc<AtomicU64>);
-
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let spans = request.into_inner().resource_spans.into_iter().flat_map(|r| r.scope_spans);
-        self.0.fetch_add(spans.map(|scope| scope.spans.len() as u64).sum(), Ordering::Relaxed);
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-impl Collector {
-    /// Listens; the address to send to.
-    async fn start(&self) -> Result<String> {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        let address = format!("http://{}", listener.local_addr()?);
-        let incoming = futures::stream::unfold(listener, |listener| async move {
-            let accepted = listener.accept().await.map(|(stream, _)| stream);
-            Some((accepted, listener))
-        });
-        let server =
-            tonic::transport::Server::builder().add_service(TraceServiceServer::new(self.clone()));
-        tokio::spawn(server.serve_with_incoming(incoming.boxed()));
-        Ok(address)
-    }
-}
 
 /// A cluster of three processes.
 struct Variant {
@@ -188,8 +149,13 @@ async fn main() -> Result<()> {
     let of = |at: usize, unasked: u64| asked.get(at).copied().unwrap_or(unasked).max(1);
     let (rounds, seconds, at_once) = (of(0, 15), of(1, 4), of(2, 8));
     let dir = tempfile::tempdir()?;
-    let collector = Collector::default();
-    let traces = collector.start().await?;
+    let spans = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&spans);
+    let traces = collect(move |request| {
+        let scopes = request.resource_spans.into_iter().flat_map(|r| r.scope_spans);
+        counted.fetch_add(scopes.map(|scope| scope.spans.len() as u64).sum(), Ordering::Relaxed);
+    });
+    let traces = traces.await?;
     let variants = tokio::task::block_in_place(|| {
         Ok::<_, anyhow::Error>([
             Variant::start("bare", dir.path(), false, None)?,
@@ -221,7 +187,7 @@ async fn main() -> Result<()> {
             "cpu_of_bare": mid(&|round| round[at].cpu_ms / round[0].cpu_ms),
         }));
     }
-    let spans = collector.0.load(Ordering::Relaxed);
+    let spans = spans.load(Ordering::Relaxed);
     ensure!(spans > 0, "no spans came");
     let report: Value = json!({"rounds": rounds, "seconds": seconds, "at_once": at_once, "spans": spans, "variants": report});
     println!("{}", serde_json::to_string_pretty(&report)?);

@@ -10,6 +10,7 @@
 
 mod client;
 pub mod clients;
+pub mod collector;
 pub mod datacenters;
 pub mod faults;
 pub mod fleet;

@@ -222,17 +222,22 @@ impl Cluster {
 
     /// [`Cluster::start`] of a binary that may be another version, with more arguments for members.
     pub fn start_as(binary: &Path, shape: &Shape, more: &[&str]) -> Result<Self> {
-        Self::start_all(binary, shape, more, &[])
+        Self::start_all(binary, shape, more, &[], "")
     }
 
     /// [`Cluster::start`] with more arguments for workers.
     pub fn start_with(shape: &Shape, more: &[&str]) -> Result<Self> {
-        Self::start_all(&binary(), shape, &[], more)
+        Self::start_engine(shape, more, "")
+    }
+
+    /// [`Cluster::start_with`], and further lines of `[engine]`.
+    pub fn start_engine(shape: &Shape, more: &[&str], engine: &str) -> Result<Self> {
+        Self::start_all(&binary(), shape, &[], more, engine)
     }
 
     /// [`Cluster::start`] with more arguments for members and workers.
     pub fn start_traced(shape: &Shape, more: &[&str]) -> Result<Self> {
-        Self::start_all(&binary(), shape, more, more)
+        Self::start_all(&binary(), shape, more, more, "")
     }
 
     fn start_all(
@@ -240,12 +245,16 @@ impl Cluster {
         shape: &Shape,
         of_members: &[&str],
         of_workers: &[&str],
+        engine: &str,
     ) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let config = dir.path().join("mainstay.toml");
         std::fs::write(
             &config,
-            format!("[engine]\nblocks = {}\nthreads = 1\npin_fraction = 0.5\n", shape.blocks),
+            format!(
+                "[engine]\nblocks = {}\nthreads = 1\npin_fraction = 0.5\n{engine}",
+                shape.blocks
+            ),
         )?;
         let member_addresses: Vec<String> =
             (0..shape.members).map(|_| format!("127.0.0.1:{}", free_port())).collect();

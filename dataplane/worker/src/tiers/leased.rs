@@ -10,7 +10,8 @@ use std::collections::{BTreeMap, HashMap};
 use mainstay_engine_abi::sdk::RetentionRange;
 use mainstay_types::{NamespaceId, SequenceHash};
 
-/// Names of blocks that are remembered, of all leases: with the table of blocks some 40 MiB at most.
+/// Names of blocks that are remembered, of all leases. By their layout they and the table of blocks take some 50 MiB at
+/// most.
 const NAMES_MAX: usize = 1 << 19;
 
 /// A lease, or what a request claims without one, which nobody ends.

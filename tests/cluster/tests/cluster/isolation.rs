@@ -18,7 +18,7 @@ use mainstay_cluster_tests::{Client, Reply, run_cli};
 use serde_json::{Value, json};
 
 use crate::tiers::{Small, key_file, strings};
-use crate::{cached, filler, lifecycle, prompt_tokens, user};
+use crate::{cached, filler, lifecycle, prompt_tokens, usage, user};
 
 const PROBES: u64 = 2_000;
 const LANES: u64 = 4;
@@ -85,23 +85,6 @@ fn body(path: &str, text: &str) -> Value {
             json!({"model": "demo", "max_tokens": 1, "temperature": 0, "messages": [user(text)]})
         }
     }
-}
-
-/// Tokens of a prompt, and those of them that were cached, as each API says it.
-fn usage(path: &str, reply: &Value) -> Result<(u64, u64)> {
-    let number = |at: &str| reply["usage"].pointer(at).and_then(Value::as_u64);
-    let both = match path {
-        "/v1/chat/completions" => {
-            number("/prompt_tokens").zip(number("/prompt_tokens_details/cached_tokens"))
-        }
-        "/v1/responses" => {
-            number("/input_tokens").zip(number("/input_tokens_details/cached_tokens"))
-        }
-        _ => number("/input_tokens").zip(number("/cache_read_input_tokens")).map(|(new, read)| {
-            (new + read + number("/cache_creation_input_tokens").unwrap_or(0), read)
-        }),
-    };
-    both.with_context(|| format!("{path} tells no usage: {reply}"))
 }
 
 /// What a name is of.

@@ -27,6 +27,7 @@ mod top;
 mod traces;
 mod transfer;
 
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 /// Text that no other test or turn uses, about `lines` × 20 tokens long.
@@ -59,4 +60,21 @@ fn cached(reply: &Value) -> u64 {
 
 fn prompt_tokens(reply: &Value) -> u64 {
     reply["usage"]["prompt_tokens"].as_u64().expect("usage tells prompt tokens")
+}
+
+/// Tokens of a prompt, and those of them that were cached, as each API says it.
+fn usage(path: &str, reply: &Value) -> Result<(u64, u64)> {
+    let number = |at: &str| reply["usage"].pointer(at).and_then(Value::as_u64);
+    let both = match path {
+        "/v1/chat/completions" => {
+            number("/prompt_tokens").zip(number("/prompt_tokens_details/cached_tokens"))
+        }
+        "/v1/responses" => {
+            number("/input_tokens").zip(number("/input_tokens_details/cached_tokens"))
+        }
+        _ => number("/input_tokens").zip(number("/cache_read_input_tokens")).map(|(new, read)| {
+            (new + read + number("/cache_creation_input_tokens").unwrap_or(0), read)
+        }),
+    };
+    both.with_context(|| format!("{path} tells no usage: {reply}"))
 }

@@ -5,19 +5,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use futures::StreamExt;
+use mainstay_cluster_tests::collector::collect;
 use mainstay_cluster_tests::{Client, Cluster, Process, Shape, free_port};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-    TraceService, TraceServiceServer,
-};
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
-};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use serde_json::json;
-use tonic::{Request, Response, Status};
 
 use crate::transfer::{by_turns, first_token};
 use crate::{cached, filler, prompt_tokens, user};
@@ -49,41 +42,20 @@ fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
     }
 }
 
-#[tonic::async_trait]
-impl TraceService for Collector {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for resource in request.into_inner().resource_spans {
-            let of = resource.resource.unwrap_or_default();
-            let service = text(&of.attributes, "service.name").unwrap_or_default();
-            let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            kept.extend(spans.map(|span| Got { service: service.clone(), span }));
-        }
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
 impl Collector {
     /// Listens; the address to send to.
     async fn start(&self) -> Result<String> {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        let address = format!("http://{}", listener.local_addr()?);
-        let incoming = futures::stream::unfold(listener, |listener| async move {
-            let accepted = listener.accept().await.map(|(stream, _)| stream);
-            Some((accepted, listener))
-        });
-        let service = TraceServiceServer::new(self.clone());
-        tokio::spawn(async move {
-            let served = tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(incoming.boxed())
-                .await;
-            assert!(served.is_ok(), "{served:?}");
-        });
-        Ok(address)
+        let kept = Arc::clone(&self.0);
+        collect(move |request| {
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            for resource in request.resource_spans {
+                let of = resource.resource.unwrap_or_default();
+                let service = text(&of.attributes, "service.name").unwrap_or_default();
+                let spans = resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+                kept.extend(spans.map(|span| Got { service: service.clone(), span }));
+            }
+        })
+        .await
     }
 
     fn of(&self, trace: &str) -> Vec<Got> {

@@ -11,7 +11,7 @@ use mainstay_cluster_tests::rng::Rng;
 use serde_json::{Value, json};
 
 use crate::rolling::either;
-use crate::{filler, user};
+use crate::{filler, usage, user};
 
 /// Of a session.
 const TURNS_MAX: u64 = 14;
@@ -209,7 +209,7 @@ impl Agent<'_> {
         });
         let reply = reply.await.context(path)?;
         ensure!(reply.status == 200, "{path}: {}: {}", reply.status, reply.body);
-        self.count(&reply.body["usage"]);
+        self.count(usage(path, &reply.body)?);
         let said = reply.body.pointer(text).and_then(Value::as_str);
         said.map(str::to_owned).with_context(|| format!("{path}: no text in {}", reply.body))
     }
@@ -221,8 +221,8 @@ impl Agent<'_> {
             client.stream_chat(&body, |_, _| {}).await
         });
         let streamed = streamed.await.context("a stream")?;
-        let usage = streamed.events.last().map(|event| &event["usage"]);
-        self.count(usage.context("a stream has events")?);
+        let last = streamed.events.last().context("a stream has events")?;
+        self.count(usage("/v1/chat/completions", last)?);
         ensure!(!streamed.text.is_empty(), "a stream without text: {:?}", streamed.events);
         Ok(streamed.text)
     }
@@ -238,14 +238,7 @@ impl Agent<'_> {
         Ok(())
     }
 
-    /// The tokens of an answer, in whichever form it tells them.
-    fn count(&self, usage: &Value) {
-        let of = |path: &str| usage.pointer(path).and_then(Value::as_u64).unwrap_or_default();
-        let anthropic = of("/cache_read_input_tokens") + of("/cache_creation_input_tokens");
-        let prompt = of("/prompt_tokens") + of("/input_tokens") + anthropic;
-        let cached = of("/prompt_tokens_details/cached_tokens")
-            + of("/input_tokens_details/cached_tokens")
-            + of("/cache_read_input_tokens");
+    fn count(&self, (prompt, cached): (u64, u64)) {
         self.tally.prompt_tokens.fetch_add(prompt, Ordering::Relaxed);
         self.tally.cached_tokens.fetch_add(cached, Ordering::Relaxed);
     }

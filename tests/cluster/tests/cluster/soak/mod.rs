@@ -11,7 +11,6 @@ mod agents;
 mod nemesis;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -19,13 +18,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use mainstay_cluster_tests::memory::{Curve, resident};
 use mainstay_cluster_tests::rng::Rng;
-use mainstay_cluster_tests::{Client, Cluster, Process, Shape, free_port};
+use mainstay_cluster_tests::{Client, Cluster, Process, Shape};
 
 use agents::{Pace, Tally};
 use nemesis::{Fault, Nemesis};
 
-const GATEWAYS: usize = 2;
-const WORKERS: usize = 3;
+const SHAPE: Shape = Shape { members: 3, gateways: 2, workers: 3, blocks: 4_000 };
 const AGENTS: u64 = 16;
 /// Of what the cluster can do.
 const LOAD: f64 = 0.7;
@@ -53,44 +51,18 @@ fn asked() -> Result<Duration> {
     Ok(Duration::from_secs(number * scale).max(SHORT))
 }
 
-/// The workers' engine: its name, its configuration, and what else a worker is told.
-fn engine() -> (&'static str, &'static str, &'static [&'static str]) {
-    match std::env::var("MAINSTAY_SOAK_ENGINE").as_deref() {
-        Ok("native") => {
-            ("native", "blocks = 2000\nthreads = 1\npin_fraction = 0.5\n", &["--host-memory=64M"])
-        }
-        _ => (
-            "sim",
-            "blocks = 4000\npin_fraction = 0.5\nprefill_us_per_token = 500\ndecode_us_per_token = 8000\n",
-            &[],
-        ),
+/// The cluster, with the engine that `MAINSTAY_SOAK_ENGINE` names.
+fn start() -> Result<Cluster> {
+    if is_native() {
+        let shape = Shape { blocks: 2_000, ..SHAPE };
+        return Cluster::start_with(&shape, &["--host-memory=64M"]);
     }
+    let pace = "prefill_us_per_token = 500\ndecode_us_per_token = 8000\n";
+    Cluster::start_engine(&SHAPE, &["--engine=sim"], pace)
 }
 
-/// Members, workers with their engine, and gateways.
-fn start(dir: &Path) -> Result<Cluster> {
-    let mut cluster = Cluster::start(&Shape { members: 3, gateways: 0, workers: 0, blocks: 0 })?;
-    let (name, settings, more) = engine();
-    let config = dir.join("engine.toml");
-    std::fs::write(&config, format!("[engine]\n{settings}"))?;
-    let control = format!("--control={}", cluster.member_addresses.join(","));
-    for n in 1..=WORKERS {
-        let mut args = vec!["worker".to_owned(), control.clone(), format!("--name=w{n}")];
-        args.push(format!("--engine={name}"));
-        args.push(format!("--config={}", config.display()));
-        args.extend(more.iter().map(ToString::to_string));
-        cluster.workers.push(Process::start(&format!("w{n}"), &args)?);
-    }
-    for n in 1..=GATEWAYS {
-        let listen = format!("127.0.0.1:{}", free_port());
-        let args = ["gateway".to_owned(), control.clone(), format!("--listen={listen}")];
-        cluster.gateways.push(Process::start(&format!("g{n}"), &args)?);
-        cluster.gateway_urls.push(format!("http://{listen}"));
-    }
-    for process in cluster.workers.iter_mut().chain(&mut cluster.gateways) {
-        process.wait_ready()?;
-    }
-    Ok(cluster)
+fn is_native() -> bool {
+    std::env::var("MAINSTAY_SOAK_ENGINE").is_ok_and(|engine| engine == "native")
 }
 
 /// The processes that are never ended, with their curves.
@@ -168,10 +140,9 @@ async fn watch(watched: &mut Watched, tally: &Tally, until: Instant) -> Result<(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_client_sees_an_error_and_no_process_grows() -> Result<()> {
     let (length, seed) = (asked()?, Rng::seed_of_run());
-    println!("MAINSTAY_SEED={seed}, {length:?}, engine {}", engine().0);
+    println!("MAINSTAY_SEED={seed}, {length:?}, native engine: {}", is_native());
     let mut rng = Rng::new(seed);
-    let dir = tempfile::tempdir()?;
-    let cluster = start(dir.path())?;
+    let cluster = start()?;
     let clients: Vec<Client> = cluster.gateway_urls.iter().map(|url| Client::new(url)).collect();
     let (tally, pace) = (Tally::default(), Pace::unlimited());
     let mut agents = rng.fork();
