@@ -12,9 +12,10 @@ use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider, SpanData,
-    SpanExporter,
+    BatchConfigBuilder, BatchSpanProcessor, SdkTracer, SdkTracerProvider, SpanData, SpanExporter,
 };
+
+use crate::Sampling;
 
 /// Spans that wait for the next batch.
 const QUEUE_MAX: usize = 8_192;
@@ -51,8 +52,8 @@ pub enum TraceError {
     Twice,
 }
 
-/// Exports this process's spans to a collector from here on. To be called where the runtime is; `share` of the traces
-/// that begin here are exported, and of others those that their clients want.
+/// Exports this process's spans to a collector from here on. To be called where the runtime is; of the traces that begin
+/// here as many are exported as `sampling` says, and of others those that their clients want.
 ///
 /// # Errors
 /// An address or share that makes no sense, or an export that goes on already.
@@ -60,9 +61,9 @@ pub fn export_to(
     address: &str,
     role: &'static str,
     version: &'static str,
-    share: f64,
+    sampling: Sampling,
 ) -> Result<(), TraceError> {
-    check(address, share)?;
+    check(address, sampling.share)?;
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
         .with_endpoint(address)
@@ -86,7 +87,7 @@ pub fn export_to(
         .build();
     let provider = SdkTracerProvider::builder()
         .with_span_processor(processor)
-        .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(share))))
+        .with_sampler(sampling.sampler())
         .with_resource(resource)
         .build();
     let tracer = provider.tracer("mainstay");

@@ -8,8 +8,10 @@
 
 mod export;
 mod parent;
+mod sampling;
 mod span;
 
 pub use export::{TraceError, end_export, export_to};
 pub use parent::Parent;
+pub use sampling::Sampling;
 pub use span::{Kind, Span};

@@ -17,6 +17,7 @@
 //! - [`encode`]: [`StreamEncoder`] for server-sent events, [`encode::complete`] for plain bodies.
 //! - [`compaction`] and [`history`]: what the Responses API keeps of conversations.
 //! - [`lifecycle`]: [`Lifecycle`] follows sessions from request to request.
+//! - [`memory`]: what was made before and may be asked for again, bounded by bytes.
 //! - [`error`]: [`ApiError`], with the status and body each protocol expects.
 //!
 //! All input is hostile: malformed bodies, endless templates and broken model output give typed
@@ -35,6 +36,7 @@ pub mod history;
 mod ir;
 pub mod lifecycle;
 pub mod limits;
+pub mod memory;
 pub mod output;
 mod parse;
 pub mod plain_json;

@@ -40,6 +40,8 @@ pub use text::Text;
 const TEMPLATE_NAME: &str = "chat_template";
 /// What most prompts fit into without growing on the way.
 const PROMPT_BYTES_USUAL: usize = 128 << 10;
+/// What may be remembered of messages, unless somebody says.
+const MEMORY_BYTES: usize = 160 << 20;
 
 /// Why a template could not be loaded or rendered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -177,7 +179,7 @@ impl ChatTemplate {
             shape: Shape::FULL,
             known: breakpoints::Known::default(),
             tools: hf::KnownTools::default(),
-            messages: said::KnownMessages::default(),
+            messages: said::KnownMessages::new(MEMORY_BYTES),
             parts: None,
             thoughts: Thoughts::default(),
         };
@@ -189,6 +191,13 @@ impl ChatTemplate {
         }
         template.known = breakpoints::Known::of(&template);
         Ok(template)
+    }
+
+    /// With room for so many bytes of messages that came before, and what was made of them.
+    #[must_use]
+    pub fn with_memory(mut self, bytes_max: usize) -> ChatTemplate {
+        self.messages = said::KnownMessages::new(bytes_max);
+        self
     }
 
     /// Renders a prompt without looking for breakpoints.

@@ -9,6 +9,7 @@ use mainstay_types::Region;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::aliases::ModelAliases;
+use crate::model::PromptMemory;
 
 /// Requests in progress at most, unless set otherwise.
 const REQUESTS_MAX: usize = 1_024;
@@ -50,6 +51,8 @@ pub struct GatewayConfig {
     pub console: bool,
     /// Names that it may be called by where no key is asked for, beside addresses and names that nobody else can have.
     pub hosts: Vec<String>,
+    /// How much is remembered of prompts, so that the next turn of a conversation costs what is new in it.
+    pub prompt_memory: PromptMemory,
     /// Requests in progress at most; beyond it clients are told to retry.
     pub requests_max: usize,
     /// Who it is towards members and workers; without it, it calls them in plain text.
@@ -79,6 +82,7 @@ impl GatewayConfig {
             websocket: true,
             console: true,
             hosts: Vec::new(),
+            prompt_memory: PromptMemory::default(),
             requests_max: REQUESTS_MAX,
             identity: None,
             metrics: None,

@@ -52,6 +52,7 @@ pub use aliases::ModelAliases;
 pub use config::{ApiKey, GatewayConfig, Recompute};
 pub use mainstay_chat::Media;
 pub use mainstay_route::{Policy, QueueOrder, QueueSettings};
+pub use model::PromptMemory;
 
 /// How long open streams, connections and turns in the background may go on after a shutdown was asked for.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
@@ -100,7 +101,11 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError>
     let address = listener
         .local_addr()
         .map_err(|source| GatewayError::Listen { address: config.listen, source })?;
-    let workers = workers::Workers::new(replica.clone(), connect(&config, Role::Worker));
+    let workers = workers::Workers::new(
+        replica.clone(),
+        connect(&config, Role::Worker),
+        config.prompt_memory,
+    );
     let (retainer, letters) = retention::Retainer::new(config.lifecycle, workers.clone());
     let (sessions, changes) = sessions::Sessions::new(retainer.clone());
     let mut followers = vec![

@@ -241,11 +241,12 @@ mod tests {
     use mainstay_chat::{OutputEvent, parse_chat};
 
     use super::*;
+    use crate::model::PromptMemory;
 
     fn retainer() -> Retainer {
         let replica = crate::replica::Replica::new();
         let open = Arc::new(mainstay_proto::client::channel);
-        Retainer::new(false, crate::workers::Workers::new(replica, open)).0
+        Retainer::new(false, crate::workers::Workers::new(replica, open, PromptMemory::default())).0
     }
 
     fn tenant(name: &str) -> TenantId {

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::config::{ApiKey, GatewayConfig};
 use crate::http::App;
+use crate::model::PromptMemory;
 use crate::replica::Replica;
 use crate::tenant::Tenants;
 use crate::workers::Workers;
@@ -46,7 +47,7 @@ pub(crate) fn app(requests_max: usize) -> (App, watch::Sender<bool>) {
 pub(crate) fn app_of(config: GatewayConfig) -> (App, watch::Sender<bool>) {
     let control = ControlPlane::new(&config.control).expect("an address");
     let replica = Replica::new();
-    let workers = Workers::new(replica.clone(), Arc::new(channel));
+    let workers = Workers::new(replica.clone(), Arc::new(channel), PromptMemory::default());
     let tenants = Tenants::new(&config.keys, replica.clone()).expect("a tenant");
     let (stop, stopped) = watch::channel(false);
     let (retainer, _) = crate::retention::Retainer::new(false, workers.clone());

@@ -15,7 +15,7 @@ use mainstay_types::{Epoch, Region, WorkerId};
 use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinHandle;
 
-use crate::model::ModelCard;
+use crate::model::{ModelCard, PromptMemory};
 use crate::replica::Replica;
 use crate::retention::Flow;
 
@@ -89,6 +89,8 @@ pub(crate) struct Workers {
 struct Inner {
     replica: Replica,
     connector: Connector,
+    /// How much each model may remember of prompts.
+    prompt_memory: PromptMemory,
     slots: RwLock<HashMap<WorkerId, Slot>>,
     models: RwLock<HashMap<String, Arc<ModelCard>>>,
     /// Why a live worker is not in the table, for `/readyz`.
@@ -97,10 +99,11 @@ struct Inner {
 
 impl Workers {
     /// An empty table, which [`Workers::follow`] fills.
-    pub(crate) fn new(replica: Replica, connector: Connector) -> Self {
+    pub(crate) fn new(replica: Replica, connector: Connector, prompt_memory: PromptMemory) -> Self {
         let inner = Inner {
             replica,
             connector,
+            prompt_memory,
             slots: RwLock::default(),
             models: RwLock::default(),
             troubles: RwLock::default(),
@@ -275,8 +278,9 @@ impl Workers {
         }
         let call = client.describe(v1::DescribeRequest { with_files: true });
         let full = call.await.map_err(|s| s.message().to_owned())?.into_inner();
+        let memory = self.inner.prompt_memory;
         // Reading a large tokenizer takes seconds of CPU.
-        let card = tokio::task::spawn_blocking(move || ModelCard::new(&full))
+        let card = tokio::task::spawn_blocking(move || ModelCard::new(&full, memory))
             .await
             .map_err(|e| e.to_string())?
             .map_err(|e| e.to_string())?;

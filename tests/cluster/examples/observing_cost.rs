@@ -1,5 +1,6 @@
-//! What metrics and traces cost: the same cluster three times side by side, bare, with metrics, and with metrics and
-//! traces of every request; each takes the same load by turns, and the others rest meanwhile.
+//! What metrics and traces cost: the same cluster four times side by side, bare, with metrics, with metrics and traces
+//! as they are unless told otherwise, and with traces of every request; each takes the same load by turns, and the
+//! others rest meanwhile.
 //!
 //! `observing_cost [ROUNDS] [SECONDS] [AT_ONCE]`. Bare is a gateway without a recorder, and a worker and a member without
 //! a listener. With metrics all three keep them and are scraped once a second, which is 15 times as often as Prometheus
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 /// Lines of a session's first message, some 20 tokens each.
 const LINES: u64 = 100;
 const TURNS: usize = 8;
+const VARIANTS: usize = 4;
 const SCRAPED: Duration = Duration::from_secs(1);
 
 /// A cluster of three processes.
@@ -31,11 +33,10 @@ struct Variant {
 }
 
 impl Variant {
-    fn start(name: &'static str, dir: &Path, metrics: bool, traces: Option<&str>) -> Result<Self> {
+    fn start(name: &'static str, dir: &Path, metrics: bool, traces: &[String]) -> Result<Self> {
         let ports: Vec<String> = (0..4).map(|_| format!("127.0.0.1:{}", free_port())).collect();
         let [control, gateway, of_member, of_worker] = ports.as_slice() else { unreachable!() };
         let data = dir.join(name);
-        let traces: Vec<String> = traces.map(|url| format!("--traces={url}")).into_iter().collect();
         let listen = |at: &String| metrics.then(|| format!("--metrics-listen={at}"));
         let switch = format!("MAINSTAY_METRICS={}", if metrics { "on" } else { "off" });
         let start = |role: &str, args: Vec<String>| {
@@ -56,9 +57,9 @@ impl Variant {
         let mut worker =
             vec![format!("--control={control}"), "--name=w1".to_owned(), "--engine=sim".to_owned()];
         worker.extend(listen(of_worker));
-        worker.extend(traces.clone());
+        worker.extend_from_slice(traces);
         let mut front = vec![format!("--control={control}"), format!("--listen={gateway}")];
-        front.extend(traces);
+        front.extend_from_slice(traces);
         let processes =
             vec![start("control", member)?, start("worker", worker)?, start("gateway", front)?];
         let scraped = [gateway, of_member, of_worker];
@@ -155,30 +156,37 @@ async fn main() -> Result<()> {
         let scopes = request.resource_spans.into_iter().flat_map(|r| r.scope_spans);
         counted.fetch_add(scopes.map(|scope| scope.spans.len() as u64).sum(), Ordering::Relaxed);
     });
-    let traces = traces.await?;
+    let traces = [format!("--traces={}", traces.await?)];
+    let every = [format!("--traces-per-second={}", u32::MAX)];
     let variants = tokio::task::block_in_place(|| {
         Ok::<_, anyhow::Error>([
-            Variant::start("bare", dir.path(), false, None)?,
-            Variant::start("metrics", dir.path(), true, None)?,
-            Variant::start("metrics and traces", dir.path(), true, Some(&traces))?,
+            Variant::start("bare", dir.path(), false, &[])?,
+            Variant::start("metrics", dir.path(), true, &[])?,
+            Variant::start("metrics and traces", dir.path(), true, &traces)?,
+            Variant::start(
+                "and of every request",
+                dir.path(),
+                true,
+                &[traces.clone(), every].concat(),
+            )?,
         ])
     })?;
     let fresh = AtomicU64::new(1);
     for variant in &variants {
         load(variant, seconds, at_once, &fresh).await?;
     }
-    let mut all: Vec<[Round; 3]> = Vec::new();
+    let mut all: Vec<[Round; VARIANTS]> = Vec::new();
     for round in 0..rounds as usize {
-        let mut of_round = [Round { per_second: 0.0, cpu_ms: 0.0 }; 3];
+        let mut of_round = [Round { per_second: 0.0, cpu_ms: 0.0 }; VARIANTS];
         // Each begins in turn.
-        for at in (0..3).map(|at| (at + round) % 3) {
+        for at in (0..VARIANTS).map(|at| (at + round) % VARIANTS) {
             of_round[at] = load(&variants[at], seconds, at_once, &fresh).await?;
         }
         all.push(of_round);
     }
     let mut report = Vec::new();
     for (at, variant) in variants.iter().enumerate() {
-        let mid = |of: &dyn Fn(&[Round; 3]) -> f64| median(all.iter().map(of).collect());
+        let mid = |of: &dyn Fn(&[Round; VARIANTS]) -> f64| median(all.iter().map(of).collect());
         report.push(json!({
             "variant": variant.name,
             "requests_per_second": mid(&|round| round[at].per_second),

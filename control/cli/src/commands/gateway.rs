@@ -11,7 +11,7 @@ use crate::commands::identity::IdentityArgs;
 use crate::commands::join::Newcomer;
 use crate::commands::queue::QueueArgs;
 use crate::commands::traces::TraceArgs;
-use crate::commands::{HostArgs, addresses, asked_to_stop};
+use crate::commands::{HostArgs, MemoryArgs, addresses, asked_to_stop};
 use crate::config::FileConfig;
 use crate::output::print;
 
@@ -48,6 +48,8 @@ pub(crate) struct Args {
     lifecycle: Switch,
     #[command(flatten)]
     hosts: HostArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
     #[command(flatten)]
     queue: QueueArgs,
     #[command(flatten)]
@@ -106,6 +108,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.lifecycle = args.lifecycle == Switch::On;
     config.queue = args.queue.settings();
     config.hosts = args.hosts.names();
+    config.prompt_memory = args.memory.prompts();
     config.metrics = crate::monitoring::install_unless_off("gateway")?;
     let handle = mainstay_gateway::start(config).await?;
     tokio::select! {

@@ -30,6 +30,8 @@ pub(crate) mod trace;
 pub(crate) mod traces;
 pub(crate) mod worker;
 
+use mainstay_gateway::PromptMemory;
+
 /// Resolves at SIGINT or SIGTERM.
 pub(crate) async fn asked_to_stop() -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -59,6 +61,28 @@ impl HostArgs {
     pub(crate) fn names(&self) -> Vec<String> {
         self.allow_host.as_deref().map(addresses).unwrap_or_default()
     }
+}
+
+/// What a gateway may remember, shared by `serve` and `gateway`.
+#[derive(clap::Args)]
+pub(crate) struct MemoryArgs {
+    /// What may be remembered of prompts and the tokens made of them, so that a turn costs what is new in it; each
+    /// further model gets as much again [default: 768M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_prompt_memory)]
+    prompt_memory: Option<PromptMemory>,
+}
+
+impl MemoryArgs {
+    pub(crate) fn prompts(&self) -> PromptMemory {
+        self.prompt_memory.unwrap_or_default()
+    }
+}
+
+fn parse_prompt_memory(text: &str) -> Result<PromptMemory, String> {
+    let bytes = engine::parse_bytes(text)?;
+    let least = PromptMemory::BYTES_MIN;
+    let enough = bytes >= least;
+    enough.then(|| PromptMemory::new(bytes)).ok_or_else(|| format!("give {}M or more", least >> 20))
 }
 
 /// Reads `--region`.

@@ -10,12 +10,12 @@ use mainstay_gateway::GatewayConfig;
 use mainstay_identity::Role;
 use mainstay_types::NodeId;
 
-use super::HostArgs;
 use super::engine::EngineArgs;
 use super::queue::QueueArgs;
 use super::tiers::{HashKeyArgs, TierArgs};
 use super::traces::TraceArgs;
 use super::worker::worker_config;
+use super::{HostArgs, MemoryArgs};
 use crate::commands::asked_to_stop;
 use crate::commands::identity::InProcess;
 use crate::config::{FileConfig, default_data_dir};
@@ -43,6 +43,8 @@ pub(crate) struct Args {
     any_model: bool,
     #[command(flatten)]
     hosts: HostArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
     #[command(flatten)]
     queue: QueueArgs,
     #[command(flatten)]
@@ -77,6 +79,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.aliases = config.aliases.with_any(args.any_model);
     config.queue = args.queue.settings();
     config.hosts = args.hosts.names();
+    config.prompt_memory = args.memory.prompts();
     config.identity = inner.identity(Role::Gateway, "g1")?;
     config.metrics = crate::monitoring::install_unless_off("serve")?;
     let gateway = mainstay_gateway::start(config).await?;

@@ -1,6 +1,7 @@
 //! The flags of traces, the same for every role that is on a request's way.
 
 use anyhow::Context;
+use mainstay_trace::Sampling;
 
 /// Of a role in which no trace begins.
 #[derive(clap::Args)]
@@ -13,9 +14,9 @@ pub(crate) struct CollectorArgs {
 
 impl CollectorArgs {
     /// Spans go out from here on; without the flag none do. The last ones go when the program ends.
-    pub(crate) fn start(&self, role: &'static str, share: f64) -> anyhow::Result<()> {
+    pub(crate) fn start(&self, role: &'static str, sampling: Sampling) -> anyhow::Result<()> {
         let Some(address) = &self.traces else { return Ok(()) };
-        mainstay_trace::export_to(address, role, env!("CARGO_PKG_VERSION"), share)
+        mainstay_trace::export_to(address, role, env!("CARGO_PKG_VERSION"), sampling)
             .context("--traces")
     }
 }
@@ -28,11 +29,15 @@ pub(crate) struct TraceArgs {
     /// The share of requests whose traces are sent, where the client does not say so itself
     #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = parse_share, requires = "traces")]
     traces_sample: f64,
+    /// How many of them are sent in a second at most
+    #[arg(long, value_name = "N", default_value_t = Sampling::default().per_second, requires = "traces")]
+    traces_per_second: u32,
 }
 
 impl TraceArgs {
     pub(crate) fn start(&self, role: &'static str) -> anyhow::Result<()> {
-        self.collector.start(role, self.traces_sample)
+        let sampling = Sampling { share: self.traces_sample, per_second: self.traces_per_second };
+        self.collector.start(role, sampling)
     }
 }
 

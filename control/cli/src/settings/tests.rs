@@ -13,7 +13,7 @@ use super::{Key, Layers, Origin, ROLES, command, keys_of, preview, resolve};
 use crate::commands::config::{check_file, value_of};
 
 /// Values that some flag takes. A new flag with a form of its own finds the values for its test here.
-const VALUES: [&str; 27] = [
+const VALUES: [&str; 28] = [
     "127.0.0.1:7001",
     "127.0.0.1:7002",
     "127.0.0.1:7003",
@@ -34,6 +34,7 @@ const VALUES: [&str; 27] = [
     "b",
     "c",
     "512M",
+    "64M",
     "on",
     "off",
     "arrival",
@@ -72,7 +73,7 @@ fn beside(role: &str, key: &Key) -> Vec<String> {
         "kv_events" => &["--upstream=x"],
         "kv_replay" => &["--upstream=x", "--kv-events=x"],
         "disk_tier" => &["--disk-size=1G"],
-        "traces_sample" => &["--traces=http://127.0.0.1:4317"],
+        "traces_sample" | "traces_per_second" => &["--traces=http://127.0.0.1:4317"],
         "disk_size" => &["--disk-tier=x"],
         "remote_endpoint" | "remote_region" => &["--remote-tier=x"],
         _ => &[],

@@ -3,15 +3,13 @@
 //! A message's value depends on little beside the message: the shape that the template takes, and the numbers of the
 //! calls in it. So it is kept by the message's identity and given to the template again as the same object, which is
 //! also how the parts of a template know that they rendered it before. Messages that nobody else holds will not come
-//! again and are not kept. What is kept is bounded by bytes, in two generations: what is used moves to the young one,
-//! and when that is full the old one is forgotten.
+//! again and are not kept. What is kept is bounded by bytes (see [`Memory`]).
 
 mod calls;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::{iter, mem};
+use std::iter;
+use std::sync::Arc;
 
 use minijinja::Value;
 
@@ -19,9 +17,12 @@ use calls::{Calls, Number, written};
 
 use super::hf::{Dict, Shape, arguments_value, dict, joined};
 use crate::ir::{Block, Content, Conversation, Message, Role, weight};
+#[cfg(test)]
+use crate::memory::Generations;
+use crate::memory::Memory;
 
-/// What each of the two generations may hold.
-const GENERATION_BYTES_MAX: usize = 64 << 20;
+/// Texts outside of messages, such as system prompts, get this share of what may be kept; there are few.
+const TEXTS_SHARE: usize = 5;
 /// What a message costs beside its texts.
 const ENTRY_BYTES: usize = 256;
 /// What one entry of the `messages` variable costs beside its texts, and beside what is rendered of it.
@@ -30,8 +31,6 @@ const VALUE_BYTES: usize = 600;
 const ROOM_BYTES: usize = 1_400;
 /// What the number of a call costs.
 const NUMBER_BYTES: usize = 64;
-/// What each of the two generations of texts outside of messages, such as system prompts, may hold.
-const TEXTS_BYTES_MAX: usize = 16 << 20;
 /// How much of a text's start and end tells it from most others.
 const SKETCH_BYTES: usize = 32;
 /// The longest of them.
@@ -142,42 +141,6 @@ fn argument_bytes(message: &Message) -> usize {
     message.blocks.iter().map(bytes).sum()
 }
 
-#[derive(Debug, Default)]
-struct Generations {
-    young: HashMap<usize, Arc<Entry>>,
-    old: HashMap<usize, Arc<Entry>>,
-    young_bytes: usize,
-    /// What is to be dropped once nobody waits for the lock.
-    forgotten: Vec<HashMap<usize, Arc<Entry>>>,
-}
-
-impl Generations {
-    fn find(&mut self, address: usize) -> Option<Arc<Entry>> {
-        if let Some(found) = self.young.get(&address) {
-            return Some(Arc::clone(found));
-        }
-        let found = self.old.remove(&address)?;
-        self.insert(address, Arc::clone(&found));
-        Some(found)
-    }
-
-    fn insert(&mut self, address: usize, entry: Arc<Entry>) {
-        let bytes = entry.bytes();
-        if bytes > GENERATION_BYTES_MAX / 8 {
-            return;
-        }
-        if self.young_bytes + bytes > GENERATION_BYTES_MAX {
-            let young = mem::take(&mut self.young);
-            self.forgotten.push(mem::replace(&mut self.old, young));
-            self.young_bytes = 0;
-        }
-        self.young_bytes += bytes;
-        if let Some(before) = self.young.insert(address, entry) {
-            self.young_bytes -= before.bytes();
-        }
-    }
-}
-
 /// Where to look for a text's value: much of a text is read only where this is the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Sketch {
@@ -199,43 +162,9 @@ impl Sketch {
     }
 }
 
-/// The values of texts that are no messages of their own: system prompts, and messages joined to others. Bounded as
-/// messages are; of two texts with one sketch the later is kept.
-#[derive(Debug, Default)]
-struct Texts(Mutex<TextGenerations>);
-
-#[derive(Debug, Default)]
-struct TextGenerations {
-    young: HashMap<Sketch, Arc<Said>>,
-    old: HashMap<Sketch, Arc<Said>>,
-    young_bytes: usize,
-    /// What is to be dropped once nobody waits for the lock.
-    forgotten: Vec<HashMap<Sketch, Arc<Said>>>,
-}
-
-impl TextGenerations {
-    fn find(&mut self, sketch: &Sketch, content: &str) -> Option<Arc<Said>> {
-        if let Some(found) = self.young.get(sketch) {
-            return (*found.content == *content).then(|| Arc::clone(found));
-        }
-        let found = self.old.remove(sketch).filter(|found| *found.content == *content)?;
-        self.insert(*sketch, Arc::clone(&found));
-        Some(found)
-    }
-
-    fn insert(&mut self, sketch: Sketch, said: Arc<Said>) {
-        let new = said.bytes;
-        if self.young_bytes + new > TEXTS_BYTES_MAX {
-            let young = mem::take(&mut self.young);
-            self.forgotten.push(mem::replace(&mut self.old, young));
-            self.young_bytes = 0;
-        }
-        self.young_bytes += new;
-        if let Some(before) = self.young.insert(sketch, said) {
-            self.young_bytes -= before.bytes;
-        }
-    }
-}
+/// The values of texts that are no messages of their own: system prompts, and messages joined to others. Of two texts
+/// with one sketch the later is kept.
+type Texts = Memory<Sketch, Arc<Said>>;
 
 /// The texts of one asker.
 #[derive(Clone, Copy)]
@@ -250,16 +179,14 @@ impl TextsOf<'_> {
             return Said::new(role, content.into(), Vec::new(), (joins, None));
         }
         let sketch = Sketch::of(self.asker, role, joins, content.as_bytes());
-        let mut known = self.texts.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = known.find(&sketch, content).unwrap_or_else(|| {
-            let said = Said::new(role, content.into(), Vec::new(), (joins, Some(0)));
-            known.insert(sketch, Arc::clone(&said));
-            said
-        });
-        let forgotten = mem::take(&mut known.forgotten);
-        drop(known);
-        drop(forgotten);
-        said
+        self.texts.with(|known| {
+            let found = known.find(&sketch, |found| *found.content == *content);
+            found.map(Arc::clone).unwrap_or_else(|| {
+                let said = Said::new(role, content.into(), Vec::new(), (joins, Some(0)));
+                known.insert(sketch, Arc::clone(&said), said.bytes);
+                said
+            })
+        })
     }
 }
 
@@ -273,13 +200,19 @@ pub(super) struct Asked {
 }
 
 /// The values of messages that came before.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct KnownMessages {
-    messages: Mutex<Generations>,
+    messages: Memory<usize, Arc<Entry>>,
     texts: Texts,
 }
 
 impl KnownMessages {
+    /// Room for so many bytes.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        let texts = bytes_max / TEXTS_SHARE;
+        Self { messages: Memory::new(bytes_max - texts), texts: Memory::new(texts) }
+    }
+
     /// The `messages` variable, item by item.
     pub(super) fn values(
         &self,
@@ -291,32 +224,31 @@ impl KnownMessages {
         let mut made = Vec::new();
         let out = self.said(conversation, (shape, asked), &mut known, &mut made);
         if !made.is_empty() {
-            let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-            for entry in made {
-                messages.insert(Arc::as_ptr(&entry.message).addr(), entry);
-            }
-            let forgotten = mem::take(&mut messages.forgotten);
-            drop(messages);
-            drop(forgotten);
+            // Weighed here, where nobody waits for it.
+            let made: Vec<_> = made.into_iter().map(|entry| (entry.bytes(), entry)).collect();
+            self.messages.with(|messages| {
+                for (bytes, entry) in made {
+                    messages.insert(Arc::as_ptr(&entry.message).addr(), entry, bytes);
+                }
+            });
         }
         out.into_iter().map(|said| said.value.clone()).collect()
     }
 
     #[cfg(test)]
     pub(super) fn forget(&self) {
-        *self.messages.lock().unwrap() = Generations::default();
-        *self.texts.0.lock().unwrap() = TextGenerations::default();
+        self.messages.with(Generations::clear);
+        self.texts.with(Generations::clear);
     }
 
     /// What is known of each message.
     fn known(&self, conversation: &Conversation) -> Vec<Option<Arc<Entry>>> {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        let find = |message: &Arc<Message>| messages.find(Arc::as_ptr(message).addr());
-        let found = conversation.messages.iter().map(find).collect();
-        let forgotten = mem::take(&mut messages.forgotten);
-        drop(messages);
-        drop(forgotten);
-        found
+        self.messages.with(|known| {
+            let find = |message: &Arc<Message>| {
+                known.find(&Arc::as_ptr(message).addr(), |_| true).map(Arc::clone)
+            };
+            conversation.messages.iter().map(find).collect()
+        })
     }
 
     fn said(

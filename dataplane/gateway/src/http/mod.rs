@@ -60,8 +60,6 @@ const BODY_BYTES_MAX: usize = 32 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(120);
 /// Bodies shorter than this are read each time: they are read as quickly as they are remembered.
 const KNOWN_BODY_BYTES_MIN: usize = 4 << 10;
-/// What all bodies that are remembered may take, with what they were read into.
-const KNOWN_BODIES_BYTES_MAX: usize = 128 << 20;
 /// How long an operator waits for the control plane.
 const CONTROL_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -120,7 +118,7 @@ impl App {
         let tools = ToolMemory { known: Arc::default(), tenant: Arc::default() };
         // Without an entropy source a client may aim at what another's bodies are found by, at the cost of time alone.
         let key = getrandom::u64().unwrap_or_default();
-        let known = KnownBodies::new(KNOWN_BODY_BYTES_MIN, KNOWN_BODIES_BYTES_MAX, key);
+        let known = KnownBodies::new(KNOWN_BODY_BYTES_MIN, config.prompt_memory.bodies(), key);
         let bodies = BodyMemory { known: Arc::new(known), tenant: Arc::default() };
         let parsing = ParseOptions {
             media: config.media,

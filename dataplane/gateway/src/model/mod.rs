@@ -2,6 +2,7 @@
 //! worker that serves it, so that a gateway needs no files of its own.
 
 mod detokenizer;
+mod memory;
 mod pieces;
 mod prompts;
 mod segments;
@@ -16,6 +17,7 @@ use mainstay_chat::{Family, Spelling};
 use mainstay_proto::v1;
 
 pub(crate) use detokenizer::Detokenizer;
+pub use memory::PromptMemory;
 pub(crate) use prompts::{Naming, Prepared};
 pub(crate) use tokenizer::Tokenizer;
 
@@ -55,11 +57,12 @@ pub(crate) struct ModelCard {
 }
 
 impl ModelCard {
-    /// Builds the card from a worker's description.
-    pub(crate) fn new(reply: &v1::DescribeReply) -> Result<Self, ModelError> {
+    /// Builds the card from a worker's description, with room to remember prompts.
+    pub(crate) fn new(reply: &v1::DescribeReply, memory: PromptMemory) -> Result<Self, ModelError> {
         let file = |name: &str| reply.files.iter().find(|f| f.name == name).map(|f| &f.content);
         let tokenizer = Tokenizer::new(
             file("tokenizer.json").ok_or(ModelError::MissingFile("tokenizer.json"))?,
+            memory,
         )?;
         let config = json("tokenizer_config.json", file("tokenizer_config.json"))?;
         let source = match file("chat_template.jinja") {
@@ -69,7 +72,8 @@ impl ModelCard {
         let bos = special(&config, "bos_token").unwrap_or_default();
         let eos = special(&config, "eos_token").unwrap_or_default();
         let template = ChatTemplate::new(&source, &bos, &eos)
-            .map_err(|e| ModelError::Template(e.to_string()))?;
+            .map_err(|e| ModelError::Template(e.to_string()))?
+            .with_memory(memory.messages());
         let mut end_tokens: Vec<u32> = tokenizer.id_of(&eos).into_iter().collect();
         for name in ["generation_config.json", "config.json"] {
             end_tokens.extend(eos_ids(&json(name, file(name))?));

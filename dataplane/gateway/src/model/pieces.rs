@@ -2,18 +2,14 @@
 //!
 //! A template that is rendered in parts gives the same allocation for what a turn has in common with the one before, so
 //! its tokens are found without a look at its text. The piece is held, so that its address can't become another's. That
-//! is only worth something where somebody else holds it, too. Bounded by bytes in two generations, as segments are.
+//! is only worth something where somebody else holds it, too. Bounded by bytes (see [`Memory`]).
 
-use std::collections::HashMap;
-use std::mem;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use mainstay_chat::memory::Memory;
 
 use super::segments::Segment;
 
-/// What each of the two generations may hold.
-const GENERATION_BYTES_MAX: usize = 64 << 20;
 /// What a piece costs beside its text and tokens.
 const PIECE_BYTES: usize = 200;
 
@@ -26,7 +22,6 @@ pub(super) struct Piece {
     pub(super) tokens: Segment,
 }
 
-#[derive(Clone)]
 struct Held {
     text: Arc<str>,
     piece: Arc<Piece>,
@@ -39,64 +34,27 @@ impl Held {
     }
 }
 
-/// Addresses are spread by the allocator; a multiplication is enough of a hash.
-type Map = HashMap<usize, Held, foldhash::fast::RandomState>;
-
-#[derive(Default)]
-struct Generations {
-    young: Map,
-    old: Map,
-    young_bytes: usize,
-    /// What is to be dropped once nobody waits for the lock.
-    forgotten: Vec<Map>,
-}
-
-impl Generations {
-    fn find(&mut self, text: &Arc<str>) -> Option<Arc<Piece>> {
-        let address = address(text);
-        if let Some(found) = self.young.get(&address) {
-            return Some(Arc::clone(&found.piece));
-        }
-        let used = self.old.remove(&address)?;
-        let piece = Arc::clone(&used.piece);
-        self.insert(used);
-        Some(piece)
-    }
-
-    fn insert(&mut self, held: Held) {
-        let bytes = held.bytes();
-        if bytes > GENERATION_BYTES_MAX / 8 {
-            return;
-        }
-        if self.young_bytes + bytes > GENERATION_BYTES_MAX {
-            let young = mem::take(&mut self.young);
-            self.forgotten.push(mem::replace(&mut self.old, young));
-            self.young_bytes = 0;
-        }
-        self.young_bytes += bytes;
-        if let Some(before) = self.young.insert(address(&held.text), held) {
-            self.young_bytes -= before.bytes();
-        }
-    }
-}
-
 fn address(text: &Arc<str>) -> usize {
     Arc::as_ptr(text).cast::<u8>().addr()
 }
 
-/// The pieces that are known.
-#[derive(Default)]
-pub(super) struct Pieces(Mutex<Generations>);
+/// The pieces that are known. Addresses are spread by the allocator; a multiplication is enough of a hash.
+pub(super) struct Pieces(Memory<usize, Held, foldhash::fast::RandomState>);
 
 impl Pieces {
+    /// Room for so many bytes.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self(Memory::new(bytes_max))
+    }
+
     /// What is known of each of a prompt's pieces.
     pub(super) fn find(&self, texts: &[Arc<str>]) -> Vec<Option<Arc<Piece>>> {
-        let mut generations = self.0.lock();
-        let found = texts.iter().map(|text| generations.find(text)).collect();
-        let forgotten = mem::take(&mut generations.forgotten);
-        drop(generations);
-        drop(forgotten);
-        found
+        self.0.with(|known| {
+            let find = |text| {
+                known.find(&address(text), |_| true).map(|held: &Held| Arc::clone(&held.piece))
+            };
+            texts.iter().map(find).collect()
+        })
     }
 
     /// Remembers a piece that somebody else holds as well.
@@ -104,11 +62,8 @@ impl Pieces {
         // One holder is the prompt that it was rendered for.
         if Arc::strong_count(text) > 1 {
             let held = Held { text: Arc::clone(text), piece: Arc::clone(piece) };
-            let mut generations = self.0.lock();
-            generations.insert(held);
-            let forgotten = mem::take(&mut generations.forgotten);
-            drop(generations);
-            drop(forgotten);
+            let bytes = held.bytes();
+            self.0.with(|known| known.insert(address(text), held, bytes));
         }
     }
 }
@@ -117,13 +72,15 @@ impl Pieces {
 mod tests {
     use super::*;
 
+    const ROOM: usize = 1 << 20;
+
     fn piece() -> Arc<Piece> {
         Arc::new(Piece { starts: true, tokens: Segment::new(vec![7]) })
     }
 
     #[test]
     fn a_piece_is_known_by_its_address_and_only_where_it_may_come_again() {
-        let pieces = Pieces::default();
+        let pieces = Pieces::new(ROOM);
         let text: Arc<str> = "the same words".into();
         pieces.keep(&text, &piece());
         assert!(pieces.find(std::slice::from_ref(&text))[0].is_none(), "nobody else holds it");
@@ -135,23 +92,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded_and_what_is_used_stays() {
-        let pieces = Pieces::default();
-        let large = || Arc::<str>::from("x".repeat(GENERATION_BYTES_MAX / 10));
+    fn a_text_is_counted_and_what_is_used_stays() {
+        let pieces = Pieces::new(ROOM);
+        let large = || Arc::<str>::from("x".repeat(ROOM / 20));
         let used = large();
-        pieces.keep(&used, &piece());
         let _holder = Arc::clone(&used);
         pieces.keep(&used, &piece());
-        for _ in 0..40 {
+        for _ in 0..80 {
             let text = large();
             let _other = Arc::clone(&text);
             pieces.keep(&text, &piece());
             assert!(pieces.find(std::slice::from_ref(&used))[0].is_some());
-            let generations = pieces.0.lock();
-            assert!(generations.forgotten.is_empty());
-            let held = |map: &Map| map.values().map(Held::bytes).sum::<usize>();
-            assert_eq!(held(&generations.young), generations.young_bytes);
-            assert!(held(&generations.young) + held(&generations.old) <= 2 * GENERATION_BYTES_MAX);
+            let (bytes, held) = pieces.0.with(|known| (known.bytes(), known.values()));
+            assert!(bytes <= ROOM && bytes >= held * text.len(), "{bytes} of {held}");
         }
     }
 }

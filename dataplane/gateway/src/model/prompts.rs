@@ -3,24 +3,20 @@
 //! A turn of a conversation repeats the pieces of the turn before, which are the same allocations, so how far two prompts
 //! agree is told by comparing addresses. Up to there the tokens on the wire and the names of blocks are copied in one go,
 //! and only what follows is tokenised and hashed. Pieces are held, so that no address can become another's. A prompt
-//! takes the place of the one that it goes on from; memory is bounded by bytes in two generations, as segments are. What
-//! is found is a hint: a prompt comes out the same without it.
+//! takes the place of the one that it goes on from; memory is bounded by bytes (see [`Memory`]). What is found is a hint:
+//! a prompt comes out the same without it.
 
-use std::collections::HashMap;
-use std::mem;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mainstay_chat::memory::Memory;
 use mainstay_chat::template::Text;
 use mainstay_proto::tokens::unpack;
 use mainstay_types::{BlockHashKey, NamespaceId, SequenceHash};
-use parking_lot::Mutex;
 
 use super::tokenizer::{Encoded, Ends};
 use super::{ModelError, Tokenizer};
 
-/// What each of the two generations may hold.
-const GENERATION_BYTES_MAX: usize = 64 << 20;
 /// What a prompt costs beside its pieces, tokens and blocks.
 const PROMPT_BYTES: usize = 400;
 /// By so many pieces a prompt is found, those before its last: that one is the same for all conversations.
@@ -84,24 +80,19 @@ fn address(piece: &Arc<str>) -> usize {
     Arc::as_ptr(piece).cast::<u8>().addr()
 }
 
-/// Addresses are spread by the allocator; a multiplication is enough of a hash.
-type Map = HashMap<usize, Arc<Known>, foldhash::fast::RandomState>;
-
-#[derive(Default)]
-struct Generations {
-    young: Map,
-    old: Map,
-    young_bytes: usize,
-}
-
-/// The prompts that are known.
-#[derive(Default)]
-pub(super) struct Prompts(Mutex<Generations>);
+/// The prompts that are known, each under its anchors. Addresses are spread by the allocator; a multiplication is enough
+/// of a hash.
+pub(super) struct Prompts(Memory<usize, Arc<Known>, foldhash::fast::RandomState>);
 
 /// An earlier prompt, and how many of its first pieces are the new one's.
 type Found = (Arc<Known>, usize);
 
 impl Prompts {
+    /// Room for so many bytes.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self(Memory::new(bytes_max))
+    }
+
     fn find(&self, namespace: NamespaceId, pieces: &[Arc<str>]) -> Option<Found> {
         let agrees = |known: &Arc<Known>| {
             let both = known.pieces.iter().zip(pieces);
@@ -116,51 +107,37 @@ impl Prompts {
 
     /// Prompts that have one of the last pieces where they are found by it, the last piece first.
     fn candidates(&self, namespace: NamespaceId, pieces: &[Arc<str>]) -> Vec<(usize, Arc<Known>)> {
-        let generations = self.0.lock();
-        let mut found = Vec::new();
-        for at in (0..pieces.len()).rev().take(LOOKED_AT_MAX) {
-            let address = address(&pieces[at]);
-            let known = [&generations.young, &generations.old].into_iter();
-            let known = known.filter_map(|generation| generation.get(&address));
-            let ours = known.filter(|known| known.namespace == namespace);
-            found.extend(ours.map(|known| (at, Arc::clone(known))));
-        }
-        found
+        self.0.with(|prompts| {
+            let mut found = Vec::new();
+            for at in (0..pieces.len()).rev().take(LOOKED_AT_MAX) {
+                let known = prompts.look(&address(&pieces[at]));
+                let ours = known.filter(|known| known.namespace == namespace);
+                found.extend(ours.map(|known| (at, Arc::clone(known))));
+            }
+            found
+        })
     }
 
     /// Remembers a prompt, in the place of the one that it goes on from.
     fn keep(&self, known: Known, before: Option<&Arc<Known>>) {
-        let bytes = known.bytes();
         // One of a single piece could not be found.
-        if bytes > GENERATION_BYTES_MAX / 8 || known.anchors().next().is_none() {
+        let anchors = known.anchors().count();
+        if anchors == 0 {
             return;
         }
+        // Each anchor counts its part. Where other prompts have taken some of them, the others still hold the whole.
+        let bytes = known.bytes() / anchors;
         let known = Arc::new(known);
-        let mut forgotten = Vec::new();
-        let mut left = Map::default();
-        let mut generations = self.0.lock();
-        if let Some(before) = before {
-            for address in before.anchors() {
-                if generations.young.get(&address).is_some_and(|known| Arc::ptr_eq(known, before)) {
-                    forgotten.extend(generations.young.remove(&address));
-                }
+        self.0.with(|prompts| {
+            for address in before.iter().flat_map(|before| before.anchors()) {
+                prompts.remove_young(&address, |known| {
+                    before.is_some_and(|before| Arc::ptr_eq(known, before))
+                });
             }
-            if !forgotten.is_empty() {
-                generations.young_bytes -= before.bytes().min(generations.young_bytes);
+            for address in known.anchors() {
+                prompts.insert(address, Arc::clone(&known), bytes);
             }
-        }
-        if generations.young_bytes + bytes > GENERATION_BYTES_MAX {
-            let young = mem::take(&mut generations.young);
-            left = mem::replace(&mut generations.old, young);
-            generations.young_bytes = 0;
-        }
-        generations.young_bytes += bytes;
-        for address in known.anchors() {
-            forgotten.extend(generations.young.insert(address, Arc::clone(&known)));
-        }
-        drop(generations);
-        // Freeing takes a while, and nobody has to wait for it.
-        drop((forgotten, left));
+        });
     }
 }
 

@@ -1,17 +1,12 @@
 //! Segments of prompts that were tokenised before, by the tenant whose they are.
 //!
-//! Bounded by the bytes that it holds, in two generations: what is used moves to the young one, and when that is full
-//! the old one is forgotten. So a conversation that goes on stays, and one that ended leaves.
+//! Bounded by the bytes that it holds (see [`Memory`]).
 
-use std::collections::HashMap;
-use std::mem;
 use std::sync::{Arc, OnceLock};
 
+use mainstay_chat::memory::Memory;
 use mainstay_proto::tokens::pack_into;
-use parking_lot::Mutex;
 
-/// What each of the two generations may hold.
-const GENERATION_BYTES_MAX: usize = 96 << 20;
 /// What a segment costs beside its text and tokens: three allocations and its place in a map.
 const SEGMENT_BYTES: usize = 200;
 
@@ -55,71 +50,19 @@ impl Remembered {
     }
 }
 
-#[derive(Default)]
-struct Generation {
-    /// By a hash of tenant and text, both of which are compared: of two that share a hash, the later is kept.
-    segments: HashMap<u64, Remembered, foldhash::fast::RandomState>,
-    bytes: usize,
-}
-
-impl Generation {
-    fn find(&self, hash: u64, tenant: &str, text: &str) -> Option<Arc<Segment>> {
-        let found = self.segments.get(&hash)?;
-        (*found.text == *text && *found.tenant == *tenant).then(|| Arc::clone(&found.segment))
-    }
-
-    fn insert(&mut self, hash: u64, remembered: Remembered) {
-        self.bytes += remembered.bytes();
-        if let Some(before) = self.segments.insert(hash, remembered) {
-            self.bytes -= before.bytes();
-        }
-    }
-
-    fn take(&mut self, hash: u64) -> Option<Remembered> {
-        let taken = self.segments.remove(&hash)?;
-        self.bytes -= taken.bytes();
-        Some(taken)
-    }
-}
-
-#[derive(Default)]
-struct Generations {
-    young: Generation,
-    old: Generation,
-}
-
-impl Generations {
-    fn find(&mut self, hash: u64, tenant: &str, text: &str) -> Option<Arc<Segment>> {
-        if let Some(found) = self.young.find(hash, tenant, text) {
-            return Some(found);
-        }
-        let found = self.old.find(hash, tenant, text)?;
-        if let Some(used) = self.old.take(hash) {
-            self.insert(hash, used);
-        }
-        Some(found)
-    }
-
-    fn insert(&mut self, hash: u64, remembered: Remembered) {
-        // A long one is not worth what it would push out.
-        if remembered.bytes() > GENERATION_BYTES_MAX / 8 {
-            return;
-        }
-        if self.young.bytes + remembered.bytes() > GENERATION_BYTES_MAX {
-            self.old = mem::take(&mut self.young);
-        }
-        self.young.insert(hash, remembered);
-    }
-}
-
-/// What was tokenised before.
-#[derive(Default)]
+/// What was tokenised before, by a hash of tenant and text, both of which are compared: of two that share a hash, the
+/// later is kept.
 pub(super) struct Segments {
     hasher: ahash::RandomState,
-    generations: Mutex<Generations>,
+    known: Memory<u64, Remembered, foldhash::fast::RandomState>,
 }
 
 impl Segments {
+    /// Room for so many bytes.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self { hasher: ahash::RandomState::default(), known: Memory::new(bytes_max) }
+    }
+
     /// The tokens of `text` as `tenant` had them before, or as `make` makes them.
     pub(super) fn get_or_make<E>(
         &self,
@@ -128,13 +71,16 @@ impl Segments {
         make: impl FnOnce() -> Result<Segment, E>,
     ) -> Result<Arc<Segment>, E> {
         let hash = self.hasher.hash_one((tenant, text));
-        if let Some(found) = self.generations.lock().find(hash, tenant, text) {
+        let fits = |known: &Remembered| *known.text == *text && *known.tenant == *tenant;
+        let segment = |known: &Remembered| Arc::clone(&known.segment);
+        if let Some(found) = self.known.with(|known| known.find(&hash, fits).map(segment)) {
             return Ok(found);
         }
         let segment = Arc::new(make()?);
         let remembered =
             Remembered { tenant: tenant.into(), text: text.into(), segment: Arc::clone(&segment) };
-        self.generations.lock().insert(hash, remembered);
+        let bytes = remembered.bytes();
+        self.known.with(|known| known.insert(hash, remembered, bytes));
         Ok(segment)
     }
 }
@@ -143,7 +89,9 @@ impl Segments {
 mod tests {
     use std::convert::Infallible;
 
-    use super::{GENERATION_BYTES_MAX, Segment, Segments};
+    use super::{Segment, Segments};
+
+    const ROOM: usize = 1 << 20;
 
     /// Whether it had to be made.
     fn asked(segments: &Segments, tenant: &str, text: &str) -> bool {
@@ -159,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_text_is_made_once_for_each_tenant() {
-        let segments = Segments::default();
+        let segments = Segments::new(ROOM);
         assert!(asked(&segments, "a", "some text"));
         assert!(!asked(&segments, "a", "some text"));
         assert!(asked(&segments, "b", "some text"), "another tenant's is not found");
@@ -167,17 +115,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_used_stays_while_what_is_not_leaves_and_the_whole_is_bounded() {
-        let segments = Segments::default();
-        let large = |n: usize| format!("{n:08}").repeat(1 << 17);
+    fn text_and_tokens_are_counted_and_what_nobody_asks_for_leaves() {
+        let segments = Segments::new(ROOM);
+        let large = |n: usize| format!("{n:08}").repeat(ROOM >> 10);
         asked(&segments, "a", "used");
         let kept = large(0);
         asked(&segments, "a", &kept);
         for n in 1..200 {
             asked(&segments, "a", &large(n));
             assert!(!asked(&segments, "a", "used"), "after {n}");
-            let generations = segments.generations.lock();
-            assert!(generations.young.bytes + generations.old.bytes <= 2 * GENERATION_BYTES_MAX);
+            let (bytes, held) = segments.known.with(|known| (known.bytes(), known.values()));
+            assert!(bytes <= ROOM && bytes >= held.saturating_sub(1) * 3 * kept.len(), "{bytes}");
         }
         assert!(asked(&segments, "a", &kept), "nobody asked for it");
     }

@@ -17,6 +17,7 @@ use tokenizers::Tokenizer as HfTokenizer;
 
 use super::ModelError;
 use super::detokenizer::TokenBytes;
+use super::memory::PromptMemory;
 use super::pieces::{Piece, Pieces};
 use super::prompts::Prompts;
 use super::segments::{Segment, Segments};
@@ -120,7 +121,7 @@ struct Special {
 
 impl Tokenizer {
     /// Reads a `tokenizer.json`.
-    pub(crate) fn new(json: &[u8]) -> Result<Self, ModelError> {
+    pub(crate) fn new(json: &[u8], memory: PromptMemory) -> Result<Self, ModelError> {
         let mut inner =
             HfTokenizer::from_bytes(json).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
         // Settings that training leaves behind; a prompt is never cut or filled up here.
@@ -154,10 +155,10 @@ impl Tokenizer {
             finder,
             specials,
             added,
-            segments: Segments::default(),
-            pieces: Pieces::default(),
+            segments: Segments::new(memory.segments()),
+            pieces: Pieces::new(memory.pieces()),
             words,
-            prompts: Prompts::default(),
+            prompts: Prompts::new(memory.prompts()),
             apart,
             longest,
             bytes,

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tonic::{Request, Response, Status};
 
 use super::*;
+use crate::model::PromptMemory;
 use crate::placement::Placement;
 use crate::replica::Replica;
 use crate::testing::SOON;
@@ -112,7 +113,7 @@ async fn set(after: Duration) -> (Retainer, Placement, Loader) {
     let service = WorkerServer::new(loader.clone());
     let server = tonic::transport::Server::builder().add_service(service);
     tokio::spawn(server.serve_with_incoming(incoming));
-    let workers = Workers::new(Replica::new(), Arc::new(channel));
+    let workers = Workers::new(Replica::new(), Arc::new(channel), PromptMemory::default());
     workers.test_enter(WorkerId(1), &address);
     let placement = Placement::new(workers.clone(), Replica::new(), &crate::testing::config(1));
     let (retainer, _) = Retainer::new(true, workers);

@@ -212,10 +212,11 @@ impl ServedTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::PromptMemory;
 
     fn workers() -> Workers {
         let open = Arc::new(mainstay_proto::client::channel);
-        Workers::new(crate::replica::Replica::new(), open)
+        Workers::new(crate::replica::Replica::new(), open, PromptMemory::default())
     }
 
     fn turned(session: u128, blocks: u128) -> Turned {

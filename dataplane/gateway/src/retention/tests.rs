@@ -5,13 +5,14 @@ use std::sync::Arc;
 use mainstay_proto::client::channel;
 
 use super::*;
+use crate::model::PromptMemory;
 use crate::placement::Placement;
 use crate::replica::Replica;
 
 const NAMESPACE: NamespaceId = NamespaceId(5);
 
 fn retainer(on: bool) -> (Retainer, Letters) {
-    Retainer::new(on, Workers::new(Replica::new(), Arc::new(channel)))
+    Retainer::new(on, Workers::new(Replica::new(), Arc::new(channel), PromptMemory::default()))
 }
 
 fn tenant(name: &str) -> TenantId {

@@ -4,6 +4,8 @@ use super::*;
 use crate::ir::Block;
 
 const ASKED: Asked = Asked { asker: 1, holders: 1 };
+/// What may be kept.
+const ROOM: usize = 8 << 20;
 const STRICT: Shape = Shape { repeated_role: false, ..Shape::FULL };
 
 fn said(messages: Vec<(Role, Block)>) -> Conversation {
@@ -21,7 +23,7 @@ fn contents(values: &[Value]) -> Vec<String> {
 
 #[test]
 fn a_run_of_one_role_is_joined_once_and_nothing_on_the_way_is_kept() {
-    let known = KnownMessages::default();
+    let known = KnownMessages::new(ROOM);
     let user = |number: usize| (Role::User, Block::text(format!("text {number}")));
     let mut messages: Vec<_> = (0..300).map(user).collect();
     messages.push((Role::Assistant, Block::text("answer")));
@@ -34,7 +36,7 @@ fn a_run_of_one_role_is_joined_once_and_nothing_on_the_way_is_kept() {
     let first = format!("system\n\n{}", all.join("\n\n"));
     assert_eq!(contents(&values), [first.as_str(), "answer", "text 300"]);
     // The system text and the whole run.
-    assert_eq!(known.texts.0.lock().unwrap().young.len(), 2);
+    assert_eq!(known.texts.with(|texts| texts.values()), 2);
     let again = known.values(&conversation, shape, ASKED);
     let number = |value: &Value| value.downcast_object_ref::<Dict>().unwrap().number;
     assert_eq!(number(&again[0]), number(&values[0]));
@@ -70,34 +72,29 @@ fn all_that_a_message_holds_is_counted() {
 
 #[test]
 fn a_message_that_only_a_cut_conversation_shares_is_not_kept() {
-    let known = KnownMessages::default();
+    let known = KnownMessages::new(ROOM);
     let whole = said(vec![(Role::User, Block::text("one")), (Role::Assistant, Block::text("two"))]);
     let cut = whole.clone();
     known.values(&cut, Shape::FULL, Asked { asker: 1, holders: 2 });
-    assert!(known.messages.lock().unwrap().young.is_empty());
+    assert_eq!(known.messages.with(|messages| messages.values()), 0);
     let body = whole.clone();
     known.values(&cut, Shape::FULL, Asked { asker: 1, holders: 2 });
-    assert_eq!(known.messages.lock().unwrap().young.len(), 2);
+    assert_eq!(known.messages.with(|messages| messages.values()), 2);
     drop(body);
 }
 
 #[test]
-fn what_is_kept_is_bounded_and_nothing_is_dropped_under_the_lock() {
-    let known = KnownMessages::default();
-    let long = "x".repeat(GENERATION_BYTES_MAX / 50);
+fn messages_are_counted_whole_and_those_that_ended_leave() {
+    let known = KnownMessages::new(ROOM);
+    let long = "x".repeat(ROOM / 100);
     let mut dropped = Vec::new();
-    for _ in 0..40 {
+    for _ in 0..80 {
         let conversation = said(vec![(Role::User, Block::text(long.clone()))]);
         let _body = conversation.clone();
         known.values(&conversation, Shape::FULL, ASKED);
         dropped.push(Arc::downgrade(&conversation.messages[0]));
-        let generations = known.messages.lock().unwrap();
-        let bytes =
-            |map: &HashMap<usize, Arc<Entry>>| map.values().map(|e| e.bytes()).sum::<usize>();
-        let young: usize = bytes(&generations.young);
-        assert_eq!(young, generations.young_bytes);
-        assert!(young + bytes(&generations.old) <= 2 * GENERATION_BYTES_MAX);
-        assert!(generations.forgotten.is_empty());
+        let (bytes, kept) = known.messages.with(|messages| (messages.bytes(), messages.values()));
+        assert!(bytes <= ROOM && bytes > kept * 2 * long.len(), "{bytes} of {kept}");
     }
-    assert!(dropped[0].strong_count() == 0 && dropped[39].strong_count() == 1);
+    assert!(dropped[0].strong_count() == 0 && dropped[79].strong_count() == 1);
 }

@@ -6,6 +6,7 @@ use super::super::tokenizer::tests::demo;
 use super::*;
 
 const BLOCK_TOKENS: u32 = 16;
+const ROOM: usize = 1 << 20;
 
 fn key() -> BlockHashKey {
     BlockHashKey::new(HashKey([7; 16]))
@@ -102,20 +103,20 @@ fn a_conversation_takes_one_place_and_nobody_elses_is_found() {
             })
             .unzip();
         assert!(n < 2 || agreeing == Some(pieces.len()));
+        let whole = known.as_ref().map_or(0, |known| known.bytes());
         drop(known);
         assert!(tokenizer.prompts.find(others.namespace, &pieces).is_none());
         let equal: Vec<Arc<str>> = pieces.iter().map(|piece| Arc::from(&**piece)).collect();
         assert!(tokenizer.prompts.find(ours.namespace, &equal).is_none(), "other allocations");
-        let generations = tokenizer.prompts.0.lock();
-        assert!(generations.young.len() <= ANCHORS && generations.old.is_empty());
-        let held = generations.young.values().next().map_or(0, |known| known.bytes());
-        assert!(n == 0 || generations.young_bytes < 2 * held, "{}", generations.young_bytes);
+        let (bytes, held) = tokenizer.prompts.0.with(|known| (known.bytes(), known.values()));
+        assert!(held <= ANCHORS, "{held}");
+        assert!(n == 0 || (whole / 2..=whole).contains(&bytes), "{bytes} of {whole}");
     }
 }
 
 #[test]
 fn what_is_held_is_bounded() {
-    let prompts = Prompts::default();
+    let prompts = Prompts::new(ROOM);
     let known = |n: u128| Known {
         namespace: NamespaceId(n),
         block_tokens: BLOCK_TOKENS,
@@ -123,18 +124,17 @@ fn what_is_held_is_bounded() {
         ends: Vec::new(),
         packed: Bytes::new(),
         blocks: Arc::new([]),
-        text_bytes: GENERATION_BYTES_MAX / 10,
+        text_bytes: ROOM / 20,
     };
     for n in 0..50 {
         let known = known(n);
         let pieces = known.pieces.clone();
         prompts.keep(known, None);
         assert!(prompts.find(NamespaceId(n), &pieces).is_some());
-        let generations = prompts.0.lock();
-        assert!(generations.young_bytes <= GENERATION_BYTES_MAX);
-        assert!(generations.young.len() + generations.old.len() <= 2 * 10 * ANCHORS);
+        let (bytes, held) = prompts.0.with(|known| (known.bytes(), known.values()));
+        assert!(bytes <= ROOM && held <= 2 * 10 * ANCHORS, "{bytes} of {held}");
     }
-    let large = Known { text_bytes: GENERATION_BYTES_MAX, ..known(99) };
+    let large = Known { text_bytes: ROOM, ..known(99) };
     let pieces = large.pieces.clone();
     prompts.keep(large, None);
     assert!(prompts.find(NamespaceId(99), &pieces).is_none(), "one pushes out nobody");

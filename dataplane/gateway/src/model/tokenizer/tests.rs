@@ -6,7 +6,7 @@ use super::*;
 
 pub(in crate::model) fn demo() -> Arc<Tokenizer> {
     let json = include_bytes!("../../../../../plugins/native/demo-model/tokenizer.json");
-    Arc::new(Tokenizer::new(json).expect("the bundled tokenizer loads"))
+    Arc::new(Tokenizer::new(json, PromptMemory::default()).expect("the bundled tokenizer loads"))
 }
 
 const PROMPT: &str = "<|system|>You are a helpful agent.<|end|><|user|>What is the weather in Zürich, and in Oslo today?<|end|><|assistant|>";
@@ -105,6 +105,6 @@ fn special_tokens_that_reach_into_each_other_are_noticed() {
 
 #[test]
 fn a_broken_file_is_a_typed_error() {
-    assert!(Tokenizer::new(b"{}").is_err());
-    assert!(Tokenizer::new(b"\xff").is_err());
+    assert!(Tokenizer::new(b"{}", PromptMemory::default()).is_err());
+    assert!(Tokenizer::new(b"\xff", PromptMemory::default()).is_err());
 }

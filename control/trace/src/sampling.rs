@@ -1,0 +1,123 @@
+//! Which of the traces that begin here are exported: a share of them, and so many a second at most.
+//!
+//! A trace costs what its spans cost, some 40 us of processor time in all processes together. A share alone would let
+//! that grow with the load, so that a cluster is slowest to watch when it is slowest anyway.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use opentelemetry::trace::{Link, SpanKind, TraceId};
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_sdk::trace::{Sampler, SamplingDecision, SamplingResult, ShouldSample};
+
+/// How many of the traces that begin in a process are exported.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampling {
+    /// The share of them, from 0 to 1.
+    pub share: f64,
+    /// In each second at most.
+    pub per_second: u32,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { share: 1.0, per_second: 100 }
+    }
+}
+
+impl Sampling {
+    /// As OpenTelemetry wants it: what a client or another process says of its own trace counts first.
+    pub(crate) fn sampler(self) -> Sampler {
+        let begun = Begun {
+            share: Sampler::TraceIdRatioBased(self.share),
+            rate: Arc::new(Rate { per_second: self.per_second, taken: AtomicU64::new(0) }),
+            start: Instant::now(),
+        };
+        Sampler::ParentBased(Box::new(begun))
+    }
+}
+
+/// Decides for traces that begin here.
+#[derive(Clone, Debug)]
+struct Begun {
+    share: Sampler,
+    rate: Arc<Rate>,
+    start: Instant,
+}
+
+impl ShouldSample for Begun {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        trace: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[Link],
+    ) -> SamplingResult {
+        let mut result = self.share.should_sample(parent, trace, name, kind, attributes, links);
+        let wanted = result.decision == SamplingDecision::RecordAndSample;
+        if wanted && !self.rate.takes(self.start.elapsed().as_secs()) {
+            result.decision = SamplingDecision::Drop;
+        }
+        result
+    }
+}
+
+/// So many in each second.
+#[derive(Debug)]
+struct Rate {
+    per_second: u32,
+    /// The second, and behind it in 32 bits how many it has had.
+    taken: AtomicU64,
+}
+
+impl Rate {
+    /// Whether one more fits into this second.
+    fn takes(&self, second: u64) -> bool {
+        let fresh = second << 32;
+        let next = |taken: u64| {
+            let taken = taken.max(fresh);
+            let many = taken as u32;
+            (many < self.per_second).then_some(taken + 1)
+        };
+        self.taken.try_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rate(per_second: u32) -> Rate {
+        Rate { per_second, taken: AtomicU64::new(0) }
+    }
+
+    #[test]
+    fn each_second_has_its_own_and_none_is_saved_up() {
+        let three = rate(3);
+        let took = |second| (0..10).filter(|_| three.takes(second)).count();
+        assert_eq!([took(0), took(1), took(1), took(9)], [3, 3, 0, 3]);
+        // A thread that looked at the clock before others and comes after them.
+        assert_eq!(took(8), 0);
+        assert!(!rate(0).takes(5));
+        let all = rate(u32::MAX);
+        assert!((0..1_000).all(|_| all.takes(5)));
+    }
+
+    #[test]
+    fn at_once_no_more_are_taken_than_there_are() {
+        let rate = rate(1_000);
+        let took = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mine = (0..1_000).filter(|_| rate.takes(7)).count();
+                    took.fetch_add(mine as u64, Ordering::Relaxed);
+                });
+            }
+        });
+        assert_eq!(took.into_inner(), 1_000);
+    }
+}
