@@ -3,16 +3,18 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use mainstay_cluster_tests::{Process, binary, free_port};
+use mainstay_cluster_tests::{Process, binary, free_port, run_cli};
 use tempfile::TempDir;
 
 /// No command of a document needs longer, even on a loaded machine.
 const BLOCK_SECONDS_MAX: &str = "120";
 /// How long roles may take to end.
 const STOP: Duration = Duration::from_secs(30);
+/// How long members may take to have a leader.
+const LEADER: Duration = Duration::from_secs(10);
 /// Where documents say that the binary lies.
 const BUILT: &str = "$HOME/.cache/mainstay/target/release";
 const HOST: &str = "127.0.0.1:";
@@ -146,6 +148,25 @@ impl Stage {
         ensure!(!self.servers.is_empty(), "{}: starts nothing", block.place);
         for server in &mut self.servers {
             server.wait_ready().with_context(|| block.place.clone())?;
+        }
+        self.wait_leader(&text)
+    }
+
+    /// Several members are ready before they have a leader, whom the block that follows asks for something. A group that
+    /// has none by intention is waited for in vain.
+    fn wait_leader(&mut self, text: &str) -> Result<()> {
+        let members = text.lines().filter_map(|line| line.trim().strip_prefix("mainstay control "));
+        let members: Vec<&str> = members.collect();
+        let listens = members.first().and_then(|first| first.split("--listen ").nth(1));
+        let Some(listen) = listens.filter(|_| members.len() > 1) else { return Ok(()) };
+        let member = self.localised(listen.split(' ').next().unwrap_or_default())?;
+        let begun = Instant::now();
+        while begun.elapsed() < LEADER {
+            let (_, out, _) = run_cli(&["control", "members", "--control", &member])?;
+            if out.contains("leader") {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
         }
         Ok(())
     }
