@@ -24,6 +24,12 @@ impl PromptMemory {
         Self(usize::try_from(bytes.max(Self::BYTES_MIN)).unwrap_or(usize::MAX))
     }
 
+    /// How many, for the first model and the bodies of all.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        self.0
+    }
+
     const fn parts(self, parts: usize) -> usize {
         self.0 / PARTS * parts
     }

@@ -17,6 +17,7 @@ pub(super) fn of_gateway(config: &GatewayConfig) -> Value {
         "region": config.region.as_str(),
         "region_penalty_ms": config.region_penalty_ms,
         "transfer": config.transfer,
+        "lifecycle": config.lifecycle,
         "policy": config.policy.name(),
         "pins": config.pins,
         "recompute": config.recompute.name(),
@@ -27,6 +28,7 @@ pub(super) fn of_gateway(config: &GatewayConfig) -> Value {
         "console": config.console,
         "allowed_hosts": config.hosts,
         "requests_max": config.requests_max,
+        "prompt_memory_bytes": config.prompt_memory.bytes(),
         "tls_to_members_and_workers": config.identity.is_some(),
         "configured_keys": config.keys.len(),
     })
