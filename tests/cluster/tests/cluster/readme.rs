@@ -91,9 +91,14 @@ fn the_commands_of_the_readme_work() -> Result<()> {
     let (printed, count) = play(README)?;
     assert!(count >= 4, "the README has only {count} blocks that can be tested");
     // The blocks would also pass if nobody answered anything, so a few words of the answers are looked for.
-    for word in
-        ["chat.completion", "output_text", "message_stop", "leader m1", "\"object\": \"pin\""]
-    {
+    for word in [
+        "chat.completion",
+        "output_text",
+        "message_stop",
+        "leader m1",
+        "\"object\": \"pin\"",
+        "lease_expired",
+    ] {
         assert!(
             printed.contains(word),
             "no {word:?} in what the README's commands print:\n{printed}"
