@@ -1,8 +1,8 @@
 //! Continuous batching on one thread: which requests run, which rows each step computes, and what
 //! comes of them.
 //!
-//! It has no thread, lock or clock of its own. The engine's loop hands it commands, calls
-//! [`Scheduler::step`] and carries away events and outputs. Order of service is priority, then
+//! It has no thread, lock or clock of its own. The shell's loop hands it commands, calls
+//! [`Work::step`] and carries away events and outputs. Order of service is priority, then
 //! arrival. A step computes every running request's next token first and fills the rest of its
 //! budget with chunks of prompts that end on block bounds. When blocks run out, the last in order
 //! gives its blocks back and is computed anew later, mostly from the cache. Each request ends in
@@ -19,16 +19,15 @@ use std::sync::{Mutex, PoisonError};
 
 use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
 use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
-use mainstay_engine_abi::sdk::{
-    Code, EngineError, Finish, Health, KvEvent, LeaseChange, Output, Request, Stats,
-};
+use mainstay_engine_abi::sdk::{Code, EngineError, Finish, Health, Import, Output, Request, Stats};
 use mainstay_kernels::{KvPool, Pool};
 
 use crate::LoadError;
 use crate::guided::Guide;
 use crate::model::{Batch, Model, Scratch};
 use crate::sampler::{Choice, DrawError};
-use mainstay_engine_blocks::{BlockPool, PinError};
+use mainstay_engine_blocks::BlockPool;
+use mainstay_engine_shell::{Wake, Work};
 use sequence::{Grid, Place, Sequence};
 
 /// What bounds a scheduler; see the engine's options.
@@ -48,17 +47,6 @@ pub struct Limits {
     pub requests_max: usize,
     /// The secret of sequence hashes.
     pub hash_key: HashKey,
-}
-
-/// What a step came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Rows were computed.
-    Worked,
-    /// There is work, but no room for its outputs.
-    Held,
-    /// There is nothing to do.
-    Idle,
 }
 
 /// Requests, cache and model of one engine.
@@ -156,11 +144,6 @@ impl Scheduler {
         self.kv.bytes_per_block()
     }
 
-    /// Queues a request. What is wrong with it becomes its final output.
-    pub fn submit(&mut self, request: Request, now_us: u64) {
-        self.submit_guided(request, None, now_us);
-    }
-
     /// Queues a request whose output follows `guide`, which was made from its form.
     pub fn submit_guided(&mut self, request: Request, guide: Option<Guide>, now_us: u64) {
         let id = request.id;
@@ -195,34 +178,6 @@ impl Scheduler {
         Some(sequence)
     }
 
-    /// Ends a request that never got here.
-    pub fn refuse(&mut self, id: u64, finish: Finish) {
-        self.outputs.push(Output { id, finish: Some(finish), ..Output::default() });
-    }
-
-    /// Ends a request with `Cancelled`; an unknown id is nothing.
-    pub fn cancel(&mut self, id: u64, now_us: u64) {
-        self.end_by_id(id, now_us, Finish::Cancelled);
-    }
-
-    /// Ends all requests, so that nobody waits for ever.
-    pub fn end_all(&mut self, finish: &Finish, now_us: u64) {
-        let ids: Vec<u64> = self.places.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.end_by_id(id, now_us, finish.clone()));
-    }
-
-    fn end_by_id(&mut self, id: u64, now_us: u64, finish: Finish) {
-        let Some(place) = self.places.get(&id).copied() else { return };
-        let sequence = match self.dequeue(place) {
-            Some(sequence) => sequence,
-            None => match self.running.binary_search_by_key(&place, |s| s.place) {
-                Ok(index) => self.running.remove(index),
-                Err(_) => return,
-            },
-        };
-        self.end(sequence, now_us, None, finish);
-    }
-
     /// Gives a request's blocks back and reports its end, with its last token where there is one.
     fn end(&mut self, sequence: Box<Sequence>, now_us: u64, last: Option<Output>, finish: Finish) {
         let mut sequence = sequence;
@@ -242,115 +197,10 @@ impl Scheduler {
         self.blocks.release(&mut table, &sequence.wishes(&self.grid), now_us / 1000);
     }
 
-    /// Takes or renews a pin; answers with how many of its blocks are held.
-    pub fn pin(
-        &mut self,
-        pin_id: u128,
-        hashes: &[u128],
-        ttl_ms: u64,
-        now_us: u64,
-    ) -> Result<u32, PinError> {
-        let now_ms = now_us / 1000;
-        self.blocks.pin(pin_id, hashes, now_ms.saturating_add(ttl_ms), now_ms)
-    }
-
-    /// Ends a pin; `None` for an unknown one.
-    pub fn unpin(&mut self, pin_id: u128) -> Option<u32> {
-        self.blocks.unpin(pin_id)
-    }
-
-    /// Changes or ends a lease; one that is not known is nothing.
-    pub fn lease(&mut self, change: &LeaseChange, now_us: u64) {
-        self.blocks.change_lease(change, now_us / 1000);
-    }
-
-    /// Whether cache events were lost, so that a snapshot is due.
-    #[must_use]
-    pub fn has_lost_events(&self) -> bool {
-        self.blocks.has_lost_events()
-    }
-
-    /// Names everything that is registered; events that were not carried away yet are void with it.
-    pub fn snapshot(&mut self, emit: impl FnMut(KvEvent)) -> u32 {
-        let pins_ended: Vec<KvEvent> = self
-            .blocks
-            .drain_events()
-            .filter(|event| matches!(event, KvEvent::PinExpired { .. }))
-            .collect();
-        let mut emit = emit;
-        let count = self.blocks.snapshot(&mut emit);
-        pins_ended.into_iter().for_each(emit);
-        count
-    }
-
-    /// Cache events since the last call, in order.
-    pub fn drain_events(&mut self) -> impl Iterator<Item = KvEvent> + '_ {
-        self.blocks.drain_events()
-    }
-
-    /// Outputs since the last call, in order.
-    pub fn drain_outputs(&mut self) -> std::vec::Drain<'_, Output> {
-        self.outputs.drain(..)
-    }
-
     /// Whether a step could do anything for a request.
     #[must_use]
     pub fn has_requests(&self) -> bool {
         !self.places.is_empty()
-    }
-
-    /// When time alone gives something to do, in the clock of `step`.
-    #[must_use]
-    pub fn next_expiry_us(&self) -> Option<u64> {
-        self.blocks.next_expiry_ms().map(|ms| ms.saturating_mul(1000))
-    }
-
-    /// Figures of now.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let counts = self.blocks.counts();
-        let prefilling = self.running.iter().filter(|s| s.remaining() > 1);
-        let running_tokens: u64 = prefilling.map(|s| s.remaining() as u64).sum();
-        Stats {
-            running: self.running.len() as u32,
-            waiting: self.waiting.len() as u32,
-            blocks_used: u64::from(counts.used),
-            blocks_cached: u64::from(counts.cached),
-            blocks_pinned: u64::from(counts.pinned),
-            evictions: counts.evictions,
-            ages: Some(self.blocks.ages()),
-            waiting_prefill_tokens: self.waiting_tokens + running_tokens,
-            ..self.counters
-        }
-    }
-
-    /// How long the work that is queued now will take, roughly.
-    #[must_use]
-    pub fn backlog_ms(&self) -> u32 {
-        let tokens = self.waiting_tokens + self.running.len() as u64;
-        (tokens as f64 / self.rows_per_ms.max(0.01)).clamp(100.0, 10_000.0) as u32
-    }
-
-    /// Does one step. `clock` is monotonic; without `room_for_output` nothing is sampled.
-    pub fn step(&mut self, clock: &dyn Fn() -> u64, room_for_output: bool) -> Step {
-        let now_us = clock();
-        self.blocks.expire(now_us / 1000);
-        self.admit(now_us);
-        self.plan(now_us, room_for_output);
-        let rows: usize = self.running.iter().map(|s| s.step_rows).sum();
-        if rows == 0 {
-            // Who waits may fit now that somebody ended in this very step; the next one looks.
-            return if self.has_requests() { Step::Held } else { Step::Idle };
-        }
-        let drawn = self.compute();
-        let done_us = clock();
-        let elapsed_ms = done_us.saturating_sub(now_us).max(1) as f64 / 1000.0;
-        self.rows_per_ms = 0.9 * self.rows_per_ms + 0.1 * rows as f64 / elapsed_ms;
-        match drawn {
-            Ok(drawn) => self.advance(drawn, done_us),
-            Err(reason) => self.fail_step(&reason, done_us),
-        }
-        Step::Worked
     }
 
     /// Runs the model over the planned rows and draws a token for each sequence that is complete.
@@ -477,6 +327,93 @@ impl Scheduler {
         for sequence in failed {
             self.end(sequence, now_us, None, internal(reason.to_owned()));
         }
+    }
+}
+
+impl Work for Scheduler {
+    fn blocks(&mut self) -> &mut BlockPool {
+        &mut self.blocks
+    }
+
+    /// What is wrong with the request becomes its final output.
+    fn submit(&mut self, request: Request, now_us: u64) {
+        self.submit_guided(request, None, now_us);
+    }
+
+    fn cancel(&mut self, id: u64, now_us: u64) {
+        let Some(place) = self.places.get(&id).copied() else { return };
+        let sequence = match self.dequeue(place) {
+            Some(sequence) => sequence,
+            None => match self.running.binary_search_by_key(&place, |s| s.place) {
+                Ok(index) => self.running.remove(index),
+                Err(_) => return,
+            },
+        };
+        self.end(sequence, now_us, None, Finish::Cancelled);
+    }
+
+    fn cancel_all(&mut self, now_us: u64) {
+        let ids: Vec<u64> = self.places.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.cancel(id, now_us));
+    }
+
+    fn step(&mut self, clock: &dyn Fn() -> u64, room_for_output: bool) -> Wake {
+        let now_us = clock();
+        self.blocks.expire(now_us / 1000);
+        self.admit(now_us);
+        self.plan(now_us, room_for_output);
+        let rows: usize = self.running.iter().map(|s| s.step_rows).sum();
+        if rows == 0 {
+            // Who waits may fit now that somebody ended in this very step; the next one looks.
+            if self.has_requests() {
+                return Wake::Held;
+            }
+            let expiry_ms = self.blocks.next_expiry_ms();
+            return expiry_ms.map_or(Wake::Idle, |ms| Wake::At(ms.saturating_mul(1000)));
+        }
+        let drawn = self.compute();
+        let done_us = clock();
+        let elapsed_ms = done_us.saturating_sub(now_us).max(1) as f64 / 1000.0;
+        self.rows_per_ms = 0.9 * self.rows_per_ms + 0.1 * rows as f64 / elapsed_ms;
+        match drawn {
+            Ok(drawn) => self.advance(drawn, done_us),
+            Err(reason) => self.fail_step(&reason, done_us),
+        }
+        Wake::Now
+    }
+
+    fn drain_outputs(&mut self) -> std::vec::Drain<'_, Output> {
+        self.outputs.drain(..)
+    }
+
+    fn stats(&self) -> Stats {
+        let counts = self.blocks.counts();
+        let prefilling = self.running.iter().filter(|s| s.remaining() > 1);
+        let running_tokens: u64 = prefilling.map(|s| s.remaining() as u64).sum();
+        Stats {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            blocks_used: u64::from(counts.used),
+            blocks_cached: u64::from(counts.cached),
+            blocks_pinned: u64::from(counts.pinned),
+            evictions: counts.evictions,
+            ages: Some(self.blocks.ages()),
+            waiting_prefill_tokens: self.waiting_tokens + running_tokens,
+            ..self.counters
+        }
+    }
+
+    fn backlog_ms(&self, _now_us: u64) -> u32 {
+        let tokens = self.waiting_tokens + self.running.len() as u64;
+        (tokens as f64 / self.rows_per_ms.max(0.01)).clamp(100.0, 10_000.0) as u32
+    }
+
+    fn export(&self, blocks: &[u128], bytes: &mut [u8]) -> u32 {
+        self.copy_out(blocks, bytes)
+    }
+
+    fn import(&mut self, import: &Import, now_us: u64) -> Result<u32, Code> {
+        self.take_in(import, now_us)
     }
 }
 

@@ -11,10 +11,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 
-use mainstay_engine_abi::sdk::{
-    Code, EngineError, Finish, Health, KvEvent, LeaseChange, Output, Request, Stats,
-};
-use mainstay_engine_blocks::{BlockPool, PinError};
+use mainstay_engine_abi::sdk::{Code, EngineError, Finish, Health, Output, Request, Stats};
+use mainstay_engine_blocks::BlockPool;
+use mainstay_engine_shell::{Wake, Work};
 
 use crate::answer::{Planned, logprobs};
 use crate::options::Options;
@@ -24,19 +23,6 @@ use crate::text::Text;
 
 /// Tokens of one output at rate 0; a script's sentence goes out in a few pieces, as streams do.
 const BURST_TOKENS: usize = 8;
-
-/// When the scheduler wants to be called again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wake {
-    /// At once.
-    Now,
-    /// There is work, but no room for its outputs.
-    Held,
-    /// At that time, in the clock of `step`.
-    At(u64),
-    /// When there is a command.
-    Idle,
-}
 
 /// Whether a running request goes on.
 enum Turn {
@@ -94,15 +80,6 @@ impl Scheduler {
         }
     }
 
-    /// Queues a request that [`check`] has let pass.
-    pub(crate) fn submit(&mut self, request: Request, now_us: u64) {
-        self.arrivals += 1;
-        let sequence = Sequence::new(request, self.arrivals, now_us, &self.grid);
-        if self.places.insert(sequence.id, sequence.place).is_none() {
-            self.enqueue(Box::new(sequence));
-        }
-    }
-
     /// Lets a request wait, with what it would compute as the cache is now. Blocks that others are computing count as
     /// cached: nobody computes them twice. A router that saw all tokens would send conversations away from where
     /// they are cached.
@@ -114,118 +91,9 @@ impl Scheduler {
         self.waiting.insert(sequence.place, sequence);
     }
 
-    /// Ends a request with `Cancelled`; an unknown id is nothing.
-    pub(crate) fn cancel(&mut self, id: u64, now_us: u64) {
-        let Some(place) = self.places.get(&id) else { return };
-        let found = self.waiting.remove(place).or_else(|| self.running.remove(place));
-        if let Some(sequence) = found {
-            let last = sequence.last_output();
-            self.end(sequence, now_us, last, Finish::Cancelled);
-        }
-    }
-
-    /// Ends all requests, so that nobody waits for ever.
-    pub(crate) fn end_all(&mut self, now_us: u64) {
-        let ids: Vec<u64> = self.places.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.cancel(id, now_us));
-    }
-
-    /// Takes or renews a pin; answers with how many of its blocks are held.
-    pub(crate) fn pin(
-        &mut self,
-        pin_id: u128,
-        hashes: &[u128],
-        ttl_ms: u64,
-        now_us: u64,
-    ) -> Result<u32, PinError> {
-        let now_ms = now_us / 1000;
-        self.blocks.pin(pin_id, hashes, now_ms.saturating_add(ttl_ms), now_ms)
-    }
-
-    /// Ends a pin; `None` for an unknown one.
-    pub(crate) fn unpin(&mut self, pin_id: u128) -> Option<u32> {
-        self.blocks.unpin(pin_id)
-    }
-
-    /// Changes or ends a lease; one that is not known is nothing.
-    pub(crate) fn lease(&mut self, change: &LeaseChange, now_us: u64) {
-        self.blocks.change_lease(change, now_us / 1000);
-    }
-
-    /// Whether cache events were lost, so that a snapshot is due.
-    pub(crate) fn has_lost_events(&self) -> bool {
-        self.blocks.has_lost_events()
-    }
-
-    /// Names everything that is registered; events that were not carried away yet are void with it.
-    pub(crate) fn snapshot(&mut self, mut emit: impl FnMut(KvEvent)) -> u32 {
-        let is_end = |event: &KvEvent| matches!(event, KvEvent::PinExpired { .. });
-        let pins_ended: Vec<KvEvent> = self.blocks.drain_events().filter(is_end).collect();
-        let count = self.blocks.snapshot(&mut emit);
-        pins_ended.into_iter().for_each(emit);
-        count
-    }
-
-    /// Cache events since the last call, in order.
-    pub(crate) fn drain_events(&mut self) -> impl Iterator<Item = KvEvent> + '_ {
-        self.blocks.drain_events()
-    }
-
-    /// Outputs since the last call, in order.
-    pub(crate) fn drain_outputs(&mut self) -> std::vec::Drain<'_, Output> {
-        self.outputs.drain(..)
-    }
-
-    /// Figures of now.
-    pub(crate) fn stats(&self) -> Stats {
-        let counts = self.blocks.counts();
-        let unread = |s: &Sequence| (s.tokens.len() - s.computed) as u64;
-        let running: u64 =
-            self.running.values().filter(|s| s.prefilling()).map(|s| unread(s)).sum();
-        Stats {
-            running: self.running.len() as u32,
-            waiting: self.waiting.len() as u32,
-            blocks_used: u64::from(counts.used),
-            blocks_cached: u64::from(counts.cached),
-            blocks_pinned: u64::from(counts.pinned),
-            evictions: counts.evictions,
-            ages: Some(self.blocks.ages()),
-            waiting_prefill_tokens: self.expected_tokens() + running,
-            ..self.counters
-        }
-    }
-
-    /// How long the work that is queued now will take, roughly.
-    pub(crate) fn backlog_ms(&self, now_us: u64) -> u32 {
-        let queued_us = self.prefill_free_us.saturating_sub(now_us);
-        let all_us = queued_us + self.expected_tokens() * self.options.prefill_us_per_token;
-        (all_us / 1000).clamp(100, 10_000) as u32
-    }
-
     /// Tokens that those that wait will compute.
     fn expected_tokens(&self) -> u64 {
         self.waiting.values().map(|s| s.expected as u64).sum()
-    }
-
-    /// Does what is due. `now_us` is monotonic; without `room_for_output` nothing is said.
-    pub(crate) fn step(&mut self, now_us: u64, room_for_output: bool) -> Wake {
-        self.blocks.expire(now_us / 1000);
-        self.admit(now_us);
-        let due: Vec<Place> =
-            self.running.iter().filter(|(_, s)| s.due_us <= now_us).map(|(p, _)| *p).collect();
-        if !due.is_empty() && !room_for_output {
-            return Wake::Held;
-        }
-        for place in &due {
-            self.advance(*place, now_us);
-        }
-        if !due.is_empty() {
-            // Who waits may fit now that somebody ended in this very step.
-            return Wake::Now;
-        }
-        let next = self.running.values().map(|s| s.due_us).min();
-        let expiry = self.blocks.next_expiry_ms().map(|ms| ms.saturating_mul(1000));
-        next.into_iter().chain(expiry).min().map_or(Wake::Idle, Wake::At)
     }
 
     fn admit(&mut self, now_us: u64) {
@@ -465,6 +333,84 @@ impl Scheduler {
         }
         let mut table = std::mem::take(&mut sequence.table);
         self.blocks.release(&mut table, &sequence.wishes(&self.grid), now_us / 1000);
+    }
+}
+
+impl Work for Scheduler {
+    fn blocks(&mut self) -> &mut BlockPool {
+        &mut self.blocks
+    }
+
+    /// Queues a request that [`check`] has let pass.
+    fn submit(&mut self, request: Request, now_us: u64) {
+        self.arrivals += 1;
+        let sequence = Sequence::new(request, self.arrivals, now_us, &self.grid);
+        if self.places.insert(sequence.id, sequence.place).is_none() {
+            self.enqueue(Box::new(sequence));
+        }
+    }
+
+    fn cancel(&mut self, id: u64, now_us: u64) {
+        let Some(place) = self.places.get(&id) else { return };
+        let found = self.waiting.remove(place).or_else(|| self.running.remove(place));
+        if let Some(sequence) = found {
+            let last = sequence.last_output();
+            self.end(sequence, now_us, last, Finish::Cancelled);
+        }
+    }
+
+    fn cancel_all(&mut self, now_us: u64) {
+        let ids: Vec<u64> = self.places.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.cancel(id, now_us));
+    }
+
+    fn step(&mut self, clock: &dyn Fn() -> u64, room_for_output: bool) -> Wake {
+        let now_us = clock();
+        self.blocks.expire(now_us / 1000);
+        self.admit(now_us);
+        let due: Vec<Place> =
+            self.running.iter().filter(|(_, s)| s.due_us <= now_us).map(|(p, _)| *p).collect();
+        if !due.is_empty() && !room_for_output {
+            return Wake::Held;
+        }
+        for place in &due {
+            self.advance(*place, now_us);
+        }
+        if !due.is_empty() {
+            // Who waits may fit now that somebody ended in this very step.
+            return Wake::Now;
+        }
+        let next = self.running.values().map(|s| s.due_us).min();
+        let expiry = self.blocks.next_expiry_ms().map(|ms| ms.saturating_mul(1000));
+        next.into_iter().chain(expiry).min().map_or(Wake::Idle, Wake::At)
+    }
+
+    fn drain_outputs(&mut self) -> std::vec::Drain<'_, Output> {
+        self.outputs.drain(..)
+    }
+
+    fn stats(&self) -> Stats {
+        let counts = self.blocks.counts();
+        let unread = |s: &Sequence| (s.tokens.len() - s.computed) as u64;
+        let running: u64 =
+            self.running.values().filter(|s| s.prefilling()).map(|s| unread(s)).sum();
+        Stats {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            blocks_used: u64::from(counts.used),
+            blocks_cached: u64::from(counts.cached),
+            blocks_pinned: u64::from(counts.pinned),
+            evictions: counts.evictions,
+            ages: Some(self.blocks.ages()),
+            waiting_prefill_tokens: self.expected_tokens() + running,
+            ..self.counters
+        }
+    }
+
+    fn backlog_ms(&self, now_us: u64) -> u32 {
+        let queued_us = self.prefill_free_us.saturating_sub(now_us);
+        let all_us = queued_us + self.expected_tokens() * self.options.prefill_us_per_token;
+        (all_us / 1000).clamp(100, 10_000) as u32
     }
 }
 
