@@ -22,6 +22,23 @@ const LEASE_RETRY_MS: u32 = 100;
 /// How long `drain` waits for the ends of what it cancelled.
 const CANCEL_GRACE: Duration = Duration::from_secs(10);
 
+/// What the host asks for beside requests.
+#[derive(Debug)]
+pub enum Ask {
+    /// `Engine::pin`.
+    Pin(Pin),
+    /// `Engine::unpin`: operation and pin.
+    Unpin(u64, u128),
+    /// `Engine::kv_snapshot`: the operation.
+    Snapshot(u64),
+    /// `Engine::kv_export`.
+    Export(Export),
+    /// `Engine::kv_import`.
+    Import(Import),
+    /// `Engine::lease`.
+    Lease(LeaseChange),
+}
+
 type Submit<W> = Box<dyn FnOnce(&mut W, u64) + Send>;
 
 pub(crate) enum Command<W> {
@@ -31,17 +48,7 @@ pub(crate) enum Command<W> {
     /// A request that never comes to the work.
     End(u64, Finish),
     Cancel(u64),
-    Pin(Pin),
-    Unpin {
-        op_id: u64,
-        pin_id: u128,
-    },
-    Snapshot {
-        op_id: u64,
-    },
-    Export(Export),
-    Import(Import),
-    Lease(LeaseChange),
+    Ask(Ask),
 }
 
 struct Live {
@@ -117,10 +124,18 @@ impl<W: Work> Door<W> {
         self.bell.notify_one();
     }
 
-    fn send(&self, command: Command<W>) -> Result<(), EngineError> {
+    /// Queues what the host asks for.
+    ///
+    /// # Errors
+    /// `Unavailable` when the engine is dead, `Exhausted` when too much waits.
+    pub fn ask(&self, ask: Ask) -> Result<(), EngineError> {
         let inbox = self.lock();
+        // Requests and operations are bounded before they come here.
+        if matches!(ask, Ask::Lease(_)) && inbox.commands.len() >= COMMANDS_MAX {
+            return Err(EngineError::exhausted("too many changes at once", LEASE_RETRY_MS));
+        }
         inbox.check_alive()?;
-        self.push(inbox, command);
+        self.push(inbox, Command::Ask(ask));
         Ok(())
     }
 
@@ -230,58 +245,6 @@ impl<W: Work> Door<W> {
         let busy = |inbox: &mut Inbox<W>| !inbox.live.is_empty();
         let waited = self.quiet.wait_timeout_while(self.lock(), timeout, busy);
         waited.unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    /// As `Engine::kv_snapshot`.
-    ///
-    /// # Errors
-    /// `Unavailable` when the engine is dead, as with all that follow.
-    pub fn snapshot(&self, op_id: u64) -> Result<(), EngineError> {
-        self.send(Command::Snapshot { op_id })
-    }
-
-    /// As `Engine::pin`.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn pin(&self, pin: Pin) -> Result<(), EngineError> {
-        self.send(Command::Pin(pin))
-    }
-
-    /// As `Engine::unpin`.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn unpin(&self, op_id: u64, pin_id: u128) -> Result<(), EngineError> {
-        self.send(Command::Unpin { op_id, pin_id })
-    }
-
-    /// As `Engine::kv_export`.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn export(&self, export: Export) -> Result<(), EngineError> {
-        self.send(Command::Export(export))
-    }
-
-    /// As `Engine::kv_import`.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn import(&self, import: Import) -> Result<(), EngineError> {
-        self.send(Command::Import(import))
-    }
-
-    /// As `Engine::lease`.
-    ///
-    /// # Errors
-    /// `Exhausted` when too many commands wait.
-    pub fn lease(&self, change: LeaseChange) -> Result<(), EngineError> {
-        // Requests and operations are bounded before they come here.
-        if self.lock().commands.len() >= COMMANDS_MAX {
-            return Err(EngineError::exhausted("too many changes at once", LEASE_RETRY_MS));
-        }
-        self.send(Command::Lease(change))
     }
 
     /// The queued commands; waits for some where there is nothing else to do. `None` when the engine is dropped.

@@ -9,10 +9,14 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod cache;
 mod door;
+mod sequence;
 mod thread;
 mod work;
 
-pub use door::Door;
+pub use cache::{Cache, Grid, pinned_full};
+pub use door::{Ask, Door};
+pub use sequence::{Place, Queue, Sequence};
 pub use thread::Shell;
 pub use work::{Wake, Work};

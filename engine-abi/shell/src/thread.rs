@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mainstay_engine_abi::sdk::{Code, EngineError, Finish, HostLog, KvEvent, Lanes};
 
-use crate::door::{Command, Door};
+use crate::door::{Ask, Command, Door};
 use crate::{Wake, Work};
 
 /// How often a full OUT lane is looked at again.
@@ -77,20 +77,19 @@ fn run<W: Work>(mut work: W, door: &Door<W>, lanes: &Lanes, started: Instant) {
         };
         let Some(commands) = door.take(wait) else { break };
         for command in commands {
-            if matches!(command, Command::Export(_) | Command::Import(_)) {
-                transfers.push_back(command);
-            } else {
-                obey(command, &mut work, door, lanes, clock());
+            match command {
+                Command::Ask(ask @ (Ask::Export(_) | Ask::Import(_))) => transfers.push_back(ask),
+                command => obey(command, &mut work, door, lanes, clock()),
             }
         }
         if let Some(transfer) = transfers.pop_front() {
-            obey(transfer, &mut work, door, lanes, clock());
+            answer(transfer, &mut work, lanes, clock());
         }
         wake = work.step(&clock, lanes.output_has_room());
         report(&mut work, door, lanes, clock());
     }
     let left = std::mem::take(&mut door.lock().commands);
-    for command in transfers.into_iter().chain(left) {
+    for command in transfers.into_iter().map(Command::Ask).chain(left) {
         refuse(command, lanes);
     }
     work.cancel_all(clock());
@@ -104,25 +103,31 @@ fn obey<W: Work>(command: Command<W>, work: &mut W, door: &Door<W>, lanes: &Lane
         Command::HandIn(submit) => submit(work, now_us),
         Command::End(id, finish) => door.end_one(id, finish, lanes),
         Command::Cancel(id) => work.cancel(id, now_us),
-        Command::Pin(pin) => match work.pin(pin.pin_id, &pin.blocks, pin.ttl_ms, now_us) {
+        Command::Ask(ask) => answer(ask, work, lanes, now_us),
+    }
+}
+
+fn answer<W: Work>(ask: Ask, work: &mut W, lanes: &Lanes, now_us: u64) {
+    match ask {
+        Ask::Pin(pin) => match work.pin(pin.pin_id, &pin.blocks, pin.ttl_ms, now_us) {
             Ok(held) => lanes.op(pin.op_id, 0, held),
             Err(_) => lanes.op(pin.op_id, Code::Exhausted.rc(), 0),
         },
-        Command::Unpin { op_id, pin_id } => match work.unpin(pin_id) {
+        Ask::Unpin(op_id, pin_id) => match work.unpin(pin_id) {
             Some(held) => lanes.op(op_id, 0, held),
             None => lanes.op(op_id, Code::NotFound.rc(), 0),
         },
-        Command::Lease(change) => work.lease(&change, now_us),
-        Command::Snapshot { op_id } => {
+        Ask::Lease(change) => work.lease(&change, now_us),
+        Ask::Snapshot(op_id) => {
             let count = snapshot(work, lanes);
             lanes.op(op_id, 0, count);
         }
-        Command::Export(mut export) => {
+        Ask::Export(mut export) => {
             let blocks = export.blocks().to_vec();
             let copied = work.export(&blocks, export.bytes_mut());
             export.end(lanes, 0, copied);
         }
-        Command::Import(import) => match work.import(&import, now_us) {
+        Ask::Import(import) => match work.import(&import, now_us) {
             Ok(held) => {
                 // What was taken in is told before the host hears that it is there.
                 tell(work, lanes);
@@ -161,14 +166,14 @@ fn report<W: Work>(work: &mut W, door: &Door<W>, lanes: &Lanes, now_us: u64) {
 
 fn refuse<W>(command: Command<W>, lanes: &Lanes) {
     let rc = Code::Unavailable.rc();
-    match command {
-        // Requests that are live have their ends from whoever refuses.
-        Command::Submit(_) | Command::HandIn(_) | Command::End(..) | Command::Cancel(_) => {}
-        Command::Lease(_) => {}
-        Command::Pin(pin) => lanes.op(pin.op_id, rc, 0),
-        Command::Unpin { op_id, .. } | Command::Snapshot { op_id } => lanes.op(op_id, rc, 0),
-        Command::Export(export) => export.end(lanes, rc, 0),
-        Command::Import(import) => import.end(lanes, rc, 0),
+    // Requests that are live have their ends from whoever refuses.
+    let Command::Ask(ask) = command else { return };
+    match ask {
+        Ask::Lease(_) => {}
+        Ask::Pin(pin) => lanes.op(pin.op_id, rc, 0),
+        Ask::Unpin(op_id, _) | Ask::Snapshot(op_id) => lanes.op(op_id, rc, 0),
+        Ask::Export(export) => export.end(lanes, rc, 0),
+        Ask::Import(import) => import.end(lanes, rc, 0),
     }
 }
 

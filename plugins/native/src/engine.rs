@@ -10,7 +10,7 @@ use mainstay_engine_abi::sdk::{
     Code, Engine, EngineError, Export, HostLog, Identity, Import, Info, Lanes, LeaseChange, Pin,
     Request, Stats, caps,
 };
-use mainstay_engine_shell::Shell;
+use mainstay_engine_shell::{Ask, Shell};
 
 use crate::LoadError;
 use crate::guided::Compiler;
@@ -133,26 +133,26 @@ impl Engine for NativeEngine {
     }
 
     fn kv_snapshot(&self, op_id: u64) -> Result<(), EngineError> {
-        self.shell.door.snapshot(op_id)
+        self.shell.door.ask(Ask::Snapshot(op_id))
     }
 
     fn pin(&self, pin: Pin) -> Result<(), EngineError> {
-        self.shell.door.pin(pin)
+        self.shell.door.ask(Ask::Pin(pin))
     }
 
     fn unpin(&self, op_id: u64, pin_id: u128) -> Result<(), EngineError> {
-        self.shell.door.unpin(op_id, pin_id)
+        self.shell.door.ask(Ask::Unpin(op_id, pin_id))
     }
 
     fn kv_export(&self, export: Export) -> Result<(), EngineError> {
-        self.shell.door.export(export)
+        self.shell.door.ask(Ask::Export(export))
     }
 
     fn kv_import(&self, import: Import) -> Result<(), EngineError> {
-        self.shell.door.import(import)
+        self.shell.door.ask(Ask::Import(import))
     }
 
     fn lease(&self, change: LeaseChange) -> Result<(), EngineError> {
-        self.shell.door.lease(change)
+        self.shell.door.ask(Ask::Lease(change))
     }
 }

@@ -13,12 +13,11 @@ mod plan;
 mod sequence;
 mod transfer;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, PoisonError};
 
 use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
-use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
 use mainstay_engine_abi::sdk::{Code, EngineError, Finish, Health, Import, Output, Request, Stats};
 use mainstay_kernels::{KvPool, Pool};
 
@@ -27,8 +26,8 @@ use crate::guided::Guide;
 use crate::model::{Batch, Model, Scratch};
 use crate::sampler::{Choice, DrawError};
 use mainstay_engine_blocks::BlockPool;
-use mainstay_engine_shell::{Wake, Work};
-use sequence::{Grid, Place, Sequence};
+use mainstay_engine_shell::{Cache, Place, Queue, Wake, Work};
+use sequence::{Drawing, Sequence, completes};
 
 /// What bounds a scheduler; see the engine's options.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -54,11 +53,10 @@ pub struct Scheduler {
     model: Model,
     threads: Pool,
     limits: Limits,
-    grid: Grid,
     kv: KvPool,
     scratch: Scratch,
-    blocks: BlockPool,
-    waiting: BTreeMap<Place, Box<Sequence>>,
+    cache: Cache,
+    waiting: Queue<Drawing>,
     /// In the order of service.
     #[expect(
         clippy::vec_box,
@@ -66,8 +64,6 @@ pub struct Scheduler {
     )]
     running: Vec<Box<Sequence>>,
     places: HashMap<u64, Place>,
-    /// Blocks of prompts that running requests are about to compute, and who does.
-    in_flight: HashMap<u128, Place>,
     arrivals: u64,
     /// Steps in a row in which prompts waited for those of a higher priority.
     lone_steps: u32,
@@ -99,17 +95,17 @@ impl Scheduler {
             }
         })?;
         Ok(Self {
-            grid: Grid {
-                key: BlockHashKey::new(limits.hash_key),
-                block_tokens: limits.block_tokens,
-            },
             kv,
             scratch: Scratch::default(),
-            blocks: BlockPool::new(limits.blocks, limits.pin_fraction),
-            waiting: BTreeMap::new(),
+            cache: Cache::new(
+                limits.hash_key,
+                limits.block_tokens,
+                limits.blocks,
+                limits.pin_fraction,
+            ),
+            waiting: Queue::new(),
             running: Vec::new(),
             places: HashMap::new(),
-            in_flight: HashMap::new(),
             arrivals: 0,
             lone_steps: 0,
             urgent_us: None,
@@ -157,8 +153,8 @@ impl Scheduler {
         }
         let seed = self.seeds.hash_one((self.arrivals, id));
         let eos_tokens = &self.model.config().eos_tokens;
-        let grid = &self.grid;
-        let sequence = Sequence::new(request, guide, self.arrivals, eos_tokens, seed, now_us, grid);
+        let own = Drawing::new(&request, guide, eos_tokens, seed);
+        let sequence = Sequence::new(request, own, self.arrivals, now_us, &self.cache.grid);
         if self.places.insert(id, sequence.place).is_some() {
             // The engine refuses live ids at the door; should one slip through, the former keeps
             // its place.
@@ -181,20 +177,10 @@ impl Scheduler {
     /// Gives a request's blocks back and reports its end, with its last token where there is one.
     fn end(&mut self, sequence: Box<Sequence>, now_us: u64, last: Option<Output>, finish: Finish) {
         let mut sequence = sequence;
-        self.give_back(&mut sequence, now_us);
+        self.cache.give_back(&mut sequence, now_us);
         self.places.remove(&sequence.id);
-        let output = last.unwrap_or_else(|| sequence.empty_output());
+        let output = last.unwrap_or_else(|| sequence.last_output());
         self.outputs.push(Output { finish: Some(finish), ..output });
-    }
-
-    fn give_back(&mut self, sequence: &mut Sequence, now_us: u64) {
-        for hash in sequence.hashes.get(sequence.registered..).unwrap_or_default() {
-            if self.in_flight.get(hash) == Some(&sequence.place) {
-                self.in_flight.remove(hash);
-            }
-        }
-        let mut table = std::mem::take(&mut sequence.table);
-        self.blocks.release(&mut table, &sequence.wishes(&self.grid), now_us / 1000);
     }
 
     /// Whether a step could do anything for a request.
@@ -208,12 +194,12 @@ impl Scheduler {
         self.batch_tokens.clear();
         self.logits_rows.clear();
         let mut spans = Vec::with_capacity(self.running.len());
-        for sequence in self.running.iter().filter(|s| s.step_rows > 0) {
-            let end = sequence.computed + sequence.step_rows;
+        for sequence in self.running.iter().filter(|s| s.own.step_rows > 0) {
+            let end = sequence.computed + sequence.own.step_rows;
             spans.push(mainstay_kernels::Span {
                 block_table: sequence.table.slots(),
                 start: sequence.computed,
-                rows: sequence.step_rows,
+                rows: sequence.own.step_rows,
                 row_offset: self.batch_tokens.len(),
             });
             self.batch_tokens.extend_from_slice(&sequence.tokens[sequence.computed..end]);
@@ -227,11 +213,13 @@ impl Scheduler {
             .model
             .forward(&batch, &mut self.kv, &mut self.scratch, &self.threads)
             .map_err(|e| e.to_string())?;
-        let complete = self.running.iter_mut().filter(|s| s.completes());
+        let complete = self.running.iter_mut().filter(|s| completes(s));
         let rows = logits.chunks_exact_mut(self.model.config().vocab);
         // Each cell is locked once, by the one task of its number.
-        let cells: Vec<_> =
-            complete.zip(rows).map(|(s, row)| Mutex::new((&mut s.sampler, row, None))).collect();
+        let cells: Vec<_> = complete
+            .zip(rows)
+            .map(|(s, row)| Mutex::new((&mut s.own.sampler, row, None)))
+            .collect();
         self.threads.run(cells.len(), &|index| {
             let mut cell = cells[index].lock().unwrap_or_else(PoisonError::into_inner);
             let (sampler, row, drawn) = &mut *cell;
@@ -246,7 +234,7 @@ impl Scheduler {
         let mut drawn = drawn.into_iter();
         let mut index = 0;
         while index < self.running.len() {
-            let rows = std::mem::take(&mut self.running[index].step_rows);
+            let rows = std::mem::take(&mut self.running[index].own.step_rows);
             if rows == 0 {
                 index += 1;
                 continue;
@@ -259,7 +247,7 @@ impl Scheduler {
             } else {
                 self.counters.prefill_tokens += rows as u64;
             }
-            self.register_full_blocks(index);
+            self.cache.register(sequence);
             if !complete {
                 index += 1;
                 continue;
@@ -284,20 +272,6 @@ impl Scheduler {
         }
     }
 
-    fn register_full_blocks(&mut self, index: usize) {
-        let sequence = &mut self.running[index];
-        let full = sequence.computed / self.grid.block_tokens;
-        while sequence.registered < full {
-            let at = sequence.registered;
-            let hash = sequence.hashes[at];
-            self.blocks.register(&mut sequence.table, at, hash, sequence.namespace);
-            sequence.registered += 1;
-            if self.in_flight.get(&hash) == Some(&sequence.place) {
-                self.in_flight.remove(&hash);
-            }
-        }
-    }
-
     /// Appends a drawn token and reports it, unless it is the last: then it goes out with the end.
     fn take_token(
         &mut self,
@@ -307,12 +281,16 @@ impl Scheduler {
     ) -> Option<(Option<Output>, Finish)> {
         let sequence = &mut self.running[index];
         sequence.tokens.push(choice.token);
-        sequence.hash_full_blocks(&self.grid);
-        let output = sequence.output(choice.token, choice.logprobs, now_us);
+        sequence.hash_full_blocks(&self.cache.grid);
+        let mut output = sequence.output(now_us);
+        output.tokens.push(choice.token);
+        output.logprobs = choice.logprobs;
         if choice.ends {
             return Some((Some(output), Finish::Stop));
         }
-        if sequence.sampler.exhausted() || sequence.tokens.len() >= self.limits.context_tokens_max {
+        if sequence.own.sampler.exhausted()
+            || sequence.tokens.len() >= self.limits.context_tokens_max
+        {
             return Some((Some(output), Finish::Length));
         }
         self.outputs.push(output);
@@ -322,7 +300,7 @@ impl Scheduler {
     /// A step that could not be computed ends the requests in it.
     fn fail_step(&mut self, reason: &str, now_us: u64) {
         let (failed, left): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.running).into_iter().partition(|s| s.step_rows > 0);
+            std::mem::take(&mut self.running).into_iter().partition(|s| s.own.step_rows > 0);
         self.running = left;
         for sequence in failed {
             self.end(sequence, now_us, None, internal(reason.to_owned()));
@@ -332,7 +310,7 @@ impl Scheduler {
 
 impl Work for Scheduler {
     fn blocks(&mut self) -> &mut BlockPool {
-        &mut self.blocks
+        &mut self.cache.blocks
     }
 
     /// What is wrong with the request becomes its final output.
@@ -359,16 +337,16 @@ impl Work for Scheduler {
 
     fn step(&mut self, clock: &dyn Fn() -> u64, room_for_output: bool) -> Wake {
         let now_us = clock();
-        self.blocks.expire(now_us / 1000);
+        self.cache.blocks.expire(now_us / 1000);
         self.admit(now_us);
         self.plan(now_us, room_for_output);
-        let rows: usize = self.running.iter().map(|s| s.step_rows).sum();
+        let rows: usize = self.running.iter().map(|s| s.own.step_rows).sum();
         if rows == 0 {
             // Who waits may fit now that somebody ended in this very step; the next one looks.
             if self.has_requests() {
                 return Wake::Held;
             }
-            let expiry_ms = self.blocks.next_expiry_ms();
+            let expiry_ms = self.cache.blocks.next_expiry_ms();
             return expiry_ms.map_or(Wake::Idle, |ms| Wake::At(ms.saturating_mul(1000)));
         }
         let drawn = self.compute();
@@ -387,20 +365,14 @@ impl Work for Scheduler {
     }
 
     fn stats(&self) -> Stats {
-        let counts = self.blocks.counts();
         let prefilling = self.running.iter().filter(|s| s.remaining() > 1);
         let running_tokens: u64 = prefilling.map(|s| s.remaining() as u64).sum();
-        Stats {
+        self.cache.count(Stats {
             running: self.running.len() as u32,
             waiting: self.waiting.len() as u32,
-            blocks_used: u64::from(counts.used),
-            blocks_cached: u64::from(counts.cached),
-            blocks_pinned: u64::from(counts.pinned),
-            evictions: counts.evictions,
-            ages: Some(self.blocks.ages()),
             waiting_prefill_tokens: self.waiting_tokens + running_tokens,
             ..self.counters
-        }
+        })
     }
 
     fn backlog_ms(&self, _now_us: u64) -> u32 {
@@ -419,28 +391,11 @@ impl Work for Scheduler {
 
 /// Whether a request can be served at all; the answer does not depend on what else is going on.
 pub fn check(request: &Request, limits: &Limits, vocab: usize) -> Result<(), EngineError> {
+    request.check(limits.context_tokens_max as u32, 0, vocab as u32)?;
     let tokens = request.tokens.len();
-    if tokens == 0 {
-        return Err(EngineError::invalid("the prompt is empty; send at least one token"));
-    }
-    if tokens > limits.context_tokens_max {
-        let most = limits.context_tokens_max;
-        let message =
-            format!("the prompt has {tokens} tokens, the context {most}; shorten the prompt");
-        return Err(EngineError::invalid(message));
-    }
     if tokens.div_ceil(limits.block_tokens) > limits.blocks as usize {
         let message =
             format!("a prompt of {tokens} tokens is larger than the cache; raise `kv_bytes`");
-        return Err(EngineError::invalid(message));
-    }
-    if request.sampling.tokens_max == 0 {
-        return Err(EngineError::invalid("tokens_max is 0; ask for at least one token"));
-    }
-    // The greatest of all is found faster than the first that is wrong, and callers wait for this.
-    let greatest = request.tokens.iter().copied().max().unwrap_or(0);
-    if greatest as usize >= vocab {
-        let message = format!("token {greatest} is not below the vocabulary's {vocab}");
         return Err(EngineError::invalid(message));
     }
     Ok(())

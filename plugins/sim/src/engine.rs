@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use mainstay_engine_abi::sdk::{
     Engine, EngineError, HostLog, Identity, Info, Lanes, LeaseChange, Pin, Request, Stats, caps,
 };
-use mainstay_engine_shell::Shell;
+use mainstay_engine_shell::{Ask, Shell};
 
 use crate::DEVICE;
 use crate::options::Options;
-use crate::scheduler::{Limits, Scheduler, check};
+use crate::scheduler::Scheduler;
 use crate::script::Script;
 use crate::text::Text;
 
@@ -19,7 +19,6 @@ const TARGET: &str = "sim";
 /// An engine without a model.
 pub struct SimEngine {
     shell: Shell<Scheduler>,
-    limits: Limits,
     info: Info,
 }
 
@@ -59,18 +58,14 @@ impl Engine for SimEngine {
         let script = options.script.as_deref().map(Script::read).transpose()?.unwrap_or_default();
         let text = Text::load(&options)?;
         let info = info(&options, text.vocab);
-        let limits = Limits {
-            context_tokens_max: options.context_tokens_max,
-            requests_max: options.requests_max,
-            vocab: text.vocab,
-        };
+        let requests_max = options.requests_max;
         log.warn(TARGET, "answers of this engine are simulated: no model is loaded");
         if !options.hash_key_given {
             log.warn(TARGET, "no `hash_key`: hashes can be guessed; give one where tenants share");
         }
         let work = Scheduler::new(options, script, text);
-        let shell = Shell::open(TARGET, work, limits.requests_max, Instant::now(), lanes, log)?;
-        Ok(Self { shell, limits, info })
+        let shell = Shell::open(TARGET, work, requests_max, Instant::now(), lanes, log)?;
+        Ok(Self { shell, info })
     }
 
     fn info(&self) -> Info {
@@ -82,7 +77,7 @@ impl Engine for SimEngine {
     }
 
     fn submit(&self, request: Request) -> Result<(), EngineError> {
-        check(&request, &self.limits)?;
+        request.check(self.info.context_tokens_max, 0, self.info.vocab)?;
         self.shell.door.submit(request)
     }
 
@@ -95,18 +90,18 @@ impl Engine for SimEngine {
     }
 
     fn kv_snapshot(&self, op_id: u64) -> Result<(), EngineError> {
-        self.shell.door.snapshot(op_id)
+        self.shell.door.ask(Ask::Snapshot(op_id))
     }
 
     fn pin(&self, pin: Pin) -> Result<(), EngineError> {
-        self.shell.door.pin(pin)
+        self.shell.door.ask(Ask::Pin(pin))
     }
 
     fn unpin(&self, op_id: u64, pin_id: u128) -> Result<(), EngineError> {
-        self.shell.door.unpin(op_id, pin_id)
+        self.shell.door.ask(Ask::Unpin(op_id, pin_id))
     }
 
     fn lease(&self, change: LeaseChange) -> Result<(), EngineError> {
-        self.shell.door.lease(change)
+        self.shell.door.ask(Ask::Lease(change))
     }
 }

@@ -17,7 +17,7 @@ const SMALL_STEP_PART: usize = 8;
 impl Scheduler {
     /// Sets each running request's rows and gives it the blocks for them.
     pub(super) fn plan(&mut self, now_us: u64, room_for_output: bool) {
-        self.running.iter_mut().for_each(|s| s.step_rows = 0);
+        self.running.iter_mut().for_each(|s| s.own.step_rows = 0);
         let mut budget = self.limits.step_tokens_max;
         if room_for_output {
             let mut index = 0;
@@ -32,7 +32,7 @@ impl Scheduler {
             }
         }
         // However many decode, prompts move on by a block.
-        let mut budget = budget.max(self.grid.block_tokens);
+        let mut budget = budget.max(self.cache.grid.block_tokens);
         let mut small = self.small_step(now_us);
         // Who is urgent waits for a whole step: prompts of a lower priority are no part of it, but
         // that every ninth keeps some of its rows for them.
@@ -71,7 +71,7 @@ impl Scheduler {
         let all = self.limits.step_tokens_max;
         let lately = self.urgent_us.is_some_and(|us| now_us < us + URGENT_LATELY_US);
         let small = if lately { all / SMALL_STEP_PART } else { all };
-        small.max(self.grid.block_tokens)
+        small.max(self.cache.grid.block_tokens)
     }
 
     /// How many rows of its prompt a request can compute now.
@@ -87,16 +87,16 @@ impl Scheduler {
         // The last token is not computed without room for what it leads to.
         let most = budget.min(remaining - 1);
         let end = sequence.computed + most;
-        (end - end % self.grid.block_tokens).saturating_sub(sequence.computed)
+        (end - end % self.cache.grid.block_tokens).saturating_sub(sequence.computed)
     }
 
     /// Gives a request the blocks for its next rows, at the cost of those behind it; false when it
     /// was itself the last and is running no more.
     fn give_rows(&mut self, index: usize, rows: usize, now_us: u64) -> bool {
-        let wanted = self.grid.blocks_for(self.running[index].computed + rows);
+        let wanted = self.cache.grid.blocks_for(self.running[index].computed + rows);
         while self.running[index].table.len() < wanted {
             let sequence = &mut self.running[index];
-            if self.blocks.extend(&mut sequence.table, sequence.namespace, now_us / 1000) {
+            if self.cache.extend(sequence, now_us) {
                 continue;
             }
             let last = self.running.len() - 1;
@@ -117,7 +117,7 @@ impl Scheduler {
                 return false;
             }
         }
-        self.running[index].step_rows = rows;
+        self.running[index].own.step_rows = rows;
         true
     }
 }

@@ -41,7 +41,7 @@ impl Scheduler {
         let of = self.kv.bytes_per_block();
         let mut copied = 0;
         for (hash, room) in blocks.iter().zip(bytes.chunks_exact_mut(of)) {
-            let Some(slot) = self.blocks.slot(*hash) else { break };
+            let Some(slot) = self.cache.blocks.slot(*hash) else { break };
             room.copy_from_slice(self.kv.block_bytes(slot));
             copied += 1;
         }
@@ -64,6 +64,6 @@ impl Scheduler {
         let fill = |slot, index: usize| {
             kv.block_bytes_mut(slot).copy_from_slice(&bytes[index * of..(index + 1) * of]);
         };
-        self.blocks.import(&chain, now_us / 1000, fill).ok_or(Code::Precondition)
+        self.cache.blocks.import(&chain, now_us / 1000, fill).ok_or(Code::Precondition)
     }
 }

@@ -1,7 +1,7 @@
 //! The scheduler with a clock that the tests move: what is hit, kept, waited for, given up, and
 //! that the same prompt is answered alike wherever it runs.
 
-use mainstay_engine_abi::sdk::{KvEvent, RetentionRange, Sampling, TOKENS_TO_END};
+use mainstay_engine_abi::sdk::{Code, KvEvent, RetentionRange, Sampling, TOKENS_TO_END};
 
 use super::*;
 
