@@ -25,7 +25,7 @@ use crate::LoadError;
 use crate::guided::Guide;
 use crate::model::{Batch, Model, Scratch};
 use crate::sampler::{Choice, DrawError};
-use mainstay_engine_blocks::BlockPool;
+use mainstay_engine_blocks::{BlockPool, Urgency};
 use mainstay_engine_shell::{Cache, Place, Queue, Wake, Work};
 use sequence::{Drawing, Sequence, completes};
 
@@ -65,10 +65,7 @@ pub struct Scheduler {
     running: Vec<Box<Sequence>>,
     places: HashMap<u64, Place>,
     arrivals: u64,
-    /// Steps in a row in which prompts waited for those of a higher priority.
-    lone_steps: u32,
-    /// When an urgent request came last.
-    urgent_us: Option<u64>,
+    urgency: Urgency,
     seeds: RandomState,
     outputs: Vec<Output>,
     batch_tokens: Vec<u32>,
@@ -107,8 +104,7 @@ impl Scheduler {
             running: Vec::new(),
             places: HashMap::new(),
             arrivals: 0,
-            lone_steps: 0,
-            urgent_us: None,
+            urgency: Urgency::default(),
             seeds: RandomState::new(),
             outputs: Vec::new(),
             batch_tokens: Vec::new(),
@@ -148,9 +144,7 @@ impl Scheduler {
             return;
         }
         self.arrivals += 1;
-        if request.priority > 0 {
-            self.urgent_us = Some(now_us);
-        }
+        self.urgency.note(request.priority, now_us / 1000);
         let seed = self.seeds.hash_one((self.arrivals, id));
         let eos_tokens = &self.model.config().eos_tokens;
         let own = Drawing::new(&request, guide, eos_tokens, seed);
