@@ -13,6 +13,7 @@ mod keep;
 mod table;
 #[cfg(test)]
 mod tests;
+mod urgency;
 
 use mainstay_block::{BlockError, BlockManager, Change, Limits, TenantSlot};
 use mainstay_engine_abi::raw::AGE_POWERS;
@@ -24,6 +25,7 @@ pub use import::Chain;
 pub use keep::Wishes;
 pub use mainstay_block::{BlockError as PinError, Figures, PRIORITY_DEFAULT};
 pub use table::Table;
+pub use urgency::Urgency;
 
 /// The most blocks a pool can have.
 pub const BLOCKS_MAX: u32 = 1 << 24;

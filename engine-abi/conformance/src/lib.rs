@@ -13,6 +13,7 @@ mod cache_model;
 mod cases;
 mod driver;
 mod ledger;
+pub mod reading;
 mod report;
 mod rng;
 mod runner;

@@ -9,6 +9,7 @@
 //! and [`Lanes::op`]; `Drop` stops and joins them.
 
 mod batch;
+mod check;
 mod decode;
 mod engine;
 mod entry;

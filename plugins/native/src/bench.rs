@@ -8,12 +8,13 @@
 use std::time::Instant;
 
 use mainstay_engine_abi::sdk::{Finish, Request, Sampling};
+use mainstay_engine_shell::{Wake, Work};
 use serde::Serialize;
 
 use crate::LoadError;
 use crate::open::{load_model, open_scheduler};
 use crate::options::Options;
-use crate::scheduler::{Scheduler, Step};
+use crate::scheduler::Scheduler;
 
 /// Tokens of the prefill.
 const PREFILL_TOKENS: usize = 512;
@@ -124,7 +125,7 @@ fn decode(scheduler: &mut Scheduler, runs: &mut u64, streams: u64) -> Result<f64
 
 /// Steps until nothing is live.
 fn finish(scheduler: &mut Scheduler) -> Result<(), LoadError> {
-    while scheduler.step(&|| 0, true) == Step::Worked {}
+    while scheduler.step(&|| 0, true) == Wake::Now {}
     scheduler.drain_events().for_each(drop);
     for output in scheduler.drain_outputs() {
         if let Some(Finish::Error { message, .. }) = output.finish {

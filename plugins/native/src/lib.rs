@@ -22,7 +22,7 @@ pub mod sampler;
 pub mod scheduler;
 
 pub use bundled::{BundledModel, bundled_demo};
-pub use engine::{LIVE_TOKENS_MAX, NativeEngine, WAITING_REQUESTS_MAX};
+pub use engine::NativeEngine;
 pub use error::LoadError;
 pub use open::{load_model, open_scheduler};
 

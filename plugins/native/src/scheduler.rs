@@ -1,8 +1,8 @@
 //! Continuous batching on one thread: which requests run, which rows each step computes, and what
 //! comes of them.
 //!
-//! It has no thread, lock or clock of its own. The engine's loop hands it commands, calls
-//! [`Scheduler::step`] and carries away events and outputs. Order of service is priority, then
+//! It has no thread, lock or clock of its own. The shell's loop hands it commands, calls
+//! [`Work::step`] and carries away events and outputs. Order of service is priority, then
 //! arrival. A step computes every running request's next token first and fills the rest of its
 //! budget with chunks of prompts that end on block bounds. When blocks run out, the last in order
 //! gives its blocks back and is computed anew later, mostly from the cache. Each request ends in
@@ -13,23 +13,21 @@ mod plan;
 mod sequence;
 mod transfer;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, PoisonError};
 
 use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
-use mainstay_engine_abi::sdk::types_of_mainstay::hash::BlockHashKey;
-use mainstay_engine_abi::sdk::{
-    Code, EngineError, Finish, Health, KvEvent, LeaseChange, Output, Request, Stats,
-};
+use mainstay_engine_abi::sdk::{Code, EngineError, Finish, Health, Import, Output, Request, Stats};
 use mainstay_kernels::{KvPool, Pool};
 
 use crate::LoadError;
 use crate::guided::Guide;
 use crate::model::{Batch, Model, Scratch};
 use crate::sampler::{Choice, DrawError};
-use mainstay_engine_blocks::{BlockPool, PinError};
-use sequence::{Grid, Place, Sequence};
+use mainstay_engine_blocks::{BlockPool, Urgency};
+use mainstay_engine_shell::{Cache, Place, Queue, Wake, Work};
+use sequence::{Drawing, Sequence, completes};
 
 /// What bounds a scheduler; see the engine's options.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,27 +48,15 @@ pub struct Limits {
     pub hash_key: HashKey,
 }
 
-/// What a step came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Rows were computed.
-    Worked,
-    /// There is work, but no room for its outputs.
-    Held,
-    /// There is nothing to do.
-    Idle,
-}
-
 /// Requests, cache and model of one engine.
 pub struct Scheduler {
     model: Model,
     threads: Pool,
     limits: Limits,
-    grid: Grid,
     kv: KvPool,
     scratch: Scratch,
-    blocks: BlockPool,
-    waiting: BTreeMap<Place, Box<Sequence>>,
+    cache: Cache,
+    waiting: Queue<Drawing>,
     /// In the order of service.
     #[expect(
         clippy::vec_box,
@@ -78,13 +64,8 @@ pub struct Scheduler {
     )]
     running: Vec<Box<Sequence>>,
     places: HashMap<u64, Place>,
-    /// Blocks of prompts that running requests are about to compute, and who does.
-    in_flight: HashMap<u128, Place>,
     arrivals: u64,
-    /// Steps in a row in which prompts waited for those of a higher priority.
-    lone_steps: u32,
-    /// When an urgent request came last.
-    urgent_us: Option<u64>,
+    urgency: Urgency,
     seeds: RandomState,
     outputs: Vec<Output>,
     batch_tokens: Vec<u32>,
@@ -111,20 +92,19 @@ impl Scheduler {
             }
         })?;
         Ok(Self {
-            grid: Grid {
-                key: BlockHashKey::new(limits.hash_key),
-                block_tokens: limits.block_tokens,
-            },
             kv,
             scratch: Scratch::default(),
-            blocks: BlockPool::new(limits.blocks, limits.pin_fraction),
-            waiting: BTreeMap::new(),
+            cache: Cache::new(
+                limits.hash_key,
+                limits.block_tokens,
+                limits.blocks,
+                limits.pin_fraction,
+            ),
+            waiting: Queue::new(),
             running: Vec::new(),
             places: HashMap::new(),
-            in_flight: HashMap::new(),
             arrivals: 0,
-            lone_steps: 0,
-            urgent_us: None,
+            urgency: Urgency::default(),
             seeds: RandomState::new(),
             outputs: Vec::new(),
             batch_tokens: Vec::new(),
@@ -156,11 +136,6 @@ impl Scheduler {
         self.kv.bytes_per_block()
     }
 
-    /// Queues a request. What is wrong with it becomes its final output.
-    pub fn submit(&mut self, request: Request, now_us: u64) {
-        self.submit_guided(request, None, now_us);
-    }
-
     /// Queues a request whose output follows `guide`, which was made from its form.
     pub fn submit_guided(&mut self, request: Request, guide: Option<Guide>, now_us: u64) {
         let id = request.id;
@@ -169,13 +144,11 @@ impl Scheduler {
             return;
         }
         self.arrivals += 1;
-        if request.priority > 0 {
-            self.urgent_us = Some(now_us);
-        }
+        self.urgency.note(request.priority, now_us / 1000);
         let seed = self.seeds.hash_one((self.arrivals, id));
         let eos_tokens = &self.model.config().eos_tokens;
-        let grid = &self.grid;
-        let sequence = Sequence::new(request, guide, self.arrivals, eos_tokens, seed, now_us, grid);
+        let own = Drawing::new(&request, guide, eos_tokens, seed);
+        let sequence = Sequence::new(request, own, self.arrivals, now_us, &self.cache.grid);
         if self.places.insert(id, sequence.place).is_some() {
             // The engine refuses live ids at the door; should one slip through, the former keeps
             // its place.
@@ -195,102 +168,13 @@ impl Scheduler {
         Some(sequence)
     }
 
-    /// Ends a request that never got here.
-    pub fn refuse(&mut self, id: u64, finish: Finish) {
-        self.outputs.push(Output { id, finish: Some(finish), ..Output::default() });
-    }
-
-    /// Ends a request with `Cancelled`; an unknown id is nothing.
-    pub fn cancel(&mut self, id: u64, now_us: u64) {
-        self.end_by_id(id, now_us, Finish::Cancelled);
-    }
-
-    /// Ends all requests, so that nobody waits for ever.
-    pub fn end_all(&mut self, finish: &Finish, now_us: u64) {
-        let ids: Vec<u64> = self.places.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.end_by_id(id, now_us, finish.clone()));
-    }
-
-    fn end_by_id(&mut self, id: u64, now_us: u64, finish: Finish) {
-        let Some(place) = self.places.get(&id).copied() else { return };
-        let sequence = match self.dequeue(place) {
-            Some(sequence) => sequence,
-            None => match self.running.binary_search_by_key(&place, |s| s.place) {
-                Ok(index) => self.running.remove(index),
-                Err(_) => return,
-            },
-        };
-        self.end(sequence, now_us, None, finish);
-    }
-
     /// Gives a request's blocks back and reports its end, with its last token where there is one.
     fn end(&mut self, sequence: Box<Sequence>, now_us: u64, last: Option<Output>, finish: Finish) {
         let mut sequence = sequence;
-        self.give_back(&mut sequence, now_us);
+        self.cache.give_back(&mut sequence, now_us);
         self.places.remove(&sequence.id);
-        let output = last.unwrap_or_else(|| sequence.empty_output());
+        let output = last.unwrap_or_else(|| sequence.last_output());
         self.outputs.push(Output { finish: Some(finish), ..output });
-    }
-
-    fn give_back(&mut self, sequence: &mut Sequence, now_us: u64) {
-        for hash in sequence.hashes.get(sequence.registered..).unwrap_or_default() {
-            if self.in_flight.get(hash) == Some(&sequence.place) {
-                self.in_flight.remove(hash);
-            }
-        }
-        let mut table = std::mem::take(&mut sequence.table);
-        self.blocks.release(&mut table, &sequence.wishes(&self.grid), now_us / 1000);
-    }
-
-    /// Takes or renews a pin; answers with how many of its blocks are held.
-    pub fn pin(
-        &mut self,
-        pin_id: u128,
-        hashes: &[u128],
-        ttl_ms: u64,
-        now_us: u64,
-    ) -> Result<u32, PinError> {
-        let now_ms = now_us / 1000;
-        self.blocks.pin(pin_id, hashes, now_ms.saturating_add(ttl_ms), now_ms)
-    }
-
-    /// Ends a pin; `None` for an unknown one.
-    pub fn unpin(&mut self, pin_id: u128) -> Option<u32> {
-        self.blocks.unpin(pin_id)
-    }
-
-    /// Changes or ends a lease; one that is not known is nothing.
-    pub fn lease(&mut self, change: &LeaseChange, now_us: u64) {
-        self.blocks.change_lease(change, now_us / 1000);
-    }
-
-    /// Whether cache events were lost, so that a snapshot is due.
-    #[must_use]
-    pub fn has_lost_events(&self) -> bool {
-        self.blocks.has_lost_events()
-    }
-
-    /// Names everything that is registered; events that were not carried away yet are void with it.
-    pub fn snapshot(&mut self, emit: impl FnMut(KvEvent)) -> u32 {
-        let pins_ended: Vec<KvEvent> = self
-            .blocks
-            .drain_events()
-            .filter(|event| matches!(event, KvEvent::PinExpired { .. }))
-            .collect();
-        let mut emit = emit;
-        let count = self.blocks.snapshot(&mut emit);
-        pins_ended.into_iter().for_each(emit);
-        count
-    }
-
-    /// Cache events since the last call, in order.
-    pub fn drain_events(&mut self) -> impl Iterator<Item = KvEvent> + '_ {
-        self.blocks.drain_events()
-    }
-
-    /// Outputs since the last call, in order.
-    pub fn drain_outputs(&mut self) -> std::vec::Drain<'_, Output> {
-        self.outputs.drain(..)
     }
 
     /// Whether a step could do anything for a request.
@@ -299,71 +183,17 @@ impl Scheduler {
         !self.places.is_empty()
     }
 
-    /// When time alone gives something to do, in the clock of `step`.
-    #[must_use]
-    pub fn next_expiry_us(&self) -> Option<u64> {
-        self.blocks.next_expiry_ms().map(|ms| ms.saturating_mul(1000))
-    }
-
-    /// Figures of now.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let counts = self.blocks.counts();
-        let prefilling = self.running.iter().filter(|s| s.remaining() > 1);
-        let running_tokens: u64 = prefilling.map(|s| s.remaining() as u64).sum();
-        Stats {
-            running: self.running.len() as u32,
-            waiting: self.waiting.len() as u32,
-            blocks_used: u64::from(counts.used),
-            blocks_cached: u64::from(counts.cached),
-            blocks_pinned: u64::from(counts.pinned),
-            evictions: counts.evictions,
-            ages: Some(self.blocks.ages()),
-            waiting_prefill_tokens: self.waiting_tokens + running_tokens,
-            ..self.counters
-        }
-    }
-
-    /// How long the work that is queued now will take, roughly.
-    #[must_use]
-    pub fn backlog_ms(&self) -> u32 {
-        let tokens = self.waiting_tokens + self.running.len() as u64;
-        (tokens as f64 / self.rows_per_ms.max(0.01)).clamp(100.0, 10_000.0) as u32
-    }
-
-    /// Does one step. `clock` is monotonic; without `room_for_output` nothing is sampled.
-    pub fn step(&mut self, clock: &dyn Fn() -> u64, room_for_output: bool) -> Step {
-        let now_us = clock();
-        self.blocks.expire(now_us / 1000);
-        self.admit(now_us);
-        self.plan(now_us, room_for_output);
-        let rows: usize = self.running.iter().map(|s| s.step_rows).sum();
-        if rows == 0 {
-            // Who waits may fit now that somebody ended in this very step; the next one looks.
-            return if self.has_requests() { Step::Held } else { Step::Idle };
-        }
-        let drawn = self.compute();
-        let done_us = clock();
-        let elapsed_ms = done_us.saturating_sub(now_us).max(1) as f64 / 1000.0;
-        self.rows_per_ms = 0.9 * self.rows_per_ms + 0.1 * rows as f64 / elapsed_ms;
-        match drawn {
-            Ok(drawn) => self.advance(drawn, done_us),
-            Err(reason) => self.fail_step(&reason, done_us),
-        }
-        Step::Worked
-    }
-
     /// Runs the model over the planned rows and draws a token for each sequence that is complete.
     fn compute(&mut self) -> Result<Vec<Drawn>, String> {
         self.batch_tokens.clear();
         self.logits_rows.clear();
         let mut spans = Vec::with_capacity(self.running.len());
-        for sequence in self.running.iter().filter(|s| s.step_rows > 0) {
-            let end = sequence.computed + sequence.step_rows;
+        for sequence in self.running.iter().filter(|s| s.own.step_rows > 0) {
+            let end = sequence.computed + sequence.own.step_rows;
             spans.push(mainstay_kernels::Span {
                 block_table: sequence.table.slots(),
                 start: sequence.computed,
-                rows: sequence.step_rows,
+                rows: sequence.own.step_rows,
                 row_offset: self.batch_tokens.len(),
             });
             self.batch_tokens.extend_from_slice(&sequence.tokens[sequence.computed..end]);
@@ -377,11 +207,13 @@ impl Scheduler {
             .model
             .forward(&batch, &mut self.kv, &mut self.scratch, &self.threads)
             .map_err(|e| e.to_string())?;
-        let complete = self.running.iter_mut().filter(|s| s.completes());
+        let complete = self.running.iter_mut().filter(|s| completes(s));
         let rows = logits.chunks_exact_mut(self.model.config().vocab);
         // Each cell is locked once, by the one task of its number.
-        let cells: Vec<_> =
-            complete.zip(rows).map(|(s, row)| Mutex::new((&mut s.sampler, row, None))).collect();
+        let cells: Vec<_> = complete
+            .zip(rows)
+            .map(|(s, row)| Mutex::new((&mut s.own.sampler, row, None)))
+            .collect();
         self.threads.run(cells.len(), &|index| {
             let mut cell = cells[index].lock().unwrap_or_else(PoisonError::into_inner);
             let (sampler, row, drawn) = &mut *cell;
@@ -396,7 +228,7 @@ impl Scheduler {
         let mut drawn = drawn.into_iter();
         let mut index = 0;
         while index < self.running.len() {
-            let rows = std::mem::take(&mut self.running[index].step_rows);
+            let rows = std::mem::take(&mut self.running[index].own.step_rows);
             if rows == 0 {
                 index += 1;
                 continue;
@@ -409,7 +241,7 @@ impl Scheduler {
             } else {
                 self.counters.prefill_tokens += rows as u64;
             }
-            self.register_full_blocks(index);
+            self.cache.register(sequence);
             if !complete {
                 index += 1;
                 continue;
@@ -434,20 +266,6 @@ impl Scheduler {
         }
     }
 
-    fn register_full_blocks(&mut self, index: usize) {
-        let sequence = &mut self.running[index];
-        let full = sequence.computed / self.grid.block_tokens;
-        while sequence.registered < full {
-            let at = sequence.registered;
-            let hash = sequence.hashes[at];
-            self.blocks.register(&mut sequence.table, at, hash, sequence.namespace);
-            sequence.registered += 1;
-            if self.in_flight.get(&hash) == Some(&sequence.place) {
-                self.in_flight.remove(&hash);
-            }
-        }
-    }
-
     /// Appends a drawn token and reports it, unless it is the last: then it goes out with the end.
     fn take_token(
         &mut self,
@@ -457,12 +275,16 @@ impl Scheduler {
     ) -> Option<(Option<Output>, Finish)> {
         let sequence = &mut self.running[index];
         sequence.tokens.push(choice.token);
-        sequence.hash_full_blocks(&self.grid);
-        let output = sequence.output(choice.token, choice.logprobs, now_us);
+        sequence.hash_full_blocks(&self.cache.grid);
+        let mut output = sequence.output(now_us);
+        output.tokens.push(choice.token);
+        output.logprobs = choice.logprobs;
         if choice.ends {
             return Some((Some(output), Finish::Stop));
         }
-        if sequence.sampler.exhausted() || sequence.tokens.len() >= self.limits.context_tokens_max {
+        if sequence.own.sampler.exhausted()
+            || sequence.tokens.len() >= self.limits.context_tokens_max
+        {
             return Some((Some(output), Finish::Length));
         }
         self.outputs.push(output);
@@ -472,7 +294,7 @@ impl Scheduler {
     /// A step that could not be computed ends the requests in it.
     fn fail_step(&mut self, reason: &str, now_us: u64) {
         let (failed, left): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.running).into_iter().partition(|s| s.step_rows > 0);
+            std::mem::take(&mut self.running).into_iter().partition(|s| s.own.step_rows > 0);
         self.running = left;
         for sequence in failed {
             self.end(sequence, now_us, None, internal(reason.to_owned()));
@@ -480,30 +302,94 @@ impl Scheduler {
     }
 }
 
+impl Work for Scheduler {
+    fn blocks(&mut self) -> &mut BlockPool {
+        &mut self.cache.blocks
+    }
+
+    /// What is wrong with the request becomes its final output.
+    fn submit(&mut self, request: Request, now_us: u64) {
+        self.submit_guided(request, None, now_us);
+    }
+
+    fn cancel(&mut self, id: u64, now_us: u64) {
+        let Some(place) = self.places.get(&id).copied() else { return };
+        let sequence = match self.dequeue(place) {
+            Some(sequence) => sequence,
+            None => match self.running.binary_search_by_key(&place, |s| s.place) {
+                Ok(index) => self.running.remove(index),
+                Err(_) => return,
+            },
+        };
+        self.end(sequence, now_us, None, Finish::Cancelled);
+    }
+
+    fn cancel_all(&mut self, now_us: u64) {
+        let ids: Vec<u64> = self.places.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.cancel(id, now_us));
+    }
+
+    fn step(&mut self, clock: &dyn Fn() -> u64, room_for_output: bool) -> Wake {
+        let now_us = clock();
+        self.cache.blocks.expire(now_us / 1000);
+        self.admit(now_us);
+        self.plan(now_us, room_for_output);
+        let rows: usize = self.running.iter().map(|s| s.own.step_rows).sum();
+        if rows == 0 {
+            // Who waits may fit now that somebody ended in this very step; the next one looks.
+            if self.has_requests() {
+                return Wake::Held;
+            }
+            let expiry_ms = self.cache.blocks.next_expiry_ms();
+            return expiry_ms.map_or(Wake::Idle, |ms| Wake::At(ms.saturating_mul(1000)));
+        }
+        let drawn = self.compute();
+        let done_us = clock();
+        let elapsed_ms = done_us.saturating_sub(now_us).max(1) as f64 / 1000.0;
+        self.rows_per_ms = 0.9 * self.rows_per_ms + 0.1 * rows as f64 / elapsed_ms;
+        match drawn {
+            Ok(drawn) => self.advance(drawn, done_us),
+            Err(reason) => self.fail_step(&reason, done_us),
+        }
+        Wake::Now
+    }
+
+    fn drain_outputs(&mut self) -> std::vec::Drain<'_, Output> {
+        self.outputs.drain(..)
+    }
+
+    fn stats(&self) -> Stats {
+        let prefilling = self.running.iter().filter(|s| s.remaining() > 1);
+        let running_tokens: u64 = prefilling.map(|s| s.remaining() as u64).sum();
+        self.cache.count(Stats {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            waiting_prefill_tokens: self.waiting_tokens + running_tokens,
+            ..self.counters
+        })
+    }
+
+    fn backlog_ms(&self, _now_us: u64) -> u32 {
+        let tokens = self.waiting_tokens + self.running.len() as u64;
+        (tokens as f64 / self.rows_per_ms.max(0.01)).clamp(100.0, 10_000.0) as u32
+    }
+
+    fn export(&self, blocks: &[u128], bytes: &mut [u8]) -> u32 {
+        self.copy_out(blocks, bytes)
+    }
+
+    fn import(&mut self, import: &Import, now_us: u64) -> Result<u32, Code> {
+        self.take_in(import, now_us)
+    }
+}
+
 /// Whether a request can be served at all; the answer does not depend on what else is going on.
 pub fn check(request: &Request, limits: &Limits, vocab: usize) -> Result<(), EngineError> {
+    request.check(limits.context_tokens_max as u32, 0, vocab as u32)?;
     let tokens = request.tokens.len();
-    if tokens == 0 {
-        return Err(EngineError::invalid("the prompt is empty; send at least one token"));
-    }
-    if tokens > limits.context_tokens_max {
-        let most = limits.context_tokens_max;
-        let message =
-            format!("the prompt has {tokens} tokens, the context {most}; shorten the prompt");
-        return Err(EngineError::invalid(message));
-    }
     if tokens.div_ceil(limits.block_tokens) > limits.blocks as usize {
         let message =
             format!("a prompt of {tokens} tokens is larger than the cache; raise `kv_bytes`");
-        return Err(EngineError::invalid(message));
-    }
-    if request.sampling.tokens_max == 0 {
-        return Err(EngineError::invalid("tokens_max is 0; ask for at least one token"));
-    }
-    // The greatest of all is found faster than the first that is wrong, and callers wait for this.
-    let greatest = request.tokens.iter().copied().max().unwrap_or(0);
-    if greatest as usize >= vocab {
-        let message = format!("token {greatest} is not below the vocabulary's {vocab}");
         return Err(EngineError::invalid(message));
     }
     Ok(())

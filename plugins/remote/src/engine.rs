@@ -154,7 +154,8 @@ impl Engine for RemoteEngine {
     }
 
     fn submit(&self, request: Request) -> Result<(), EngineError> {
-        check(&request, &self.facts)?;
+        request.check(self.facts.context_tokens_max, 1, self.facts.vocab)?;
+        dialect::check(self.facts.server, &request.sampling)?;
         self.desk.submit(request)
     }
 
@@ -179,30 +180,6 @@ impl Drop for RemoteEngine {
             let _ = thread.join();
         }
     }
-}
-
-/// Whether a request can be served at all.
-fn check(request: &Request, facts: &Facts) -> Result<(), EngineError> {
-    let (tokens, most) = (request.tokens.len(), facts.context_tokens_max);
-    if tokens == 0 {
-        return Err(EngineError::invalid("the prompt is empty; send at least one token"));
-    }
-    if tokens >= most as usize {
-        let message = format!(
-            "the prompt has {tokens} tokens, the context {most} with the answer; shorten the prompt"
-        );
-        return Err(EngineError::invalid(message));
-    }
-    if request.sampling.tokens_max == 0 {
-        return Err(EngineError::invalid("tokens_max is 0; ask for at least one token"));
-    }
-    let greatest = request.tokens.iter().copied().max().unwrap_or(0);
-    if greatest >= facts.vocab {
-        let vocab = facts.vocab;
-        let message = format!("token {greatest} is not below the vocabulary's {vocab}");
-        return Err(EngineError::invalid(message));
-    }
-    dialect::check(facts.server, &request.sampling)
 }
 
 type Opened = Result<(Arc<Desk>, Arc<Facts>, Arc<Teller>), EngineError>;

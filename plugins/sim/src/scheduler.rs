@@ -8,35 +8,21 @@
 //! When blocks run out, the last in order gives its own back. Each request ends in exactly one final
 //! output.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Bound;
 
-use mainstay_engine_abi::sdk::{
-    Code, EngineError, Finish, Health, KvEvent, LeaseChange, Output, Request, Stats,
-};
-use mainstay_engine_blocks::{BlockPool, PinError};
+use mainstay_engine_abi::sdk::{Finish, Health, Output, Request, Stats};
+use mainstay_engine_blocks::BlockPool;
+use mainstay_engine_shell::{Cache, Place, Queue, Sequence, Wake, Work, pinned_full};
 
 use crate::answer::{Planned, logprobs};
 use crate::options::Options;
 use crate::script::Script;
-use crate::sequence::{Grid, Place, Sequence};
+use crate::sequence::{Saying, prefilling, prompt};
 use crate::text::Text;
 
 /// Tokens of one output at rate 0; a script's sentence goes out in a few pieces, as streams do.
 const BURST_TOKENS: usize = 8;
-
-/// When the scheduler wants to be called again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wake {
-    /// At once.
-    Now,
-    /// There is work, but no room for its outputs.
-    Held,
-    /// At that time, in the clock of `step`.
-    At(u64),
-    /// When there is a command.
-    Idle,
-}
 
 /// Whether a running request goes on.
 enum Turn {
@@ -60,13 +46,10 @@ pub(crate) struct Scheduler {
     options: Options,
     script: Script,
     text: Text,
-    grid: Grid,
-    blocks: BlockPool,
-    waiting: BTreeMap<Place, Box<Sequence>>,
-    running: BTreeMap<Place, Box<Sequence>>,
+    cache: Cache,
+    waiting: Queue<Saying>,
+    running: Queue<Saying>,
     places: HashMap<u64, Place>,
-    /// Blocks of prompts that running requests are about to compute, and who does.
-    in_flight: HashMap<u128, Place>,
     arrivals: u64,
     /// When the prefill queue is empty.
     prefill_free_us: u64,
@@ -78,15 +61,18 @@ impl Scheduler {
     /// A scheduler with an empty cache.
     pub(crate) fn new(options: Options, script: Script, text: Text) -> Self {
         Self {
-            grid: Grid::new(options.hash_key, options.block_tokens),
-            blocks: BlockPool::new(options.blocks, options.pin_fraction),
+            cache: Cache::new(
+                options.hash_key,
+                options.block_tokens,
+                options.blocks,
+                options.pin_fraction,
+            ),
             options,
             script,
             text,
-            waiting: BTreeMap::new(),
-            running: BTreeMap::new(),
+            waiting: Queue::new(),
+            running: Queue::new(),
             places: HashMap::new(),
-            in_flight: HashMap::new(),
             arrivals: 0,
             prefill_free_us: 0,
             outputs: Vec::new(),
@@ -94,156 +80,30 @@ impl Scheduler {
         }
     }
 
-    /// Queues a request that [`check`] has let pass.
-    pub(crate) fn submit(&mut self, request: Request, now_us: u64) {
-        self.arrivals += 1;
-        let sequence = Sequence::new(request, self.arrivals, now_us, &self.grid);
-        if self.places.insert(sequence.id, sequence.place).is_none() {
-            self.enqueue(Box::new(sequence));
-        }
-    }
-
     /// Lets a request wait, with what it would compute as the cache is now. Blocks that others are computing count as
     /// cached: nobody computes them twice. A router that saw all tokens would send conversations away from where
     /// they are cached.
-    fn enqueue(&mut self, mut sequence: Box<Sequence>) {
-        let is_here =
-            |hash: &&u128| self.blocks.holds(**hash) || self.in_flight.contains_key(*hash);
-        let hits = self.reusable(&sequence).iter().take_while(is_here).count();
-        sequence.expected = sequence.tokens.len() - hits * self.grid.block_tokens;
+    fn enqueue(&mut self, mut sequence: Box<Sequence<Saying>>) {
+        let reusable = self.cache.reusable(&sequence).iter();
+        let hits = reusable.take_while(|hash| self.cache.expects(**hash)).count();
+        sequence.own.expected = sequence.tokens.len() - hits * self.cache.grid.block_tokens;
         self.waiting.insert(sequence.place, sequence);
-    }
-
-    /// Ends a request with `Cancelled`; an unknown id is nothing.
-    pub(crate) fn cancel(&mut self, id: u64, now_us: u64) {
-        let Some(place) = self.places.get(&id) else { return };
-        let found = self.waiting.remove(place).or_else(|| self.running.remove(place));
-        if let Some(sequence) = found {
-            let last = sequence.last_output();
-            self.end(sequence, now_us, last, Finish::Cancelled);
-        }
-    }
-
-    /// Ends all requests, so that nobody waits for ever.
-    pub(crate) fn end_all(&mut self, now_us: u64) {
-        let ids: Vec<u64> = self.places.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.cancel(id, now_us));
-    }
-
-    /// Takes or renews a pin; answers with how many of its blocks are held.
-    pub(crate) fn pin(
-        &mut self,
-        pin_id: u128,
-        hashes: &[u128],
-        ttl_ms: u64,
-        now_us: u64,
-    ) -> Result<u32, PinError> {
-        let now_ms = now_us / 1000;
-        self.blocks.pin(pin_id, hashes, now_ms.saturating_add(ttl_ms), now_ms)
-    }
-
-    /// Ends a pin; `None` for an unknown one.
-    pub(crate) fn unpin(&mut self, pin_id: u128) -> Option<u32> {
-        self.blocks.unpin(pin_id)
-    }
-
-    /// Changes or ends a lease; one that is not known is nothing.
-    pub(crate) fn lease(&mut self, change: &LeaseChange, now_us: u64) {
-        self.blocks.change_lease(change, now_us / 1000);
-    }
-
-    /// Whether cache events were lost, so that a snapshot is due.
-    pub(crate) fn has_lost_events(&self) -> bool {
-        self.blocks.has_lost_events()
-    }
-
-    /// Names everything that is registered; events that were not carried away yet are void with it.
-    pub(crate) fn snapshot(&mut self, mut emit: impl FnMut(KvEvent)) -> u32 {
-        let is_end = |event: &KvEvent| matches!(event, KvEvent::PinExpired { .. });
-        let pins_ended: Vec<KvEvent> = self.blocks.drain_events().filter(is_end).collect();
-        let count = self.blocks.snapshot(&mut emit);
-        pins_ended.into_iter().for_each(emit);
-        count
-    }
-
-    /// Cache events since the last call, in order.
-    pub(crate) fn drain_events(&mut self) -> impl Iterator<Item = KvEvent> + '_ {
-        self.blocks.drain_events()
-    }
-
-    /// Outputs since the last call, in order.
-    pub(crate) fn drain_outputs(&mut self) -> std::vec::Drain<'_, Output> {
-        self.outputs.drain(..)
-    }
-
-    /// Figures of now.
-    pub(crate) fn stats(&self) -> Stats {
-        let counts = self.blocks.counts();
-        let unread = |s: &Sequence| (s.tokens.len() - s.computed) as u64;
-        let running: u64 =
-            self.running.values().filter(|s| s.prefilling()).map(|s| unread(s)).sum();
-        Stats {
-            running: self.running.len() as u32,
-            waiting: self.waiting.len() as u32,
-            blocks_used: u64::from(counts.used),
-            blocks_cached: u64::from(counts.cached),
-            blocks_pinned: u64::from(counts.pinned),
-            evictions: counts.evictions,
-            ages: Some(self.blocks.ages()),
-            waiting_prefill_tokens: self.expected_tokens() + running,
-            ..self.counters
-        }
-    }
-
-    /// How long the work that is queued now will take, roughly.
-    pub(crate) fn backlog_ms(&self, now_us: u64) -> u32 {
-        let queued_us = self.prefill_free_us.saturating_sub(now_us);
-        let all_us = queued_us + self.expected_tokens() * self.options.prefill_us_per_token;
-        (all_us / 1000).clamp(100, 10_000) as u32
     }
 
     /// Tokens that those that wait will compute.
     fn expected_tokens(&self) -> u64 {
-        self.waiting.values().map(|s| s.expected as u64).sum()
-    }
-
-    /// Does what is due. `now_us` is monotonic; without `room_for_output` nothing is said.
-    pub(crate) fn step(&mut self, now_us: u64, room_for_output: bool) -> Wake {
-        self.blocks.expire(now_us / 1000);
-        self.admit(now_us);
-        let due: Vec<Place> =
-            self.running.iter().filter(|(_, s)| s.due_us <= now_us).map(|(p, _)| *p).collect();
-        if !due.is_empty() && !room_for_output {
-            return Wake::Held;
-        }
-        for place in &due {
-            self.advance(*place, now_us);
-        }
-        if !due.is_empty() {
-            // Who waits may fit now that somebody ended in this very step.
-            return Wake::Now;
-        }
-        let next = self.running.values().map(|s| s.due_us).min();
-        let expiry = self.blocks.next_expiry_ms().map(|ms| ms.saturating_mul(1000));
-        next.into_iter().chain(expiry).min().map_or(Wake::Idle, Wake::At)
+        self.waiting.values().map(|s| s.own.expected as u64).sum()
     }
 
     fn admit(&mut self, now_us: u64) {
         let mut after = Bound::Unbounded;
         while self.running.len() < self.options.requests_max {
-            let next = self.waiting.range((after, Bound::Unbounded)).next();
-            let Some((place, sequence)) = next else { return };
-            let place = *place;
+            let Some(place) = self.cache.next_of(&self.waiting, after) else { return };
             after = Bound::Excluded(place);
-            if sequence.waits_for.is_some_and(|hash| self.is_computed_before(hash, place)) {
-                continue;
-            }
             let Some(mut sequence) = self.waiting.remove(&place) else { return };
-            let hits = self.hits(&sequence);
-            sequence.waits_for = sequence.hashes.get(hits).copied();
-            sequence.waits_for =
-                sequence.waits_for.filter(|hash| self.is_computed_before(*hash, place));
-            if sequence.waits_for.is_some() {
+            let hits = self.cache.hits(&sequence);
+            let wanted = sequence.hashes.get(hits).copied();
+            if self.cache.waits(&mut sequence, wanted) {
                 self.waiting.insert(place, sequence);
                 continue;
             }
@@ -261,93 +121,59 @@ impl Scheduler {
         }
     }
 
-    /// Whether a request that goes first is about to compute that block.
-    fn is_computed_before(&self, hash: u128, place: Place) -> bool {
-        self.in_flight.get(&hash).is_some_and(|owner| *owner < place)
-    }
-
-    /// Leading blocks that the cache holds.
-    fn hits(&self, sequence: &Sequence) -> usize {
-        let hashes = self.reusable(sequence).iter();
-        hashes.take_while(|hash| self.blocks.holds(**hash)).count()
-    }
-
-    /// Blocks that need not be computed if they are cached. One token at least is computed, for what follows it.
-    fn reusable<'a>(&self, sequence: &'a Sequence) -> &'a [u128] {
-        let reusable = (sequence.tokens.len() - 1) / self.grid.block_tokens;
-        &sequence.hashes[..reusable.min(sequence.hashes.len())]
-    }
-
     /// Gives a request the blocks for its known tokens and one more; where there are too few,
     /// requests of lower priority lose theirs. Without success it has none.
-    fn take_blocks(&mut self, sequence: &mut Sequence, hits: usize, now_us: u64) -> bool {
-        let wanted = self.grid.blocks_for(sequence.tokens.len() + 1);
+    fn take_blocks(&mut self, sequence: &mut Sequence<Saying>, hits: usize, now_us: u64) -> bool {
+        let wanted = self.cache.grid.blocks_for(sequence.tokens.len() + 1);
         let wanted = wanted.min(self.options.blocks as usize);
-        let now_ms = now_us / 1000;
-        let known = sequence.hashes[..hits].iter().copied();
-        self.blocks.attach(known, &mut sequence.table, now_ms);
-        while (self.available_to(sequence, now_us) as usize) < wanted - sequence.table.len() {
+        self.cache.attach(sequence, hits, now_us);
+        loop {
+            let available = self.cache.available_to(sequence, self.running.is_empty(), now_us);
+            if available as usize >= wanted - sequence.table.len() {
+                break;
+            }
             let last = self.running.last_key_value().map(|(place, _)| *place);
             match last.filter(|last| last.0 > sequence.place.0) {
                 Some(last) => self.preempt(last, now_us),
                 None => {
-                    self.blocks.detach(&mut sequence.table, now_ms);
+                    self.cache.detach(sequence, now_us);
                     return false;
                 }
             }
         }
         while sequence.table.len() < wanted {
-            if !self.blocks.extend(&mut sequence.table, sequence.namespace, now_ms) {
+            if !self.cache.extend(sequence, now_us) {
                 break;
             }
         }
         true
     }
 
-    /// Blocks that a request may have: while others run, not those that are kept for higher ones.
-    fn available_to(&self, sequence: &Sequence, now_us: u64) -> u32 {
-        if self.running.is_empty() {
-            return self.blocks.available();
+    fn start(&mut self, mut sequence: Box<Sequence<Saying>>, hits: usize, now_us: u64) {
+        self.cache.begin(&mut sequence, hits, &mut self.counters, now_us);
+        if sequence.own.planned.is_none() {
+            let (prompt, sampling) = (prompt(&sequence), &sequence.own.sampling);
+            let planned = Planned::new(&self.script, &self.text, prompt, sampling);
+            sequence.own.planned = Some(planned);
         }
-        let waited_ms = now_us.saturating_sub(sequence.submitted_us) / 1_000;
-        self.blocks.available_to(sequence.place.0.0, waited_ms)
-    }
-
-    fn start(&mut self, mut sequence: Box<Sequence>, hits: usize, now_us: u64) {
-        sequence.registered = hits;
-        sequence.computed = hits * self.grid.block_tokens;
-        if sequence.admitted_us.is_none() {
-            sequence.admitted_us = Some(now_us);
-            sequence.cached_tokens = sequence.computed as u32;
-            self.counters.query_tokens += sequence.tokens.len() as u64;
-            self.counters.hit_tokens += sequence.computed as u64;
-        }
-        if sequence.planned.is_none() {
-            let planned =
-                Planned::new(&self.script, &self.text, sequence.prompt(), &sequence.sampling);
-            sequence.planned = Some(planned);
-        }
-        let uncached = (sequence.tokens.len() - sequence.computed) as u64;
+        let uncached = sequence.remaining() as u64;
         let took_us = uncached * self.options.prefill_us_per_token;
-        sequence.due_us = self.prefill_begin_us(sequence.place, took_us, now_us) + took_us;
+        sequence.own.due_us = self.prefill_begin_us(sequence.place, took_us, now_us) + took_us;
         self.prefill_free_us = self.prefill_free_us.max(now_us) + took_us;
         self.counters.prefill_tokens += uncached;
-        for hash in &sequence.hashes[hits..] {
-            self.in_flight.entry(*hash).or_insert(sequence.place);
-        }
         self.running.insert(sequence.place, sequence);
     }
 
     /// When a prompt's turn comes: after those of its priority and above. Prompts of a lower one go on after it.
     fn prefill_begin_us(&mut self, place: Place, took_us: u64, now_us: u64) -> u64 {
-        let prompts = self.running.values_mut().filter(|s| s.prefilling() && s.due_us > now_us);
+        let prompts = self.running.values_mut().filter(|s| prefilling(s) && s.own.due_us > now_us);
         let (mut before_us, mut has_lesser) = (now_us, false);
         for prompt in prompts {
             if prompt.place.0 > place.0 {
-                prompt.due_us += took_us;
+                prompt.own.due_us += took_us;
                 has_lesser = true;
             } else {
-                before_us = before_us.max(prompt.due_us);
+                before_us = before_us.max(prompt.own.due_us);
             }
         }
         // What those that were preempted have left undone is computed by nobody, and counts as ever.
@@ -357,8 +183,7 @@ impl Scheduler {
     /// Takes a running request's blocks away; it goes on later from what the cache has kept.
     fn preempt(&mut self, place: Place, now_us: u64) {
         let Some(mut sequence) = self.running.remove(&place) else { return };
-        self.give_back(&mut sequence, now_us);
-        sequence.restart();
+        self.cache.give_back(&mut sequence, now_us);
         self.counters.preemptions += 1;
         self.enqueue(sequence);
     }
@@ -368,7 +193,7 @@ impl Scheduler {
         // It may have been preempted by one before it in this very step.
         let Some(mut sequence) = self.running.remove(&place) else { return };
         sequence.computed = sequence.tokens.len();
-        self.register_full_blocks(&mut sequence);
+        self.cache.register(&mut sequence);
         match self.say(&mut sequence, now_us) {
             Turn::GoesOn => drop(self.running.insert(place, sequence)),
             Turn::Yields => {
@@ -380,26 +205,26 @@ impl Scheduler {
     }
 
     /// Says one token, or a burst where saying takes no time.
-    fn say(&mut self, sequence: &mut Sequence, now_us: u64) -> Turn {
+    fn say(&mut self, sequence: &mut Sequence<Saying>, now_us: u64) -> Turn {
         let rate_us = self.options.decode_us_per_token;
         let burst = if rate_us == 0 { BURST_TOKENS } else { 1 };
         let mut output = sequence.output(now_us);
         for position in 0..burst {
-            let place = sequence.sampled_before + sequence.said as usize;
-            let Some(planned) = &sequence.planned else { break };
-            let next = planned.at(place, sequence.said, &sequence.sampling, &self.text);
-            let asked = sequence.sampling.logprobs;
+            let place = sequence.own.sampled_before + sequence.own.said as usize;
+            let Some(planned) = &sequence.own.planned else { break };
+            let next = planned.at(place, sequence.own.said, &sequence.own.sampling, &self.text);
+            let asked = sequence.own.sampling.logprobs;
             output.logprobs.extend(logprobs(next.token, position as u32, asked, &self.text));
             output.tokens.push(next.token);
             sequence.tokens.push(next.token);
-            sequence.said += 1;
+            sequence.own.said += 1;
             self.counters.decode_tokens += 1;
-            sequence.hash_full_blocks(&self.grid);
+            sequence.hash_full_blocks(&self.cache.grid);
             if next.ends {
                 return Turn::Ended(output, Finish::Stop);
             }
             let full = sequence.tokens.len() >= self.options.context_tokens_max;
-            if full || sequence.said >= sequence.sampling.tokens_max {
+            if full || sequence.own.said >= sequence.own.sampling.tokens_max {
                 return Turn::Ended(output, Finish::Length);
             }
             match self.make_room_to_go_on(sequence, now_us) {
@@ -412,18 +237,18 @@ impl Scheduler {
             }
             if position + 1 < burst {
                 sequence.computed = sequence.tokens.len();
-                self.register_full_blocks(sequence);
+                self.cache.register(sequence);
             }
         }
-        sequence.due_us = now_us + rate_us;
+        sequence.own.due_us = now_us + rate_us;
         self.outputs.push(output);
         Turn::GoesOn
     }
 
     /// A block for the next token, if its table is full; requests after it lose theirs for it.
-    fn make_room_to_go_on(&mut self, sequence: &mut Sequence, now_us: u64) -> Room {
-        while sequence.table.len() < self.grid.blocks_for(sequence.tokens.len() + 1) {
-            if self.blocks.extend(&mut sequence.table, sequence.namespace, now_us / 1000) {
+    fn make_room_to_go_on(&mut self, sequence: &mut Sequence<Saying>, now_us: u64) -> Room {
+        while sequence.table.len() < self.cache.grid.blocks_for(sequence.tokens.len() + 1) {
+            if self.cache.extend(sequence, now_us) {
                 continue;
             }
             match self.running.last_key_value().map(|(place, _)| *place) {
@@ -435,74 +260,90 @@ impl Scheduler {
         Room::Yes
     }
 
-    fn register_full_blocks(&mut self, sequence: &mut Sequence) {
-        let full = sequence.computed / self.grid.block_tokens;
-        while sequence.registered < full {
-            let at = sequence.registered;
-            let hash = sequence.hashes[at];
-            self.blocks.register(&mut sequence.table, at, hash, sequence.namespace);
-            sequence.registered += 1;
-            self.forget_in_flight(hash, sequence.place);
-        }
-    }
-
-    fn forget_in_flight(&mut self, hash: u128, place: Place) {
-        if self.in_flight.get(&hash) == Some(&place) {
-            self.in_flight.remove(&hash);
-        }
-    }
-
     /// Gives a request's blocks back and reports its end.
-    fn end(&mut self, mut sequence: Box<Sequence>, now_us: u64, last: Output, finish: Finish) {
-        self.give_back(&mut sequence, now_us);
+    fn end(
+        &mut self,
+        mut sequence: Box<Sequence<Saying>>,
+        now_us: u64,
+        last: Output,
+        finish: Finish,
+    ) {
+        self.cache.give_back(&mut sequence, now_us);
         self.places.remove(&sequence.id);
         self.outputs.push(Output { finish: Some(finish), ..last });
     }
+}
 
-    fn give_back(&mut self, sequence: &mut Sequence, now_us: u64) {
-        for hash in sequence.hashes.get(sequence.registered..).unwrap_or_default() {
-            self.forget_in_flight(*hash, sequence.place);
+impl Work for Scheduler {
+    fn blocks(&mut self) -> &mut BlockPool {
+        &mut self.cache.blocks
+    }
+
+    /// Queues a request that the door has let pass.
+    fn submit(&mut self, request: Request, now_us: u64) {
+        self.arrivals += 1;
+        let own = Saying::new(&request, now_us);
+        let sequence = Sequence::new(request, own, self.arrivals, now_us, &self.cache.grid);
+        if self.places.insert(sequence.id, sequence.place).is_none() {
+            self.enqueue(Box::new(sequence));
         }
-        let mut table = std::mem::take(&mut sequence.table);
-        self.blocks.release(&mut table, &sequence.wishes(&self.grid), now_us / 1000);
     }
-}
 
-fn pinned_full() -> Finish {
-    let message = "pins hold the blocks that this request needs; try again when some have ended";
-    Finish::Error { rc: Code::Exhausted.rc(), message: message.to_owned() }
-}
+    fn cancel(&mut self, id: u64, now_us: u64) {
+        let Some(place) = self.places.get(&id) else { return };
+        let found = self.waiting.remove(place).or_else(|| self.running.remove(place));
+        if let Some(sequence) = found {
+            let last = sequence.last_output();
+            self.end(sequence, now_us, last, Finish::Cancelled);
+        }
+    }
 
-/// What bounds the requests of an engine.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    pub(crate) context_tokens_max: usize,
-    pub(crate) requests_max: usize,
-    pub(crate) vocab: u32,
-}
+    fn cancel_all(&mut self, now_us: u64) {
+        let ids: Vec<u64> = self.places.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.cancel(id, now_us));
+    }
 
-/// Whether a request can be served at all; the answer does not depend on what else is going on.
-pub(crate) fn check(request: &Request, limits: &Limits) -> Result<(), EngineError> {
-    let tokens = request.tokens.len();
-    if tokens == 0 {
-        return Err(EngineError::invalid("the prompt is empty; send at least one token"));
+    fn step(&mut self, clock: &dyn Fn() -> u64, room_for_output: bool) -> Wake {
+        let now_us = clock();
+        self.cache.blocks.expire(now_us / 1000);
+        self.admit(now_us);
+        let due: Vec<Place> =
+            self.running.iter().filter(|(_, s)| s.own.due_us <= now_us).map(|(p, _)| *p).collect();
+        if !due.is_empty() && !room_for_output {
+            return Wake::Held;
+        }
+        for place in &due {
+            self.advance(*place, now_us);
+        }
+        if !due.is_empty() {
+            // Who waits may fit now that somebody ended in this very step.
+            return Wake::Now;
+        }
+        let next = self.running.values().map(|s| s.own.due_us).min();
+        let expiry = self.cache.blocks.next_expiry_ms().map(|ms| ms.saturating_mul(1000));
+        next.into_iter().chain(expiry).min().map_or(Wake::Idle, Wake::At)
     }
-    if tokens > limits.context_tokens_max {
-        let most = limits.context_tokens_max;
-        let message =
-            format!("the prompt has {tokens} tokens, the context {most}; shorten the prompt");
-        return Err(EngineError::invalid(message));
+
+    fn drain_outputs(&mut self) -> std::vec::Drain<'_, Output> {
+        self.outputs.drain(..)
     }
-    if request.sampling.tokens_max == 0 {
-        return Err(EngineError::invalid("tokens_max is 0; ask for at least one token"));
+
+    fn stats(&self) -> Stats {
+        let prefilling = self.running.values().filter(|s| prefilling(s));
+        let running: u64 = prefilling.map(|s| s.remaining() as u64).sum();
+        self.cache.count(Stats {
+            running: self.running.len() as u32,
+            waiting: self.waiting.len() as u32,
+            waiting_prefill_tokens: self.expected_tokens() + running,
+            ..self.counters
+        })
     }
-    let greatest = request.tokens.iter().copied().max().unwrap_or(0);
-    if greatest >= limits.vocab {
-        let vocab = limits.vocab;
-        let message = format!("token {greatest} is not below the vocabulary's {vocab}");
-        return Err(EngineError::invalid(message));
+
+    fn backlog_ms(&self, now_us: u64) -> u32 {
+        let queued_us = self.prefill_free_us.saturating_sub(now_us);
+        let all_us = queued_us + self.expected_tokens() * self.options.prefill_us_per_token;
+        (all_us / 1000).clamp(100, 10_000) as u32
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -8,12 +8,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mainstay_engine_abi::sdk::{
-    Code, Engine, Finish, Health, HostLog, KvEvent, Lanes, Output, Pin, Request, Sampling, Waited,
-};
+use mainstay_conformance::reading::{PATIENCE, op, outputs, pins_and_snapshots};
+use mainstay_engine_abi::sdk::{Code, Engine, Finish, Health, HostLog, Lanes, Request, Sampling};
 use mainstay_sim::SimEngine;
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn open(config: &str) -> (SimEngine, Arc<Lanes>) {
     let lanes = Arc::new(Lanes::new());
@@ -25,24 +22,6 @@ fn request(id: u64, tokens: usize, tokens_max: u32) -> Request {
     let sampling = Sampling { tokens_max, ignore_eos: true, ..Sampling::default() };
     let tokens = (0..tokens as u32).map(|n| 50 + (n + id as u32) % 900).collect();
     Request { id, tokens, sampling, ..Request::default() }
-}
-
-/// Outputs until so many requests have ended.
-fn outputs(lanes: &Lanes, finals: usize) -> Vec<Output> {
-    let started = Instant::now();
-    let mut all: Vec<Output> = Vec::new();
-    while all.iter().filter(|o| o.finish.is_some()).count() < finals {
-        assert!(started.elapsed() < PATIENCE, "no end in sight");
-        lanes.wait_outputs(Duration::from_millis(100));
-        all.extend(lanes.take_outputs(1000).1);
-    }
-    all
-}
-
-fn op(lanes: &Lanes) -> (u64, i32, u32) {
-    assert_eq!(lanes.wait_ops(PATIENCE), Waited::Ready);
-    let (_, ops) = lanes.take_ops(1);
-    (ops[0].op_id, ops[0].rc, ops[0].done)
 }
 
 #[test]
@@ -121,39 +100,8 @@ fn draining_refuses_waits_and_cancels_what_is_left() {
 fn pins_and_snapshots_are_operations() {
     let (engine, lanes) = open(r#"{"blocks": 64}"#);
     engine.submit(request(1, 100, 1)).unwrap();
-    outputs(&lanes, 1);
-    let taken = lanes.take_kv(100);
-    let KvEvent::Stored { blocks, .. } = &taken.events[0] else { panic!("{taken:?}") };
-    assert_eq!(blocks.len(), 6);
-    let pin = |op_id, blocks: &[u128], ttl_ms| Pin {
-        op_id,
-        pin_id: 9,
-        blocks: blocks.to_vec(),
-        ttl_ms,
-        priority: 50,
-    };
-    engine.pin(pin(1, blocks, 60_000)).unwrap();
-    assert_eq!(op(&lanes), (1, 0, 6));
-    let many: Vec<u128> = (0..33).collect();
-    engine.pin(pin(2, &many, 60_000)).unwrap();
-    assert_eq!(op(&lanes), (2, Code::Exhausted.rc(), 0));
-    engine.kv_snapshot(3).unwrap();
-    assert_eq!(op(&lanes), (3, 0, 6));
-    let snapshot = lanes.take_kv(100);
-    assert!(snapshot.reset && snapshot.epoch == taken.epoch + 1);
-    let [KvEvent::Stored { blocks: told, snapshot: true, .. }] = &snapshot.events[..] else {
-        panic!("{snapshot:?}")
-    };
-    assert_eq!(told, blocks);
-    engine.unpin(4, 9).unwrap();
-    assert_eq!(op(&lanes), (4, 0, 6));
-    engine.unpin(5, 9).unwrap();
-    assert_eq!(op(&lanes), (5, Code::NotFound.rc(), 0));
-    // An idle engine notices the end of a pin by itself.
-    engine.pin(pin(6, blocks, 30)).unwrap();
-    assert_eq!(op(&lanes), (6, 0, 6));
-    assert_eq!(lanes.wait_kv(PATIENCE), Waited::Ready);
-    assert_eq!(lanes.take_kv(10).events, [KvEvent::PinExpired { pin_id: 9 }]);
+    let _ = outputs(&lanes, 1);
+    pins_and_snapshots(&engine, &lanes, 6);
 }
 
 #[test]

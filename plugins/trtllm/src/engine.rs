@@ -37,7 +37,6 @@ pub struct TrtllmEngine {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     info: Info,
-    context_tokens_max: u32,
 }
 
 impl std::fmt::Debug for TrtllmEngine {
@@ -132,12 +131,7 @@ impl TrtllmEngine {
         let teller = teller(options, blocks, Arc::clone(&lanes));
         let shared = Arc::new(Shared::new(executor, options, blocks, desk, teller, lanes, log));
         // From here on a thread that can't be made lets those before it end.
-        let mut engine = Self {
-            info: info(options, blocks, version),
-            context_tokens_max: options.context_tokens_max,
-            threads: Vec::new(),
-            shared,
-        };
+        let mut engine = Self { info: info(options, blocks, version), threads: Vec::new(), shared };
         let shared = Arc::clone(&engine.shared);
         let threads = &mut engine.threads;
         threads.push(spawn("trtllm-send", &shared, move |shared| shared.send(&commands))?);
@@ -183,7 +177,11 @@ impl Engine for TrtllmEngine {
     }
 
     fn submit(&self, request: Request) -> Result<(), EngineError> {
-        self.check(&request)?;
+        request.check(self.info.context_tokens_max, 1, self.info.vocab)?;
+        if request.sampling.logprobs > 0 {
+            let message = "this engine has no logprobs; ask without, or another engine";
+            return Err(EngineError::invalid(message));
+        }
         self.shared.desk.submit(request)
     }
 
@@ -197,36 +195,6 @@ impl Engine for TrtllmEngine {
 
     fn kv_snapshot(&self, op_id: u64) -> Result<(), EngineError> {
         self.shared.desk.snapshot(op_id)
-    }
-}
-
-impl TrtllmEngine {
-    /// Whether a request can be served at all.
-    fn check(&self, request: &Request) -> Result<(), EngineError> {
-        let (tokens, most) = (request.tokens.len(), self.context_tokens_max as usize);
-        if tokens == 0 {
-            return Err(EngineError::invalid("the prompt is empty; send at least one token"));
-        }
-        if request.sampling.tokens_max == 0 {
-            return Err(EngineError::invalid("tokens_max is 0; ask for at least one token"));
-        }
-        if tokens >= most {
-            let message = format!(
-                "the prompt has {tokens} tokens, the context {most} with the answer; shorten the prompt"
-            );
-            return Err(EngineError::invalid(message));
-        }
-        let greatest = request.tokens.iter().copied().max().unwrap_or(0);
-        if greatest >= self.info.vocab {
-            let vocab = self.info.vocab;
-            let message = format!("token {greatest} is not below the vocabulary's {vocab}");
-            return Err(EngineError::invalid(message));
-        }
-        if request.sampling.logprobs > 0 {
-            let message = "this engine has no logprobs; ask without, or another engine";
-            return Err(EngineError::invalid(message));
-        }
-        Ok(())
     }
 }
 

@@ -7,17 +7,10 @@ use mainstay_engine_abi::sdk::{Code, Finish};
 use super::Scheduler;
 use super::sequence::Sequence;
 
-/// So many steps in a row may belong to prompts of the highest priority alone.
-const LONE_STEPS_MAX: u32 = 8;
-/// While an urgent request came so lately, prompts of no priority have this part of a step: the next
-/// one waits for the step that is under way.
-const URGENT_LATELY_US: u64 = 30_000_000;
-const SMALL_STEP_PART: usize = 8;
-
 impl Scheduler {
     /// Sets each running request's rows and gives it the blocks for them.
     pub(super) fn plan(&mut self, now_us: u64, room_for_output: bool) {
-        self.running.iter_mut().for_each(|s| s.step_rows = 0);
+        self.running.iter_mut().for_each(|s| s.own.step_rows = 0);
         let mut budget = self.limits.step_tokens_max;
         if room_for_output {
             let mut index = 0;
@@ -32,26 +25,19 @@ impl Scheduler {
             }
         }
         // However many decode, prompts move on by a block.
-        let mut budget = budget.max(self.grid.block_tokens);
-        let mut small = self.small_step(now_us);
-        // Who is urgent waits for a whole step: prompts of a lower priority are no part of it, but
-        // that every ninth keeps some of its rows for them.
+        let mut budget = budget.max(self.cache.grid.block_tokens);
+        let (all, block_tokens) = (self.limits.step_tokens_max, self.cache.grid.block_tokens);
+        let mut small = self.urgency.small_step(all, block_tokens, now_us / 1000);
         let top = self.running.iter().find(|s| s.remaining() > 1).map(|s| s.priority());
         let is_lesser = |s: &Sequence| top.is_some_and(|top| s.priority() < top);
         let waits = self.running.iter().any(|s| s.remaining() > 1 && is_lesser(s));
-        let is_shared = self.lone_steps >= LONE_STEPS_MAX;
-        let kept = if waits && is_shared { small } else { 0 };
+        let kept = if waits && self.urgency.is_shared() { small } else { 0 };
         let mut index = 0;
         let mut served = false;
         while index < self.running.len() && budget > 0 {
             let sequence = &self.running[index];
             let (priority, lesser) = (sequence.priority(), is_lesser(sequence));
-            let most = match lesser {
-                true if is_shared => budget,
-                true => break,
-                false => budget.saturating_sub(kept),
-            };
-            let most = if priority > 0 { most } else { most.min(small) };
+            let most = self.urgency.share((priority, lesser), budget, kept, small);
             let rows = self.chunk(index, most, room_for_output);
             if rows > 0 {
                 if !self.give_rows(index, rows, now_us) {
@@ -63,15 +49,7 @@ impl Scheduler {
             }
             index += 1;
         }
-        self.lone_steps = if waits && !served { self.lone_steps + 1 } else { 0 };
-    }
-
-    /// How many rows of a step prompts of no priority may have.
-    fn small_step(&self, now_us: u64) -> usize {
-        let all = self.limits.step_tokens_max;
-        let lately = self.urgent_us.is_some_and(|us| now_us < us + URGENT_LATELY_US);
-        let small = if lately { all / SMALL_STEP_PART } else { all };
-        small.max(self.grid.block_tokens)
+        self.urgency.count_step(waits, served);
     }
 
     /// How many rows of its prompt a request can compute now.
@@ -87,16 +65,16 @@ impl Scheduler {
         // The last token is not computed without room for what it leads to.
         let most = budget.min(remaining - 1);
         let end = sequence.computed + most;
-        (end - end % self.grid.block_tokens).saturating_sub(sequence.computed)
+        (end - end % self.cache.grid.block_tokens).saturating_sub(sequence.computed)
     }
 
     /// Gives a request the blocks for its next rows, at the cost of those behind it; false when it
     /// was itself the last and is running no more.
     fn give_rows(&mut self, index: usize, rows: usize, now_us: u64) -> bool {
-        let wanted = self.grid.blocks_for(self.running[index].computed + rows);
+        let wanted = self.cache.grid.blocks_for(self.running[index].computed + rows);
         while self.running[index].table.len() < wanted {
             let sequence = &mut self.running[index];
-            if self.blocks.extend(&mut sequence.table, sequence.namespace, now_us / 1000) {
+            if self.cache.extend(sequence, now_us) {
                 continue;
             }
             let last = self.running.len() - 1;
@@ -117,7 +95,7 @@ impl Scheduler {
                 return false;
             }
         }
-        self.running[index].step_rows = rows;
+        self.running[index].own.step_rows = rows;
         true
     }
 }

@@ -37,12 +37,11 @@ impl Scheduler {
     }
 
     /// Copies blocks out, first to last, and says how many: up to the first that is not registered.
-    #[must_use]
-    pub fn export(&self, blocks: &[u128], bytes: &mut [u8]) -> u32 {
+    pub(super) fn copy_out(&self, blocks: &[u128], bytes: &mut [u8]) -> u32 {
         let of = self.kv.bytes_per_block();
         let mut copied = 0;
         for (hash, room) in blocks.iter().zip(bytes.chunks_exact_mut(of)) {
-            let Some(slot) = self.blocks.slot(*hash) else { break };
+            let Some(slot) = self.cache.blocks.slot(*hash) else { break };
             room.copy_from_slice(self.kv.block_bytes(slot));
             copied += 1;
         }
@@ -51,7 +50,7 @@ impl Scheduler {
 
     /// Registers blocks with these bytes, first to last, as far as there is room, and says how many are held. Either
     /// the chain fits what is held already, or nothing is done.
-    pub fn import(&mut self, import: &Import, now_us: u64) -> Result<u32, Code> {
+    pub(super) fn take_in(&mut self, import: &Import, now_us: u64) -> Result<u32, Code> {
         let chain = Chain {
             namespace: import.namespace,
             parent: import.parent,
@@ -65,6 +64,6 @@ impl Scheduler {
         let fill = |slot, index: usize| {
             kv.block_bytes_mut(slot).copy_from_slice(&bytes[index * of..(index + 1) * of]);
         };
-        self.blocks.import(&chain, now_us / 1000, fill).ok_or(Code::Precondition)
+        self.cache.blocks.import(&chain, now_us / 1000, fill).ok_or(Code::Precondition)
     }
 }

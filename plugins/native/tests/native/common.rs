@@ -4,8 +4,9 @@
 use std::path::PathBuf;
 
 use mainstay_engine_abi::sdk::{Finish, KvEvent, Logprob, Output, Request, Sampling};
+use mainstay_engine_shell::{Wake, Work};
 use mainstay_native::options::Options;
-use mainstay_native::scheduler::{Scheduler, Step};
+use mainstay_native::scheduler::Scheduler;
 use mainstay_native::{load_model, open_scheduler};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -80,11 +81,11 @@ impl Bench {
         self.scheduler.submit(request, self.now_us);
     }
 
-    pub(crate) fn step(&mut self) -> Step {
+    pub(crate) fn step(&mut self) -> Wake {
         self.step_with_room(true)
     }
 
-    pub(crate) fn step_with_room(&mut self, room: bool) -> Step {
+    pub(crate) fn step_with_room(&mut self, room: bool) -> Wake {
         self.now_us += 1000;
         let now_us = self.now_us;
         let step = self.scheduler.step(&|| now_us, room);
@@ -93,10 +94,10 @@ impl Bench {
         step
     }
 
-    /// Steps until nothing is live.
+    /// Wakes until nothing is live.
     pub(crate) fn finish(&mut self) {
         for _ in 0..100_000 {
-            if self.step() != Step::Worked {
+            if self.step() != Wake::Now {
                 assert!(!self.scheduler.has_requests(), "requests are stuck");
                 return;
             }

@@ -4,7 +4,7 @@ use mainstay_engine_abi::sdk::types_of_mainstay::{BlockHasher, HashKey, Namespac
 use mainstay_engine_abi::sdk::{
     Cause, Code, Finish, KvEvent, Request, RetentionRange, Sampling, TOKENS_TO_END,
 };
-use mainstay_native::scheduler::Step;
+use mainstay_engine_shell::{Wake, Work};
 use serde_json::json;
 
 use crate::common::{Bench, Ending, Golden, golden, request};
@@ -343,12 +343,12 @@ fn without_room_for_outputs_nothing_is_drawn() {
     let Golden { input, greedy, .. } = golden(LLAMA);
     let mut bench = Bench::new(LLAMA, json!({}));
     bench.submit(request(1, &input, 8));
-    assert_eq!(bench.step_with_room(false), Step::Worked, "full blocks of the prompt are computed");
-    assert_eq!(bench.step_with_room(false), Step::Held);
+    assert_eq!(bench.step_with_room(false), Wake::Now, "full blocks of the prompt are computed");
+    assert_eq!(bench.step_with_room(false), Wake::Held);
     assert!(bench.outputs.is_empty());
     bench.step();
     bench.step();
-    assert_eq!(bench.step_with_room(false), Step::Held);
+    assert_eq!(bench.step_with_room(false), Wake::Held);
     assert_eq!(bench.outputs.len(), 2);
     bench.finish();
     assert_eq!(bench.ending(1).tokens, greedy[..8]);

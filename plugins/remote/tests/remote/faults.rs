@@ -6,21 +6,20 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::doubles::{Double, Kind, Setting};
+use mainstay_conformance::reading::{PATIENCE, Told, outputs, wait};
 use mainstay_engine_abi::sdk::types_of_mainstay::{BlockHasher, HashKey, NamespaceId};
 use mainstay_engine_abi::sdk::{
-    Code, Engine, Finish, Health, HostLog, KvEvent, Lanes, Output, Request, Sampling, caps,
+    Code, Engine, Finish, Health, HostLog, Lanes, Output, Request, Sampling, caps,
 };
 use mainstay_remote::RemoteEngine;
 
 const NAMESPACE: u128 = 77;
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An engine over a double, and what it told.
 struct Rig {
     engine: RemoteEngine,
     lanes: Arc<Lanes>,
-    held: HashSet<u128>,
-    resets: usize,
+    told: Told,
     next_id: u64,
 }
 
@@ -35,7 +34,7 @@ impl Rig {
         let config = double.config(has_events).to_string();
         let engine = RemoteEngine::create(&config, Arc::clone(&lanes), HostLog::silent())
             .expect("an engine");
-        Self { engine, lanes, held: HashSet::new(), resets: 0, next_id: 0 }
+        Self { engine, lanes, told: Told::default(), next_id: 0 }
     }
 
     fn submit(&mut self, namespace: u128, tokens: Vec<u32>, tokens_max: u32) -> u64 {
@@ -46,13 +45,7 @@ impl Rig {
 
     /// All outputs up to the next final one.
     fn outputs(&self) -> Vec<Output> {
-        let (mut all, began) = (Vec::new(), Instant::now());
-        while all.last().is_none_or(|output: &Output| output.finish.is_none()) {
-            assert!(began.elapsed() < PATIENCE, "no end came: {all:?}");
-            self.lanes.wait_outputs(Duration::from_millis(100));
-            all.extend(self.lanes.take_outputs(1).1);
-        }
-        all
+        outputs(&self.lanes, 1)
     }
 
     /// One request; its tokens, its end, and what was cached by its first and its last output.
@@ -68,39 +61,9 @@ impl Rig {
         )
     }
 
-    fn read_events(&mut self) {
-        loop {
-            let taken = self.lanes.take_kv(1000);
-            if !taken.reset && taken.events.is_empty() {
-                return;
-            }
-            if taken.reset {
-                self.held.clear();
-                self.resets += 1;
-            }
-            for event in taken.events {
-                match event {
-                    KvEvent::Stored { blocks, .. } => self.held.extend(blocks),
-                    KvEvent::Removed { blocks, .. } => {
-                        blocks.iter().for_each(|block| assert!(self.held.remove(block)));
-                    }
-                    KvEvent::PinExpired { .. } => panic!("there are no pins"),
-                }
-            }
-        }
-    }
-
     /// Waits until so many blocks are told to be held.
     fn wait_held(&mut self, what: &str, due: impl Fn(&HashSet<u128>) -> bool) -> Duration {
-        let began = Instant::now();
-        loop {
-            self.read_events();
-            if due(&self.held) {
-                return began.elapsed();
-            }
-            assert!(began.elapsed() < PATIENCE, "{what}: {} blocks are told", self.held.len());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        self.told.wait(&self.lanes, what, |held| due(&held.keys().copied().collect()))
     }
 }
 
@@ -132,7 +95,7 @@ fn the_mirror_predicts_what_vllm_double_counts() {
     assert_eq!(double.state.hit.load(Ordering::Relaxed), told);
     let stats = rig.engine.stats();
     assert_eq!((stats.hit_tokens, stats.decode_tokens), (told, 400));
-    assert_eq!(stats.blocks_cached, rig.held.len() as u64);
+    assert_eq!(stats.blocks_cached, rig.told.held.len() as u64);
 }
 
 #[test]
@@ -149,24 +112,16 @@ fn a_server_that_dies_ends_its_requests_and_comes_back_under_a_new_epoch() {
     let outputs = rig.outputs();
     let Some(Finish::Error { rc, .. }) = &outputs[outputs.len() - 1].finish else { panic!() };
     assert_eq!(*rc, Code::Unavailable.rc());
-    let began = Instant::now();
-    while rig.engine.stats().health != Health::Starting {
-        assert!(began.elapsed() < PATIENCE);
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait("Starting", || rig.engine.stats().health == Health::Starting);
     let refused = rig.engine.submit(request(99, NAMESPACE, prompt(3, 8), 1)).unwrap_err();
     assert!(refused.rc == Code::Unavailable && refused.retry_after_ms > 0 && !refused.fatal);
     double.restart();
-    let began = Instant::now();
-    while rig.engine.stats().health != Health::Ok {
-        assert!(began.elapsed() < PATIENCE);
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait("Ok", || rig.engine.stats().health == Health::Ok);
     rig.ask(&prompt(4, 48), 1);
     let due = names(NAMESPACE, &prompt(4, 48));
     let took = rig.wait_held("the new life's blocks, and no others", |held| *held == due);
     assert!(took < Duration::from_secs(5), "{took:?}");
-    assert_eq!(rig.resets, 1);
+    assert_eq!(rig.told.resets, 1);
 }
 
 #[test]
@@ -195,7 +150,7 @@ fn lost_events_are_asked_for_again() {
     double.state.faults.loses_events.store(true, Ordering::Relaxed);
     rig.ask(&prompt(4, 32), 1);
     rig.wait_held("a lost tail", |held| held.len() == 8);
-    assert_eq!(rig.resets, 0);
+    assert_eq!(rig.told.resets, 0);
 }
 
 #[test]
@@ -209,7 +164,7 @@ fn a_cache_that_is_cleared_is_told_as_empty() {
     rig.wait_held("nothing", HashSet::is_empty);
     assert_eq!(rig.ask(&prompt(1, 32), 1).2, [0, 0]);
     rig.wait_held("it is computed again", |held| held.len() == 2);
-    assert_eq!(rig.resets, 1);
+    assert_eq!(rig.told.resets, 1);
 }
 
 #[test]
@@ -220,13 +175,13 @@ fn without_replay_a_gap_begins_a_new_epoch() {
     let mut rig = Rig::new(&double, true);
     let began = Instant::now();
     let mut seed = 1;
-    while rig.held.is_empty() {
+    while rig.told.held.is_empty() {
         // Until the subscription has arrived, batches go by unheard.
         assert!(began.elapsed() < PATIENCE);
         rig.ask(&prompt(seed, 32), 1);
         seed += 1;
         std::thread::sleep(Duration::from_millis(20));
-        rig.read_events();
+        rig.told.read(&rig.lanes);
     }
     double.state.faults.loses_events.store(true, Ordering::Relaxed);
     rig.ask(&prompt(102, 32), 1);
@@ -234,7 +189,7 @@ fn without_replay_a_gap_begins_a_new_epoch() {
     rig.ask(&prompt(103, 32), 1);
     let due = names(NAMESPACE, &prompt(103, 32));
     rig.wait_held("the last alone", |held| *held == due);
-    assert_eq!(rig.resets, 1);
+    assert_eq!(rig.told.resets, 1);
 }
 
 #[test]
@@ -275,11 +230,8 @@ fn broken_answers_end_in_words() {
         let (rc, message) = end(&mut rig);
         assert!(rc == Code::Unavailable.rc() && message.contains("503"), "{kind:?}: {message}");
         faults.is_overloaded.store(false, Ordering::Relaxed);
+        wait("Ok", || rig.engine.stats().health == Health::Ok);
         let began = Instant::now();
-        while rig.engine.stats().health != Health::Ok {
-            assert!(began.elapsed() < PATIENCE);
-            std::thread::sleep(Duration::from_millis(10));
-        }
         let mut said = rig.ask(&prompt(5, 20), 30);
         // A look at its health that began while it was overloaded may end after the one that was well.
         while matches!(said.1, Finish::Error { .. }) && began.elapsed() < PATIENCE {
@@ -307,11 +259,7 @@ fn a_cancelled_request_leaves_the_server() {
         rig.engine.cancel(id);
         let outputs = rig.outputs();
         assert_eq!(outputs[outputs.len() - 1].finish, Some(Finish::Cancelled), "{kind:?}");
-        let began = Instant::now();
-        while double.state.left.load(Ordering::Relaxed) == 0 {
-            assert!(began.elapsed() < PATIENCE, "{kind:?} was never left");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait("it is left", || double.state.left.load(Ordering::Relaxed) > 0);
     }
 }
 

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use mainstay_engine_abi::sdk::{Cause, KvEvent, LeaseChange, RetentionRange, TIER_DEVICE};
-use mainstay_engine_blocks::{BlockPool, Figures, PinError, Wishes};
+use mainstay_engine_blocks::{BlockPool, Figures, PinError, Urgency, Wishes};
 
 use crate::Profile;
 use crate::host::Host;
@@ -27,11 +27,6 @@ const PIN_FRACTION: f64 = 0.5;
 /// The weight of a new measurement of pace, and the least prompt that is one: those of the worker.
 const PACE_WEIGHT: f32 = 0.1;
 const PACE_TOKENS_MIN: u32 = 16;
-/// So many steps in a row may belong to prompts of the highest priority alone.
-const LONE_STEPS_MAX: u32 = 8;
-/// While an urgent request came so lately, prompts of no priority have this part of a step.
-const URGENT_LATELY_MS: u64 = 30_000;
-const SMALL_STEP_PART: u32 = 8;
 /// No engine is faster or slower than its profile by more.
 const SPEED_MAX: f64 = 1_000.0;
 
@@ -132,10 +127,7 @@ pub struct Engine {
     arrivals: u64,
     /// The head of the queue did not fit, and nothing was given back since.
     blocked: bool,
-    /// Steps in a row in which prompts waited for those of higher ones.
-    lone_steps: u32,
-    /// When an urgent request came last.
-    urgent_ms: Option<u64>,
+    urgency: Urgency,
     prefill_us_per_token: f32,
     decode_us_per_step: f32,
     counters: Counters,
@@ -168,8 +160,7 @@ impl Engine {
             stretch: None,
             arrivals: 0,
             blocked: false,
-            lone_steps: 0,
-            urgent_ms: None,
+            urgency: Urgency::default(),
             prefill_us_per_token: 0.0,
             decode_us_per_step: 0.0,
             counters: Counters::default(),
@@ -190,9 +181,7 @@ impl Engine {
     /// Queues a request, or refuses it at once. The next step sees it: ask [`Engine::next_us`] again.
     pub fn submit(&mut self, request: Request, now_us: u64) -> Option<Note> {
         self.arrivals += 1;
-        if request.priority > 0 {
-            self.urgent_ms = Some(now_us / 1_000);
-        }
+        self.urgency.note(request.priority, now_us / 1_000);
         let sequence = Sequence::new(request, self.arrivals, now_us);
         let tokens = u64::from(sequence.tokens()) + u64::from(sequence.request.output_tokens);
         if tokens.div_ceil(u64::from(self.block_tokens)) > u64::from(self.blocks.counts().total) {
@@ -433,32 +422,26 @@ impl Engine {
         self.blocked = false;
     }
 
-    /// Shares the step's tokens among those that run, in their order. Who is urgent waits for a whole step, so that
-    /// prompts of a lower priority are no part of it; every ninth keeps some of its tokens for them.
+    /// Shares the step's tokens among those that run, in their order.
     fn deal(&mut self) {
         let decoding = self.running.iter().filter(|s| s.decodes()).count() as u32;
         let mut budget = self.profile.step_tokens_max.saturating_sub(decoding);
         let mut small = self.small_step();
         let top = self.running.iter().find(|s| !s.decodes()).map(|s| s.request.priority);
         let is_lesser = |s: &Sequence| top.is_some_and(|top| s.request.priority < top);
-        let is_shared = self.lone_steps >= LONE_STEPS_MAX;
         // The last in line has the lowest priority.
         let next = self.waiting.last_key_value().map(|(_, sequence)| sequence);
         let lesser = || self.running.iter().any(|s| !s.decodes() && is_lesser(s));
-        let kept = is_shared && (lesser() || next.is_some_and(is_lesser));
+        let kept = self.urgency.is_shared() && (lesser() || next.is_some_and(is_lesser));
         let kept = if kept { small.min(budget) } else { 0 };
         for sequence in &mut self.running {
             if sequence.decodes() {
                 sequence.piece = 1;
                 continue;
             }
-            let share = match is_lesser(sequence) {
-                true if is_shared => budget,
-                true => 0,
-                false => budget.saturating_sub(kept),
-            };
-            let share = if sequence.request.priority > 0 { share } else { share.min(small) };
-            sequence.piece = sequence.unread().min(share);
+            let who = (sequence.request.priority, is_lesser(sequence));
+            let share = self.urgency.share(who, budget as usize, kept as usize, small as usize);
+            sequence.piece = sequence.unread().min(share as u32);
             budget -= sequence.piece;
             if sequence.request.priority <= 0 {
                 small -= sequence.piece;
@@ -466,12 +449,10 @@ impl Engine {
         }
     }
 
-    /// How many tokens of a step prompts of no priority may have: while urgent requests come now and then, a part, since
-    /// the next one waits for the step that is under way.
+    /// How many tokens of a step prompts of no priority may have.
     fn small_step(&self) -> u32 {
-        let all = self.profile.step_tokens_max;
-        let lately = self.urgent_ms.is_some_and(|ms| self.now_ms < ms + URGENT_LATELY_MS);
-        if lately { (all / SMALL_STEP_PART).max(self.block_tokens) } else { all }
+        let (all, block) = (self.profile.step_tokens_max as usize, self.block_tokens as usize);
+        self.urgency.small_step(all, block, self.now_ms) as u32
     }
 
     /// Counts steps in a row in which prompts waited for those of a higher priority.
@@ -482,13 +463,13 @@ impl Engine {
         let next = self.waiting.last_key_value().map(|(_, sequence)| sequence);
         let waits = prompts().any(is_lesser) || next.is_some_and(is_lesser);
         let served = prompts().any(|s| s.piece > 0 && is_lesser(s));
-        self.lone_steps = if waits && !served { self.lone_steps + 1 } else { 0 };
+        self.urgency.count_step(waits, served);
     }
 
     /// Tokens of the step that those before a place leave.
     fn budget_at(&self, place: Place) -> u32 {
         let is_above = |s: &&Sequence| !s.decodes() && s.place.0 < place.0;
-        if self.lone_steps < LONE_STEPS_MAX && self.running.iter().any(|s| is_above(&s)) {
+        if !self.urgency.is_shared() && self.running.iter().any(|s| is_above(&s)) {
             return 0;
         }
         let before = || self.running.iter().filter(|s| s.decodes() || s.place < place);
@@ -514,7 +495,7 @@ impl Engine {
                     return;
                 }
                 // Its turn has passed; the first in line may fit.
-                self.lone_steps = 0;
+                self.urgency.count_step(false, false);
                 continue;
             }
             self.waiting_tokens -= u64::from(sequence.expected);
@@ -537,7 +518,7 @@ impl Engine {
     fn next_place(&self) -> Option<(Place, bool)> {
         let (&first, _) = self.waiting.first_key_value()?;
         let prompts = || self.running.iter().filter(|s| !s.decodes());
-        let top = prompts().next().filter(|_| self.lone_steps >= LONE_STEPS_MAX);
+        let top = prompts().next().filter(|_| self.urgency.is_shared());
         let Some(top) = top.map(|s| s.request.priority) else { return Some((first, true)) };
         if prompts().any(|s| s.request.priority < top) {
             return Some((first, true));

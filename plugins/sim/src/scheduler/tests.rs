@@ -1,7 +1,7 @@
 //! The scheduler with a clock that the tests move: what is hit, kept, waited for, given up, and
 //! that the same prompt is answered alike wherever it runs.
 
-use mainstay_engine_abi::sdk::{RetentionRange, Sampling, TOKENS_TO_END};
+use mainstay_engine_abi::sdk::{Code, KvEvent, RetentionRange, Sampling, TOKENS_TO_END};
 
 use super::*;
 
@@ -37,7 +37,8 @@ impl Bench {
     }
 
     fn step(&mut self) -> Wake {
-        let wake = self.scheduler.step(self.now_us, true);
+        let now_us = self.now_us;
+        let wake = self.scheduler.step(&|| now_us, true);
         self.events.extend(self.scheduler.drain_events());
         self.outputs.extend(self.scheduler.drain_outputs());
         wake

@@ -130,7 +130,7 @@ fn lost_events_begin_a_new_epoch_and_never_claim_too_much() {
     // Room for one event: a step that tells of a removal and of what took its place loses the first.
     let mut rig = Rig::try_new(&[("blocks", 24)], json!({"event_buffer": 1})).unwrap();
     let mut seed = 0;
-    while rig.resets < 3 {
+    while rig.told.resets < 3 {
         seed += 1;
         assert!(seed < 200, "no event was lost");
         rig.tell(NAMESPACE, &prompt(seed, 96), 1);
@@ -139,7 +139,7 @@ fn lost_events_begin_a_new_epoch_and_never_claim_too_much() {
     for seed in 1..=seed {
         let tokens = prompt(seed, 96);
         let due = names(NAMESPACE, &tokens[..95]);
-        let told = due.iter().take_while(|name| rig.held.contains_key(*name)).count();
+        let told = due.iter().take_while(|name| rig.told.held.contains_key(*name)).count();
         let hit = rig.tell(NAMESPACE, &tokens, 1).cached as usize / BLOCK;
         assert!(told <= hit, "{told} blocks are told, {hit} are held");
         rig.settle();
@@ -152,18 +152,18 @@ fn what_is_told_is_what_is_hit_turn_by_turn() {
     let mut tokens = prompt(1, 40);
     for turn in 0..12 {
         let due = names(NAMESPACE, &tokens);
-        let told = due.iter().take_while(|name| rig.held.contains_key(*name)).count() * BLOCK;
+        let told = due.iter().take_while(|name| rig.told.held.contains_key(*name)).count() * BLOCK;
         let said = rig.tell(NAMESPACE, &tokens, 20);
         assert_eq!((said.cached as usize, said.tokens.len()), (told, 20), "turn {turn}");
         assert!(said.outputs < 20, "several tokens in a step are one output");
         tokens.extend(&said.tokens);
         let whole = names(NAMESPACE, &tokens[..tokens.len() - 1]);
         rig.wait_held("the turn's blocks", |held| whole.iter().all(|name| held.contains_key(name)));
-        assert_eq!(rig.held.len(), whole.len(), "and no block that is not full");
+        assert_eq!(rig.told.held.len(), whole.len(), "and no block that is not full");
         tokens.extend([5, 6, 7]);
     }
     let stats = rig.engine.stats();
-    assert_eq!((stats.decode_tokens, stats.blocks_cached), (240, rig.held.len() as u64));
+    assert_eq!((stats.decode_tokens, stats.blocks_cached), (240, rig.told.held.len() as u64));
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn namespaces_share_nothing_and_each_ones_blocks_are_told() {
         let due = names(namespace, &tokens);
         rig.wait_held("its own", |held| due.iter().all(|name| held.contains_key(name)));
     }
-    assert_eq!((rig.tell(2, &tokens, 1).cached, rig.held.len()), (48, 12));
+    assert_eq!((rig.tell(2, &tokens, 1).cached, rig.told.held.len()), (48, 12));
 }
 
 #[test]

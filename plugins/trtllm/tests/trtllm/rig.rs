@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use mainstay_conformance::reading::{Told, outputs, wait};
 use mainstay_engine_abi::sdk::types_of_mainstay::{BlockHasher, HashKey, NamespaceId};
 use mainstay_engine_abi::sdk::{
-    Engine, EngineError, Finish, HostLog, KvEvent, Lanes, Output, Request, Sampling,
+    Engine, EngineError, Finish, HostLog, Lanes, Output, Request, Sampling,
 };
 use mainstay_trtllm::TrtllmEngine;
 
 pub(crate) const NAMESPACE: u128 = 77;
 pub(crate) const BLOCK: usize = 16;
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A built engine's folder, with the double's settings in it.
 pub(crate) struct Folder(tempfile::TempDir);
@@ -43,15 +43,11 @@ impl Folder {
     }
 }
 
-/// What is told to be held: each block's tiers.
-pub(crate) type Held = HashMap<u128, u32>;
-
 /// An engine, and what it told.
 pub(crate) struct Rig {
     pub(crate) engine: TrtllmEngine,
     pub(crate) lanes: Arc<Lanes>,
-    pub(crate) held: Held,
-    pub(crate) resets: usize,
+    pub(crate) told: Told,
     next_id: u64,
     _folder: Folder,
 }
@@ -88,7 +84,7 @@ impl Rig {
         let lanes = Arc::new(Lanes::new());
         let config = folder.config(config);
         let engine = TrtllmEngine::create(&config, Arc::clone(&lanes), HostLog::silent())?;
-        Ok(Self { engine, lanes, held: Held::new(), resets: 0, next_id: 0, _folder: folder })
+        Ok(Self { engine, lanes, told: Told::default(), next_id: 0, _folder: folder })
     }
 
     pub(crate) fn new(settings: &[(&str, i64)]) -> Self {
@@ -106,13 +102,7 @@ impl Rig {
 
     /// All outputs up to the next final one.
     pub(crate) fn outputs(&self) -> Vec<Output> {
-        let (mut all, began) = (Vec::new(), Instant::now());
-        while all.last().is_none_or(|output: &Output| output.finish.is_none()) {
-            assert!(began.elapsed() < PATIENCE, "no end came: {all:?}");
-            self.lanes.wait_outputs(Duration::from_millis(100));
-            all.extend(self.lanes.take_outputs(1).1);
-        }
-        all
+        outputs(&self.lanes, 1)
     }
 
     pub(crate) fn ask(&mut self, change: impl FnOnce(&mut Request)) -> Said {
@@ -135,71 +125,22 @@ impl Rig {
         })
     }
 
-    pub(crate) fn read_events(&mut self) {
-        loop {
-            let taken = self.lanes.take_kv(1000);
-            if !taken.reset && taken.events.is_empty() {
-                return;
-            }
-            if taken.reset {
-                self.held.clear();
-                self.resets += 1;
-            }
-            for event in taken.events {
-                match event {
-                    KvEvent::Stored { namespace, parent, blocks, tier, .. } => {
-                        assert!(
-                            parent == namespace || self.held.contains_key(&parent),
-                            "an orphan"
-                        );
-                        for block in blocks {
-                            *self.held.entry(block).or_default() |= 1 << tier;
-                        }
-                    }
-                    KvEvent::Removed { blocks, tier, .. } => {
-                        for block in blocks {
-                            let tiers = self.held.get_mut(&block).expect("it was held");
-                            assert!(*tiers & (1 << tier) != 0, "not in tier {tier}");
-                            *tiers &= !(1 << tier);
-                            if *tiers == 0 {
-                                self.held.remove(&block);
-                            }
-                        }
-                    }
-                    KvEvent::PinExpired { .. } => panic!("there are no pins"),
-                }
-            }
-        }
-    }
-
     /// Reads events until none has come for a while.
     pub(crate) fn settle(&mut self) {
-        let before = (self.lanes.kv_position(), self.held.len());
+        let before = (self.lanes.kv_position(), self.told.held.len());
         self.lanes.wait_kv(Duration::from_millis(60));
-        self.read_events();
-        if before != (self.lanes.kv_position(), self.held.len()) {
+        self.told.read(&self.lanes);
+        if before != (self.lanes.kv_position(), self.told.held.len()) {
             self.settle();
         }
     }
 
     /// Waits until what is told to be held is as it is due.
-    pub(crate) fn wait_held(&mut self, what: &str, due: impl Fn(&Held) -> bool) {
-        let began = Instant::now();
-        loop {
-            self.read_events();
-            if due(&self.held) {
-                return;
-            }
-            assert!(began.elapsed() < PATIENCE, "{what}: {} blocks are told", self.held.len());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+    pub(crate) fn wait_held(&mut self, what: &str, due: impl Fn(&HashMap<u128, u32>) -> bool) {
+        self.told.wait(&self.lanes, what, due);
     }
 
     pub(crate) fn wait(&self, what: &str, due: impl Fn(&TrtllmEngine) -> bool) {
-        let began = Instant::now();
-        while !due(&self.engine) {
-            assert!(began.elapsed() < PATIENCE, "{what}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait(what, || due(&self.engine));
     }
 }

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use mainstay_engine_abi::sdk::{Finish, Request, Sampling};
+use mainstay_engine_shell::{Wake, Work};
 use mainstay_native::options::Options;
-use mainstay_native::scheduler::{Scheduler, Step};
+use mainstay_native::scheduler::Scheduler;
 use mainstay_native::{load_model, open_scheduler};
 use mainstay_types::{BlockHashKey, HashKey, NamespaceId};
 use parking_lot::Mutex;
@@ -146,7 +147,7 @@ impl Reference {
         loop {
             self.now_us += 1_000;
             let now_us = self.now_us;
-            assert_eq!(self.scheduler.step(&|| now_us, true), Step::Worked, "it is stuck");
+            assert_eq!(self.scheduler.step(&|| now_us, true), Wake::Now, "it is stuck");
             // Nobody follows what this one stores.
             self.scheduler.drain_events().for_each(drop);
             for output in self.scheduler.drain_outputs() {
