@@ -13,8 +13,8 @@ use crate::figures::{add, count};
 use crate::moves::Moves;
 use crate::shelf::Shelf;
 use crate::{
-    BlockKey, Figures, Get, Held, Layout, PRIORITY_MAX, Put, Record, Refusal, Retention, SLOTS_MAX,
-    TierError, copy_summed,
+    BlockKey, Figures, Get, Held, Layout, Put, Record, Refusal, Retention, SLOTS_MAX, TierError,
+    copy_summed,
 };
 
 /// Where slots begin: what a disk reads into directly, and what a GPU can be given page by page.
@@ -329,9 +329,7 @@ impl HostTier {
         let (slot, gone) = match table.free.pop() {
             Some(slot) => (slot, None),
             None => {
-                let pinned = record.retention.pinned_at(now_ms);
-                let worth =
-                    if pinned { PRIORITY_MAX } else { record.retention.priority_at(now_ms) };
+                let worth = record.retention.worth_at(now_ms);
                 let parent = record.key.sibling(record.parent);
                 let Some(slot) = table.shelf.victim(worth, Some(&parent)) else {
                     count(&self.figures.refused);
