@@ -91,7 +91,7 @@ pub fn event_from_wire(event: &v1::BlockEvent) -> Result<BlockEvent> {
 }
 
 /// Looks at a block event without copying its hashes.
-pub fn event_view(event: &v1::BlockEvent) -> Result<EventView<'_>> {
+fn event_view(event: &v1::BlockEvent) -> Result<EventView<'_>> {
     use v1::block_event::Event;
     Ok(match event.event.as_ref().ok_or(ConvertError::Missing("event"))? {
         Event::Stored(s) => EventView::Stored {
@@ -110,6 +110,27 @@ pub fn event_view(event: &v1::BlockEvent) -> Result<EventView<'_>> {
         },
         Event::Cleared(_) => EventView::Cleared,
     })
+}
+
+/// Looks at a frame: whose it is, where it leaves the stream, and its events.
+pub fn frame_view(
+    frame: &v1::EventFrame,
+) -> Result<(WorkerId, Epoch, StreamMark, Vec<EventView<'_>>)> {
+    let sequence = EventSequence(frame.sequence);
+    let mark = StreamMark { sequence, digest: frame.digest, blocks: frame.blocks };
+    Ok((WorkerId(frame.worker), Epoch(frame.epoch), mark, events_view(&frame.events)?))
+}
+
+/// The same of a part of a snapshot.
+pub fn snapshot_view(
+    part: &v1::StreamSnapshot,
+) -> Result<(WorkerId, Epoch, StreamMark, Vec<EventView<'_>>)> {
+    let mark = mark_from_wire(part.mark.as_ref())?;
+    Ok((WorkerId(part.worker), Epoch(part.epoch), mark, events_view(&part.events)?))
+}
+
+fn events_view(events: &[v1::BlockEvent]) -> Result<Vec<EventView<'_>>> {
+    events.iter().map(event_view).collect()
 }
 
 fn hashes_view(bytes: &[u8]) -> Result<&[[u8; 16]]> {

@@ -500,4 +500,4 @@ async fn open(config: &GroupConfig) -> Result<(Log, SnapshotStore, Option<Folder
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use mainstay_index::IndexReader;
-use mainstay_proto::convert::{ConvertError, event_view, mark_from_wire};
+use mainstay_proto::convert::{ConvertError, frame_view, snapshot_view};
 use mainstay_proto::v1;
 use mainstay_proto::v1::stream_item::Item;
 use mainstay_state::{CutCheck, Limits, Machine, Position, Streams, Taken};
-use mainstay_types::{CutSource, Epoch, EventSequence, EventView, StreamMark, WorkerId};
+use mainstay_types::{CutSource, Epoch, EventSequence, WorkerId};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::watch;
@@ -201,12 +201,10 @@ impl StreamHub {
     /// # Errors
     /// If it means nothing.
     pub fn take_snapshot(&self, part: v1::StreamSnapshot) -> Result<Taken, ConvertError> {
-        let mark = mark_from_wire(part.mark.as_ref())?;
         let part = owned(part);
         let mut inner = self.inner.lock();
-        let (worker, epoch) = (WorkerId(part.worker), Epoch(part.epoch));
         let taken = {
-            let events = views(&part.events)?;
+            let (worker, epoch, mark, events) = snapshot_view(&part)?;
             let place = (part.part, part.last);
             inner.streams.take_snapshot(worker, epoch, mark, place, &events)
         };
@@ -297,11 +295,8 @@ impl StreamHub {
 
 impl Inner {
     fn take_frame(&mut self, frame: v1::EventFrame) -> Result<Taken, ConvertError> {
-        let (worker, epoch) = (WorkerId(frame.worker), Epoch(frame.epoch));
-        let sequence = EventSequence(frame.sequence);
-        let mark = StreamMark { sequence, digest: frame.digest, blocks: frame.blocks };
         let taken = {
-            let events = views(&frame.events)?;
+            let (worker, epoch, mark, events) = frame_view(&frame)?;
             self.streams.take_frame(worker, epoch, mark, &events)
         };
         if matches!(taken, Taken::Applied { .. }) {
@@ -315,10 +310,6 @@ impl Inner {
     fn report_drift(&self) {
         metrics::gauge!("mainstay_control_index_drift").set(self.streams.drift() as f64);
     }
-}
-
-fn views(events: &[v1::BlockEvent]) -> Result<Vec<EventView<'_>>, ConvertError> {
-    events.iter().map(event_view).collect()
 }
 
 #[cfg(test)]

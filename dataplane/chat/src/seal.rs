@@ -69,12 +69,12 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// Adds a number to every byte: enough to tell keys apart.
     #[derive(Debug)]
-    struct Shift(u8);
+    pub(crate) struct Shift(pub(crate) u8);
 
     impl Seal for Shift {
         fn mark(&self, text: &[u8]) -> [u8; 16] {

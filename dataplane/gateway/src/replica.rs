@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use mainstay_index::{BlockIndex, IndexReader, RunSnapshot};
-use mainstay_proto::convert::{event_view, mark_from_wire, proposal_from_wire};
+use mainstay_proto::convert::{frame_view, proposal_from_wire, snapshot_view};
 use mainstay_proto::v1;
 use mainstay_proto::v1::control_client::ControlClient;
 use mainstay_proto::v1::stream_item::Item;
@@ -20,7 +20,7 @@ use mainstay_state::{
     CutCheck, Freshness, IndexLoader, Limits, Machine, Outcome, Position, Streams, Taken,
     VERSION_NEWEST,
 };
-use mainstay_types::{Command, Epoch, EventSequence, LogIndex, StreamMark, WorkerId};
+use mainstay_types::{Command, Epoch, EventSequence, LogIndex, WorkerId};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tonic::Status;
@@ -385,18 +385,11 @@ fn data_loss(error: &mainstay_state::ImageError) -> Status {
 fn take_item(streams: &mut Streams, item: &Item) -> Result<Taken, Status> {
     match item {
         Item::Frame(frame) => {
-            let mark = StreamMark {
-                sequence: EventSequence(frame.sequence),
-                digest: frame.digest,
-                blocks: frame.blocks,
-            };
-            let events: Vec<_> = frame.events.iter().map(event_view).collect::<Result<_, _>>()?;
-            Ok(streams.take_frame(WorkerId(frame.worker), Epoch(frame.epoch), mark, &events))
+            let (worker, epoch, mark, events) = frame_view(frame)?;
+            Ok(streams.take_frame(worker, epoch, mark, &events))
         }
         Item::Snapshot(part) => {
-            let mark = mark_from_wire(part.mark.as_ref())?;
-            let events: Vec<_> = part.events.iter().map(event_view).collect::<Result<_, _>>()?;
-            let (worker, epoch) = (WorkerId(part.worker), Epoch(part.epoch));
+            let (worker, epoch, mark, events) = snapshot_view(part)?;
             Ok(streams.take_snapshot(worker, epoch, mark, (part.part, part.last), &events))
         }
     }

@@ -10,6 +10,7 @@
 
 use std::sync::Arc;
 
+use mainstay_route::common_prefix;
 use mainstay_types::SequenceHash;
 
 use crate::fleet::Overlaps;
@@ -36,22 +37,13 @@ struct Books {
     prefill_tokens: u64,
 }
 
-/// The number of leading blocks that both have. Hashes are chained, so it can be found by halving.
+/// The number of leading blocks that both have.
 fn common(a: &Arc<[SequenceHash]>, a_blocks: u32, b: &Arc<[SequenceHash]>, b_blocks: u32) -> u32 {
     let most = a_blocks.min(b_blocks);
     if Arc::ptr_eq(a, b) {
         return most;
     }
-    let (mut low, mut high) = (0, most as usize);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if a[middle] == b[middle] {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    low as u32
+    common_prefix(&a[..most as usize], &b[..most as usize]) as u32
 }
 
 impl Books {

@@ -125,6 +125,14 @@ pub struct Report {
     pub series: Option<Series>,
 }
 
+impl Report {
+    /// Whether anything was done for turns after pauses, or against them.
+    #[must_use]
+    pub fn is_of_returns(&self) -> bool {
+        self.lifecycle || self.strangers > 0 || self.pinned.is_some()
+    }
+}
+
 /// Turns after pauses from so much on, up to where the next one begins.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Back {

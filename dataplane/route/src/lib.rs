@@ -35,7 +35,7 @@ pub use cost::{DECODE_US_PER_STEP_DEFAULT, PREFILL_US_PER_TOKEN_DEFAULT, Terms, 
 pub use decision::{CANDIDATES_MAX, CandidateCost, Decision, Note, RouteError};
 pub use inputs::{Affinity, Fetch, Hints, Inputs, Policy, Rule, WorkerLoad, WorkerView};
 pub use learned::{Draw, Features, LEARNED_WORKERS_MAX, Learner, Lesson};
-pub use predictions::{PREDICTED_BLOCKS_MAX, PREDICTIONS_MAX};
+pub use predictions::{PREDICTED_BLOCKS_MAX, PREDICTIONS_MAX, common_prefix};
 pub use queue::{QueueOrder, QueueSettings, Refusal, RequestQueue, WAITING_MAX, Waiting};
 pub use router::Router;
 pub use worth::{Worth, worth};

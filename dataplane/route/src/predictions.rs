@@ -154,7 +154,8 @@ impl Prediction {
 
 /// The number of leading blocks that both have. Hashes are chained: once they differ they differ for ever, so the
 /// place can be found by halving.
-fn common_prefix(a: &[SequenceHash], b: &[SequenceHash]) -> usize {
+#[must_use]
+pub fn common_prefix(a: &[SequenceHash], b: &[SequenceHash]) -> usize {
     let (mut low, mut high) = (0, a.len().min(b.len()));
     while low < high {
         let middle = low + (high - low) / 2;

@@ -295,7 +295,7 @@ impl DiskTier {
 
     /// Keeps a block. It can be read when this returns, and is there after a crash once it is committed.
     pub fn put(&self, record: &Record<'_>, now_ms: u64) -> Result<Put, TierError> {
-        self.check(&record.key, record.payload.len())?;
+        self.layout.check_block(&record.key, record.payload.len())?;
         let (slot, generation) = match self.reserve(record, now_ms) {
             Ok(place) => place,
             Err(answer) => {
@@ -359,7 +359,7 @@ impl DiskTier {
 
     /// Reads a block into `into`, which must have the layout's length.
     pub fn get(&self, key: &BlockKey, into: &mut [u8], now_ms: u64) -> Result<Get, TierError> {
-        self.check(key, into.len())?;
+        self.layout.check_block(key, into.len())?;
         let Some(place) = self.table.lock().take_hold(key) else {
             count(&self.figures.misses);
             return Ok(Get::Miss);
@@ -369,44 +369,36 @@ impl DiskTier {
 
     /// Says anew how much a block is wanted; `false` if it is not here.
     pub fn retain(&self, key: &BlockKey, retention: Retention, now_ms: u64) -> bool {
-        let mut table = self.table.lock();
-        let found = table.shelf.find(key);
-        if let Some(slot) = found {
-            table.set_retention(slot, retention, now_ms);
-        }
-        found.is_some()
+        self.want(key, now_ms, |_| retention)
     }
 
     /// The same, but takes nothing back that was said before: the most of both counts.
     pub fn retain_more(&self, key: &BlockKey, retention: &Retention, now_ms: u64) -> bool {
-        let mut table = self.table.lock();
-        let found = table.shelf.find(key);
-        if let Some(slot) = found {
-            let before = table.shelf.retention_of(slot).unwrap_or_default();
-            table.set_retention(slot, before.merge(retention), now_ms);
-        }
-        found.is_some()
+        self.want(key, now_ms, |known| known.merge(retention))
     }
 
     /// Says that nobody claims a block any more; `false` if it is not here.
     pub fn unclaim(&self, key: &BlockKey, now_ms: u64) -> bool {
-        let mut table = self.table.lock();
-        let found = table.shelf.find(key);
-        if let Some(slot) = found {
-            let known = table.shelf.retention_of(slot).unwrap_or_default();
-            table.set_retention(slot, known.unclaimed(), now_ms);
-        }
-        found.is_some()
+        self.want(key, now_ms, |known| known.unclaimed())
     }
 
     /// Says until when a block must not go at all; 0 is no longer. `false` if it is not here.
     pub fn pin(&self, key: &BlockKey, until_ms: u64, now_ms: u64) -> bool {
+        self.want(key, now_ms, |known| Retention { pinned_until_ms: until_ms, ..known })
+    }
+
+    /// Changes what is known of how much a block is wanted.
+    fn want(
+        &self,
+        key: &BlockKey,
+        now_ms: u64,
+        change: impl FnOnce(Retention) -> Retention,
+    ) -> bool {
         let mut table = self.table.lock();
         let found = table.shelf.find(key);
         if let Some(slot) = found {
             let known = table.shelf.retention_of(slot).unwrap_or_default();
-            let pinned = Retention { pinned_until_ms: until_ms, ..known };
-            table.set_retention(slot, pinned, now_ms);
+            table.set_retention(slot, change(known), now_ms);
         }
         found.is_some()
     }
@@ -427,17 +419,6 @@ impl DiskTier {
     /// Commits what was written: once it says `true`, a crash does not take it away.
     pub fn flush(&self, now_ms: u64) -> bool {
         self.commit(&mut self.journal.lock(), now_ms)
-    }
-
-    fn check(&self, key: &BlockKey, length: usize) -> Result<(), TierError> {
-        if key.layout != self.layout.id {
-            return Err(TierError::WrongLayout);
-        }
-        let want = self.layout.block_bytes as usize;
-        if length != want {
-            return Err(TierError::WrongLength { got: length, want });
-        }
-        Ok(())
     }
 
     fn offset(&self, slot: u32) -> u64 {

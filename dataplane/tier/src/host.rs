@@ -13,8 +13,8 @@ use crate::figures::{add, count};
 use crate::moves::Moves;
 use crate::shelf::Shelf;
 use crate::{
-    BlockKey, Figures, Get, Held, Layout, PRIORITY_MAX, Put, Record, Refusal, Retention, SLOTS_MAX,
-    TierError, copy_summed,
+    BlockKey, Figures, Get, Held, Layout, Put, Record, Refusal, Retention, SLOTS_MAX, TierError,
+    copy_summed,
 };
 
 /// Where slots begin: what a disk reads into directly, and what a GPU can be given page by page.
@@ -190,7 +190,7 @@ impl HostTier {
         now_ms: u64,
         leaving: impl FnOnce(&Leaving, &[u8]),
     ) -> Result<Put, TierError> {
-        self.check(&record.key, record.payload.len())?;
+        self.layout.check_block(&record.key, record.payload.len())?;
         let (slot, gone) = match self.reserve(record, now_ms) {
             Ok(taken) => taken,
             Err(answer) => return Ok(answer),
@@ -222,7 +222,7 @@ impl HostTier {
 
     /// Copies a block into `into`, which must have the layout's length.
     pub fn get(&self, key: &BlockKey, into: &mut [u8]) -> Result<Get, TierError> {
-        self.check(key, into.len())?;
+        self.layout.check_block(key, into.len())?;
         let found = {
             let mut table = self.table.lock();
             let found = table.shelf.find(key);
@@ -257,44 +257,36 @@ impl HostTier {
 
     /// Says anew how much a block is wanted; `false` if it is not here.
     pub fn retain(&self, key: &BlockKey, retention: Retention, now_ms: u64) -> bool {
-        let mut table = self.table.lock();
-        let found = table.shelf.find(key);
-        if let Some(slot) = found {
-            table.shelf.retain(slot, retention, now_ms);
-        }
-        found.is_some()
+        self.want(key, now_ms, |_| retention)
     }
 
     /// The same, but takes nothing back that was said before: the most of both counts.
     pub fn retain_more(&self, key: &BlockKey, retention: &Retention, now_ms: u64) -> bool {
-        let mut table = self.table.lock();
-        let found = table.shelf.find(key);
-        if let Some(slot) = found {
-            let before = table.shelf.retention_of(slot).unwrap_or_default();
-            table.shelf.retain(slot, before.merge(retention), now_ms);
-        }
-        found.is_some()
+        self.want(key, now_ms, |known| known.merge(retention))
     }
 
     /// Says that nobody claims a block any more; `false` if it is not here.
     pub fn unclaim(&self, key: &BlockKey, now_ms: u64) -> bool {
-        let mut table = self.table.lock();
-        let found = table.shelf.find(key);
-        if let Some(slot) = found {
-            let known = table.shelf.retention_of(slot).unwrap_or_default();
-            table.shelf.retain(slot, known.unclaimed(), now_ms);
-        }
-        found.is_some()
+        self.want(key, now_ms, |known| known.unclaimed())
     }
 
     /// Says until when a block must not go at all; 0 is no longer. `false` if it is not here.
     pub fn pin(&self, key: &BlockKey, until_ms: u64, now_ms: u64) -> bool {
+        self.want(key, now_ms, |known| Retention { pinned_until_ms: until_ms, ..known })
+    }
+
+    /// Changes what is known of how much a block is wanted.
+    fn want(
+        &self,
+        key: &BlockKey,
+        now_ms: u64,
+        change: impl FnOnce(Retention) -> Retention,
+    ) -> bool {
         let mut table = self.table.lock();
         let found = table.shelf.find(key);
         if let Some(slot) = found {
             let known = table.shelf.retention_of(slot).unwrap_or_default();
-            let pinned = Retention { pinned_until_ms: until_ms, ..known };
-            table.shelf.retain(slot, pinned, now_ms);
+            table.shelf.retain(slot, change(known), now_ms);
         }
         found.is_some()
     }
@@ -308,17 +300,6 @@ impl HostTier {
             table.free.push(slot);
         }
         found.is_some()
-    }
-
-    fn check(&self, key: &BlockKey, length: usize) -> Result<(), TierError> {
-        if key.layout != self.layout.id {
-            return Err(TierError::WrongLayout);
-        }
-        let want = self.layout.block_bytes as usize;
-        if length != want {
-            return Err(TierError::WrongLength { got: length, want });
-        }
-        Ok(())
     }
 
     /// Shows all blocks, the longest unused first, as they would be shown when they go; for an orderly end.
@@ -348,9 +329,7 @@ impl HostTier {
         let (slot, gone) = match table.free.pop() {
             Some(slot) => (slot, None),
             None => {
-                let pinned = record.retention.pinned_at(now_ms);
-                let worth =
-                    if pinned { PRIORITY_MAX } else { record.retention.priority_at(now_ms) };
+                let worth = record.retention.worth_at(now_ms);
                 let parent = record.key.sibling(record.parent);
                 let Some(slot) = table.shelf.victim(worth, Some(&parent)) else {
                     count(&self.figures.refused);

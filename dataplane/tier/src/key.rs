@@ -55,6 +55,18 @@ impl Layout {
         }
         Ok(())
     }
+
+    /// Whether a block of this name and so many bytes is one of this layout.
+    pub(crate) fn check_block(&self, key: &BlockKey, length: usize) -> Result<(), TierError> {
+        if key.layout != self.id {
+            return Err(TierError::WrongLayout);
+        }
+        let want = self.block_bytes as usize;
+        if length != want {
+            return Err(TierError::WrongLength { got: length, want });
+        }
+        Ok(())
+    }
 }
 
 /// The name of a block's bytes.

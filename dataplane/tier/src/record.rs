@@ -47,6 +47,11 @@ impl Retention {
         now_ms < self.pinned_until_ms
     }
 
+    /// Up to which priority others make room for it.
+    pub(crate) fn worth_at(&self, now_ms: u64) -> u8 {
+        if self.pinned_at(now_ms) { PRIORITY_MAX } else { self.priority_at(now_ms) }
+    }
+
     /// When something about it changes next, if ever.
     pub(crate) fn next_change_ms(&self, now_ms: u64) -> Option<u64> {
         [self.until_ms, self.pinned_until_ms]

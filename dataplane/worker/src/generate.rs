@@ -62,19 +62,7 @@ pub(crate) async fn generate(
     flight.trace(span);
     // From here on the guard cancels, whichever way this function or the stream ends.
     let guard = Guard { flight: Arc::clone(&flight), life: Arc::downgrade(&life) };
-    // A task of its own, because a client that leaves now drops this future but not the request.
-    let task = {
-        let shared = Arc::clone(shared);
-        async move {
-            // What is held elsewhere need not be computed; without it the answer is the same, only later.
-            let inherited =
-                crate::transfer::bring_in(&shared, &life, &flight, &request, sources).await;
-            request.ranges.extend(inherited);
-            submit(shared, life, flight, request).await
-        }
-    };
-    let submitted = tokio::spawn(task);
-    submitted.await.map_err(|error| Status::internal(error.to_string()))??;
+    start(Arc::clone(shared), life, flight, request, sources).await?;
     let first = tokio::time::timeout(FIRST_EVENT_WAIT, guard.flight.next()).await;
     Ok(futures::stream::unfold((guard, first.ok().flatten()), |(guard, first)| async move {
         if first.is_some() {
@@ -114,7 +102,7 @@ pub(crate) fn serving(shared: &Shared, believed: u64) -> Result<Arc<Life>, Statu
 pub(crate) async fn run_unread(
     shared: &Arc<Shared>,
     life: &Arc<Life>,
-    mut request: Request,
+    request: Request,
     sources: Vec<v1::BlockSource>,
 ) -> Result<u32, Status> {
     let prompt_tokens = request.tokens.len() as u32;
@@ -122,17 +110,7 @@ pub(crate) async fn run_unread(
     let admitted = shared.flights.admit(life.number, prompt_tokens, REQUESTS_MAX);
     let flight = admitted.map_err(|_| exhausted("too much in flight on this worker"))?;
     let guard = Guard { flight: Arc::clone(&flight), life: Arc::downgrade(life) };
-    let task = {
-        let (shared, life) = (Arc::clone(shared), Arc::clone(life));
-        async move {
-            let inherited =
-                crate::transfer::bring_in(&shared, &life, &flight, &request, sources).await;
-            request.ranges.extend(inherited);
-            submit(shared, life, flight, request).await
-        }
-    };
-    let submitted = tokio::spawn(task);
-    submitted.await.map_err(|error| Status::internal(error.to_string()))??;
+    start(Arc::clone(shared), Arc::clone(life), flight, request, sources).await?;
     let mut cached_tokens = 0;
     while let Some(event) = guard.flight.next().await {
         cached_tokens = cached_tokens.max(event.cached_tokens);
@@ -146,6 +124,24 @@ pub(crate) async fn run_unread(
 /// A priority for an engine that may have none.
 pub(crate) const fn priority(cap: u64, priority: i32) -> i32 {
     if cap != 0 { priority } else { 0 }
+}
+
+/// Brings in what these sources and the tiers have of a request, and submits it.
+async fn start(
+    shared: Arc<Shared>,
+    life: Arc<Life>,
+    flight: Arc<Flight>,
+    mut request: Request,
+    sources: Vec<v1::BlockSource>,
+) -> Result<(), Status> {
+    // A task of its own, because a client that leaves now drops this future but not the request.
+    let submitted = tokio::spawn(async move {
+        // What is held elsewhere need not be computed; without it the answer is the same, only later.
+        let inherited = crate::transfer::bring_in(&shared, &life, &flight, &request, sources).await;
+        request.ranges.extend(inherited);
+        submit(shared, life, flight, request).await
+    });
+    submitted.await.map_err(|error| Status::internal(error.to_string()))?
 }
 
 async fn submit(

@@ -404,8 +404,7 @@ fn print_returns(reports: &[Report]) {
         rows.extend(of(report, "pause from", " s", &report.after_pause));
         rows.extend(of(report, "traffic from", " caches", &report.after_traffic));
     }
-    let is_told = |r: &Report| r.lifecycle || r.strangers > 0 || r.pinned.is_some();
-    if rows.is_empty() || !reports.iter().any(is_told) {
+    if rows.is_empty() || !reports.iter().any(Report::is_of_returns) {
         return;
     }
     print(&format!("\n{}", table(&["POLICY", "TURNS AFTER", "COUNT", "HIT SHARE"], &rows)));

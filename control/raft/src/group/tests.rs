@@ -161,7 +161,7 @@ async fn reach(group: &Group, at: LogIndex) {
     reached.unwrap_or_else(|_| panic!("{} stays at {:?}", group.node(), group.status())).unwrap();
 }
 
-fn pin(id: u128) -> Command {
+pub(crate) fn pin(id: u128) -> Command {
     Command::PutPin(PinRequest {
         id: PinId(id),
         tenant: TenantId::new("acme").unwrap(),

@@ -6,32 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mainstay_state::{Limits, Machine};
-use mainstay_types::{
-    Command, LogIndex, NamespaceId, NodeId, PinId, PinRequest, PinScope, SequenceHash, TenantId,
-};
+use mainstay_types::{Command, LogIndex, NodeId, PinId};
 use tempfile::TempDir;
 
 use super::*;
 use crate::error::OfflineError;
+use crate::group::tests::pin;
 use crate::{Group, GroupConfig, Settings};
 
 const SOON: Duration = Duration::from_secs(20);
-
-fn pin(id: u128) -> Command {
-    Command::PutPin(PinRequest {
-        id: PinId(id),
-        tenant: TenantId::new("acme").unwrap(),
-        namespace: NamespaceId(1),
-        owner: None,
-        blocks: vec![SequenceHash(id), SequenceHash(id + 1_000_000)],
-        prefix_tokens: 32,
-        ttl_ms: 3_600_000,
-        priority: 50,
-        copies_min: 1,
-        tokens: None,
-        scope: PinScope::default(),
-    })
-}
 
 async fn start(dir: &Path, member: u64, snapshot_entries: u64) -> Group {
     let mut config = GroupConfig::new(NodeId(member), dir);

@@ -279,13 +279,13 @@ fn pin_on_wire(machine: &Machine, pin: &Pin) -> v1::Pin {
 fn pin_in_short(machine: &Machine, pin: &Pin) -> v1::Pin {
     let holders = pin.holders.iter().map(|(worker, blocks_held)| v1::PinHolder {
         worker: worker.0,
-        name: machine.worker(*worker).map(|w| w.name.clone()).unwrap_or_default(),
+        name: machine.worker_name(*worker),
         blocks_held: *blocks_held,
     });
     let now_ms = machine.time().now_ms;
     let orders = pin.keeping.orders.iter().map(|(worker, order)| v1::PinOrder {
         worker: worker.0,
-        name: machine.worker(*worker).map(|w| w.name.clone()).unwrap_or_default(),
+        name: machine.worker_name(*worker),
         epoch: order.epoch.0,
         age_ms: now_ms.saturating_sub(order.since_ms),
         attempts: order.attempts,

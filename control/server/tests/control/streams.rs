@@ -1,7 +1,7 @@
 //! Streams of block events: applied by every member, anchored by cuts, mended by snapshots, followed by watchers.
 
 use mainstay_index::BlockIndex;
-use mainstay_proto::convert::{event_view, mark_from_wire, mark_to_wire};
+use mainstay_proto::convert::{frame_view, mark_to_wire, snapshot_view};
 use mainstay_proto::v1::stream_item::Item;
 use mainstay_state::{IndexLoader, Position, Streams, Taken};
 use mainstay_types::{Epoch, EventSequence, StreamMark, WorkerId};
@@ -207,18 +207,11 @@ impl Viewer {
     fn take(&mut self, item: &v1::StreamItem) {
         let taken = match item.item.as_ref().unwrap() {
             Item::Frame(f) => {
-                let mark = StreamMark {
-                    sequence: EventSequence(f.sequence),
-                    digest: f.digest,
-                    blocks: f.blocks,
-                };
-                let events: Vec<_> = f.events.iter().map(|e| event_view(e).unwrap()).collect();
-                self.streams.take_frame(WorkerId(f.worker), Epoch(f.epoch), mark, &events)
+                let (worker, epoch, mark, events) = frame_view(f).unwrap();
+                self.streams.take_frame(worker, epoch, mark, &events)
             }
             Item::Snapshot(s) => {
-                let mark = mark_from_wire(s.mark.as_ref()).unwrap();
-                let events: Vec<_> = s.events.iter().map(|e| event_view(e).unwrap()).collect();
-                let (worker, epoch) = (WorkerId(s.worker), Epoch(s.epoch));
+                let (worker, epoch, mark, events) = snapshot_view(s).unwrap();
                 self.streams.take_snapshot(worker, epoch, mark, (s.part, s.last), &events)
             }
         };

@@ -312,6 +312,12 @@ impl Machine {
         self.workers.get(id)
     }
 
+    /// A worker's name; empty where nobody has that number.
+    #[must_use]
+    pub fn worker_name(&self, id: WorkerId) -> String {
+        self.worker(id).map(|worker| worker.name.clone()).unwrap_or_default()
+    }
+
     /// The worker of that name.
     #[must_use]
     pub fn worker_named(&self, name: &str) -> Option<&Worker> {

@@ -25,8 +25,7 @@ pub(super) fn build(
     let body = Node::root(&split.value);
     let mut request = common::start(&body, endpoint, options)?;
     members(&body, &mut request)?;
-    let memory = request.options.tools.clone();
-    tools::read(split.tools, memory.as_ref(), &mut request, add_tool)?;
+    tools::read(split.tools, &mut request, add_tool)?;
     if let Some(choice) = body.get("tool_choice") {
         tool_choice(&choice, &mut request)?;
     }

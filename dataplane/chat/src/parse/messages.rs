@@ -37,8 +37,7 @@ pub(super) fn build(
         // 0 asks for a prompt to be computed and kept, and for no answer.
         request.sampling.max_tokens = Some(limit.count(0, OUTPUT_TOKENS_MAX)?);
     }
-    let memory = request.options.tools.clone();
-    tools::read(split.tools, memory.as_ref(), &mut request, add_tool)?;
+    tools::read(split.tools, &mut request, add_tool)?;
     members(&body, &mut request)?;
     if let Some(blocks) = prompt(split, &body, &mut request, notes)? {
         let blocks = without_billing_header(blocks, &mut request);

@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::ToolMemory;
 use super::common::{cache_control, skip};
 use super::json::{Node, Path, parse_part};
 use crate::error::ApiError;
@@ -102,12 +101,12 @@ fn grammar(format: &Node<'_>, request: &mut Request) -> Result<Option<Grammar>, 
 /// about it is read each time, so that it is said each time.
 pub(crate) fn read(
     raw: Option<&str>,
-    memory: Option<&ToolMemory>,
     request: &mut Request,
     add: impl Fn(&Node<'_>, &mut Request) -> Result<(), ApiError>,
 ) -> Result<(), ApiError> {
     let Some(raw) = raw.filter(|raw| *raw != "null") else { return Ok(()) };
-    if let Some(tools) = memory.and_then(|memory| memory.find(request.endpoint, raw)) {
+    let memory = request.options.tools.clone();
+    if let Some(tools) = memory.as_ref().and_then(|memory| memory.find(request.endpoint, raw)) {
         request.conversation.tools = tools;
         return Ok(());
     }

@@ -477,7 +477,7 @@ fn parse_ttl_ms(value: &Value) -> Option<u64> {
 /// A routing decision as JSON.
 fn explain_json(app: &App, explained: &Explained) -> Value {
     let decision = &explained.decision;
-    let name = |id| app.replica.read(|m| m.worker(id).map(|w| w.name.clone()).unwrap_or_default());
+    let name = |id| app.replica.read(|m| m.worker_name(id));
     let region =
         |id| app.replica.read(|m| m.worker(id).map(|w| w.region.to_string()).unwrap_or_default());
     let round = |ms: f64| (ms * 100.0).round() / 100.0;

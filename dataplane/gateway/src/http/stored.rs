@@ -6,6 +6,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, Request, header};
 use axum::response::{IntoResponse, Response};
 use mainstay_chat::{ApiError, Endpoint};
+use mainstay_types::TenantId;
 use serde_json::{Value, json};
 
 use super::params::Params;
@@ -21,6 +22,16 @@ fn answered(outcome: Result<Response, ApiError>, request_id: &str) -> Response {
     with_request_id(response, request_id)
 }
 
+/// What a tenant is told of a stored response.
+async fn told(
+    app: &App,
+    headers: &HeaderMap,
+    tell: impl AsyncFnOnce(TenantId) -> Result<Value, ApiError>,
+) -> Response {
+    let outcome = async { tell(app.tenants.of(headers)?).await };
+    answered(outcome.await.map(|body| Json(body).into_response()), &new_request_id())
+}
+
 /// What a client asks of a stored response.
 #[derive(serde::Deserialize)]
 pub(super) struct GetQuery {
@@ -34,16 +45,14 @@ pub(super) async fn get(
     Params(query): Params<GetQuery>,
     headers: HeaderMap,
 ) -> Response {
-    let outcome = async {
-        let tenant = app.tenants.of(&headers)?;
+    told(&app, &headers, async |tenant| {
         if query.stream.is_some_and(|stream| stream == "true") {
             let problem = "a stored response is not streamed; get it without `stream`";
             return Err(ApiError::invalid("stream", problem));
         }
-        let stored = app.stored.get(&tenant, &id).await?;
-        Ok(Json(stored.response).into_response())
-    };
-    answered(outcome.await, &new_request_id())
+        Ok(app.stored.get(&tenant, &id).await?.response)
+    })
+    .await
 }
 
 pub(super) async fn delete(
@@ -51,12 +60,11 @@ pub(super) async fn delete(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Response {
-    let outcome = async {
-        let tenant = app.tenants.of(&headers)?;
+    told(&app, &headers, async |tenant| {
         app.stored.delete(&tenant, &id).await?;
-        Ok(Json(json!({"id": id, "object": "response", "deleted": true})).into_response())
-    };
-    answered(outcome.await, &new_request_id())
+        Ok(json!({"id": id, "object": "response", "deleted": true}))
+    })
+    .await
 }
 
 pub(super) async fn cancel(
@@ -64,13 +72,11 @@ pub(super) async fn cancel(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Response {
-    let outcome = async {
-        let tenant = app.tenants.of(&headers)?;
+    told(&app, &headers, async |tenant| {
         app.stored.cancel(&tenant, &id).await?;
-        let stored = app.stored.get(&tenant, &id).await?;
-        Ok(Json(stored.response).into_response())
-    };
-    answered(outcome.await, &new_request_id())
+        Ok(app.stored.get(&tenant, &id).await?.response)
+    })
+    .await
 }
 
 /// Which items a client wants to see.
@@ -87,12 +93,10 @@ pub(super) async fn input_items(
     Params(query): Params<ItemsQuery>,
     headers: HeaderMap,
 ) -> Response {
-    let outcome = async {
-        let tenant = app.tenants.of(&headers)?;
-        let stored = app.stored.get(&tenant, &id).await?;
-        list(&id, stored.input, &query).map(|list| Json(list).into_response())
-    };
-    answered(outcome.await, &new_request_id())
+    told(&app, &headers, async |tenant| {
+        list(&id, app.stored.get(&tenant, &id).await?.input, &query)
+    })
+    .await
 }
 
 /// A page of a response's input, the last items first unless asked otherwise.

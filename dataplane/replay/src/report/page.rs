@@ -83,9 +83,7 @@ fn row(report: &Report) -> Vec<String> {
 
 /// What turns after a pause found, where anything was done for them or against them.
 fn returns(page: &mut Page, reports: &[Report]) {
-    let is_told =
-        |report: &Report| report.lifecycle || report.strangers > 0 || report.pinned.is_some();
-    if !reports.iter().any(is_told) {
+    if !reports.iter().any(Report::is_of_returns) {
         return;
     }
     page.section(

@@ -9,7 +9,7 @@ use super::{DiskTier, GROW_BYTES, GROW_LEAST_BYTES, Health, Mark, Table};
 use crate::figures::{add, count};
 use crate::record::{Header, Kind};
 use crate::shelf::Shelf;
-use crate::{BlockKey, PRIORITY_MAX, Put, Record, Refusal, Retention};
+use crate::{BlockKey, Put, Record, Refusal, Retention};
 
 /// Victims of one wait for the disk.
 const EVICT_MAX: u32 = 64;
@@ -178,8 +178,7 @@ impl DiskTier {
         if freed_meanwhile || self.grow(now_ms) {
             return Ok(());
         }
-        let pinned = record.retention.pinned_at(now_ms);
-        let worth = if pinned { PRIORITY_MAX } else { record.retention.priority_at(now_ms) };
+        let worth = record.retention.worth_at(now_ms);
         self.evict(worth, &record.key.sibling(record.parent));
         if !self.table.lock().leaving.is_empty() {
             self.commit(&mut journal, now_ms);

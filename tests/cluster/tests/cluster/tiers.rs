@@ -117,6 +117,13 @@ pub(crate) fn key_file(dir: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
+/// The flags of a worker whose blocks go to the store at `endpoint`.
+fn stored_at(endpoint: &str) -> Vec<String> {
+    let tier = ["--remote-tier", "s3://blocks/tiers"];
+    let place = ["--remote-endpoint", endpoint, "--remote-region", "us-east-1"];
+    strings(&[&tier[..], &place].concat())
+}
+
 /// Computes each text once; the answers, and the quickest first token.
 async fn compute(client: &Client, texts: &[String]) -> Result<(Vec<Value>, Duration)> {
     let (mut answers, mut quickest) = (Vec::new(), Duration::MAX);
@@ -230,14 +237,7 @@ async fn served_on_a_fresh_cluster_from_the_s3_tier() -> Result<()> {
     let store = dir.path().join("store");
     std::fs::create_dir_all(store.join("blocks"))?;
     let endpoint = s3::serve(&store, KEY_ID, SECRET).await;
-    let flags = vec![strings(&[
-        "--remote-tier",
-        "s3://blocks/tiers",
-        "--remote-endpoint",
-        &endpoint,
-        "--remote-region",
-        "us-east-1",
-    ])];
+    let flags = vec![stored_at(&endpoint)];
     let key = key_file(dir.path())?;
     let texts: Vec<String> = (0..ROUNDS).map(|n| filler(60_000 + n, LINES)).collect();
     // The server of the store is in this process, which must not block.
@@ -348,16 +348,8 @@ async fn a_flipped_byte_in_s3_is_seen_counted_and_computed() -> Result<()> {
     std::fs::create_dir_all(store.join("blocks"))?;
     let endpoint = s3::serve(&store, KEY_ID, SECRET).await;
     let key = key_file(dir.path())?.to_string_lossy().into_owned();
-    let flags = strings(&[
-        "--remote-tier",
-        "s3://blocks/tiers",
-        "--remote-endpoint",
-        &endpoint,
-        "--remote-region",
-        "us-east-1",
-        "--hash-key-file",
-        &key,
-    ]);
+    let mut flags = stored_at(&endpoint);
+    flags.extend(["--hash-key-file".to_owned(), key]);
     let (process, client) = serve(&dir.path().join("one"), &flags).await?;
     let text = filler(80_000, LINES);
     let (first, _) = first_token(&client, &text).await?;

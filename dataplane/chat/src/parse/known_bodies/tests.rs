@@ -10,27 +10,8 @@ use super::*;
 use crate::ir::{Content, Conversation};
 use crate::parse::parse;
 use crate::parse::turns::MESSAGE_BYTES;
-use crate::seal::{Seal, Sealer, seal};
-
-/// Adds a number to every byte: enough to tell keys apart.
-#[derive(Debug)]
-struct Shift(u8);
-
-impl Seal for Shift {
-    fn mark(&self, text: &[u8]) -> [u8; 16] {
-        [text.iter().fold(self.0, |sum, byte| sum.wrapping_add(*byte)); 16]
-    }
-
-    fn seal(&self, text: &[u8]) -> Vec<u8> {
-        let head = std::iter::once(self.0);
-        head.chain(text.iter().map(|b| b.wrapping_add(self.0))).collect()
-    }
-
-    fn open(&self, sealed: &[u8]) -> Option<Vec<u8>> {
-        let text = sealed.strip_prefix(&[self.0])?;
-        Some(text.iter().map(|b| b.wrapping_sub(self.0)).collect())
-    }
-}
+use crate::seal::tests::Shift;
+use crate::seal::{Sealer, seal};
 
 fn memory(known: &Arc<KnownBodies>, tenant: &str) -> ParseOptions {
     let bodies = BodyMemory { known: Arc::clone(known), tenant: tenant.into() };

@@ -257,12 +257,11 @@ fn clock_difference(cluster_ms: u64, unix_ms: u64) -> i64 {
 }
 
 fn pin_json(machine: &Machine, pin: &Pin) -> Value {
-    let name = |id: WorkerId| machine.worker(id).map(|w| w.name.clone()).unwrap_or_default();
     let request = &pin.request;
     let holders: Vec<Value> = pin
         .holders
         .iter()
-        .map(|(id, blocks)| json!({"worker": name(*id), "worker_id": id.0, "blocks_held": blocks}))
+        .map(|(id, blocks)| json!({"worker": machine.worker_name(*id), "worker_id": id.0, "blocks_held": blocks}))
         .collect();
     let last = request.blocks.last().map(|hash| format!("{:08x}", hash.0 >> 96));
     json!({
