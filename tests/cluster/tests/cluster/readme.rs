@@ -142,7 +142,7 @@ fn other_commands_of_the_readme_only_build_and_install() -> Result<()> {
             continue;
         }
         match block.info.as_str() {
-            "sh test" | "sh server" => {}
+            "sh test" | "sh server" | "sh server beside" => {}
             "sh" => {
                 let odd = block.text.lines().find(|line| !is_offline(line));
                 ensure!(odd.is_none(), "{}: mark it with `test`: {odd:?}", block.place);
