@@ -125,7 +125,8 @@ impl Prompts {
         if anchors == 0 {
             return;
         }
-        // Each anchor counts its part. Where other prompts have taken some of them, the others still hold the whole.
+        // Each anchor counts its part. Where other prompts have taken some of them, those left still hold the whole, so
+        // that at worst three times the room is held.
         let bytes = known.bytes() / anchors;
         let known = Arc::new(known);
         self.0.with(|prompts| {
