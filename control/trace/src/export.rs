@@ -12,10 +12,11 @@ use opentelemetry_otlp::{WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, SdkTracer, SdkTracerProvider, SpanData, SpanExporter,
+    BatchConfigBuilder, BatchSpanProcessor, Sampler as Sampled, SdkTracer, SdkTracerProvider, SpanData, SpanExporter,
 };
 
 use crate::Sampling;
+use crate::sampling::Sampler;
 
 /// Spans that wait for the next batch.
 const QUEUE_MAX: usize = 8_192;
@@ -28,7 +29,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// What a process that ends gives its last spans.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
-static EXPORT: OnceLock<(SdkTracerProvider, SdkTracer)> = OnceLock::new();
+static EXPORT: OnceLock<Export> = OnceLock::new();
+
+struct Export {
+    provider: SdkTracerProvider,
+    tracer: SdkTracer,
+    begun: Sampler,
+}
 
 /// Why spans can't be exported.
 #[derive(Debug, thiserror::Error)]
@@ -87,24 +94,31 @@ pub fn export_to(
         .build();
     let provider = SdkTracerProvider::builder()
         .with_span_processor(processor)
-        .with_sampler(sampling.sampler())
+        // Which traces begin was decided before there is a span.
+        .with_sampler(Sampled::ParentBased(Box::new(Sampled::AlwaysOn)))
         .with_resource(resource)
         .build();
     let tracer = provider.tracer("mainstay");
-    EXPORT.set((provider, tracer)).map_err(|_| TraceError::Twice)
+    let export = Export { provider, tracer, begun: Sampler::new(sampling) };
+    EXPORT.set(export).map_err(|_| TraceError::Twice)
 }
 
 /// Sends what is left and ends the export; nothing where there was none. Blocks, for two seconds at most.
 pub fn end_export() {
-    if let Some((provider, _)) = EXPORT.get()
-        && let Err(error) = provider.shutdown_with_timeout(END_PATIENCE)
+    if let Some(export) = EXPORT.get()
+        && let Err(error) = export.provider.shutdown_with_timeout(END_PATIENCE)
     {
         tracing::debug!(%error, "the last spans were not sent");
     }
 }
 
 pub(crate) fn tracer() -> Option<&'static SdkTracer> {
-    EXPORT.get().map(|(_, tracer)| tracer)
+    EXPORT.get().map(|export| &export.tracer)
+}
+
+/// Whether the trace that would begin now is exported.
+pub(crate) fn begins() -> bool {
+    EXPORT.get().is_some_and(|export| export.begun.takes())
 }
 
 fn check(address: &str, share: f64) -> Result<(), TraceError> {

@@ -57,6 +57,11 @@ impl Parent {
         self.0.as_ref().map(|own| u128::from_be_bytes(own.trace_id().to_bytes()))
     }
 
+    /// Whether its spans are recorded somewhere.
+    pub(crate) fn is_sampled(&self) -> bool {
+        self.0.as_ref().is_some_and(|own| own.is_sampled())
+    }
+
     pub(crate) fn of(context: SpanContext) -> Self {
         Self(context.is_valid().then(|| Arc::new(context)))
     }

@@ -3,13 +3,9 @@
 //! A trace costs what its spans cost, some 40 us of processor time in all processes together. A share alone would let
 //! that grow with the load, so that a cluster is slowest to watch when it is slowest anyway.
 
-use std::sync::Arc;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
-
-use opentelemetry::trace::{Link, SpanKind, TraceId};
-use opentelemetry::{Context, KeyValue};
-use opentelemetry_sdk::trace::{Sampler, SamplingDecision, SamplingResult, ShouldSample};
 
 /// How many of the traces that begin in a process are exported.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,42 +22,43 @@ impl Default for Sampling {
     }
 }
 
-impl Sampling {
-    /// As OpenTelemetry wants it: what a client or another process says of its own trace counts first.
-    pub(crate) fn sampler(self) -> Sampler {
-        let begun = Begun {
-            share: Sampler::TraceIdRatioBased(self.share),
-            rate: Arc::new(Rate { per_second: self.per_second, taken: AtomicU64::new(0) }),
-            start: Instant::now(),
-        };
-        Sampler::ParentBased(Box::new(begun))
-    }
-}
-
-/// Decides for traces that begin here.
-#[derive(Clone, Debug)]
-struct Begun {
-    share: Sampler,
-    rate: Arc<Rate>,
+/// Decides for traces that begin here; what a client or another process says of its own counts without it.
+///
+/// It is asked before there is a span: one that nobody will see costs no number, no clock and no header.
+#[derive(Debug)]
+pub(crate) struct Sampler {
+    share: f64,
+    /// Another for each process, so that gateways behind one balancer do not take the same ones of a pattern.
+    seed: RandomState,
+    asked: AtomicU64,
+    rate: Rate,
     start: Instant,
 }
 
-impl ShouldSample for Begun {
-    fn should_sample(
-        &self,
-        parent: Option<&Context>,
-        trace: TraceId,
-        name: &str,
-        kind: &SpanKind,
-        attributes: &[KeyValue],
-        links: &[Link],
-    ) -> SamplingResult {
-        let mut result = self.share.should_sample(parent, trace, name, kind, attributes, links);
-        let wanted = result.decision == SamplingDecision::RecordAndSample;
-        if wanted && !self.rate.takes(self.start.elapsed().as_secs()) {
-            result.decision = SamplingDecision::Drop;
+impl Sampler {
+    pub(crate) fn new(sampling: Sampling) -> Self {
+        Self {
+            share: sampling.share,
+            seed: RandomState::new(),
+            asked: AtomicU64::new(0),
+            rate: Rate { per_second: sampling.per_second, taken: AtomicU64::new(0) },
+            start: Instant::now(),
         }
-        result
+    }
+
+    /// Whether the trace that would begin now is exported.
+    pub(crate) fn takes(&self) -> bool {
+        self.is_of_share() && self.rate.takes(self.start.elapsed().as_secs())
+    }
+
+    fn is_of_share(&self) -> bool {
+        if self.share >= 1.0 {
+            return true;
+        }
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        // 53 bits, all of which a double can tell apart.
+        let point = (self.seed.hash_one(asked) >> 11) as f64 / (1_u64 << 53) as f64;
+        point < self.share
     }
 }
 
@@ -92,6 +89,17 @@ mod tests {
 
     fn rate(per_second: u32) -> Rate {
         Rate { per_second, taken: AtomicU64::new(0) }
+    }
+
+    #[test]
+    fn a_share_of_them_is_taken() {
+        let took = |share| {
+            let sampler = Sampler::new(Sampling { share, per_second: u32::MAX });
+            (0..10_000).filter(|_| sampler.takes()).count()
+        };
+        assert_eq!((took(0.0), took(1.0)), (0, 10_000));
+        // Six standard deviations.
+        assert!((2_240..=2_760).contains(&took(0.25)), "a quarter");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use opentelemetry_sdk::trace;
 use parking_lot::Mutex;
 
 use crate::Parent;
-use crate::export::tracer;
+use crate::export::{begins, tracer};
 
 /// On which side of a call a span is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub enum Kind {
     Internal,
 }
 
-/// A stretch of work. It ends with its last handle; while nothing is exported it is nothing.
+/// A stretch of work. It ends with its last handle; what is not exported is nothing, and its calls say nothing of it.
 #[derive(Clone, Default)]
 pub struct Span {
     recording: Option<Arc<Mutex<trace::Span>>>,
@@ -39,11 +39,30 @@ impl fmt::Debug for Span {
 }
 
 impl Span {
-    /// Begins one; without a parent it begins a trace, of which a share is exported.
+    /// One that serves a client: a part of its trace, or the begin of one, of which a share is exported.
     #[must_use]
-    pub fn begin(name: &'static str, kind: Kind, parent: &Parent) -> Self {
-        let Some(tracer) = tracer() else { return Self::through(parent) };
-        Self::begin_with(tracer, name, kind, parent)
+    pub fn begin(name: &'static str, parent: &Parent) -> Self {
+        match tracer() {
+            Some(tracer) if *parent == Parent::default() && begins() => {
+                Self::begin_with(tracer, name, Kind::Server, parent)
+            }
+            _ => Self::serve(name, parent),
+        }
+    }
+
+    /// One that serves a call of another process: a part of its caller's trace, and nothing where that is not exported.
+    #[must_use]
+    pub fn serve(name: &'static str, parent: &Parent) -> Self {
+        Self::serve_with(tracer(), name, parent)
+    }
+
+    fn serve_with(tracer: Option<&trace::SdkTracer>, name: &'static str, parent: &Parent) -> Self {
+        match tracer {
+            Some(tracer) if parent.is_sampled() => {
+                Self::begin_with(tracer, name, Kind::Server, parent)
+            }
+            _ => Self::through(parent),
+        }
     }
 
     pub(crate) fn begin_with(
@@ -134,23 +153,19 @@ mod tests {
     use std::time::Duration;
 
     use opentelemetry::trace::TracerProvider as _;
-    use opentelemetry_sdk::trace::{InMemorySpanExporter, Sampler, SdkTracerProvider};
+    use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
 
     use super::*;
 
-    fn provider(share: f64) -> (SdkTracerProvider, InMemorySpanExporter) {
+    fn provider() -> (SdkTracerProvider, InMemorySpanExporter) {
         let exporter = InMemorySpanExporter::default();
-        let sampler = Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(share)));
-        let provider = SdkTracerProvider::builder()
-            .with_simple_exporter(exporter.clone())
-            .with_sampler(sampler)
-            .build();
+        let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
         (provider, exporter)
     }
 
     #[test]
     fn a_span_ends_with_its_last_handle_and_belongs_to_its_parent() {
-        let (provider, exporter) = provider(1.0);
+        let (provider, exporter) = provider();
         let tracer = provider.tracer("test");
         let root = Span::begin_with(&tracer, "root", Kind::Server, &Parent::default());
         let part = Span::begin_with(&tracer, "part", Kind::Internal, root.parent());
@@ -170,7 +185,7 @@ mod tests {
 
     #[test]
     fn what_is_over_is_told_with_its_own_times() {
-        let (provider, exporter) = provider(1.0);
+        let (provider, exporter) = provider();
         let tracer = provider.tracer("test");
         let root = Span::begin_with(&tracer, "root", Kind::Server, &Parent::default());
         let ended = Instant::now();
@@ -186,20 +201,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_sampled_is_nothing_and_says_so_to_others() {
-        let (provider, exporter) = provider(0.0);
+    fn a_call_of_an_unsampled_trace_is_nothing_and_tells_others_whose_it_is() {
+        let (provider, exporter) = provider();
         let tracer = provider.tracer("test");
-        let root = Span::begin_with(&tracer, "root", Kind::Server, &Parent::default());
-        assert!(!root.is_recorded());
-        let header = root.parent().header().expect("it still has a number");
-        assert!(header.ends_with("-00"), "{header}");
-        drop(root);
+        let of = |flags| format!("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{flags}");
+        let unsampled = Parent::from_text(&of("00"));
+        for parent in [&unsampled, &Parent::default()] {
+            let span = Span::serve_with(Some(&tracer), "serve", parent);
+            assert!(!span.is_recorded());
+            assert_eq!(span.parent(), parent);
+        }
         assert!(exporter.get_finished_spans().unwrap().is_empty());
+        drop(Span::serve_with(Some(&tracer), "serve", &Parent::from_text(&of("01"))));
+        let told = exporter.get_finished_spans().unwrap();
+        assert_eq!(told[0].parent_span_id.to_string(), "b7ad6b7169203331");
     }
 
     #[test]
     fn while_nothing_is_exported_a_parent_goes_through() {
-        let (provider, _) = provider(1.0);
+        let (provider, _) = provider();
         let client =
             Span::begin_with(&provider.tracer("test"), "c", Kind::Client, &Parent::default());
         let span = Span::through(client.parent());

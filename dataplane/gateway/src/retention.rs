@@ -36,6 +36,7 @@ pub(crate) use pressure::Flow;
 pub(crate) use served::Prefix;
 use served::{ServedTable, Turned};
 
+use crate::model::PromptMemory;
 use crate::random;
 use crate::workers::Workers;
 
@@ -77,9 +78,9 @@ struct State {
     warmups: Ahead,
 }
 
-impl Default for State {
-    fn default() -> Self {
-        let (retention, served) = (Retention::default(), ServedTable::default());
+impl State {
+    fn new(memory: PromptMemory) -> Self {
+        let (retention, served) = (Retention::default(), ServedTable::new(memory));
         let (prefetches, warmups) = (prefetch::line(), Ahead::new(0, WARMUPS_MAX));
         Self { retention, served, prefetches, warmups }
     }
@@ -170,10 +171,10 @@ impl Retainer {
         let shared = Shared {
             on,
             started: Instant::now(),
+            state: Mutex::new(State::new(workers.prompt_memory())),
             workers,
             key: OnceLock::new(),
             slots: RandomState::new(),
-            state: Mutex::default(),
             letters,
         };
         (Self { shared: Arc::new(shared) }, receiver)

@@ -111,6 +111,11 @@ impl Workers {
         Self { inner: Arc::new(inner) }
     }
 
+    /// How much each model may remember of prompts.
+    pub(crate) fn prompt_memory(&self) -> PromptMemory {
+        self.inner.prompt_memory
+    }
+
     /// The workers of one model's revision: another has other tokens.
     pub(crate) fn of_model(&self, model: &str, revision: &str) -> Vec<Arc<WorkerEntry>> {
         let slots = self.inner.slots.read();

@@ -12,7 +12,7 @@ use mainstay_engine_abi::sdk::caps;
 use mainstay_identity::Role;
 use mainstay_proto::v1;
 use mainstay_proto::v1::worker_server::Worker;
-use mainstay_trace::{Kind, Parent, Span};
+use mainstay_trace::{Parent, Span};
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
@@ -99,7 +99,7 @@ impl Worker for Server {
         &self,
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
-        let span = Span::begin("serve", Kind::Server, &Parent::from_metadata(request.metadata()));
+        let span = Span::serve("serve", &Parent::from_metadata(request.metadata()));
         let events = generate(&self.shared, request.into_inner(), span).await?;
         Ok(Response::new(Box::pin(events)))
     }
@@ -117,7 +117,7 @@ impl Worker for Server {
         &self,
         request: Request<v1::ExportBlocksRequest>,
     ) -> Result<Response<Self::ExportBlocksStream>, Status> {
-        let span = Span::begin("export", Kind::Server, &Parent::from_metadata(request.metadata()));
+        let span = Span::serve("export", &Parent::from_metadata(request.metadata()));
         let blocks = crate::transfer::export(&self.shared, &request.into_inner())?;
         let shared = Arc::clone(&self.shared);
         // The span ends with the stream, which waits for the end of the worker.

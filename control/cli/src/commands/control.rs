@@ -151,7 +151,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     // What flags it has counts already; a fault elsewhere is told here as by the other roles.
     FileConfig::read(args.config.as_deref())?;
     // Of traces that begin elsewhere, whoever began one says whether it is sampled.
-    args.traces.start("control", mainstay_trace::Sampling::default())?;
+    args.traces.start("control")?;
     let readiness = args.metrics.listen("control").await?;
     if let (Some(token), Some(list)) = (&args.token, &args.join) {
         let hosts = join::hosts(args.listen, args.advertise.as_deref());

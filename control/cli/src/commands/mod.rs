@@ -67,7 +67,7 @@ impl HostArgs {
 #[derive(clap::Args)]
 pub(crate) struct MemoryArgs {
     /// What may be remembered of prompts and the tokens made of them, so that a turn costs what is new in it; each
-    /// further model gets as much again [default: 768M]
+    /// further model gets as much again, what is known of sessions a sixth more [default: 768M]
     #[arg(long, value_name = "SIZE", value_parser = parse_prompt_memory)]
     prompt_memory: Option<PromptMemory>,
 }

@@ -14,7 +14,11 @@ pub(crate) struct CollectorArgs {
 
 impl CollectorArgs {
     /// Spans go out from here on; without the flag none do. The last ones go when the program ends.
-    pub(crate) fn start(&self, role: &'static str, sampling: Sampling) -> anyhow::Result<()> {
+    pub(crate) fn start(&self, role: &'static str) -> anyhow::Result<()> {
+        self.start_with(role, Sampling::default())
+    }
+
+    fn start_with(&self, role: &'static str, sampling: Sampling) -> anyhow::Result<()> {
         let Some(address) = &self.traces else { return Ok(()) };
         mainstay_trace::export_to(address, role, env!("CARGO_PKG_VERSION"), sampling)
             .context("--traces")
@@ -37,7 +41,7 @@ pub(crate) struct TraceArgs {
 impl TraceArgs {
     pub(crate) fn start(&self, role: &'static str) -> anyhow::Result<()> {
         let sampling = Sampling { share: self.traces_sample, per_second: self.traces_per_second };
-        self.collector.start(role, sampling)
+        self.collector.start_with(role, sampling)
     }
 }
 

@@ -9,7 +9,7 @@ use mainstay_worker::WorkerConfig;
 
 use super::engine::EngineArgs;
 use super::tiers::TierArgs;
-use super::traces::TraceArgs;
+use super::traces::CollectorArgs;
 use crate::commands::identity::ListenerArgs;
 use crate::commands::join::{self, Newcomer};
 use crate::commands::{addresses, asked_to_stop};
@@ -46,7 +46,7 @@ pub(crate) struct Args {
     #[arg(long, env = "MAINSTAY_JOIN_TOKEN", hide_env_values = true)]
     join: Option<String>,
     #[command(flatten)]
-    traces: TraceArgs,
+    traces: CollectorArgs,
     /// A TOML file; what counts here: [worker], [engine]
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,

@@ -9,7 +9,7 @@ use mainstay_proto::convert::{
 use mainstay_proto::v1;
 use mainstay_raft::{ProposeError, Steps};
 use mainstay_state::{Machine, Outcome, Pin};
-use mainstay_trace::{Kind, Parent, Span};
+use mainstay_trace::{Parent, Span};
 use mainstay_types::{
     BlockHasher, Command, Epoch, HashKey, LogIndex, PinId, PinRequest, TenantId, WorkerId,
 };
@@ -239,12 +239,9 @@ impl Service {
     }
 }
 
-/// The span of a write that is part of a trace. No trace begins here: most writes have nobody who looks at them.
+/// The span of a write that is part of a trace.
 fn begun(parent: &Parent, change: &'static str) -> Span {
-    if parent.trace_id().is_none() {
-        return Span::default();
-    }
-    let span = Span::begin("write pin", Kind::Server, parent);
+    let span = Span::serve("write pin", parent);
     span.set("mainstay.change", change);
     span
 }

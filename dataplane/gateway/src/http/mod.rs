@@ -31,7 +31,7 @@ use mainstay_chat::{
     ApiError, BodyMemory, Endpoint, ErrorKind, KnownBodies, ParseOptions, ToolMemory,
 };
 use mainstay_proto::client::ControlPlane;
-use mainstay_trace::{Kind, Parent, Span};
+use mainstay_trace::{Parent, Span};
 use mainstay_types::Region;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
@@ -325,7 +325,7 @@ pub(super) fn begin_span(endpoint: Endpoint, headers: &HeaderMap) -> Span {
 
 /// The same of a request that no worker sees.
 fn span_of(name: &'static str, headers: &HeaderMap) -> Span {
-    Span::begin(name, Kind::Server, &Parent::from_headers(headers))
+    Span::begin(name, &Parent::from_headers(headers))
 }
 
 async fn handle(app: App, endpoint: Endpoint, request: Request<Body>) -> Response {

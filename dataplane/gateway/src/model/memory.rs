@@ -1,10 +1,16 @@
 //! How much a gateway remembers of prompts: bodies that it read, messages, texts and tokens made of them.
 
+use mainstay_types::SequenceHash;
+
 /// Of so many parts each memory gets some.
 const PARTS: usize = 24;
+/// For so many bytes of prompts one session's workers are known: 65,536 where nothing else is said.
+const SESSION_BYTES: usize = 12 << 10;
+/// Names of sessions' blocks take a part more, one in so many.
+const NAMES_PART: usize = 6;
 
 /// What may be remembered of prompts, in bytes; a gateway with several models keeps as much again for each further one,
-/// but for bodies, which all share.
+/// but for bodies, which all share. What is known of sessions grows with it, and takes a sixth more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PromptMemory(usize);
 
@@ -58,6 +64,16 @@ impl PromptMemory {
     pub(crate) const fn segments(self) -> usize {
         self.parts(7)
     }
+
+    /// Sessions whose workers are known.
+    pub(crate) const fn sessions(self) -> usize {
+        self.0 / SESSION_BYTES
+    }
+
+    /// Names of blocks of those sessions' last turns.
+    pub(crate) const fn session_names(self) -> usize {
+        self.0 / NAMES_PART / size_of::<SequenceHash>()
+    }
 }
 
 #[cfg(test)]
@@ -69,6 +85,8 @@ mod tests {
         let memory = PromptMemory::new(240 << 20);
         let parts = [memory.bodies(), memory.messages(), memory.pieces(), memory.prompts()];
         assert_eq!(parts.iter().sum::<usize>() + memory.segments(), 240 << 20);
+        let all = PromptMemory::default();
+        assert_eq!((all.sessions(), all.session_names()), (65_536, 8 << 20));
         assert_eq!(PromptMemory::new(1), PromptMemory::new(PromptMemory::BYTES_MIN));
     }
 }

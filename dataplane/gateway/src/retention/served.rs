@@ -10,14 +10,11 @@ use ahash::RandomState;
 use mainstay_block::{Event, SessionId, Stakes};
 use mainstay_types::{NamespaceId, SequenceHash, TenantId, WorkerId};
 
+use crate::model::PromptMemory;
 use crate::workers::Workers;
 
-/// Sessions whose workers are known, of all tenants; the one that was served longest ago makes room.
-pub(super) const SERVED_MAX: usize = 1 << 16;
 /// Workers of a session that are told of its changes: those that served it last.
 const WORKERS_MAX: usize = 4;
-/// Names of blocks that are remembered, of all sessions: 128 MiB.
-const NAMES_MAX: usize = 8 << 20;
 
 /// What one turn of a session was.
 #[derive(Clone)]
@@ -94,23 +91,26 @@ pub(super) struct ServedTable {
     order: VecDeque<(SessionId, u64)>,
     /// Those whose blocks' names are known, by when they were served.
     named: BTreeMap<u64, SessionId>,
+    /// Sessions whose workers are known, of all tenants; the one that was served longest ago makes room.
+    sessions_max: usize,
     names: usize,
+    /// Names of blocks that are remembered, of all sessions.
     names_max: usize,
     clock: u64,
 }
 
-impl Default for ServedTable {
-    fn default() -> Self {
-        Self::with_names_max(NAMES_MAX)
-    }
-}
-
 impl ServedTable {
-    fn with_names_max(names_max: usize) -> Self {
+    /// Keeps as much of sessions as fits what may be remembered of their prompts.
+    pub(super) fn new(memory: PromptMemory) -> Self {
+        Self::with_limits(memory.sessions(), memory.session_names())
+    }
+
+    fn with_limits(sessions_max: usize, names_max: usize) -> Self {
         Self {
             sessions: HashMap::default(),
             order: VecDeque::new(),
             named: BTreeMap::new(),
+            sessions_max,
             names: 0,
             names_max,
             clock: 0,
@@ -186,7 +186,7 @@ impl ServedTable {
                 served.prefix.blocks = Arc::default();
             }
         }
-        while self.sessions.len() > SERVED_MAX || self.order.len() > 2 * SERVED_MAX {
+        while self.sessions.len() > self.sessions_max || self.order.len() > 2 * self.sessions_max {
             let Some((session, stamp)) = self.order.pop_front() else { return };
             if self.sessions.get(&session).is_some_and(|served| served.stamp == stamp) {
                 self.remove(session);
@@ -212,7 +212,6 @@ impl ServedTable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::PromptMemory;
 
     fn workers() -> Workers {
         let open = Arc::new(mainstay_proto::client::channel);
@@ -233,22 +232,22 @@ mod tests {
 
     #[test]
     fn those_served_longest_ago_make_room() {
-        let (mut table, workers) = (ServedTable::default(), workers());
-        for n in 0..SERVED_MAX as u128 + 10 {
+        let (mut table, workers) = (ServedTable::with_limits(500, 1_000), workers());
+        for n in 0..510 {
             table.serve(&turned(n, 1), WorkerId(1), &workers);
         }
-        assert_eq!((table.sessions.len(), table.names), (SERVED_MAX, SERVED_MAX));
+        assert_eq!((table.sessions.len(), table.names), (500, 500));
         assert!(table.get(SessionId(9)).is_none() && table.get(SessionId(10)).is_some());
-        for _ in 0..3 * SERVED_MAX {
+        for _ in 0..1_500 {
             table.serve(&turned(77, 1), WorkerId(1), &workers);
         }
-        assert!(table.order.len() <= 2 * SERVED_MAX);
+        assert!(table.order.len() <= 1_000);
         assert!(table.get(SessionId(77)).is_some(), "the last one stays");
     }
 
     #[test]
     fn names_are_forgotten_before_sessions_are() {
-        let (mut table, workers) = (ServedTable::with_names_max(25), workers());
+        let (mut table, workers) = (ServedTable::with_limits(500, 25), workers());
         for session in 1..=3 {
             table.serve(&turned(session, 10), WorkerId(1), &workers);
         }
