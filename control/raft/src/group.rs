@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use mainstay_proto::client::MESSAGE_BYTES_MAX;
 use mainstay_proto::v1::raft_server::RaftServer;
 use mainstay_state::{Machine, Outcome, VERSION_NEWEST, VERSION_OLDEST};
@@ -129,7 +130,13 @@ fn leading_term(raft: &Raft) -> Option<u64> {
 impl Group {
     /// Opens the data directory and starts the member. A member that was never in a group waits to be
     /// initialised or added.
-    pub async fn start(config: GroupConfig) -> Result<Self, GroupError> {
+    ///
+    /// Boxed, so that the library of consensus is compiled here and not once more where a group is started.
+    pub fn start(config: GroupConfig) -> BoxFuture<'static, Result<Self, GroupError>> {
+        Box::pin(Self::begin(config))
+    }
+
+    async fn begin(config: GroupConfig) -> Result<Self, GroupError> {
         let settings = raft_config(&config.settings)?;
         let node = config.node.0;
         if node == 0 {

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use mainstay_identity::{Guard, Role, check_listener, incoming};
 use mainstay_proto::client::connector;
 use mainstay_raft::{Group, GroupConfig};
@@ -42,7 +43,13 @@ pub struct ControlHandle {
 }
 
 /// Starts a member. It answers when this returns; it may not have a leader yet.
-pub async fn start(mut config: ControlConfig) -> Result<ControlHandle, ControlError> {
+///
+/// Boxed, so that it is compiled here and not once more in each program that starts members.
+pub fn start(config: ControlConfig) -> BoxFuture<'static, Result<ControlHandle, ControlError>> {
+    Box::pin(begin(config))
+}
+
+async fn begin(mut config: ControlConfig) -> Result<ControlHandle, ControlError> {
     check(&config)?;
     check_listener(config.listen, config.identity.as_ref(), config.insecure)?;
     if let Some(identity) = config.identity.clone() {

@@ -42,6 +42,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use mainstay_identity::{Identity, Role};
 use mainstay_proto::client::{Connector, ControlPlane, channel, connector};
 use tokio::net::TcpListener;
@@ -85,7 +86,13 @@ pub struct GatewayHandle {
 }
 
 /// Starts listening at once; requests are refused with a reason until a worker is routable.
-pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, GatewayError> {
+///
+/// Boxed, so that it is compiled here and not once more in each program that starts gateways.
+pub fn start(config: GatewayConfig) -> BoxFuture<'static, Result<GatewayHandle, GatewayError>> {
+    Box::pin(begin(config))
+}
+
+async fn begin(config: GatewayConfig) -> Result<GatewayHandle, GatewayError> {
     let control = ControlPlane::with_connector(&config.control, connect(&config, Role::Control))
         .map_err(|s| GatewayError::Config(s.message().to_owned()))?;
     // The watch stays on its member while writes follow the leader.

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use mainstay_engine_abi::sdk::Info;
 use mainstay_identity::{Guard, Role, incoming};
 use mainstay_proto::client::{Connector, ControlPlane, channel, connector};
@@ -58,9 +59,13 @@ pub struct WorkerHandle {
 /// # Errors
 /// If the configuration can't work, the address is taken, the engine does not open, or no control member takes
 /// the registration within `start_timeout_ms`.
-pub async fn start(config: WorkerConfig) -> Result<WorkerHandle, WorkerError> {
-    let (settings, source) = config.split()?;
-    start_with(settings, Arc::new(HostOpener(source)), FrameLimits::standard()).await
+///
+/// Boxed, so that it is compiled here and not once more in each program that starts workers.
+pub fn start(config: WorkerConfig) -> BoxFuture<'static, Result<WorkerHandle, WorkerError>> {
+    Box::pin(async move {
+        let (settings, source) = config.split()?;
+        start_with(settings, Arc::new(HostOpener(source)), FrameLimits::standard()).await
+    })
 }
 
 /// [`start`] with an engine that need not come from the host.
