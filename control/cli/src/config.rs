@@ -8,9 +8,9 @@ use mainstay_gateway::{ApiKey, GatewayConfig, Media, ModelAliases, Recompute};
 use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::weights;
-
+use crate::logging::LogConfig;
 use crate::settings::{Layers, ROLES};
+use crate::weights;
 
 /// `--config FILE`, TOML, without the flags of roles: those are put in front of clap by [`settings`](crate::settings).
 #[derive(Debug, Default, Deserialize)]
@@ -26,6 +26,8 @@ pub(crate) struct FileConfig {
     pub(crate) responses: ResponsesConfig,
     /// The page for people.
     pub(crate) console: ConsoleConfig,
+    /// What is logged, and how.
+    pub(crate) log: LogConfig,
     /// Passed to the engine as it is, beside what flags set.
     pub(crate) engine: toml::Table,
 }

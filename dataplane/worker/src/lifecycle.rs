@@ -302,7 +302,8 @@ impl WorkerHandle {
         let limit = Duration::from_millis(self.shared.settings.start_timeout_ms);
         let mut registration = self.shared.registration.subscribe();
         tokio::select! {
-            _ = registration.wait_for(Option::is_some) => Ok(()),
+            // What it saw is not held while another branch waits.
+            _ = async { registration.wait_for(Option::is_some).await.map(drop) } => Ok(()),
             end = self.wait() => {
                 end.and(Err(WorkerError::System("stopped before it was registered".into())))
             }

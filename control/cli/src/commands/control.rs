@@ -82,7 +82,7 @@ struct RunArgs {
     /// How the block index is replicated; the same on all members
     #[arg(long, value_enum, default_value = "streams")]
     index: IndexForm,
-    /// A TOML file; what counts here: [control]
+    /// A TOML file; what counts here: [control], [log]
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -149,8 +149,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
     let args = args.run;
     // What flags it has counts already; a fault elsewhere is told here as by the other roles.
-    FileConfig::read(args.config.as_deref())?;
-    // Of traces that begin elsewhere, whoever began one says whether it is sampled.
+    let file = FileConfig::read(args.config.as_deref())?;
+    crate::logging::follow(&file.log, args.config.as_deref())?;
     args.traces.start("control")?;
     let readiness = args.metrics.listen("control").await?;
     if let (Some(token), Some(list)) = (&args.token, &args.join) {

@@ -62,7 +62,7 @@ pub(crate) struct Args {
     name: Option<String>,
     #[command(flatten)]
     traces: TraceArgs,
-    /// A TOML file; what counts here: [gateway], [[keys]], [models], [pins], [responses]
+    /// A TOML file; what counts here: [gateway], [[keys]], [models], [pins], [responses], [console], [log]
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -91,6 +91,7 @@ fn without_huge_pages() {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     without_huge_pages();
     let file = FileConfig::read(args.config.as_deref())?;
+    crate::logging::follow(&file.log, args.config.as_deref())?;
     args.traces.start("gateway")?;
     let members = addresses(&args.control);
     if let Some(token) = &args.join {

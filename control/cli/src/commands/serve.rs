@@ -49,13 +49,15 @@ pub(crate) struct Args {
     queue: QueueArgs,
     #[command(flatten)]
     traces: TraceArgs,
-    /// A TOML file; what counts here: [serve], [[keys]], [models], [pins], [responses], [engine]
+    /// A TOML file; what counts here: [serve], [[keys]], [models], [pins], [responses], [console], [log],
+    /// [engine]
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
+    crate::logging::follow(&file.log, args.config.as_deref())?;
     args.traces.start("serve")?;
     // A port that is taken is told before a model is loaded.
     let probe = std::net::TcpListener::bind(args.listen).with_context(|| {

@@ -47,13 +47,14 @@ pub(crate) struct Args {
     join: Option<String>,
     #[command(flatten)]
     traces: CollectorArgs,
-    /// A TOML file; what counts here: [worker], [engine]
+    /// A TOML file; what counts here: [worker], [log], [engine]
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
+    crate::logging::follow(&file.log, args.config.as_deref())?;
     args.traces.start("worker")?;
     let readiness = args.metrics.listen("worker").await?;
     let members = addresses(&args.control);

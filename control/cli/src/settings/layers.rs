@@ -15,11 +15,12 @@ pub(crate) const PREFIX: &str = "MAINSTAY__";
 /// The largest file, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Sections that are not a role's, with their keys; none listed: any key.
-pub(crate) const SECTIONS: [(&str, &[&str]); 5] = [
+pub(crate) const SECTIONS: [(&str, &[&str]); 6] = [
     ("pins", &["recompute"]),
     ("models", &["aliases", "media"]),
     ("responses", &["websocket"]),
     ("console", &["enabled"]),
+    ("log", &["filter", "format"]),
     ("engine", &[]),
 ];
 /// `[[keys]]` and its members.

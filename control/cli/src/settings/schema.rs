@@ -59,6 +59,11 @@ pub(crate) fn schema() -> Value {
         "console": {"type": "object", "additionalProperties": false, "properties": {
             "enabled": {"type": "boolean", "default": true,
                 "description": "whether the gateway serves the console and what it shows"}}},
+        "log": {"type": "object", "additionalProperties": false, "properties": {
+            "filter": {"type": "string", "default": "warn,openraft=error",
+                "description": "what is logged, such as `info` or `warn,mainstay_gateway=debug`; read anew at SIGHUP"},
+            "format": {"enum": crate::logging::Format::NAMES, "default": "text",
+                "description": "lines of text or of JSON; read anew at SIGHUP"}}},
         "engine": {"type": "object", "description": "handed to the engine as JSON, beside what flags set"},
     });
     if let Value::Object(others) = others {

@@ -421,3 +421,47 @@ async fn settings_are_told_with_their_origin_and_a_wrong_word_ends_the_start() -
     ensure!(code == 2 && err.contains("--listen is from") && err.contains(":3"), "{code} {err}");
     Ok(())
 }
+
+#[test]
+fn logs_follow_the_file_at_a_hangup_and_a_wrong_one_changes_nothing() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let (file, data) = (dir.path().join("mainstay.toml"), dir.path().join("data"));
+    let write = |log: &str| {
+        let listen = format!("[control]\nlisten = \"127.0.0.1:{}\"\n", free_port());
+        std::fs::write(&file, format!("{listen}data_dir = \"{}\"\n{log}", data.display()))
+    };
+    write("")?;
+    let member = start("control", &["control", "--config", &file.display().to_string()])?;
+    let objects = || {
+        let output = member.output();
+        let lines = output.lines().filter_map(|line| line.strip_prefix("! "));
+        lines.filter_map(|line| serde_json::from_str::<Value>(line).ok()).collect::<Vec<_>>()
+    };
+    let wait = |what: &str, seen: &dyn Fn() -> bool| {
+        let asked = Instant::now();
+        while !seen() {
+            ensure!(asked.elapsed() < Duration::from_secs(20), "{what}:\n{}", member.output());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    };
+    ensure!(objects().is_empty(), "text unless told otherwise: {}", member.output());
+    write("[log]\nfilter = \"warn,openraft=trace\"\nformat = \"json\"\n")?;
+    member.signal("HUP")?;
+    // A member's clock ticks whatever happens.
+    wait("no traces of the log", &|| objects().iter().any(|line| line["level"] == "TRACE"))?;
+    write("[log]\nfilter = \"loud=very\"\n")?;
+    member.signal("HUP")?;
+    let refused = |line: &Value| {
+        line["level"] == "ERROR" && line["error"].as_str().is_some_and(|e| e.contains("log.filter"))
+    };
+    wait("the fault is not told", &|| objects().iter().any(refused))?;
+    write("[log]\nfilter = \"error\"\n")?;
+    member.signal("HUP")?;
+    let quiet = || {
+        let lines = member.output().lines().count();
+        std::thread::sleep(Duration::from_secs(1));
+        member.output().lines().count() == lines
+    };
+    wait("it does not become quiet", &quiet)
+}
