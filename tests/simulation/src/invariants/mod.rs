@@ -21,6 +21,9 @@ use crate::run::Counts;
 
 /// How far the clocks by which the history is written may be apart: hosts step one after another.
 pub(crate) const STEP_MS: u64 = 3;
+/// What it may take until all is well after the last fault: to give up connections that lost a message, to hold an
+/// election, to drain a stalled disk.
+const RECOVERY_MS: u64 = 4_500;
 /// Findings of one kind that are told; the rest is counted.
 const TOLD_MAX: usize = 3;
 

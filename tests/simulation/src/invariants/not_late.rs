@@ -4,12 +4,10 @@
 
 use mainstay_types::ClusterTime;
 
-use super::{STEP_MS, stories};
+use super::{RECOVERY_MS, STEP_MS, stories};
 use crate::history::History;
 use crate::member::TICK;
 
-/// How long after the last fault everything has settled: the longest fsync, an election, a proposal's patience.
-const SETTLED_MS: u64 = 3_000;
 /// What a tick may take on its way into the state, in calm times.
 const WAY_MS: u64 = 200;
 
@@ -20,7 +18,7 @@ pub(crate) fn check(history: &History) -> Vec<String> {
     let tick_ms = u64::try_from(TICK.as_millis()).expect("a small constant");
     for attempt in &history.attempts {
         let Some((over_ms, seen)) = attempt.read() else { continue };
-        let calm = attempt.asked_ms > history.whole_from_ms + SETTLED_MS;
+        let calm = attempt.asked_ms > history.whole_from_ms + RECOVERY_MS;
         for view in seen.pins.iter().filter(|view| view.live) {
             let Some(story) = stories.get(&view.id) else { continue };
             // What nobody answered may be granted at any time.

@@ -1,9 +1,7 @@
 //! Once nothing is broken any more, the cluster goes on by itself: writes and reads are answered again.
 
+use super::RECOVERY_MS;
 use crate::history::{Attempt, History};
-
-/// What it may take: to give up connections that lost a message, to hold an election, to drain a stalled disk.
-const RECOVERY_MS: u64 = 4_500;
 
 pub(crate) fn check(history: &History) -> Vec<String> {
     let from_ms = history.whole_from_ms + RECOVERY_MS;
