@@ -3,15 +3,12 @@
 //! Its lock is held for a few instructions only. An id is free again before its final output can be seen, and
 //! whoever sees that nothing is live finds every final output in the lane.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mainstay_engine_abi::sdk::{Code, EngineError, Finish, Health, Lanes, Output, Request, Stats};
-/// Requests that may wait besides those at the server.
-const WAITING_REQUESTS_MAX: usize = 1024;
-/// Prompt tokens of all live requests together.
-const LIVE_TOKENS_MAX: u64 = 1 << 26;
+use mainstay_engine_shell::roster::{self, Roster, Rostered};
+
 /// How soon to come again while the server is away.
 const AWAY_RETRY_MS: u32 = 1000;
 
@@ -26,29 +23,27 @@ pub enum Command {
 
 type Sender = Box<dyn Fn(Command) -> bool + Send + Sync>;
 
-struct Live {
-    tokens: u64,
-    is_cancelled: bool,
-}
-
 impl std::fmt::Debug for Desk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Desk").finish_non_exhaustive()
     }
 }
 
-#[derive(Default)]
 struct Inbox {
-    live: HashMap<u64, Live>,
-    live_tokens: u64,
+    roster: Roster,
     /// How many of them are at the server.
     running: u32,
-    is_draining: bool,
     /// Why the engine has ended.
     dead: Option<String>,
     /// The server does not answer.
     is_away: bool,
     stats: Stats,
+}
+
+impl Rostered for Inbox {
+    fn roster(&mut self) -> &mut Roster {
+        &mut self.roster
+    }
 }
 
 /// The desk.
@@ -58,7 +53,6 @@ pub struct Desk {
     quiet: Condvar,
     commands: Mutex<Option<Sender>>,
     lanes: Arc<Lanes>,
-    requests_max: usize,
 }
 
 impl Desk {
@@ -69,18 +63,23 @@ impl Desk {
         requests_max: u32,
         send: impl Fn(Command) -> bool + Send + Sync + 'static,
     ) -> Arc<Self> {
+        let inbox = Inbox {
+            roster: Roster::new(requests_max as usize),
+            running: 0,
+            dead: None,
+            is_away: false,
+            stats: Stats::default(),
+        };
         Arc::new(Self {
-            inbox: Mutex::new(Inbox::default()),
+            inbox: Mutex::new(inbox),
             quiet: Condvar::new(),
             commands: Mutex::new(Some(Box::new(send))),
             lanes,
-            requests_max: requests_max as usize,
         })
     }
 
-    // Each change under the lock is one whole step, so a poisoned inbox is as good as any.
     fn lock(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+        roster::lock(&self.inbox)
     }
 
     fn send(&self, command: Command) -> Result<(), EngineError> {
@@ -92,33 +91,20 @@ impl Desk {
     /// # Errors
     /// As `Engine::submit`.
     pub fn submit(&self, request: Request) -> Result<(), EngineError> {
-        let (id, tokens) = (request.id, request.tokens.len() as u64);
+        let id = request.id;
         let mut inbox = self.lock();
         if let Some(reason) = &inbox.dead {
             return Err(EngineError::unavailable(reason.clone()).fatal());
         }
-        if inbox.is_draining {
-            return Err(EngineError::unavailable("the engine is draining; use another"));
-        }
-        if inbox.live.contains_key(&id) {
-            let message = format!("request {id} is live already; choose another id");
-            return Err(EngineError::new(Code::Exists, message));
-        }
+        inbox.roster.check(id)?;
         if inbox.is_away {
             let away = EngineError::unavailable("the server does not answer; use another worker");
             return Err(EngineError { retry_after_ms: AWAY_RETRY_MS, ..away });
         }
-        let live_max = self.requests_max + WAITING_REQUESTS_MAX;
-        if inbox.live.len() >= live_max || inbox.live_tokens + tokens > LIVE_TOKENS_MAX {
-            let message = format!("{} requests are live; come again later", inbox.live.len());
-            return Err(EngineError::exhausted(message, AWAY_RETRY_MS / 4));
-        }
-        inbox.live.insert(id, Live { tokens, is_cancelled: false });
-        inbox.live_tokens += tokens;
+        inbox.roster.enter(&request, AWAY_RETRY_MS / 4)?;
         let sent = self.send(Command::Submit(Box::new(request)));
         if sent.is_err() {
-            inbox.live.remove(&id);
-            inbox.live_tokens -= tokens;
+            inbox.roster.leave(id);
         }
         sent
     }
@@ -126,10 +112,10 @@ impl Desk {
     /// The request's end follows, unless it has ended.
     pub fn cancel(&self, id: u64) {
         let mut inbox = self.lock();
-        let Some(live) = inbox.live.get_mut(&id).filter(|live| !live.is_cancelled) else { return };
-        live.is_cancelled = true;
-        // An engine that has ended ends its requests by itself.
-        let _ = self.send(Command::Cancel(id));
+        if inbox.roster.cancel(id) {
+            // An engine that has ended ends its requests by itself.
+            let _ = self.send(Command::Cancel(id));
+        }
     }
 
     /// # Errors
@@ -148,34 +134,19 @@ impl Desk {
     /// # Errors
     /// `Internal` when requests do not end even so.
     pub fn drain(&self, timeout: Duration, grace: Duration) -> Result<(), EngineError> {
-        self.lock().is_draining = true;
-        let inbox = self.wait_quiet(timeout);
-        let left: Vec<u64> = inbox.live.keys().copied().collect();
-        drop(inbox);
-        left.into_iter().for_each(|id| self.cancel(id));
-        let inbox = self.wait_quiet(grace);
-        if inbox.live.is_empty() {
-            return Ok(());
-        }
-        Err(EngineError::internal(format!("{} requests do not end", inbox.live.len())))
-    }
-
-    fn wait_quiet(&self, timeout: Duration) -> MutexGuard<'_, Inbox> {
-        let busy = |inbox: &mut Inbox| !inbox.live.is_empty();
-        let waited = self.quiet.wait_timeout_while(self.lock(), timeout, busy);
-        waited.unwrap_or_else(PoisonError::into_inner).0
+        roster::drain(&self.inbox, &self.quiet, [timeout, grace], |id| self.cancel(id))
     }
 
     /// The figures, and how the engine is.
     pub fn stats(&self) -> Stats {
         let inbox = self.lock();
-        let health = match (&inbox.dead, inbox.is_draining, inbox.is_away) {
+        let health = match (&inbox.dead, inbox.roster.is_closed(), inbox.is_away) {
             (Some(_), _, _) => Health::Fatal,
             (None, true, _) => Health::Draining,
             (None, false, true) => Health::Starting,
             (None, false, false) => Health::Ok,
         };
-        let waiting = (inbox.live.len() as u32).saturating_sub(inbox.running);
+        let waiting = (inbox.roster.len() as u32).saturating_sub(inbox.running);
         Stats { health, waiting, running: inbox.running, ..inbox.stats }
     }
 
@@ -190,11 +161,11 @@ impl Desk {
 
     /// Whether somebody wants this live request to end.
     pub fn is_cancelled(&self, id: u64) -> bool {
-        self.lock().live.get(&id).is_some_and(|live| live.is_cancelled)
+        self.lock().roster.is_cancelled(id)
     }
 
     pub fn is_draining(&self) -> bool {
-        self.lock().is_draining
+        self.lock().roster.is_closed()
     }
 
     /// How many requests are at the server.
@@ -219,12 +190,13 @@ impl Desk {
     /// A request's end. A second one is nothing.
     pub fn end(&self, last: Output, finish: Finish, was_running: bool) {
         let mut inbox = self.lock();
-        let Some(live) = inbox.live.remove(&last.id) else { return };
-        inbox.live_tokens -= live.tokens;
+        if !inbox.roster.leave(last.id) {
+            return;
+        }
         if was_running {
             inbox.running = inbox.running.saturating_sub(1);
         }
-        let is_quiet = inbox.live.is_empty();
+        let is_quiet = inbox.roster.is_empty();
         self.lanes.output(Output { finish: Some(finish), ..last });
         drop(inbox);
         if is_quiet {
@@ -235,11 +207,8 @@ impl Desk {
     /// Ends all that is live.
     pub fn end_all(&self, finish: &Finish) {
         let mut inbox = self.lock();
-        for id in std::mem::take(&mut inbox.live).into_keys() {
-            let finish = Some(finish.clone());
-            self.lanes.output(Output { id, finish, ..Output::default() });
-        }
-        (inbox.live_tokens, inbox.running) = (0, 0);
+        inbox.roster.leave_all(finish).for_each(|output| self.lanes.output(output));
+        inbox.running = 0;
         drop(inbox);
         self.quiet.notify_all();
     }

@@ -1,21 +1,17 @@
 //! The door: who is live, what was asked for, what the figures are.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use std::vec::Drain;
 
 use mainstay_engine_abi::sdk::{
-    Code, EngineError, Export, Finish, Health, Import, Lanes, LeaseChange, Output, Pin, Request,
-    Stats,
+    EngineError, Export, Finish, Health, Import, Lanes, LeaseChange, Output, Pin, Request, Stats,
 };
 
 use crate::Work;
+use crate::roster::{self, Roster, Rostered};
 
-/// Requests that may wait besides those that run.
-const WAITING_REQUESTS_MAX: usize = 1024;
-/// Prompt tokens of all live requests together.
-const LIVE_TOKENS_MAX: u64 = 1 << 26;
 /// Commands that may wait where leases are changed; each change is as large as a request's ranges at most.
 const COMMANDS_MAX: usize = 8_192;
 const LEASE_RETRY_MS: u32 = 100;
@@ -51,20 +47,19 @@ pub(crate) enum Command<W> {
     Ask(Ask),
 }
 
-struct Live {
-    tokens: u64,
-    is_cancelled: bool,
-}
-
 pub(crate) struct Inbox<W> {
     pub(crate) commands: VecDeque<Command<W>>,
-    live: HashMap<u64, Live>,
-    live_tokens: u64,
-    is_draining: bool,
+    roster: Roster,
     pub(crate) is_stopping: bool,
     pub(crate) is_dead: bool,
     stats: Stats,
     backlog_ms: u32,
+}
+
+impl<W> Rostered for Inbox<W> {
+    fn roster(&mut self) -> &mut Roster {
+        &mut self.roster
+    }
 }
 
 impl<W> Inbox<W> {
@@ -73,10 +68,6 @@ impl<W> Inbox<W> {
             return Err(EngineError::unavailable("the engine's thread has died").fatal());
         }
         Ok(())
-    }
-
-    fn wants(&self, id: u64) -> bool {
-        self.live.get(&id).is_some_and(|live| !live.is_cancelled)
     }
 }
 
@@ -87,7 +78,6 @@ pub struct Door<W> {
     bell: Condvar,
     /// Rung when no request is live.
     quiet: Condvar,
-    requests_max: usize,
 }
 
 impl<W> std::fmt::Debug for Door<W> {
@@ -100,21 +90,18 @@ impl<W: Work> Door<W> {
     pub(crate) fn new(stats: Stats, requests_max: usize) -> Self {
         let inbox = Inbox {
             commands: VecDeque::new(),
-            live: HashMap::new(),
-            live_tokens: 0,
-            is_draining: false,
+            roster: Roster::new(requests_max),
             is_stopping: false,
             is_dead: false,
             stats,
             backlog_ms: 0,
         };
         let (bell, quiet) = (Condvar::new(), Condvar::new());
-        Self { inbox: Mutex::new(inbox), bell, quiet, requests_max }
+        Self { inbox: Mutex::new(inbox), bell, quiet }
     }
 
-    // Each change under the lock is one whole step, so a poisoned inbox is as good as any.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inbox<W>> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+        roster::lock(&self.inbox)
     }
 
     /// Queues a command and lets go of the inbox.
@@ -143,7 +130,7 @@ impl<W: Work> Door<W> {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let inbox = self.lock();
-        let health = match (inbox.is_dead, inbox.is_draining) {
+        let health = match (inbox.is_dead, inbox.roster.is_closed()) {
             (true, _) => Health::Fatal,
             (false, true) => Health::Draining,
             (false, false) => inbox.stats.health,
@@ -152,23 +139,10 @@ impl<W: Work> Door<W> {
     }
 
     fn enter(&self, request: &Request) -> Result<MutexGuard<'_, Inbox<W>>, EngineError> {
-        let tokens = request.tokens.len() as u64;
         let mut inbox = self.lock();
         inbox.check_alive()?;
-        if inbox.is_draining || inbox.is_stopping {
-            return Err(EngineError::unavailable("the engine is draining; use another"));
-        }
-        if inbox.live.contains_key(&request.id) {
-            let message = format!("request {} is live already; choose another id", request.id);
-            return Err(EngineError::new(Code::Exists, message));
-        }
-        let live_max = self.requests_max + WAITING_REQUESTS_MAX;
-        if inbox.live.len() >= live_max || inbox.live_tokens + tokens > LIVE_TOKENS_MAX {
-            let message = format!("{} requests are live; come again later", inbox.live.len());
-            return Err(EngineError::exhausted(message, inbox.backlog_ms.max(1)));
-        }
-        inbox.live.insert(request.id, Live { tokens, is_cancelled: false });
-        inbox.live_tokens += tokens;
+        let retry_after_ms = inbox.backlog_ms.max(1);
+        inbox.roster.enter(request, retry_after_ms)?;
         Ok(inbox)
     }
 
@@ -194,14 +168,14 @@ impl<W: Work> Door<W> {
     #[must_use]
     pub fn is_wanted(&self, id: u64) -> bool {
         let inbox = self.lock();
-        !inbox.is_stopping && !inbox.is_dead && inbox.wants(id)
+        !inbox.is_stopping && !inbox.is_dead && inbox.roster.wants(id)
     }
 
     /// An announced request is ready: `submit` queues it. It ends with `Cancelled` if nobody waits for it any more.
     pub fn hand_in(&self, id: u64, submit: impl FnOnce(&mut W, u64) + Send + 'static) {
         let inbox = self.lock();
         // Under the lock: a cancel before this is seen here, one after it finds the request queued.
-        let command = if inbox.wants(id) {
+        let command = if inbox.roster.wants(id) {
             Command::HandIn(Box::new(submit))
         } else {
             Command::End(id, Finish::Cancelled)
@@ -212,16 +186,16 @@ impl<W: Work> Door<W> {
     /// Ends an announced request that the work will never see; with `Cancelled` if nobody waits for it any more.
     pub fn end(&self, id: u64, finish: Finish) {
         let inbox = self.lock();
-        let finish = if inbox.wants(id) { finish } else { Finish::Cancelled };
+        let finish = if inbox.roster.wants(id) { finish } else { Finish::Cancelled };
         self.push(inbox, Command::End(id, finish));
     }
 
     /// The request's end follows, unless it has ended.
     pub fn cancel(&self, id: u64) {
         let mut inbox = self.lock();
-        let Some(live) = inbox.live.get_mut(&id).filter(|live| !live.is_cancelled) else { return };
-        live.is_cancelled = true;
-        self.push(inbox, Command::Cancel(id));
+        if inbox.roster.cancel(id) {
+            self.push(inbox, Command::Cancel(id));
+        }
     }
 
     /// Waits until all has ended, cancels what is left, and waits a little for its end.
@@ -229,22 +203,7 @@ impl<W: Work> Door<W> {
     /// # Errors
     /// `Internal` when requests do not end even so.
     pub fn drain(&self, timeout: Duration) -> Result<(), EngineError> {
-        self.lock().is_draining = true;
-        let inbox = self.wait_quiet(timeout);
-        let left: Vec<u64> = inbox.live.keys().copied().collect();
-        drop(inbox);
-        left.into_iter().for_each(|id| self.cancel(id));
-        let inbox = self.wait_quiet(CANCEL_GRACE);
-        if inbox.live.is_empty() {
-            return Ok(());
-        }
-        Err(EngineError::internal(format!("{} requests do not end", inbox.live.len())))
-    }
-
-    fn wait_quiet(&self, timeout: Duration) -> MutexGuard<'_, Inbox<W>> {
-        let busy = |inbox: &mut Inbox<W>| !inbox.live.is_empty();
-        let waited = self.quiet.wait_timeout_while(self.lock(), timeout, busy);
-        waited.unwrap_or_else(PoisonError::into_inner).0
+        roster::drain(&self.inbox, &self.quiet, [timeout, CANCEL_GRACE], |id| self.cancel(id))
     }
 
     /// The queued commands; waits for some where there is nothing else to do. `None` when the engine is dropped.
@@ -266,7 +225,10 @@ impl<W: Work> Door<W> {
 
     /// The thread's loop ends.
     pub(crate) fn stop(&self) {
-        self.lock().is_stopping = true;
+        let mut inbox = self.lock();
+        inbox.roster.close();
+        inbox.is_stopping = true;
+        drop(inbox);
         self.bell.notify_one();
     }
 
@@ -297,11 +259,9 @@ impl<W: Work> Door<W> {
     ) {
         // An id is free before its final output can be seen, so that it can be used again at once.
         for output in outputs.as_slice().iter().filter(|output| output.finish.is_some()) {
-            if let Some(live) = inbox.live.remove(&output.id) {
-                inbox.live_tokens -= live.tokens;
-            }
+            inbox.roster.leave(output.id);
         }
-        let is_quiet = inbox.live.is_empty();
+        let is_quiet = inbox.roster.is_empty();
         // Under the lock, so that whoever sees the engine quiet finds every final in the lane.
         outputs.for_each(|output| lanes.output(output));
         drop(inbox);
@@ -313,9 +273,7 @@ impl<W: Work> Door<W> {
     /// Ends all that is live.
     pub(crate) fn end_left(&self, lanes: &Lanes, finish: &Finish) {
         let mut inbox = self.lock();
-        for id in std::mem::take(&mut inbox.live).into_keys() {
-            lanes.output(Output { id, finish: Some(finish.clone()), ..Output::default() });
-        }
+        inbox.roster.leave_all(finish).for_each(|output| lanes.output(output));
         drop(inbox);
         self.quiet.notify_all();
     }

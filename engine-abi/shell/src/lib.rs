@@ -11,6 +11,7 @@
 
 mod cache;
 mod door;
+pub mod roster;
 mod sequence;
 mod thread;
 mod work;
