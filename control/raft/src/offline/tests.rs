@@ -216,7 +216,6 @@ async fn damage_in_a_directory_is_told_and_not_copied() {
     assert!(matches!(refused, OfflineError::Store(StoreError::Corrupt { .. })), "{refused}");
     assert!(!dir.path().join("copy").exists());
     fs::write(&snapshot, whole).unwrap();
-    let end = inspect(&path, &Limits::standard()).unwrap().log.last.map(|last| last.index);
 
     let database = path.join("log");
     for file in fs::read_dir(&database).unwrap().map(|e| e.unwrap().path()) {
@@ -231,9 +230,7 @@ async fn damage_in_a_directory_is_told_and_not_copied() {
         }
     }
     let seen = inspect(&path, &Limits::standard()).unwrap();
-    // Where the byte was in the tail of the write-ahead log, that reads as torn by a crash: less is there, all of it whole.
-    let is_shorter = seen.log.last.map(|last| last.index) < end;
-    assert!(!seen.problems.is_empty() || is_shorter, "{seen:?}");
+    assert!(!seen.problems.is_empty(), "{seen:?}");
     assert_eq!(seen.member, 3);
     fs::remove_dir_all(&database).unwrap();
     let seen = inspect(&path, &Limits::standard()).unwrap();
