@@ -10,6 +10,7 @@ mod folder;
 mod log;
 #[cfg(feature = "simulation")]
 mod memory;
+mod promised;
 mod reader;
 mod tail;
 
@@ -35,6 +36,8 @@ use crate::types::{Entry, LogId, TypeConfig, Vote};
 use flusher::Flusher;
 pub(crate) use folder::{Folder, Marker};
 pub(crate) use log::Log;
+pub(crate) use promised::Promise;
+use promised::Promised;
 pub(crate) use reader::{LogFile, open_record, seed};
 use tail::Tail;
 
@@ -78,13 +81,25 @@ impl LogStore {
         let vote = meta::<Vote>(&db, VOTE).map_err(|e| StoreError::corrupt(dir, e.to_string()))?;
         let purged =
             meta::<LogId>(&db, PURGED).map_err(|e| StoreError::corrupt(dir, e.to_string()))?;
+        let promised = Promised::open(folder)?;
+        let promise = promised.says();
         let db = Arc::new(db);
-        let flusher = Flusher::start(Arc::clone(&db)).map_err(|e| StoreError::io(dir, &e))?;
+        let flusher =
+            Flusher::start(Arc::clone(&db), promised).map_err(|e| StoreError::io(dir, &e))?;
         let (vote, purged, tail) = (RwLock::new(vote), Mutex::new(purged), Mutex::default());
         let inner = Inner { db, flusher, vote, purged, tail };
         let store = Self { inner: Arc::new(inner) };
         store.check().map_err(|e| StoreError::corrupt(dir, e.to_string()))?;
+        store.check_promise(&promise).map_err(|e| StoreError::corrupt(dir, e.to_string()))?;
         Ok(store)
+    }
+
+    /// Whether everything is there that was ever acknowledged.
+    fn check_promise(&self, promise: &Promise) -> io::Result<()> {
+        let last = self.last()?.max(*self.inner.purged.lock());
+        let vote = *self.inner.vote.read();
+        let kept = promise.kept(last.as_ref(), vote.as_ref());
+        kept.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e.to_string()))
     }
 
     /// Looks at every entry: checksums, and no holes after what was purged.
@@ -282,7 +297,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mut batch = WriteBatch::default();
         batch.put_cf(self.cf(META), VOTE, seal(VOTE, &vote.encode()));
         self.write(batch)?;
-        self.inner.flusher.sync().await?;
+        self.inner.flusher.vote(*vote).await?;
         *self.inner.vote.write() = Some(*vote);
         Ok(())
     }
@@ -317,6 +332,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             added.push(entry);
         }
         let written = self.write(batch);
+        let last = added.last().map(|entry| entry.log_id.index);
         let mut tail = self.inner.tail.lock();
         match &written {
             Ok(()) => added.into_iter().for_each(|entry| tail.push(entry)),
@@ -325,11 +341,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         }
         drop(tail);
         written?;
-        self.inner.flusher.append(callback)
+        self.inner.flusher.append(callback, last)
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
         let from = last.map_or(0, |id| id.index + 1);
+        self.inner.flusher.cut(last.map(|id| id.index)).await?;
         let mut batch = WriteBatch::default();
         // One by one rather than as a range: a log is truncated seldom and by little, and range tombstones
         // over indexes that are written again slow every later read.

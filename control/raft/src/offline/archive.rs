@@ -24,7 +24,7 @@ use crate::codec::{LogIdForm, VoteForm};
 use crate::error::{OfflineError, StoreError};
 use crate::machine::{decode_image, open};
 use crate::snapshot::{self, SNAPSHOT_BYTES_MAX, SnapshotStore};
-use crate::store::{Folder, LogFile, Marker, open_record, seed};
+use crate::store::{Folder, LogFile, Marker, Promise, open_record, seed};
 use crate::types::{LeaderId, LogId, Membership, Peer, SnapshotMeta, StoredMembership, Vote};
 
 const MAGIC: [u8; 8] = *b"MSTBACK1";
@@ -110,10 +110,12 @@ pub struct Restored {
 /// Copies log and snapshot in `dir` into the new file `file`; changes nothing in `dir`.
 pub fn backup(dir: &Path, file: &Path) -> Result<BackedUp, OfflineError> {
     let (folder, Marker { member, .. }) = existing(dir)?;
+    // Before the log: of a member that runs, the log that is read has what was promised before.
+    let promise = Promise::read(&folder)?;
     let log = LogFile::open(&folder)?;
     // Under its own name from the start: a backup that is cut off is noticed by what reads it.
     let archive = Archive::create(file)?;
-    let done = write_archive(&folder, member, &log, archive)
+    let done = write_archive(&folder, member, &log, &promise, archive)
         .and_then(|done| sync_parent(file).map(|()| done));
     if done.is_err() {
         // The error that is told says more than one of this.
@@ -126,6 +128,7 @@ fn write_archive(
     folder: &Folder,
     member: u64,
     log: &LogFile,
+    promise: &Promise,
     mut out: Archive,
 ) -> Result<BackedUp, OfflineError> {
     let dir = folder.path();
@@ -143,12 +146,13 @@ fn write_archive(
     let mut chunk = EntriesForm::default();
     let (mut bytes, mut entries) = (0, 0);
     let mut expected = purged.map(|id| id.index + 1);
+    let mut newest = purged;
     for record in log.records() {
         let record = record.map_err(corrupt)?;
         if purged.is_some_and(|id| record.index <= id.index) {
             continue;
         }
-        record.entry.map_err(corrupt)?;
+        newest = newest.max(Some(record.entry.map_err(corrupt)?.log_id));
         if expected.is_some_and(|e| e != record.index) {
             let detail = format!("the log has a hole before entry {}", record.index);
             return Err(StoreError::corrupt(dir, detail).into());
@@ -167,6 +171,9 @@ fn write_archive(
         expected = Some(record.index + 1);
     }
     out.record(ENTRIES, &chunk.encode_to_vec())?;
+    promise
+        .kept(newest.as_ref(), vote.as_ref())
+        .map_err(|short| StoreError::corrupt(dir, short.to_string()))?;
     // After the log: entries go only once a snapshot has them, so that a member that runs leaves no hole.
     let snapshot = SnapshotStore::new(folder.snapshot()).load().map_err(corrupt)?;
     if purged > snapshot.as_ref().and_then(|s| s.meta.last_log_id) {

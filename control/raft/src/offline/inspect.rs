@@ -15,7 +15,7 @@ use super::existing;
 use crate::error::{OfflineError, StoreError};
 use crate::machine::{decode_image, open};
 use crate::snapshot::SnapshotStore;
-use crate::store::{Folder, LogFile};
+use crate::store::{Folder, LogFile, Promise};
 use crate::types::{Entry, LogId, Membership, StoredMembership};
 
 /// Problems that are listed one by one; more are only counted.
@@ -154,8 +154,10 @@ pub fn inspect(dir: &Path, limits: &Limits) -> Result<Inspection, OfflineError> 
         problems_more: 0,
     };
     let mut membership = None;
+    // Before the log: of a member that runs, the log that is read has what was promised before.
+    let promise = seen.noted("acknowledged", Promise::read(&folder).map(Some)).unwrap_or_default();
     match LogFile::open(&folder) {
-        Ok(log) => membership = look_at_log(&log, &mut seen),
+        Ok(log) => membership = look_at_log(&log, &promise, &mut seen),
         Err(StoreError::Corrupt { detail, .. }) => seen.problem(format!("log: {detail}")),
         Err(error) => seen.problem(format!("log: {error}")),
     }
@@ -177,7 +179,7 @@ pub fn inspect(dir: &Path, limits: &Limits) -> Result<Inspection, OfflineError> 
     Ok(seen)
 }
 
-fn look_at_log(log: &LogFile, seen: &mut Inspection) -> Option<Membership> {
+fn look_at_log(log: &LogFile, promise: &Promise, seen: &mut Inspection) -> Option<Membership> {
     let vote = seen.noted("vote", log.vote());
     seen.vote = vote.map(|v| VoteSeen {
         term: v.leader_id.term,
@@ -185,7 +187,9 @@ fn look_at_log(log: &LogFile, seen: &mut Inspection) -> Option<Membership> {
         committed: v.committed,
     });
     seen.committed = seen.noted("committed position", log.committed()).map(|id| (&id).into());
-    seen.purged = seen.noted("purged position", log.purged()).map(|id| (&id).into());
+    let purged = seen.noted("purged position", log.purged());
+    seen.purged = purged.as_ref().map(Position::from);
+    let mut last = purged;
     let mut expected = seen.purged.map(|at| at.index + 1);
     let mut membership = None;
     for record in log.records() {
@@ -207,9 +211,15 @@ fn look_at_log(log: &LogFile, seen: &mut Inspection) -> Option<Membership> {
         seen.log.entries += 1;
         seen.log.bytes += record.sealed.len() as u64;
         match record.entry {
-            Ok(entry) => note_entry(&entry, seen, &mut membership),
+            Ok(entry) => {
+                last = last.max(Some(entry.log_id));
+                note_entry(&entry, seen, &mut membership);
+            }
             Err(error) => seen.problem(error),
         }
+    }
+    if let Err(short) = promise.kept(last.as_ref(), vote.as_ref()) {
+        seen.problem(short);
     }
     membership
 }

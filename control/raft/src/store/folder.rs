@@ -23,7 +23,6 @@ const FORMAT_BEHIND: u32 = 2;
 const FORMAT_OLDEST: u32 = VERSION_OLDEST as u32 - FORMAT_BEHIND;
 const FORMAT: u32 = VERSION_NEWEST as u32 - FORMAT_BEHIND;
 const MARKER: &str = "MEMBER";
-const TEMPORARY: &str = "MEMBER.tmp";
 const DATABASE: &str = "log";
 const SNAPSHOT: &str = "snapshot";
 /// A marker is a few dozen bytes; more is not one.
@@ -52,7 +51,6 @@ impl Folder {
         // It holds the cluster's hash key and prompts that are kept with pins: nobody else's business.
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.map_err(|e| StoreError::io(path, &e))?;
-        let temporary = path.join(TEMPORARY);
         let found = Self::look(path)?;
         let format = found.map_or(FORMAT_OLDEST, |marker| marker.format);
         let instance = match found {
@@ -63,11 +61,10 @@ impl Folder {
             Some(Marker { instance, .. }) if instance != 0 => instance,
             known => {
                 if known.is_none() {
-                    refuse_foreign(path, &temporary)?;
+                    refuse_foreign(path)?;
                 }
                 let instance = random_instance(path)?;
-                let marker = path.join(MARKER);
-                write(path, &temporary, &marker, &Marker { format, member, instance })
+                write(path, &Marker { format, member, instance })
                     .map_err(|e| StoreError::io(path, &e))?;
                 instance
             }
@@ -82,9 +79,8 @@ impl Folder {
         if known.is_some_and(|marker| marker.format >= format) {
             return Ok(());
         }
-        let (temporary, marker) = (self.path.join(TEMPORARY), self.path.join(MARKER));
         let says = Marker { format, member: self.member, instance: self.instance };
-        write(&self.path, &temporary, &marker, &says).map_err(|e| StoreError::io(&self.path, &e))
+        write(&self.path, &says).map_err(|e| StoreError::io(&self.path, &e))
     }
 
     /// Reads the marker of `path` and changes nothing; `None` if there is none.
@@ -126,12 +122,13 @@ impl Folder {
     }
 }
 
-fn refuse_foreign(path: &Path, temporary: &Path) -> Result<(), StoreError> {
+fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
+    let half_written = temporary(path, MARKER);
     let entries = fs::read_dir(path).map_err(|e| StoreError::io(path, &e))?;
     for entry in entries {
         let entry = entry.map_err(|e| StoreError::io(path, &e))?;
         // A marker half written before a crash is ours.
-        if entry.path() != temporary {
+        if entry.path() != half_written {
             return Err(StoreError::Foreign { dir: path.to_owned() });
         }
     }
@@ -147,15 +144,25 @@ fn random_instance(path: &Path) -> Result<u64, StoreError> {
     Ok(random.max(1))
 }
 
-fn write(path: &Path, temporary: &Path, marker: &Path, says: &Marker) -> std::io::Result<()> {
+fn write(path: &Path, says: &Marker) -> std::io::Result<()> {
     let Marker { format, member, instance } = says;
     let text =
         format!("mainstay-control format {format} member {member} instance {instance:016x}\n");
-    let mut file = fs::File::create(temporary)?;
-    file.write_all(text.as_bytes())?;
+    place(path, MARKER, text.as_bytes())
+}
+
+fn temporary(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.tmp"))
+}
+
+/// Puts the file `name` into `dir`, whole or not at all, and durable on return.
+pub(super) fn place(dir: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    let temporary = temporary(dir, name);
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(temporary, marker)?;
-    fs::File::open(path)?.sync_all()
+    fs::rename(temporary, dir.join(name))?;
+    fs::File::open(dir)?.sync_all()
 }
 
 fn parse(path: &Path, text: &str) -> Result<Marker, StoreError> {

@@ -162,13 +162,117 @@ fn newest_wal(path: &Path) -> (PathBuf, u64) {
 async fn a_torn_tail_loses_only_what_nobody_was_told_of() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = filled(dir.path(), 4).await;
+    let promised = dir.path().join(promised::NAME);
+    let told = fs::read(&promised).unwrap();
     store.blocking_append([entry(1, 4)]).await.unwrap();
     store.close().await;
     let (wal, length) = newest_wal(dir.path());
     fs::OpenOptions::new().write(true).open(wal).unwrap().set_len(length - 3).unwrap();
+    // Of this one somebody was told.
+    let error = open(dir.path()).err().expect("an acknowledged entry is gone");
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("ends at entry 3, and 4 was acknowledged"), "{error}");
+    // And now nobody was.
+    fs::write(&promised, told).unwrap();
     let mut store = open(dir.path()).unwrap();
     assert_eq!(indexes(&mut store).await, vec![0, 1, 2, 3]);
     store.blocking_append([entry(1, 4)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_vote_that_was_given_is_not_forgotten_in_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = filled(dir.path(), 2).await;
+    let vote = |term| Vote { leader_id: LeaderId { term, node_id: 3 }, committed: false };
+    store.save_vote(&vote(7)).await.unwrap();
+    store.close().await;
+    let folder = Folder::claim(dir.path(), 1).unwrap();
+    let put = |vote: &Vote| {
+        let db = open_db(dir.path(), &folder.database()).unwrap();
+        db.put_cf(column(&db, META), VOTE, seal(VOTE, &vote.encode())).unwrap();
+    };
+    put(&vote(6));
+    let error = open(dir.path()).err().expect("its vote is gone");
+    assert!(error.to_string().contains("ends at term 6, and 7 was acknowledged"), "{error}");
+    put(&vote(8));
+    open(dir.path()).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_cut_off_on_purpose_is_not_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = filled(dir.path(), 6).await;
+    store.truncate_after(Some(id(1, 2))).await.unwrap();
+    store.close().await;
+    let mut store = open(dir.path()).unwrap();
+    store.blocking_append([entry(2, 3), entry(2, 4)]).await.unwrap();
+    // A snapshot from another member takes the place of all of it.
+    store.purge(id(2, 90)).await.unwrap();
+    store.close().await;
+    let mut store = open(dir.path()).unwrap();
+    store.blocking_append([entry(2, 91)]).await.unwrap();
+    store.truncate_after(None).await.unwrap();
+    store.close().await;
+    open(dir.path()).unwrap();
+}
+
+#[tokio::test]
+async fn a_directory_that_is_older_than_promises_gets_one() {
+    let dir = tempfile::tempdir().unwrap();
+    filled(dir.path(), 3).await.close().await;
+    let promised = dir.path().join(promised::NAME);
+    let written = fs::read(&promised).unwrap();
+    fs::remove_file(&promised).unwrap();
+    let mut store = open(dir.path()).unwrap();
+    store.blocking_append([entry(1, 3)]).await.unwrap();
+    store.close().await;
+    assert_eq!(fs::read(&promised).unwrap().len(), written.len());
+    fs::write(&promised, &written[1..]).unwrap();
+    let error = open(dir.path()).err().expect("a cut promise");
+    assert!(error.to_string().contains("its PROMISED file"), "{error}");
+}
+
+#[tokio::test]
+async fn whichever_byte_of_the_log_is_bent_nothing_acknowledged_is_lost_in_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    let mut store = open(&whole).unwrap();
+    for index in 0..8 {
+        store.blocking_append([entry(1, index)]).await.unwrap();
+    }
+    store.close().await;
+    let (wal, _) = newest_wal(&whole);
+    let bytes = fs::read(&wal).unwrap();
+    let mut refused = 0;
+    for place in (0..bytes.len()).step_by(3) {
+        let mut bent = bytes.clone();
+        bent[place] ^= 0xff;
+        let copy = dir.path().join("copy");
+        copy_all(&whole, &copy);
+        fs::write(copy.join(wal.strip_prefix(&whole).unwrap()), bent).unwrap();
+        match open(&copy) {
+            Ok(mut store) => {
+                assert_eq!(indexes(&mut store).await, (0..8).collect::<Vec<_>>(), "byte {place}");
+                store.close().await;
+            }
+            Err(StoreError::Corrupt { .. }) => refused += 1,
+            Err(other) => panic!("byte {place}: {other}"),
+        }
+        fs::remove_dir_all(copy).unwrap();
+    }
+    assert!(refused > 0);
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for file in fs::read_dir(from).unwrap().map(|e| e.unwrap()) {
+        let copy = to.join(file.file_name());
+        if file.file_type().unwrap().is_dir() {
+            copy_all(&file.path(), &copy);
+        } else {
+            fs::copy(file.path(), copy).unwrap();
+        }
+    }
 }
 
 #[tokio::test]
