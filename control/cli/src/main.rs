@@ -8,6 +8,7 @@ mod http;
 mod logging;
 mod monitoring;
 mod output;
+mod profiling;
 mod settings;
 mod watching;
 mod weights;

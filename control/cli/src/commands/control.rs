@@ -19,6 +19,7 @@ use crate::commands::{addresses, asked_to_stop, members, offline};
 use crate::config::{FileConfig, default_data_dir};
 use crate::monitoring::listen::MetricsArgs;
 use crate::output::print;
+use crate::profiling::ProfilingArgs;
 
 /// As in [`Settings`]'s default.
 const ELECTION_MS: &str = "500..1000";
@@ -94,6 +95,8 @@ struct RunArgs {
     #[command(flatten)]
     traces: CollectorArgs,
     #[command(flatten)]
+    profiling: ProfilingArgs,
+    #[command(flatten)]
     security: ListenerArgs,
 }
 
@@ -153,6 +156,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     crate::logging::follow(&file.log, args.config.as_deref())?;
     args.traces.start("control")?;
     let readiness = args.metrics.listen("control").await?;
+    args.profiling.listen().await?;
     if let (Some(token), Some(list)) = (&args.token, &args.join) {
         let hosts = join::hosts(args.listen, args.advertise.as_deref());
         let newcomer = Newcomer { role: Role::Control, node: format!("m{}", args.node_id), hosts };

@@ -14,6 +14,7 @@ use crate::commands::traces::TraceArgs;
 use crate::commands::{HostArgs, MemoryArgs, addresses, asked_to_stop};
 use crate::config::FileConfig;
 use crate::output::print;
+use crate::profiling::ProfilingArgs;
 
 /// What is on unless it is turned off.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -62,6 +63,8 @@ pub(crate) struct Args {
     name: Option<String>,
     #[command(flatten)]
     traces: TraceArgs,
+    #[command(flatten)]
+    profiling: ProfilingArgs,
     /// A TOML file; what counts here: [gateway], [[keys]], [models], [pins], [responses], [console], [log]
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
@@ -93,6 +96,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
     crate::logging::follow(&file.log, args.config.as_deref())?;
     args.traces.start("gateway")?;
+    args.profiling.listen().await?;
     let members = addresses(&args.control);
     if let Some(token) = &args.join {
         let node = args.name.unwrap_or_else(|| format!("g-{}", std::process::id()));

@@ -20,6 +20,7 @@ use crate::commands::asked_to_stop;
 use crate::commands::identity::InProcess;
 use crate::config::{FileConfig, default_data_dir};
 use crate::output::print;
+use crate::profiling::ProfilingArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -49,6 +50,8 @@ pub(crate) struct Args {
     queue: QueueArgs,
     #[command(flatten)]
     traces: TraceArgs,
+    #[command(flatten)]
+    profiling: ProfilingArgs,
     /// A TOML file; what counts here: [serve], [[keys]], [models], [pins], [responses], [console], [log],
     /// [engine]
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
@@ -59,6 +62,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let file = FileConfig::read(args.config.as_deref())?;
     crate::logging::follow(&file.log, args.config.as_deref())?;
     args.traces.start("serve")?;
+    args.profiling.listen().await?;
     // A port that is taken is told before a model is loaded.
     let probe = std::net::TcpListener::bind(args.listen).with_context(|| {
         format!("cannot listen on {}; choose another with --listen", args.listen)

@@ -16,6 +16,7 @@ use crate::commands::{addresses, asked_to_stop};
 use crate::config::{FileConfig, model_files};
 use crate::monitoring::listen::MetricsArgs;
 use crate::output::print;
+use crate::profiling::ProfilingArgs;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -47,6 +48,8 @@ pub(crate) struct Args {
     join: Option<String>,
     #[command(flatten)]
     traces: CollectorArgs,
+    #[command(flatten)]
+    profiling: ProfilingArgs,
     /// A TOML file; what counts here: [worker], [log], [engine]
     #[arg(long, value_name = "FILE", env = "MAINSTAY_CONFIG")]
     config: Option<PathBuf>,
@@ -57,6 +60,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     crate::logging::follow(&file.log, args.config.as_deref())?;
     args.traces.start("worker")?;
     let readiness = args.metrics.listen("worker").await?;
+    args.profiling.listen().await?;
     let members = addresses(&args.control);
     if let Some(token) = &args.join {
         let node = args.name.clone().unwrap_or_else(|| format!("w-{}", std::process::id()));

@@ -41,6 +41,7 @@ impl Setup {
             ("--listen", "listen"),
             ("--control-listen", "control_listen"),
             ("--metrics-listen", "metrics_listen"),
+            ("--profiling-listen", "profiling_listen"),
         ];
         let listen = binds.into_iter().filter_map(|(flag, id)| Some((flag, get(matches, id)?)));
         let data_dir = get(matches, "data_dir").or_else(|| match role {

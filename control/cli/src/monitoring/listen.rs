@@ -1,35 +1,18 @@
 //! `--metrics-listen`: `/metrics`, `/livez` and `/readyz` of roles that have no HTTP interface of their own.
-//!
-//! Small and bounded: so many connections at a time, one answer each, a few seconds for it. What is beyond waits in the
-//! system's queue.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context;
-use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{Method, StatusCode};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 
-/// Connections at a time.
-const CONNECTIONS_MAX: usize = 16;
+use super::door::{self, Answer};
+
 /// From a connection to the last byte of its answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What a client may take to say what it wants.
-const HEAD_PATIENCE: Duration = Duration::from_secs(5);
-/// The longest head of a request, in bytes.
-const HEAD_BYTES_MAX: usize = 8 << 10;
-/// Between two attempts to accept when the process has no room for another connection.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// The flag of a role.
 #[derive(clap::Args)]
@@ -72,51 +55,13 @@ impl MetricsArgs {
 }
 
 async fn accept(listener: TcpListener, handle: PrometheusHandle, ready: Readiness) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        // It is never closed.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::debug!(%error, "a connection for metrics could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let (handle, ready) = (handle.clone(), ready.clone());
-        tokio::spawn(async move {
-            let _place = place;
-            if tokio::time::timeout(PATIENCE, answer(stream, handle, ready)).await.is_err() {
-                tracing::debug!("a client of metrics was too slow");
-            }
-        });
-    }
+    door::accept(listener, PATIENCE, move |method, uri| {
+        std::future::ready(respond(&method, uri.path(), &handle, &ready))
+    })
+    .await;
 }
 
-async fn answer(stream: TcpStream, handle: PrometheusHandle, ready: Readiness) {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let response = respond(request.method(), request.uri().path(), &handle, &ready);
-        async move { Ok::<_, Infallible>(response) }
-    });
-    let served = http1::Builder::new()
-        .keep_alive(false)
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_PATIENCE)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = served {
-        tracing::debug!(%error, "a connection for metrics failed");
-    }
-}
-
-fn respond(
-    method: &Method,
-    path: &str,
-    handle: &PrometheusHandle,
-    ready: &Readiness,
-) -> Response<Full<Bytes>> {
+fn respond(method: &Method, path: &str, handle: &PrometheusHandle, ready: &Readiness) -> Answer {
     let (status, kind, text) = match (method == Method::GET || method == Method::HEAD, path) {
         (false, _) => (StatusCode::METHOD_NOT_ALLOWED, "text/plain", "use GET\n".to_owned()),
         (true, "/metrics") => (StatusCode::OK, "text/plain; version=0.0.4", handle.render()),
@@ -130,16 +75,15 @@ fn respond(
             (StatusCode::NOT_FOUND, "text/plain", there)
         }
     };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
-    response
+    door::answer(status, kind, text)
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
 
+    use super::super::door::{CONNECTIONS_MAX, HEAD_BYTES_MAX};
     use super::*;
 
     async fn ask(address: SocketAddr, request: &str) -> String {

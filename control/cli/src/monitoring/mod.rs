@@ -1,6 +1,7 @@
 //! The process's metrics: its recorder with help texts and buckets, and the listener of roles without HTTP of their own.
 
 pub(crate) mod catalog;
+pub(crate) mod door;
 pub(crate) mod listen;
 #[cfg(test)]
 mod tests;
