@@ -153,7 +153,8 @@ impl<K, V, S> std::fmt::Debug for Memory<K, V, S> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Weak};
 
     use super::*;
 
@@ -220,5 +221,30 @@ mod tests {
             memory.with(|known| known.insert(key, Arc::new(key), 60));
         }
         assert_eq!(seen(0), 0);
+    }
+
+    /// Tells, when it is dropped, whether somebody had to wait for that.
+    struct Probe(Weak<Memory<u32, Probe>>, Arc<[AtomicUsize; 2]>);
+
+    impl Drop for Probe {
+        fn drop(&mut self) {
+            let Some(memory) = self.0.upgrade() else { return };
+            let free = memory.0.try_lock().is_ok();
+            self.1[usize::from(free)].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn nobody_waits_while_what_is_forgotten_or_replaced_is_dropped() {
+        let memory = Arc::new(Memory::<u32, Probe>::new(ALL));
+        let dropped = Arc::new([0, 0].map(AtomicUsize::new));
+        for key in 0..200 {
+            let probe = Probe(Arc::downgrade(&memory), Arc::clone(&dropped));
+            memory.with(|known| known.insert(key % 90, probe, 60));
+            memory.with(|known| known.remove_young(&(key % 7), |_| true));
+        }
+        let seen = [0, 1].map(|n: usize| dropped[n].load(Ordering::Relaxed));
+        assert_eq!(seen[0], 0, "dropped under the lock");
+        assert!(seen[1] > 100, "{seen:?}");
     }
 }

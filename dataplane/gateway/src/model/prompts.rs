@@ -6,7 +6,7 @@
 //! takes the place of the one that it goes on from; memory is bounded by bytes (see [`Memory`]). What is found is a hint:
 //! a prompt comes out the same without it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use mainstay_chat::memory::Memory;
@@ -19,6 +19,8 @@ use super::{ModelError, Tokenizer};
 
 /// What a prompt costs beside its pieces, tokens and blocks.
 const PROMPT_BYTES: usize = 400;
+/// What finding it by one more piece costs.
+const ANCHOR_BYTES: usize = 64;
 /// By so many pieces a prompt is found, those before its last: that one is the same for all conversations.
 const ANCHORS: usize = 3;
 /// So many pieces may follow the one by which an earlier prompt is found.
@@ -80,9 +82,31 @@ fn address(piece: &Arc<str>) -> usize {
     Arc::as_ptr(piece).cast::<u8>().addr()
 }
 
-/// The prompts that are known, each under its anchors. Addresses are spread by the allocator; a multiplication is enough
-/// of a hash.
-pub(super) struct Prompts(Memory<usize, Arc<Known>, foldhash::fast::RandomState>);
+/// What lies under an address: a prompt under its own, which holds it, or the one that is found by a piece.
+enum Entry {
+    Whole(Arc<Known>),
+    Anchor(Weak<Known>),
+}
+
+impl Entry {
+    fn anchored(&self) -> Option<Arc<Known>> {
+        match self {
+            Self::Whole(_) => None,
+            Self::Anchor(known) => known.upgrade(),
+        }
+    }
+
+    fn is(&self, other: &Arc<Known>) -> bool {
+        match self {
+            Self::Whole(known) => Arc::ptr_eq(known, other),
+            Self::Anchor(known) => std::ptr::eq(known.as_ptr(), Arc::as_ptr(other)),
+        }
+    }
+}
+
+/// The prompts that are known, and their anchors. Addresses are spread by the allocator; a multiplication is enough of a
+/// hash.
+pub(super) struct Prompts(Memory<usize, Entry, foldhash::fast::RandomState>);
 
 /// An earlier prompt, and how many of its first pieces are the new one's.
 type Found = (Arc<Known>, usize);
@@ -110,9 +134,9 @@ impl Prompts {
         self.0.with(|prompts| {
             let mut found = Vec::new();
             for at in (0..pieces.len()).rev().take(LOOKED_AT_MAX) {
-                let known = prompts.look(&address(&pieces[at]));
+                let known = prompts.look(&address(&pieces[at])).filter_map(Entry::anchored);
                 let ours = known.filter(|known| known.namespace == namespace);
-                found.extend(ours.map(|known| (at, Arc::clone(known))));
+                found.extend(ours.map(|known| (at, known)));
             }
             found
         })
@@ -121,22 +145,21 @@ impl Prompts {
     /// Remembers a prompt, in the place of the one that it goes on from.
     fn keep(&self, known: Known, before: Option<&Arc<Known>>) {
         // One of a single piece could not be found.
-        let anchors = known.anchors().count();
-        if anchors == 0 {
+        if known.anchors().next().is_none() {
             return;
         }
-        // Each anchor counts its part. Where other prompts have taken some of them, those left still hold the whole, so
-        // that at worst three times the room is held.
-        let bytes = known.bytes() / anchors;
+        let bytes = known.bytes();
         let known = Arc::new(known);
+        let own = |known: &Arc<Known>| Arc::as_ptr(known).addr();
         self.0.with(|prompts| {
-            for address in before.iter().flat_map(|before| before.anchors()) {
-                prompts.remove_young(&address, |known| {
-                    before.is_some_and(|before| Arc::ptr_eq(known, before))
-                });
+            for before in before {
+                for address in before.anchors().chain([own(before)]) {
+                    prompts.remove_young(&address, |entry| entry.is(before));
+                }
             }
+            prompts.insert(own(&known), Entry::Whole(Arc::clone(&known)), bytes);
             for address in known.anchors() {
-                prompts.insert(address, Arc::clone(&known), bytes);
+                prompts.insert(address, Entry::Anchor(Arc::downgrade(&known)), ANCHOR_BYTES);
             }
         });
     }
