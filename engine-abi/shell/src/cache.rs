@@ -93,9 +93,11 @@ impl Cache {
         self.reusable(sequence).iter().take_while(|hash| self.blocks.holds(**hash)).count()
     }
 
-    /// Whether an earlier request is about to compute the block that this one wants next, so that it waits for it.
-    pub fn waits<T>(&self, sequence: &mut Sequence<T>, wanted: Option<u128>) -> bool {
+    /// Whether an earlier request is about to compute the block that this one, with so many hits, wants next, so that it
+    /// waits for it. Not for a prompt's last token, which is computed in any case.
+    pub fn waits<T>(&self, sequence: &mut Sequence<T>, hits: usize) -> bool {
         let place = sequence.place;
+        let wanted = self.reusable(sequence).get(hits).copied();
         sequence.waits_for = wanted.filter(|hash| self.is_computed_before(*hash, place));
         sequence.waits_for.is_some()
     }

@@ -102,8 +102,7 @@ impl Scheduler {
             after = Bound::Excluded(place);
             let Some(mut sequence) = self.waiting.remove(&place) else { return };
             let hits = self.cache.hits(&sequence);
-            let wanted = sequence.hashes.get(hits).copied();
-            if self.cache.waits(&mut sequence, wanted) {
+            if self.cache.waits(&mut sequence, hits) {
                 self.waiting.insert(place, sequence);
                 continue;
             }

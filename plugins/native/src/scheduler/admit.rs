@@ -34,8 +34,7 @@ impl Scheduler {
     fn admit_one(&mut self, place: Place, now_us: u64) -> Admission {
         let Some(mut sequence) = self.dequeue(place) else { return Admission::Failed };
         let hits = self.cache.hits(&sequence);
-        let wanted = self.cache.reusable(&sequence).get(hits).copied();
-        if self.cache.waits(&mut sequence, wanted) {
+        if self.cache.waits(&mut sequence, hits) {
             self.enqueue(sequence);
             return Admission::Waits;
         }

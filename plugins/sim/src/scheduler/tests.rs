@@ -182,6 +182,17 @@ fn the_same_prefix_in_flight_is_computed_once() {
 }
 
 #[test]
+fn nobody_waits_for_a_block_whose_last_token_it_computes_anyway() {
+    let mut bench = Bench::new(r#"{"prefill_us_per_token": 10}"#);
+    for id in 0..2 {
+        bench.scheduler.submit(request(id, &prompt(1, 16), 4), 0);
+    }
+    bench.step();
+    let stats = bench.scheduler.stats();
+    assert_eq!((stats.running, stats.waiting), (2, 0));
+}
+
+#[test]
 fn who_waits_counts_with_what_it_will_compute() {
     let mut bench = Bench::new(r#"{"prefill_us_per_token": 10}"#);
     let long = prompt(1, 320);
