@@ -57,7 +57,12 @@ impl Format {
         let lines = fmt::layer().with_writer(std::io::stderr);
         match self {
             Self::Text => lines.boxed(),
-            Self::Json => lines.json().flatten_event(true).boxed(),
+            // Without spans: those that began while lines were text have no fields as JSON, which the library takes
+            // for a bug and panics.
+            Self::Json => {
+                let lines = lines.json().flatten_event(true);
+                lines.with_current_span(false).with_span_list(false).boxed()
+            }
         }
     }
 }
@@ -141,6 +146,21 @@ mod tests {
         assert_eq!(filter("", None), "openraft=error,warn");
         assert_eq!(filter("filter = 'info'", None), "info");
         assert_eq!(filter("filter = 'info'", Some("debug")), "debug");
+    }
+
+    #[test]
+    fn a_span_that_began_in_the_other_format_harms_nobody() {
+        for (before, after) in [(Format::Text, Format::Json), (Format::Json, Format::Text)] {
+            let (filter, _of_filter) = reload::Layer::new(EnvFilter::new("debug"));
+            let (lines, of_lines) = reload::Layer::new(before.lines());
+            let subscriber = tracing_subscriber::registry().with(filter).with(lines);
+            tracing::subscriber::with_default(subscriber, || {
+                let span = tracing::info_span!("before", number = 7);
+                let _inside = span.enter();
+                of_lines.reload(after.lines()).unwrap();
+                tracing::warn!("within a span of the former format");
+            });
+        }
     }
 
     #[test]
