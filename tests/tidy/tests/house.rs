@@ -53,6 +53,15 @@ fn no_file_is_longer_than_a_room() {
     assert!(long.is_empty(), "{long:#?}");
 }
 
+/// Checkouts share a build folder, and cargo takes a program for fresh that was compiled in the other.
+#[test]
+fn no_program_knows_its_folder_from_when_it_was_compiled() {
+    let known = concat!("env!", "(\"CARGO_MANIFEST_DIR\")");
+    let fixed: Vec<String> =
+        files("rs").iter().filter(|p| read(p).contains(known)).map(|p| shown(p)).collect();
+    assert!(fixed.is_empty(), "ask std::env::var when the test runs, as the rest does: {fixed:#?}");
+}
+
 /// Function bodies are found by indentation, which rustfmt guarantees.
 fn long_functions(text: &str) -> Vec<(String, usize)> {
     let lines: Vec<&str> = text.lines().collect();

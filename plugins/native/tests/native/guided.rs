@@ -84,8 +84,9 @@ fn text(tokens: &[u32]) -> String {
 }
 
 fn vocabulary(place: &str) -> HashMap<u64, String> {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let file = std::fs::read(root.join(place).join("tokenizer.json")).unwrap();
+    let here = std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs the test");
+    let place = std::path::Path::new(&here).join(place).join("tokenizer.json");
+    let file = std::fs::read(place).unwrap();
     let file: Value = serde_json::from_slice(&file).unwrap();
     let words = file["model"]["vocab"].as_object().unwrap();
     words.iter().map(|(word, id)| (id.as_u64().unwrap(), word.clone())).collect()

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use mainstay_cluster_tests::{Client, Process, free_port, run_cli};
 use serde_json::json;
 
+use crate::fences::root;
 use crate::user;
 
 /// Runs `serve` with these arguments; it must end by itself, with an error that holds all of `words`.
@@ -40,9 +41,11 @@ fn refuses(extra: &[&str], words: &[&str]) -> Result<()> {
 fn compile(dir: &Path, name: &str, source: &str) -> Result<String> {
     let (c, so) = (dir.join(format!("{name}.c")), dir.join(format!("{name}.so")));
     std::fs::write(&c, source)?;
-    let include = concat!(env!("CARGO_MANIFEST_DIR"), "/../../engine-abi/include");
+    let include = root().join("engine-abi/include");
     let status = Command::new("gcc")
-        .args(["-shared", "-fPIC", "-I", include, "-o"])
+        .args(["-shared", "-fPIC", "-I"])
+        .arg(include)
+        .arg("-o")
         .arg(&so)
         .arg(&c)
         .status()?;
@@ -75,8 +78,7 @@ fn libraries_that_are_no_engine() -> Result<()> {
 
 #[test]
 fn checkpoints_that_are_broken() -> Result<()> {
-    let fixture =
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../plugins/native/fixtures/llama-f32"));
+    let fixture = root().join("plugins/native/fixtures/llama-f32");
     let copy = |without: &str| -> Result<tempfile::TempDir> {
         let dir = tempfile::tempdir()?;
         for entry in std::fs::read_dir(fixture).context("the fixture is there")? {

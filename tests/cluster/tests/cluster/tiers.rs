@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use mainstay_cluster_tests::{Client, Process, binary, free_port, s3};
 use serde_json::{Value, json};
 
+use crate::fences::root;
 use crate::transfer::{content, first_token};
 use crate::{cached, filler, prompt_tokens, user};
 
@@ -386,7 +387,7 @@ async fn weights_that_were_exchanged_get_no_old_blocks() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (data, disk, model) =
         (dir.path().join("data"), dir.path().join("disk"), dir.path().join("model"));
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins/native/demo-model");
+    let demo = root().join("plugins/native/demo-model");
     std::fs::create_dir(&model)?;
     let weights = model.join("model.safetensors");
     for file in [

@@ -28,7 +28,8 @@ pub(super) const MODELS: [(&str, &str); 3] =
 /// The configuration of an engine with one of the models and so many blocks.
 pub(super) fn engine_config(model: usize, blocks: u32, step_tokens: u32) -> Map<String, Value> {
     let (name, precision) = MODELS[model];
-    let fixtures = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../plugins/native/fixtures");
+    let here = std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs the test");
+    let fixtures = PathBuf::from(here).join("../../plugins/native/fixtures");
     let config = json!({
         "model_dir": fixtures.join(name), "precision": precision, "blocks": blocks, "threads": 1,
         "block_tokens": BLOCK_TOKENS, "requests_max": 8, "step_tokens_max": step_tokens,
