@@ -96,8 +96,9 @@ impl Job {
 pub(crate) enum Event {
     /// New tokens, with log probabilities where asked for.
     Tokens { tokens: Vec<u32>, logprobs: Vec<v1::Logprob> },
-    /// The end.
-    Done { finish: v1::Finish },
+    /// The end, and how many of the prompt's tokens were cached: some engines know that no sooner. Nothing where it
+    /// ended on another worker than the first.
+    Done { finish: v1::Finish, cached_tokens: Option<u32> },
     /// The end, badly.
     Failed(ApiError),
 }
@@ -131,6 +132,8 @@ struct Runner {
     sent: Vec<u32>,
     excluded: HashSet<WorkerId>,
     attempts: usize,
+    /// The worker that took it has lost it to another.
+    has_moved: bool,
 }
 
 /// Starts a generation. Errors that come before the first token come here, so that the client gets a status
@@ -147,6 +150,7 @@ pub(crate) async fn start(
         sent: Vec::new(),
         excluded: HashSet::new(),
         attempts: 0,
+        has_moved: false,
     };
     let (stream, placed, first) = loop {
         let (mut stream, placed) = runner.accept().await?;
@@ -206,9 +210,8 @@ impl Running {
                     Flow::Skip => continue,
                     Flow::Last(event) => return Some(self.end(event)),
                     // The last tokens came with the end: that is told when it is asked for next.
-                    Flow::SayAndEnd(event, finish) => {
-                        self.first =
-                            Some(v1::GenerateEvent { finish: finish.into(), ..Default::default() });
+                    Flow::SayAndEnd(event, last) => {
+                        self.first = Some(last);
                         return Some(event);
                     }
                     Flow::Move(reason) => reason,
@@ -217,8 +220,9 @@ impl Running {
                 Err(status) => Loss::of_status(&status),
             };
             self.runner.give_up_on(placed, &lost).await;
+            self.runner.has_moved = true;
             if let Some(finish) = self.runner.finished() {
-                return Some(self.end(Event::Done { finish }));
+                return Some(self.end(Event::Done { finish, cached_tokens: None }));
             }
             match self.runner.accept().await {
                 Ok(accepted) => self.on = Some(accepted),
@@ -237,7 +241,7 @@ impl Running {
 /// What an event of the worker's comes to.
 enum Flow {
     Say(Event),
-    SayAndEnd(Event, v1::Finish),
+    SayAndEnd(Event, v1::GenerateEvent),
     Last(Event),
     Skip,
     Move(Loss),
@@ -276,12 +280,24 @@ impl Runner {
         }
         let finish = event.finish();
         let ends = finish != v1::Finish::Unspecified;
+        let cached_tokens = event.cached_tokens;
         if event.tokens.is_empty() {
-            return if ends { Flow::Last(Event::Done { finish }) } else { Flow::Skip };
+            let cached_tokens = (!self.has_moved).then_some(cached_tokens);
+            return if ends {
+                Flow::Last(Event::Done { finish, cached_tokens })
+            } else {
+                Flow::Skip
+            };
         }
         self.sent.extend_from_slice(&event.tokens);
         let tokens = Event::Tokens { tokens: event.tokens, logprobs: event.logprobs };
-        if ends { Flow::SayAndEnd(tokens, finish) } else { Flow::Say(tokens) }
+        if ends {
+            let finish = finish.into();
+            let last = v1::GenerateEvent { finish, cached_tokens, ..Default::default() };
+            Flow::SayAndEnd(tokens, last)
+        } else {
+            Flow::Say(tokens)
+        }
     }
 
     async fn give_up_on(&mut self, placed: &Placed, loss: &Loss) {

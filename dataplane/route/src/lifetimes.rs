@@ -36,6 +36,11 @@ impl Lifetimes {
         self.ends.push(Reverse((until_ms, id)));
     }
 
+    /// One ends earlier than was said.
+    pub(crate) fn sooner(&mut self, id: BookingId, until_ms: u64) {
+        self.ends.push(Reverse((until_ms, id)));
+    }
+
     /// One whose time is over.
     pub(crate) fn due(&mut self, now_ms: u64) -> Option<BookingId> {
         let Reverse((until_ms, _)) = self.ends.peek()?;

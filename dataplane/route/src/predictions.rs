@@ -3,8 +3,8 @@
 //! The index hears of blocks once they are computed. Subagents of one agent start within milliseconds with the
 //! same prompt, and would each go to another idle worker and compute it again. A prediction keeps what is new of a
 //! prompt where it went, from the first block that was neither there nor expected there: hashes are chained, so who
-//! has that block in his prompt shares all before it too. It ends after a short while, by which time the real events
-//! have come, or did not and it was wrong. If the request that a part was expected from is cancelled, that part is
+//! has that block in his prompt shares all before it too. It ends after a short while, soon after the request's first
+//! token at the latest, by which time the real events have come, or did not and it was wrong. If the request that a part was expected from is cancelled, that part is
 //! not expected from later ones, though they may compute it: then it is computed once more elsewhere.
 
 use mainstay_types::{Epoch, SequenceHash, WorkerId};
@@ -89,6 +89,13 @@ impl Predictions {
             if self.starts[at].1 == 0 {
                 self.starts.remove(at);
             }
+        }
+    }
+
+    /// The index will know by then: it ends, if it would have lasted longer.
+    pub(crate) fn end_by(&mut self, id: BookingId, until_ms: u64) {
+        if self.by_id.contains_key(&id) {
+            self.times.sooner(id, until_ms);
         }
     }
 

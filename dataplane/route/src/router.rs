@@ -16,7 +16,8 @@ use crate::learned::{Draw, Features, Learner};
 use crate::predictions::Predictions;
 
 /// The least and the most that a booking and a prediction last, unless they are ended before. In between they
-/// last twice as long as the request is expected to take to its first token.
+/// last twice as long as the request is expected to take to its first token. A prediction lasts the least from that
+/// token on.
 const MEMORY_MS_MIN: u64 = 2_000;
 const MEMORY_MS_MAX: u64 = 60_000;
 
@@ -323,6 +324,8 @@ impl Router {
     /// has taught already that it takes long.
     pub fn first_token(&mut self, now_ms: u64, id: BookingId) {
         self.hears_first_tokens = true;
+        // Its prompt is computed, and what the worker keeps of it is on its way to the index.
+        self.predictions.end_by(id, now_ms.saturating_add(MEMORY_MS_MIN));
         let Some(booking) = self.bookings.get_mut(id) else { return };
         let Some(features) = booking.features.take() else { return };
         let took_ms = now_ms.saturating_sub(booking.made_ms) as f64;

@@ -63,7 +63,7 @@ impl Choice {
                 }
                 Step::Output(out)
             }
-            Event::Done { finish } => {
+            Event::Done { finish, .. } => {
                 let rest = self.detokenizer.finish();
                 let mut out = self.parser.push(&rest);
                 out.extend(self.parser.finish());
@@ -178,7 +178,9 @@ mod tests {
         let (at, event) = generations.next().await.expect("running");
         assert!(at == 1 && matches!(event, Event::Failed(_)), "{at} {event:?}");
         assert!(!generations.end(1));
-        long.send(Event::Done { finish: v1::Finish::Stop }).await.expect("room");
+        long.send(Event::Done { finish: v1::Finish::Stop, cached_tokens: None })
+            .await
+            .expect("room");
         let (at, event) = generations.next().await.expect("running");
         assert!(at == 0 && matches!(event, Event::Done { .. }), "{at} {event:?}");
         assert!(generations.end(0));

@@ -88,6 +88,9 @@ impl Writer {
     }
 
     fn take(&mut self, at: usize, event: Event) -> Step {
+        if let (0, Event::Done { cached_tokens: Some(cached), .. }) = (at, &event) {
+            self.usage.cached_tokens = u64::from(*cached);
+        }
         if self.turn.request.sampling.max_tokens == Some(0) {
             // The prompt is computed and kept; that was all.
             return match event {

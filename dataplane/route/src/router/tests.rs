@@ -267,6 +267,26 @@ fn the_next_turn_of_a_burst_finds_what_was_just_sent() {
 }
 
 #[test]
+fn a_prediction_ends_soon_after_the_first_token() {
+    let mut router = Router::default();
+    let workers: Vec<_> = (1..=8).map(worker).collect();
+    let blocks = chain(1, 200);
+    let mut first = router.choose(&ask(&workers, &blocks, &[])).expect("a worker");
+    // It was expected to take long.
+    first.cost_ms = 1e6;
+    let booking = router.book(1_000, &first, &blocks);
+    let overlap = |router: &mut Router, now_ms| {
+        let inputs = Inputs { now_ms, random: 2, ..ask(&workers, &blocks, &[]) };
+        router.choose(&inputs).expect("a worker").overlap_blocks
+    };
+    assert_eq!(overlap(&mut router, 30_000), 200);
+    router.first_token(30_000, booking);
+    assert_eq!(overlap(&mut router, 30_000 + MEMORY_MS_MIN - 1), 200);
+    assert_eq!(overlap(&mut router, 30_000 + MEMORY_MS_MIN), 0);
+    assert_eq!(router.prediction_count(), 0);
+}
+
+#[test]
 fn predictions_end_with_their_worker_their_epoch_or_a_cancelled_request() {
     let blocks = chain(1, 100);
     let workers = [worker(1), worker(2)];

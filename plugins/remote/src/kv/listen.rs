@@ -1,11 +1,11 @@
 //! Listens to the server's events and keeps the mirror: connects, asks for what it missed, tells what is new.
 //!
-//! A connection that breaks, a number that falls and a tail that is not what it was each mean another life of
+//! A connection that is refused, a number that falls and a tail that is not what it was each mean another life of
 //! the server: then what was told is taken back under a new epoch, and built again from what the server still
-//! remembers. Where nothing can be asked for, a gap does the same.
+//! remembers. Where nothing can be asked for, a gap and a connection that breaks do the same.
 
 use std::hash::{DefaultHasher, Hasher};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,7 +79,13 @@ impl Listener {
                         Err(error) => error,
                     }
                 }
-                Err(error) => error,
+                Err(error) => {
+                    // Nobody listens there any more: what the server held went with it. A silence says nothing of that.
+                    if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) {
+                        self.reset();
+                    }
+                    error
+                }
             };
             if began.elapsed() > RETRY_LAST {
                 pause = RETRY_FIRST;
