@@ -152,7 +152,7 @@ impl Prompts {
         let known = Arc::new(known);
         let own = |known: &Arc<Known>| Arc::as_ptr(known).addr();
         self.0.with(|prompts| {
-            for before in before {
+            if let Some(before) = before {
                 for address in before.anchors().chain([own(before)]) {
                     prompts.remove_young(&address, |entry| entry.is(before));
                 }

@@ -5,7 +5,7 @@
 //! remembers. Where nothing can be asked for, a gap and a connection that breaks do the same.
 
 use std::hash::{DefaultHasher, Hasher};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -81,7 +81,7 @@ impl Listener {
                 }
                 Err(error) => {
                     // Nobody listens there any more: what the server held went with it. A silence says nothing of that.
-                    if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) {
+                    if is_refused(&error) {
                         self.reset();
                     }
                     error
@@ -246,6 +246,11 @@ impl Listener {
             self.log.warn(TARGET, message);
         }
     }
+}
+
+/// Whether nobody listens there any more.
+fn is_refused(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 
 /// Number and payload: the last two frames, whatever stands before them.
