@@ -81,7 +81,7 @@ fn checkpoints_that_are_broken() -> Result<()> {
     let fixture = root().join("plugins/native/fixtures/llama-f32");
     let copy = |without: &str| -> Result<tempfile::TempDir> {
         let dir = tempfile::tempdir()?;
-        for entry in std::fs::read_dir(fixture).context("the fixture is there")? {
+        for entry in std::fs::read_dir(&fixture).context("the fixture is there")? {
             let entry = entry?;
             if entry.file_name() != without {
                 std::fs::copy(entry.path(), dir.path().join(entry.file_name()))?;
