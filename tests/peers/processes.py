@@ -63,8 +63,11 @@ def get(url: str, patience: float = 5) -> bytes | None:
 def post(url: str, body: dict, patience: float = 120) -> tuple[dict, dict]:
     """Answer and headers, in small letters."""
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=patience) as reply:
-        return json.loads(reply.read()), {name.lower(): value for name, value in reply.getheaders()}
+    try:
+        with urllib.request.urlopen(request, timeout=patience) as reply:
+            return json.loads(reply.read()), {name.lower(): value for name, value in reply.getheaders()}
+    except urllib.error.HTTPError as error:
+        raise OSError(f"{error.code}: {error.read().decode(errors='replace')}") from error
 
 
 def metric(page: str, name: str) -> float:

@@ -24,7 +24,7 @@ pub(super) fn call(request: &Request, manner: &Manner) -> Call {
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "repeat_penalty": sampling.repetition_penalty,
-        "repeat_last_n": -1,
+        "repeat_last_n": penalised(request),
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,
         "ignore_eos": sampling.ignore_eos,
@@ -36,6 +36,16 @@ pub(super) fn call(request: &Request, manner: &Manner) -> Call {
         body["seed"] = json!(seed);
     }
     Call { path: "/completion", body }
+}
+
+/// How many tokens back penalties look: over all that there can be, which it has no word for.
+fn penalised(request: &Request) -> usize {
+    let sampling = &request.sampling;
+    let has_none = sampling.repetition_penalty == 1.0
+        && sampling.frequency_penalty == 0.0
+        && sampling.presence_penalty == 0.0;
+    let all = request.tokens.len().saturating_add(sampling.tokens_max as usize);
+    if has_none { 0 } else { all.min(i32::MAX as usize) }
 }
 
 pub(super) fn read(value: &Value, before: usize) -> Result<Delta, &'static str> {

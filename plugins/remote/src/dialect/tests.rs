@@ -71,6 +71,20 @@ fn a_request_that_moved_draws_other_numbers() {
 }
 
 #[test]
+fn llama_cpp_looks_back_over_everything_where_something_is_penalised() {
+    let last_n = |sampling: Sampling| {
+        let request = Request { tokens: vec![1; 30], sampling, ..Request::default() };
+        call(Server::LlamaCpp, &request, &manner()).body["repeat_last_n"].clone()
+    };
+    let plain = Sampling { tokens_max: 9, ..Sampling::default() };
+    assert_eq!(last_n(plain.clone()), json!(0));
+    assert_eq!(last_n(Sampling { repetition_penalty: 1.1, ..plain.clone() }), json!(39));
+    assert_eq!(last_n(Sampling { presence_penalty: 0.5, ..plain.clone() }), json!(39));
+    let endless = Sampling { tokens_max: u32::MAX, frequency_penalty: 1.0, ..plain };
+    assert_eq!(last_n(endless), json!(i32::MAX));
+}
+
+#[test]
 fn llama_cpp_says_what_it_lacks() {
     let least = Sampling { tokens_min: 2, ..Sampling::default() };
     assert_eq!(check(Server::LlamaCpp, &least).unwrap_err().rc, Code::Unimplemented);

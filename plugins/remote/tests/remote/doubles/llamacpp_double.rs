@@ -75,6 +75,12 @@ async fn complete(state: &State, body: &Value, out: &mut Out) -> Result<(), Gone
             "type": "exceed_context_size_error"});
         return out.json(400, &json!({ "error": error })).await;
     }
+    // As the real one does since it checks the ranges of fields.
+    if body["repeat_last_n"].as_u64().is_none_or(|n| n > i32::MAX as u64) {
+        let error = json!({"code": 400, "message": "Field 'repeat_last_n': Value must be between 0 <= value <= 2147483647",
+            "type": "invalid_request_error"});
+        return out.json(400, &json!({ "error": error })).await;
+    }
     let is_stream = wanted.is_stream;
     let mut run = Run::begin(state, wanted).await?;
     let cached = take_slot(state, body, &run.wanted.prompt);
