@@ -20,6 +20,11 @@ class Gateway:
         flags = [part for name, value in (upstream or {}).items() for part in ("--" + name.replace("_", "-"), value)]
         command = ["mainstay", "serve", str(model), "--listen", f"127.0.0.1:{port}", "--data-dir",
                    str(folder / f"data-{port}"), *flags]
+        if not upstream:
+            # As others compute: activations as wide as theirs.
+            config = folder / "engine.toml"
+            config.write_text('[engine]\nprecision = "exact"\n')
+            command += ["--config", str(config)]
         self.process = Process(f"mainstay-{port}", command, folder)
         self.url = f"http://127.0.0.1:{port}"
         self.process.until(lambda: get(f"{self.url}/readyz") is not None, "ready")
