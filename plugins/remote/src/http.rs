@@ -42,6 +42,9 @@ impl Client {
             .connect_timeout(CONNECT)
             .read_timeout(options.silence)
             .tcp_nodelay(true)
+            // A server closes kept connections when it likes, and a request that meets that is lost: llama.cpp's does so
+            // within milliseconds. A connection costs little beside what is asked for.
+            .pool_max_idle_per_host(0)
             .http1_only()
             .default_headers(headers)
             .build()
