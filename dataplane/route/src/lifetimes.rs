@@ -30,6 +30,9 @@ impl Lifetimes {
         if self.ends.len() >= 2 * max {
             let mut ends = std::mem::take(&mut self.ends).into_vec();
             ends.retain(|Reverse((_, id))| alive(id));
+            // Of those that end sooner than was said only that is kept, or this would be done for each one more.
+            ends.sort_unstable_by_key(|Reverse((until_ms, id))| (*id, *until_ms));
+            ends.dedup_by_key(|Reverse((_, id))| *id);
             self.ends = ends.into();
         }
         self.begun.push_back(id);
@@ -73,5 +76,19 @@ mod tests {
         assert_eq!(times.due(900), None);
         assert_eq!(times.due(901), Some(BookingId(99)));
         assert_eq!(times.due(u64::MAX), Some(BookingId(98)));
+    }
+
+    #[test]
+    fn what_ends_sooner_does_so_once_and_takes_no_room_for_good() {
+        let mut times = Lifetimes::default();
+        for number in 0..10 {
+            times.add(BookingId(number), 1_000, 10, |_| true);
+            times.sooner(BookingId(number), 100 + number);
+        }
+        times.add(BookingId(10), 1_000, 10, |id| id.0 != 3);
+        assert_eq!(times.ends.len(), 10);
+        let due: Vec<_> = std::iter::from_fn(|| times.due(999)).collect();
+        assert_eq!(due, [0, 1, 2, 4, 5, 6, 7, 8, 9].map(BookingId));
+        assert_eq!((times.due(1_000), times.due(1_000)), (Some(BookingId(10)), None));
     }
 }

@@ -4,8 +4,9 @@
 //! same prompt, and would each go to another idle worker and compute it again. A prediction keeps what is new of a
 //! prompt where it went, from the first block that was neither there nor expected there: hashes are chained, so who
 //! has that block in his prompt shares all before it too. It ends after a short while, soon after the request's first
-//! token at the latest, by which time the real events have come, or did not and it was wrong. If the request that a part was expected from is cancelled, that part is
-//! not expected from later ones, though they may compute it: then it is computed once more elsewhere.
+//! token at the latest, by which time the real events have come, or did not and it was wrong. If the request that a
+//! part was expected from is cancelled, that part is not expected from later ones, though they may compute it: then it
+//! is computed once more elsewhere.
 
 use mainstay_types::{Epoch, SequenceHash, WorkerId};
 
