@@ -15,8 +15,9 @@ use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
 use crate::config::FileConfig;
 
-/// The Raft library warns of elections and of messages that came late; both are normal.
-const DEFAULT: &str = "warn,openraft=error";
+/// The Raft library warns of elections and of messages that came late, and its heartbeats call their end an error; all
+/// are normal.
+const DEFAULT: &str = "warn,openraft=error,openraft::core::heartbeat=off";
 /// Stands over the file, and counts for commands that are no role, too.
 const VARIABLE: &str = "MAINSTAY_LOG";
 
@@ -143,7 +144,7 @@ mod tests {
     #[test]
     fn a_variable_stands_over_the_file_and_the_file_over_the_default() {
         let filter = |file: &str, variable| config(file).filter(variable).unwrap().to_string();
-        assert_eq!(filter("", None), "openraft=error,warn");
+        assert_eq!(filter("", None), "openraft::core::heartbeat=off,openraft=error,warn");
         assert_eq!(filter("filter = 'info'", None), "info");
         assert_eq!(filter("filter = 'info'", Some("debug")), "debug");
     }

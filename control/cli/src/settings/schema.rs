@@ -60,7 +60,7 @@ pub(crate) fn schema() -> Value {
             "enabled": {"type": "boolean", "default": true,
                 "description": "whether the gateway serves the console and what it shows"}}},
         "log": {"type": "object", "additionalProperties": false, "properties": {
-            "filter": {"type": "string", "default": "warn,openraft=error",
+            "filter": {"type": "string", "default": "warn,openraft=error,openraft::core::heartbeat=off",
                 "description": "what is logged, such as `info` or `warn,mainstay_gateway=debug`; read anew at SIGHUP"},
             "format": {"enum": crate::logging::Format::NAMES, "default": "text",
                 "description": "lines of text or of JSON; read anew at SIGHUP"}}},

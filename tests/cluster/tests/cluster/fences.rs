@@ -15,8 +15,9 @@ const BLOCK_SECONDS_MAX: &str = "120";
 const STOP: Duration = Duration::from_secs(30);
 /// How long members may take to have a leader.
 const LEADER: Duration = Duration::from_secs(10);
-/// Where documents say that the binary lies.
-const BUILT: &str = "$HOME/.cache/mainstay/target/release";
+/// Where documents say that the binary lies: after `make demo`, and after `make build`.
+const BUILT: [&str; 2] =
+    ["$HOME/.cache/mainstay/target/debug", "$HOME/.cache/mainstay/target/release"];
 const HOST: &str = "127.0.0.1:";
 /// Where roles listen, and commands look, when nobody says.
 const GATEWAY: &str = "127.0.0.1:8000";
@@ -91,7 +92,7 @@ impl Stage {
     fn localised(&mut self, text: &str) -> Result<String> {
         let binary = binary();
         let folder = binary.parent().context("the binary lies in a folder")?.to_string_lossy();
-        let text = text.replace(BUILT, &folder);
+        let text = BUILT.iter().fold(text.to_owned(), |text, built| text.replace(built, &folder));
         let mut parts = text.split(HOST);
         let mut out = parts.next().unwrap_or_default().to_owned();
         for part in parts {

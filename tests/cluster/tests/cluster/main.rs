@@ -5,6 +5,7 @@
 mod access;
 mod bad_starts;
 mod console;
+mod demo;
 mod failover;
 mod fences;
 mod flood;

@@ -49,6 +49,7 @@ impl Cluster {
         config.identity = inner.identity(Role::Gateway, "g1")?;
         config.policy = setting.policy;
         config.pins = setting.pins;
+        config.transfer = setting.transfer;
         let gateway = mainstay_gateway::start(config).await?;
         let model = model_files(None, None)?;
         let mut starting = Vec::new();

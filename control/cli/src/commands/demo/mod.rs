@@ -1,7 +1,8 @@
 //! `mainstay demo`: a whole cluster in one process, agents with tool pauses, and the same without help.
 //!
-//! Every role talks over loopback exactly as separate processes do. The first run places requests at random and
-//! makes no pins; the second routes by cache and keeps pins; both see the same agents and the same flood. Placing
+//! Every role talks over loopback exactly as separate processes do. The first run places requests at random, makes
+//! no pins and moves no blocks between workers, as a fleet does whose engines know nothing of each other; the second
+//! routes by cache, keeps pins and transfers; both see the same agents and the same flood. Placing
 //! in turn would be no baseline: with eight agents and four workers it often finds the same worker by accident.
 
 mod agents;
@@ -42,10 +43,14 @@ pub(crate) struct Setting {
     pub(crate) name: &'static str,
     pub(crate) policy: Policy,
     pub(crate) pins: bool,
+    /// Workers fetch blocks from each other.
+    pub(crate) transfer: bool,
 }
 
-const WITH: Setting = Setting { name: "kv routing, pins", policy: Policy::Kv, pins: true };
-const WITHOUT: Setting = Setting { name: "random, no pins", policy: Policy::Random, pins: false };
+const WITH: Setting =
+    Setting { name: "kv routing, pins", policy: Policy::Kv, pins: true, transfer: true };
+const WITHOUT: Setting =
+    Setting { name: "random, no pins", policy: Policy::Random, pins: false, transfer: false };
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     print(&format!(
