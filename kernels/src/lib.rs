@@ -1,5 +1,5 @@
-//! The CPU kernels of the native engine: packed matrix products, paged attention and the
-//! row-wise operations around them.
+//! The kernels of the native engine: packed matrix products, paged attention and the row-wise
+//! operations around them; the same for NVIDIA GPUs in [`cuda`].
 //!
 //! They exist so that a language model runs on any machine without a BLAS or a tensor library.
 //! Every result depends on its own row alone: batch size, chunking, thread count, the order of
@@ -10,6 +10,7 @@
 
 mod activation;
 mod attention;
+pub mod cuda;
 mod error;
 mod isa;
 mod matmul;
