@@ -50,6 +50,11 @@ impl Rope {
         rotate(x, head_dim, &page[(position - first) * 2 * half..][..2 * half]);
     }
 
+    /// For each of the first positions the cosines of every frequency, then their sines.
+    pub fn table(&self, positions: usize) -> Box<[f32]> {
+        self.rows(0, positions)
+    }
+
     fn rows(&self, first: usize, count: usize) -> Box<[f32]> {
         let half = self.inv_freq.len();
         let mut rows = vec![0.0; count * 2 * half];

@@ -1,5 +1,9 @@
 //! The GPU's kernels in the emulator, through the driver's double: each against a reference, and the same bits however
 //! work is cut.
+#![expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests are tests; the lint's own exception ends at `#[test]`"
+)]
 
 mod common;
 

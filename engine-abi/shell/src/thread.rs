@@ -39,10 +39,13 @@ impl<W: Work + Send + 'static> Shell<W> {
         let theirs = Arc::clone(&door);
         let body = move || {
             let works = AssertUnwindSafe(|| run(work, &theirs, &lanes, started));
-            if catch_unwind(works).is_err() {
-                log.error(name, "the engine's thread has panicked");
-                die(&theirs, &lanes);
-            }
+            let why = match catch_unwind(works) {
+                Ok(None) => return,
+                Ok(Some(broken)) => broken,
+                Err(_) => "the engine's thread has panicked".to_owned(),
+            };
+            log.error(name, &why);
+            die(&theirs, &lanes, why);
         };
         let thread = std::thread::Builder::new().name(format!("{name}-engine")).spawn(body);
         let thread =
@@ -61,8 +64,8 @@ impl<W: Work> Drop for Shell<W> {
     }
 }
 
-/// Works until the engine is dropped.
-fn run<W: Work>(mut work: W, door: &Door<W>, lanes: &Lanes, started: Instant) {
+/// Works until the engine is dropped, or is broken: then it says why.
+fn run<W: Work>(mut work: W, door: &Door<W>, lanes: &Lanes, started: Instant) -> Option<String> {
     let clock = || started.elapsed().as_micros() as u64;
     let mut wake = Wake::Idle;
     // One a step: they copy megabytes, and those that decode would wait for all of them.
@@ -87,6 +90,11 @@ fn run<W: Work>(mut work: W, door: &Door<W>, lanes: &Lanes, started: Instant) {
         }
         wake = work.step(&clock, lanes.output_has_room());
         report(&mut work, door, lanes, clock());
+        if let Some(why) = work.broken() {
+            let why = why.to_owned();
+            transfers.into_iter().for_each(|ask| refuse(Command::<W>::Ask(ask), lanes));
+            return Some(why);
+        }
     }
     let left = std::mem::take(&mut door.lock().commands);
     for command in transfers.into_iter().map(Command::Ask).chain(left) {
@@ -95,6 +103,7 @@ fn run<W: Work>(mut work: W, door: &Door<W>, lanes: &Lanes, started: Instant) {
     work.cancel_all(clock());
     report(&mut work, door, lanes, clock());
     door.end_left(lanes, &Finish::Cancelled);
+    None
 }
 
 fn obey<W: Work>(command: Command<W>, work: &mut W, door: &Door<W>, lanes: &Lanes, now_us: u64) {
@@ -177,14 +186,13 @@ fn refuse<W>(command: Command<W>, lanes: &Lanes) {
     }
 }
 
-/// The thread has panicked: nobody may wait for it any more.
-fn die<W: Work>(door: &Door<W>, lanes: &Lanes) {
+/// The thread has panicked or its work is broken: nobody may wait for it any more.
+fn die<W: Work>(door: &Door<W>, lanes: &Lanes, why: String) {
     let mut inbox = door.lock();
     inbox.is_dead = true;
     let commands = std::mem::take(&mut inbox.commands);
     drop(inbox);
     commands.into_iter().for_each(|command| refuse(command, lanes));
-    let message = "the engine's thread has died".to_owned();
-    door.end_left(lanes, &Finish::Error { rc: Code::Internal.rc(), message });
+    door.end_left(lanes, &Finish::Error { rc: Code::Internal.rc(), message: why });
     lanes.close();
 }

@@ -42,6 +42,11 @@ pub trait Work {
     /// How long the work that is queued now will take, roughly.
     fn backlog_ms(&self, now_us: u64) -> u32;
 
+    /// Why nothing can be computed any more. The engine then ends as if its thread had died.
+    fn broken(&self) -> Option<&str> {
+        None
+    }
+
     /// Copies blocks out, first to last, and says how many: up to the first that is not registered.
     fn export(&self, blocks: &[u128], bytes: &mut [u8]) -> u32 {
         let _ = (blocks, bytes);

@@ -12,7 +12,7 @@ use mainstay_engine_shell::{Wake, Work};
 use serde::Serialize;
 
 use crate::LoadError;
-use crate::open::{load_model, open_scheduler};
+use crate::open::open_scheduler;
 use crate::options::Options;
 use crate::scheduler::Scheduler;
 
@@ -52,7 +52,7 @@ pub struct Rates {
 pub fn run(config_json: &str, repeats: usize) -> Result<Rates, LoadError> {
     let repeats = repeats.clamp(1, REPEATS_MAX);
     let options = Options::parse(config_json)?;
-    let mut scheduler = open_scheduler(load_model(&options)?, &options)?;
+    let mut scheduler = open_scheduler(&options)?;
     let wanted = PREFILL_TOKENS.max(DECODE_PROMPT_TOKENS + DECODE_TOKENS as usize) + 1;
     if scheduler.limits().context_tokens_max < wanted {
         let message =
@@ -82,15 +82,15 @@ pub fn run(config_json: &str, repeats: usize) -> Result<Rates, LoadError> {
         decode_b1_tok_s,
         decode_b8_tok_s,
         threads: options.threads,
-        dtype: scheduler.model().dtype().name(),
+        dtype: scheduler.compute().dtype().name(),
         precision,
-        weight_bytes: scheduler.model().weight_bytes(),
+        weight_bytes: scheduler.compute().weight_bytes(),
         repeats,
     })
 }
 
 fn request(scheduler: &Scheduler, id: u64, tokens: usize, tokens_max: u32) -> Request {
-    let vocab = scheduler.model().config().vocab as u64;
+    let vocab = scheduler.compute().config().vocab as u64;
     let token = |index: u64| ((index * 7919 + id * 104_729) % vocab) as u32;
     Request {
         id,

@@ -11,17 +11,18 @@ use mainstay_engine_abi::sdk::{
     Request, Stats, caps,
 };
 use mainstay_engine_shell::{Ask, Shell};
+use mainstay_kernels::cuda::CudaError;
 
 use crate::LoadError;
 use crate::guided::Compiler;
-use crate::open::{load_model, open_scheduler};
+use crate::open::open_scheduler;
 use crate::options::{ModelPlace, Options};
 use crate::scheduler::{Limits, Scheduler, check};
 use forms::Forms;
 
 const TARGET: &str = "native";
 
-/// Llama, Qwen2 and Qwen3 on the CPU.
+/// Llama, Qwen2 and Qwen3 on the CPU or a GPU.
 pub struct NativeEngine {
     // Ends first: then nobody waits for forms any more.
     shell: Shell<Scheduler>,
@@ -35,7 +36,10 @@ impl From<LoadError> for EngineError {
     fn from(error: LoadError) -> Self {
         let code = match &error {
             LoadError::Read { .. } => Code::NotFound,
-            LoadError::Memory { .. } => Code::Exhausted,
+            LoadError::Memory { .. } | LoadError::Device(CudaError::Memory { .. }) => {
+                Code::Exhausted
+            }
+            LoadError::Device(_) => Code::Unavailable,
             _ => Code::Invalid,
         };
         Self::new(code, error.to_string())
@@ -50,14 +54,14 @@ fn info(options: &Options, scheduler: &Scheduler) -> Info {
     };
     Info {
         block_tokens: limits.block_tokens as u32,
-        vocab: scheduler.model().config().vocab as u32,
+        vocab: scheduler.compute().config().vocab as u32,
         context_tokens_max: limits.context_tokens_max as u32,
         requests_max: limits.requests_max as u32,
         blocks_total: u64::from(limits.blocks),
         block_bytes: scheduler.block_bytes() as u64,
         model: options.model_name.clone(),
         model_dir,
-        device: "cpu".to_owned(),
+        device: scheduler.compute().name().to_owned(),
         kv_layout: scheduler.kv_layout(),
     }
 }
@@ -82,14 +86,15 @@ impl Engine for NativeEngine {
     fn create(config_json: &str, lanes: Arc<Lanes>, log: HostLog) -> Result<Self, EngineError> {
         let options = Options::parse(config_json)?;
         let started = Instant::now();
-        let scheduler = open_scheduler(load_model(&options)?, &options)?;
-        let model = scheduler.model();
+        let scheduler = open_scheduler(&options)?;
+        let compute = scheduler.compute();
         let line = format!(
-            "loaded {} ({}, {} MiB of weights) in {} ms; {} blocks of {} tokens, {} threads",
+            "loaded {} ({}, {} MiB of weights) in {} ms on {}; {} blocks of {} tokens, {} threads",
             options.model_name,
-            model.dtype().name(),
-            model.weight_bytes() >> 20,
+            compute.dtype().name(),
+            compute.weight_bytes() >> 20,
             started.elapsed().as_millis(),
+            compute.name(),
             scheduler.limits().blocks,
             options.block_tokens,
             options.threads,
@@ -99,7 +104,7 @@ impl Engine for NativeEngine {
             log.warn(TARGET, "no `hash_key`: hashes can be guessed; give one where tenants share");
         }
         let (info, limits) = (info(&options, &scheduler), *scheduler.limits());
-        let eos_tokens = &scheduler.model().config().eos_tokens;
+        let eos_tokens = &scheduler.compute().config().eos_tokens;
         let compiler = Compiler::new(options.place.clone(), info.vocab as usize, eos_tokens);
         let shell = Shell::open(TARGET, scheduler, limits.requests_max, started, lanes, log)?;
         let forms = Forms::open(compiler, Arc::clone(&shell.door))?;

@@ -111,6 +111,9 @@ pub enum LoadError {
         /// Why not.
         reason: String,
     },
+    /// A GPU, its driver or its memory.
+    #[error("device: {0}")]
+    Device(#[from] mainstay_kernels::cuda::CudaError),
     /// A computing kernel refused a matrix or a setting.
     #[error("{what}: {reason}")]
     Kernel {

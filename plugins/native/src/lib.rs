@@ -1,4 +1,4 @@
-//! The native engine: Llama, Qwen2 and Qwen3 on the CPU behind Mainstay's engine interface.
+//! The native engine: Llama, Qwen2 and Qwen3 on the CPU or a GPU behind Mainstay's engine interface.
 //!
 //! It exists so that Mainstay runs anywhere with nothing else to install, and as the engine that
 //! keeps every promise of the interface: canonical block hashes, pins, retention ranges, migration
@@ -9,6 +9,7 @@
 pub mod bench;
 mod bundled;
 pub mod checkpoint;
+pub mod compute;
 pub mod config;
 mod engine;
 mod error;
@@ -24,6 +25,7 @@ pub mod scheduler;
 pub use bundled::{BundledModel, bundled_demo};
 pub use engine::NativeEngine;
 pub use error::LoadError;
+pub use mainstay_kernels::cuda::{Found, Unavailable, probe};
 pub use open::{load_model, open_scheduler};
 
 #[cfg(feature = "export")]

@@ -7,6 +7,7 @@
 //! sole purpose there is their keys and values.
 
 mod load;
+pub(crate) mod read;
 
 use half::bf16;
 use mainstay_kernels::{

@@ -3,14 +3,16 @@
 use std::path::Path;
 
 use mainstay_kernels::Pool;
+use mainstay_kernels::cuda::{CudaError, probe};
 
 use crate::LoadError;
 use crate::bundled::bundled_demo;
 use crate::checkpoint::Checkpoint;
+use crate::compute::{Compute, Device, DeviceLimits, Processor};
 use crate::config::ModelConfig;
 use crate::json::read_bounded;
 use crate::model::Model;
-use crate::options::{ModelPlace, Options};
+use crate::options::{DeviceChoice, KV_BYTES_DEFAULT, ModelPlace, Options};
 use crate::scheduler::{Limits, Scheduler};
 
 /// The largest config.json that is read.
@@ -20,9 +22,21 @@ const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
 const WEIGHTS: &str = "model.safetensors";
 
-/// Loads a model as the options say.
+/// The rows of a step where nothing is said: on the CPU a step is some tens of milliseconds long, a GPU wants more.
+const STEP_TOKENS: usize = 512;
+const STEP_TOKENS_DEVICE: usize = 8192;
+/// Of what is free on a GPU once weights and buffers are there, the cache takes this share where nothing is said; the
+/// rest is for parts of attention and for others.
+const CACHE_SHARE: f64 = 0.9;
+
+/// Loads a model for the CPU, as the options say.
 pub fn load_model(options: &Options) -> Result<Model, LoadError> {
-    let (config, checkpoint) = match &options.place {
+    let (config, checkpoint) = files(options)?;
+    Model::load(config, &checkpoint, options.precision)
+}
+
+fn files(options: &Options) -> Result<(ModelConfig, Checkpoint), LoadError> {
+    Ok(match &options.place {
         ModelPlace::Folder(folder) => (folder_config(folder)?, Checkpoint::open(folder)?),
         ModelPlace::Bundled => {
             let bundled = bundled_demo();
@@ -31,8 +45,7 @@ pub fn load_model(options: &Options) -> Result<Model, LoadError> {
             config.add_generation_config(GENERATION, file(GENERATION))?;
             (config, Checkpoint::linked(WEIGHTS, file(WEIGHTS))?)
         }
-    };
-    Model::load(config, &checkpoint, options.precision)
+    })
 }
 
 fn folder_config(folder: &Path) -> Result<ModelConfig, LoadError> {
@@ -45,24 +58,59 @@ fn folder_config(folder: &Path) -> Result<ModelConfig, LoadError> {
     Ok(config)
 }
 
-/// Builds the scheduler of a loaded model.
-pub fn open_scheduler(model: Model, options: &Options) -> Result<Scheduler, LoadError> {
-    let block_elements = model.kv_shape(options.block_tokens).block_elements();
-    let blocks = options.blocks(block_elements * model.kv_type().bytes())?;
-    let own = model.config().context_tokens_max;
+/// Loads a model where the options want it computed, and builds its scheduler.
+pub fn open_scheduler(options: &Options) -> Result<Scheduler, LoadError> {
+    let (config, checkpoint) = files(options)?;
+    let own = config.context_tokens_max;
     if options.context_tokens_max.is_some_and(|wanted| wanted > own) {
         let message = format!("`context_tokens_max` is above the model's own {own}");
         return Err(LoadError::Options(message));
     }
-    let cache_tokens = blocks as usize * options.block_tokens;
+    let context_tokens_max = options.context_tokens_max.unwrap_or(own);
+    let (compute, step_tokens_max): (Box<dyn Compute>, usize) = match device(options)? {
+        None => {
+            let model = Model::load(config, &checkpoint, options.precision)?;
+            let block_bytes =
+                model.kv_shape(options.block_tokens).block_elements() * model.kv_type().bytes();
+            let blocks = options.blocks(block_bytes, KV_BYTES_DEFAULT)?;
+            let processor = Processor::new(model, options.block_tokens, blocks)?;
+            (Box::new(processor), options.step_tokens(STEP_TOKENS))
+        }
+        Some(ordinal) => {
+            let limits = DeviceLimits {
+                step_tokens_max: options.step_tokens(STEP_TOKENS_DEVICE),
+                logits_rows_max: options.requests_max,
+                block_tokens: options.block_tokens,
+                context_tokens_max,
+            };
+            let blocks = |block_bytes: usize, free: usize| {
+                options.blocks(block_bytes, (free as f64 * CACHE_SHARE) as u64)
+            };
+            let device = Device::open(ordinal, config, &checkpoint, limits, blocks)?;
+            (Box::new(device), limits.step_tokens_max)
+        }
+    };
     let limits = Limits {
         block_tokens: options.block_tokens,
-        blocks,
+        blocks: compute.blocks(),
         pin_fraction: options.pin_fraction,
-        step_tokens_max: options.step_tokens_max,
-        context_tokens_max: options.context_tokens_max.unwrap_or(own).min(cache_tokens),
+        step_tokens_max,
+        context_tokens_max: context_tokens_max
+            .min(compute.blocks() as usize * options.block_tokens),
         requests_max: options.requests_max,
         hash_key: options.hash_key,
     };
-    Scheduler::new(model, Pool::new(options.threads), limits)
+    Ok(Scheduler::new(compute, Pool::new(options.threads), limits))
+}
+
+/// Which GPU computes, if one does.
+fn device(options: &Options) -> Result<Option<usize>, LoadError> {
+    let ordinal = match options.device {
+        DeviceChoice::Cpu => return Ok(None),
+        // Whatever is wrong with it, the CPU goes on; `doctor` tells what it is.
+        DeviceChoice::Auto => return Ok(probe(0).ok().map(|found| found.ordinal)),
+        DeviceChoice::Cuda(ordinal) => ordinal,
+    };
+    probe(ordinal).map_err(CudaError::from)?;
+    Ok(Some(ordinal))
 }

@@ -16,6 +16,8 @@ pub const DEMO: &str = "demo";
 pub const KV_BYTES_DEFAULT: u64 = 1 << 30;
 /// The most tokens of a block.
 pub const BLOCK_TOKENS_MAX: usize = 1024;
+/// The most GPUs of a machine.
+const DEVICES_MAX: usize = 64;
 /// The most threads.
 pub const THREADS_MAX: usize = 256;
 /// The most rows of a step.
@@ -32,9 +34,22 @@ pub enum ModelPlace {
     Folder(PathBuf),
 }
 
+/// Where the model computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// On the first GPU if it will do, else on the CPU.
+    Auto,
+    /// On the CPU.
+    Cpu,
+    /// On the GPU of that number.
+    Cuda(usize),
+}
+
 /// How large the cache is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheSize {
+    /// What the device has for it.
+    Auto,
     /// As many blocks as fit.
     Bytes(u64),
     /// So many blocks.
@@ -52,10 +67,12 @@ pub struct Options {
     pub cache: CacheSize,
     /// Tokens per block; must equal the router's.
     pub block_tokens: usize,
+    /// Where it computes.
+    pub device: DeviceChoice,
     /// Threads that compute.
     pub threads: usize,
-    /// Rows per step.
-    pub step_tokens_max: usize,
+    /// Rows per step, where that is said.
+    pub step_tokens_max: Option<usize>,
     /// The longest sequence, where it shall be shorter than the model's own.
     pub context_tokens_max: Option<usize>,
     /// The cluster's secret for sequence hashes.
@@ -79,6 +96,7 @@ struct Raw {
     kv_bytes: Option<u64>,
     blocks: Option<u32>,
     block_tokens: Option<usize>,
+    device: Option<String>,
     threads: Option<usize>,
     step_tokens_max: Option<usize>,
     context_tokens_max: Option<usize>,
@@ -98,8 +116,11 @@ impl Options {
         };
         let block_tokens = within("block_tokens", raw.block_tokens, 16, 1..=BLOCK_TOKENS_MAX)?;
         let requests_max = within("requests_max", raw.requests_max, 64, 1..=REQUESTS_MAX)?;
-        let step_tokens_max =
-            within("step_tokens_max", raw.step_tokens_max, 512, 1..=STEP_TOKENS_MAX)?;
+        let step_tokens_max = raw
+            .step_tokens_max
+            .map(|n| within("step_tokens_max", Some(n), 0, 1..=STEP_TOKENS_MAX))
+            .transpose()?;
+        let (device, precision) = device_and_precision(&raw)?;
         let threads = within("threads", raw.threads, threads_default(), 1..=THREADS_MAX)?;
         let pin_fraction = raw.pin_fraction.unwrap_or(0.5);
         if !(0.0..=1.0).contains(&pin_fraction) {
@@ -116,8 +137,8 @@ impl Options {
             cache: cache_size(raw.kv_bytes, raw.blocks)?,
             block_tokens,
             threads,
-            // Every running request must find room for its next token, and a prompt for a block.
-            step_tokens_max: step_tokens_max.max(requests_max).max(block_tokens),
+            device,
+            step_tokens_max,
             context_tokens_max: raw
                 .context_tokens_max
                 .map(|n| {
@@ -127,18 +148,22 @@ impl Options {
             hash_key,
             hash_key_given: raw.hash_key.is_some(),
             pin_fraction,
-            precision: match raw.precision.as_deref() {
-                None | Some("fast") => Precision::Bf16Math,
-                Some("exact") => Precision::F32Math,
-                Some(_) => return Err(wrong("`precision` must be \"exact\" or \"fast\"")),
-            },
+            precision,
             requests_max,
         })
     }
 
-    /// How many blocks of that size the cache has.
-    pub fn blocks(&self, block_bytes: usize) -> Result<u32, LoadError> {
+    /// Rows per step, where nothing is said `default`: every running request must find room for its next token, and a
+    /// prompt for a block.
+    #[must_use]
+    pub fn step_tokens(&self, default: usize) -> usize {
+        self.step_tokens_max.unwrap_or(default).max(self.requests_max).max(self.block_tokens)
+    }
+
+    /// How many blocks of that size the cache has; where nothing is said, as many as fit into `bytes_default`.
+    pub fn blocks(&self, block_bytes: usize, bytes_default: u64) -> Result<u32, LoadError> {
         let blocks = match self.cache {
+            CacheSize::Auto => bytes_default / (block_bytes as u64).max(1),
             CacheSize::Blocks(blocks) => u64::from(blocks),
             CacheSize::Bytes(bytes) => bytes / (block_bytes as u64).max(1),
         };
@@ -149,6 +174,27 @@ impl Options {
         }
         Ok(blocks.min(u64::from(BLOCKS_MAX)) as u32)
     }
+}
+
+fn device_and_precision(raw: &Raw) -> Result<(DeviceChoice, Precision), LoadError> {
+    let device = match raw.device.as_deref() {
+        None | Some("cpu") => DeviceChoice::Cpu,
+        Some("auto") => DeviceChoice::Auto,
+        Some("cuda") => DeviceChoice::Cuda(0),
+        Some(text) => {
+            let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+            let number = number.filter(|number| *number < DEVICES_MAX);
+            let text = "`device` must be \"cpu\", \"cuda\", \"cuda:N\" or \"auto\"";
+            DeviceChoice::Cuda(number.ok_or_else(|| wrong(text))?)
+        }
+    };
+    let precision = match raw.precision.as_deref() {
+        None | Some("fast") => Precision::Bf16Math,
+        Some("exact") if device == DeviceChoice::Cpu => Precision::F32Math,
+        Some("exact") => return Err(wrong("`precision` \"exact\" is the CPU's: `device` \"cpu\"")),
+        Some(_) => return Err(wrong("`precision` must be \"exact\" or \"fast\"")),
+    };
+    Ok((device, precision))
 }
 
 fn wrong(message: &str) -> LoadError {
@@ -175,7 +221,7 @@ fn cache_size(bytes: Option<u64>, blocks: Option<u32>) -> Result<CacheSize, Load
         (Some(_), Some(_)) => Err(wrong("`kv_bytes` and `blocks` exclude each other; give one")),
         (_, Some(blocks)) if (1..=BLOCKS_MAX).contains(&blocks) => Ok(CacheSize::Blocks(blocks)),
         (_, Some(_)) => Err(wrong(&format!("`blocks` must lie in 1..={BLOCKS_MAX}"))),
-        (bytes, None) => Ok(CacheSize::Bytes(bytes.unwrap_or(KV_BYTES_DEFAULT))),
+        (bytes, None) => Ok(bytes.map_or(CacheSize::Auto, CacheSize::Bytes)),
     }
 }
 
@@ -203,7 +249,8 @@ mod tests {
         let options = Options::parse("{}").unwrap();
         assert_eq!(options.place, ModelPlace::Bundled);
         assert_eq!((options.model_name.as_str(), options.block_tokens), ("demo", 16));
-        assert_eq!(options.blocks(1 << 20).unwrap(), 1024);
+        assert_eq!(options.blocks(1 << 20, KV_BYTES_DEFAULT).unwrap(), 1024);
+        assert_eq!((options.device, options.step_tokens(512)), (DeviceChoice::Cpu, 512));
         assert!(!options.hash_key_given);
     }
 
@@ -216,10 +263,20 @@ mod tests {
         )
         .unwrap();
         assert_eq!(options.model_name, "tiny");
-        assert_eq!(options.blocks(1).unwrap(), 7);
+        assert_eq!(options.blocks(1, 1).unwrap(), 7);
         assert_eq!(options.hash_key.0[15], 15);
         assert_eq!(options.precision, Precision::F32Math);
-        assert_eq!(options.step_tokens_max, 9, "room for one token of each request");
+        assert_eq!(options.step_tokens(512), 9, "room for one token of each request");
+    }
+
+    #[test]
+    fn a_device_is_named() {
+        let device =
+            |text: &str| Options::parse(&format!(r#"{{"device": "{text}"}}"#)).unwrap().device;
+        assert_eq!(
+            ["cpu", "auto", "cuda", "cuda:3"].map(device),
+            [DeviceChoice::Cpu, DeviceChoice::Auto, DeviceChoice::Cuda(0), DeviceChoice::Cuda(3),]
+        );
     }
 
     #[test]
@@ -236,12 +293,15 @@ mod tests {
             (r#"{"hash_key": "xyz"}"#, "hash_key"),
             (r#"{"pin_fraction": 1.5}"#, "pin_fraction"),
             (r#"{"precision": "int8"}"#, "precision"),
+            (r#"{"precision": "exact", "device": "cuda"}"#, "the CPU's"),
+            (r#"{"device": "gpu"}"#, "cuda:N"),
+            (r#"{"device": "cuda:-1"}"#, "cuda:N"),
             (r#"{"context_tokens_max": 0}"#, "context_tokens_max"),
         ] {
             let error = Options::parse(json).expect_err(json).to_string();
             assert!(error.contains(word), "{json}: {error}");
         }
         let tiny = Options::parse(r#"{"kv_bytes": 10}"#).unwrap();
-        assert!(tiny.blocks(100).is_err());
+        assert!(tiny.blocks(100, 0).is_err());
     }
 }

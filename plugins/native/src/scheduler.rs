@@ -19,11 +19,11 @@ use std::sync::{Mutex, PoisonError};
 
 use mainstay_engine_abi::sdk::types_of_mainstay::HashKey;
 use mainstay_engine_abi::sdk::{Code, EngineError, Finish, Health, Import, Output, Request, Stats};
-use mainstay_kernels::{KvPool, Pool};
+use mainstay_kernels::Pool;
 
-use crate::LoadError;
+use crate::compute::{Compute, Failure};
 use crate::guided::Guide;
-use crate::model::{Batch, Model, Scratch};
+use crate::model::Batch;
 use crate::sampler::{Choice, DrawError};
 use mainstay_engine_blocks::{BlockPool, Urgency};
 use mainstay_engine_shell::{Cache, Place, Queue, Wake, Work};
@@ -50,11 +50,9 @@ pub struct Limits {
 
 /// Requests, cache and model of one engine.
 pub struct Scheduler {
-    model: Model,
+    compute: Box<dyn Compute>,
     threads: Pool,
     limits: Limits,
-    kv: KvPool,
-    scratch: Scratch,
     cache: Cache,
     waiting: Queue<Drawing>,
     /// In the order of service.
@@ -75,25 +73,18 @@ pub struct Scheduler {
     waiting_tokens: u64,
     /// Rows per millisecond of late, for advice on when to come again.
     rows_per_ms: f64,
+    /// Why nothing will be computed again.
+    broken: Option<String>,
 }
 
 /// A sampled row.
 type Drawn = Option<Result<Choice, DrawError>>;
 
 impl Scheduler {
-    /// A scheduler with an empty cache.
-    pub fn new(model: Model, threads: Pool, limits: Limits) -> Result<Self, LoadError> {
-        let shape = model.kv_shape(limits.block_tokens);
-        let kv = KvPool::try_new(shape, limits.blocks as usize, model.kv_type()).map_err(|e| {
-            let block_bytes = shape.block_elements() as u128 * model.kv_type().bytes() as u128;
-            LoadError::Memory {
-                bytes: block_bytes * u128::from(limits.blocks),
-                reason: e.to_string(),
-            }
-        })?;
-        Ok(Self {
-            kv,
-            scratch: Scratch::default(),
+    /// A scheduler over a model whose cache is empty; `threads` draw tokens, and compute where the CPU does.
+    #[must_use]
+    pub fn new(compute: Box<dyn Compute>, threads: Pool, limits: Limits) -> Self {
+        Self {
             cache: Cache::new(
                 limits.hash_key,
                 limits.block_tokens,
@@ -112,10 +103,11 @@ impl Scheduler {
             counters: Stats { health: Health::Ok, ..Stats::default() },
             waiting_tokens: 0,
             rows_per_ms: 1.0,
-            model,
+            broken: None,
+            compute,
             threads,
             limits,
-        })
+        }
     }
 
     /// The limits in force.
@@ -124,29 +116,29 @@ impl Scheduler {
         &self.limits
     }
 
-    /// The model.
+    /// The model, and where it computes.
     #[must_use]
-    pub fn model(&self) -> &Model {
-        &self.model
+    pub fn compute(&self) -> &dyn Compute {
+        &*self.compute
     }
 
     /// Bytes of one cache block.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
-        self.kv.bytes_per_block()
+        self.compute.block_bytes()
     }
 
     /// Queues a request whose output follows `guide`, which was made from its form.
     pub fn submit_guided(&mut self, request: Request, guide: Option<Guide>, now_us: u64) {
         let id = request.id;
-        if let Err(error) = check(&request, &self.limits, self.model.config().vocab) {
+        if let Err(error) = check(&request, &self.limits, self.compute.config().vocab) {
             self.outputs.push(failure(Output { id, ..Output::default() }, error.rc, error.message));
             return;
         }
         self.arrivals += 1;
         self.urgency.note(request.priority, now_us / 1000);
         let seed = self.seeds.hash_one((self.arrivals, id));
-        let eos_tokens = &self.model.config().eos_tokens;
+        let eos_tokens = &self.compute.config().eos_tokens;
         let own = Drawing::new(&request, guide, eos_tokens, seed);
         let sequence = Sequence::new(request, own, self.arrivals, now_us, &self.cache.grid);
         if self.places.insert(id, sequence.place).is_some() {
@@ -184,7 +176,7 @@ impl Scheduler {
     }
 
     /// Runs the model over the planned rows and draws a token for each sequence that is complete.
-    fn compute(&mut self) -> Result<Vec<Drawn>, String> {
+    fn draw(&mut self) -> Result<Vec<Drawn>, Failure> {
         self.batch_tokens.clear();
         self.logits_rows.clear();
         let mut spans = Vec::with_capacity(self.running.len());
@@ -203,12 +195,10 @@ impl Scheduler {
         }
         let batch =
             Batch { tokens: &self.batch_tokens, spans: &spans, logits_rows: &self.logits_rows };
-        let logits = self
-            .model
-            .forward(&batch, &mut self.kv, &mut self.scratch, &self.threads)
-            .map_err(|e| e.to_string())?;
+        let vocab = self.compute.config().vocab;
+        let logits = self.compute.step(&batch, &self.threads)?;
         let complete = self.running.iter_mut().filter(|s| completes(s));
-        let rows = logits.chunks_exact_mut(self.model.config().vocab);
+        let rows = logits.chunks_exact_mut(vocab);
         // Each cell is locked once, by the one task of its number.
         let cells: Vec<_> = complete
             .zip(rows)
@@ -343,13 +333,16 @@ impl Work for Scheduler {
             let expiry_ms = self.cache.blocks.next_expiry_ms();
             return expiry_ms.map_or(Wake::Idle, |ms| Wake::At(ms.saturating_mul(1000)));
         }
-        let drawn = self.compute();
+        let drawn = self.draw();
         let done_us = clock();
         let elapsed_ms = done_us.saturating_sub(now_us).max(1) as f64 / 1000.0;
         self.rows_per_ms = 0.9 * self.rows_per_ms + 0.1 * rows as f64 / elapsed_ms;
         match drawn {
             Ok(drawn) => self.advance(drawn, done_us),
-            Err(reason) => self.fail_step(&reason, done_us),
+            Err(failure) => {
+                self.fail_step(&failure.reason, done_us);
+                self.broken = failure.is_last.then_some(failure.reason);
+            }
         }
         Wake::Now
     }
@@ -372,6 +365,10 @@ impl Work for Scheduler {
     fn backlog_ms(&self, _now_us: u64) -> u32 {
         let tokens = self.waiting_tokens + self.running.len() as u64;
         (tokens as f64 / self.rows_per_ms.max(0.01)).clamp(100.0, 10_000.0) as u32
+    }
+
+    fn broken(&self) -> Option<&str> {
+        self.broken.as_deref()
     }
 
     fn export(&self, blocks: &[u128], bytes: &mut [u8]) -> u32 {

@@ -32,11 +32,15 @@ pub(crate) struct EngineArgs {
     /// The name clients ask for [default: the folder's name]
     #[arg(long)]
     pub(crate) model_name: Option<String>,
+    /// Where the native engine computes: `cpu`, `cuda` or `cuda:N`, or `auto`, which is a GPU if there is one that will do
+    /// [default: cpu]
+    #[arg(long)]
+    pub(crate) device: Option<String>,
     /// Threads of the engine [default: all cores]
     #[arg(long)]
     pub(crate) threads: Option<usize>,
-    /// Memory for the KV cache, such as 512M or 8G [default: 1 GiB (native), 2 GiB (sim, where a token counts for 1 KiB
-    /// and nothing is held)]
+    /// Memory for the KV cache, such as 512M or 8G [default: 1 GiB (native), nine tenths of what is free on a GPU, 2 GiB
+    /// (sim, where a token counts for 1 KiB and nothing is held)]
     #[arg(long, value_parser = parse_bytes)]
     pub(crate) kv_bytes: Option<u64>,
     /// The longest prompt plus output, in tokens [default: the model's own; 1,048,576 (sim)]
@@ -153,6 +157,14 @@ impl EngineArgs {
                 script.canonicalize().with_context(|| format!("no script {}", script.display()))?;
             config.insert("script".into(), json!(script.to_string_lossy()));
         }
+        if let Some(device) = &self.device {
+            if self.kind() != NATIVE {
+                bail!(
+                    "only `--engine native` has a --device; other engines have settings of their own"
+                );
+            }
+            config.insert("device".into(), json!(device));
+        }
         let numbers = [
             ("threads", self.threads.map(|n| n as u64)),
             ("kv_bytes", self.kv_bytes),
@@ -190,6 +202,10 @@ mod tests {
         let native = args(&["--script", "Cargo.toml"]).config("m", Map::new());
         assert!(native.unwrap_err().to_string().contains("sim"));
         assert!(args(&["--engine", "nothing"]).source().is_err());
+        let device = args(&["--device", "cuda:1"]).config("m", Map::new()).unwrap();
+        assert_eq!(device["device"], "cuda:1");
+        let sim = args(&["--engine", "sim", "--device", "cuda"]).config("m", Map::new());
+        assert!(sim.unwrap_err().to_string().contains("--device"));
     }
 
     #[test]

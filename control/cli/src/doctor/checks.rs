@@ -97,8 +97,8 @@ checks! {
         "The engine's library is not there, or is none",
         "`--engine native`, `--engine sim`, or a vendor's FILE.so; `mainstay engine check FILE.so` tries it.";
     CUDA = "Model", "cuda",
-        "There is no CUDA driver library; a vendor's engine that needs one will not open",
-        "Install the driver of the machine's GPU, or use `--engine native`, which computes on the CPU.";
+        "The GPU that `--device` asks for, or that a vendor's engine needs, is not there or will not do: no driver, an old one, no such device, too old a device",
+        "Install the driver of the machine's GPU (550 or later; in a container ask for its GPUs), or leave out `--device`: the native engine computes on the CPU.";
     MEMBERS = "Cluster", "members",
         "A control member's name does not resolve, or nobody answers there",
         "Start it, open its port between the machines, or correct `--control` and `--members`.";

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::checks::{CUDA, ENGINE, MEMORY, MODEL_FILES};
 use super::{Finding, Setup};
 use crate::config::{model_files, weights_bytes};
+use mainstay_native::{Found, Unavailable};
 
 /// The native engine's cache unless told otherwise, as in `docs/reference/cli.md`.
 const KV_BYTES_USUAL: u64 = 1 << 30;
@@ -32,7 +33,10 @@ pub(super) fn look(setup: &Setup, memory_available: Option<u64>) -> Vec<Finding>
         let kv_bytes = setup.kv_bytes.unwrap_or(KV_BYTES_USUAL);
         found.push(judge_memory(weights, kv_bytes, memory_available));
     }
-    found.push(cuda(&library_dirs(), is_vendors));
+    found.push(match engine {
+        "native" => gpu(setup.device.as_deref().unwrap_or("cpu"), mainstay_native::probe),
+        _ => cuda(&library_dirs(), is_vendors),
+    });
     found
 }
 
@@ -97,6 +101,28 @@ fn library_dirs() -> Vec<PathBuf> {
     told.chain(LIBRARY_DIRS.iter().map(PathBuf::from)).collect()
 }
 
+/// Whether the GPU that the native engine shall have will do.
+fn gpu(device: &str, probe: impl Fn(usize) -> Result<Found, Unavailable>) -> Finding {
+    let ordinal = device.strip_prefix("cuda:").and_then(|number| number.parse().ok()).unwrap_or(0);
+    match (probe(ordinal), device) {
+        (Ok(found), _) => {
+            let (major, minor) = found.capability;
+            let hint = if device == "cpu" { "; --device cuda would compute there" } else { "" };
+            Finding::ok(
+                &CUDA,
+                format!("GPU {ordinal}: {}, compute capability {major}.{minor}{hint}", found.name),
+            )
+        }
+        (Err(why), "cpu") => Finding::ok(&CUDA, format!("computes on the CPU; {why}")),
+        (Err(why), "auto") => Finding::warning(
+            &CUDA,
+            format!("computes on the CPU; {why}"),
+            "what the message says, or --device cpu",
+        ),
+        (Err(why), _) => Finding::failure(&CUDA, why.to_string(), "--device cpu computes without"),
+    }
+}
+
 fn cuda(dirs: &[PathBuf], is_vendors: bool) -> Finding {
     if let Some(dir) = dirs.iter().find(|dir| dir.join(CUDA_LIBRARY).exists()) {
         return Finding::ok(&CUDA, format!("{CUDA_LIBRARY} is in {}", dir.display()));
@@ -126,6 +152,20 @@ mod tests {
         assert_eq!(short.next.as_deref(), Some("--kv-bytes 3072M, or a smaller model"));
         assert_eq!(judge_memory(gib(20), 0, Some(gib(16))).level, Level::Failure);
         assert_eq!(judge_memory(0, 0, None).level, Level::Skipped);
+    }
+
+    #[test]
+    fn a_gpu_is_told_and_missed_where_it_is_wanted() {
+        let none = |_| Err(Unavailable::NoDriver);
+        let levels = ["cpu", "auto", "cuda", "cuda:1"].map(|device| gpu(device, none).level);
+        assert_eq!(levels, [Level::Ok, Level::Warning, Level::Failure, Level::Failure]);
+        let there = |ordinal| {
+            let name = "a GPU".to_owned();
+            let capability = (9, 0);
+            Ok(Found { ordinal, name, capability, multiprocessors: 1, driver_version: 12_040 })
+        };
+        assert_eq!(gpu("cuda:1", there).level, Level::Ok);
+        assert!(gpu("cpu", there).what.contains("--device cuda"));
     }
 
     #[test]

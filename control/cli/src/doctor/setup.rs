@@ -26,6 +26,8 @@ pub(crate) struct Setup {
     pub(crate) model_dir: Option<PathBuf>,
     pub(crate) kv_bytes: Option<u64>,
     pub(crate) threads: Option<usize>,
+    /// Where the native engine shall compute.
+    pub(crate) device: Option<String>,
     /// Other members, or those that a gateway or worker calls.
     pub(crate) members: Vec<String>,
 }
@@ -73,6 +75,7 @@ impl Setup {
             model_dir: get(matches, "model_dir"),
             kv_bytes: get(matches, "kv_bytes"),
             threads: get(matches, "threads"),
+            device: get(matches, "device"),
             members: own.into_iter().chain(named).chain(joined).collect(),
         }
     }

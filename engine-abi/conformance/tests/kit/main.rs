@@ -22,12 +22,19 @@ const NATIVE: &str = "native";
 const NATIVE_CONFIG: &str =
     r#"{"blocks":192,"context_tokens_max":2048,"requests_max":16,"threads":1}"#;
 
+/// On an emulated GPU, which is slow: a model of two layers.
+const EMULATED_CONFIG: &str = r#"{"device":"cuda","blocks":192,"context_tokens_max":512,"requests_max":16,"threads":1,
+    "step_tokens_max":128,"model_dir":"FIXTURE"}"#;
+
 /// The program of every case in these tests; does nothing when it is run as a test.
 #[test]
 fn child_program() {
     let args: Vec<String> = std::env::args().collect();
     let Some(at) = args.iter().position(|arg| arg == CHILD_WORD) else { return };
     let [engine, config, case, seed, patience_ms] = &args[at + 1..] else { panic!("{args:?}") };
+    if config.contains("\"cuda\"") {
+        mainstay_cuda_double::load();
+    }
     let subject = match engine.as_str() {
         SIM => Subject::Linked(SIM.into(), mainstay_sim::entry()),
         NATIVE => Subject::Linked(
@@ -107,4 +114,19 @@ fn the_simulated_engine_keeps_every_promise() {
 #[test]
 fn the_native_engine_keeps_every_promise() {
     keeps_every_promise(NATIVE, NATIVE_CONFIG, &[]);
+}
+
+#[test]
+fn the_native_engine_on_an_emulated_gpu_keeps_every_promise() {
+    let here = std::env::var("CARGO_MANIFEST_DIR").expect("cargo runs the test");
+    let fixture = Path::new(&here).join("../../plugins/native/fixtures/llama-f32");
+    let config = EMULATED_CONFIG.replace("FIXTURE", &fixture.to_string_lossy());
+    if std::env::var_os("MAINSTAY_WHOLE_KIT").is_some() {
+        return keeps_every_promise(NATIVE, &config, &[]);
+    }
+    // All of it takes four minutes there.
+    for pattern in ["output.", "transfer.", "leases."] {
+        let report = check(NATIVE, &config, pattern, PATIENCE);
+        assert!(report.totals.bad == 0 && report.totals.passed > 0, "{}", report.table());
+    }
 }

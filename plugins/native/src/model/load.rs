@@ -2,9 +2,9 @@
 //! fused into one matrix (query, key and value; gate and up), so that a step makes fewer and larger
 //! calls.
 
-use half::bf16;
-use mainstay_kernels::{PackedMatrix, Precision};
+use mainstay_kernels::{PackedMatrix, Precision, Rope};
 
+use super::read::{Reader, Rows};
 use super::{Embedding, Layer, Linear, Model};
 use crate::LoadError;
 use crate::checkpoint::{Checkpoint, Dtype};
@@ -12,7 +12,7 @@ use crate::config::ModelConfig;
 
 /// How weights are read.
 pub(super) struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
+    reader: Reader<'a>,
     precision: Precision,
     /// Bytes of packed weights so far.
     bytes: usize,
@@ -20,18 +20,10 @@ pub(super) struct Loader<'a> {
 
 impl<'a> Loader<'a> {
     pub(super) fn new(checkpoint: &'a Checkpoint, precision: Precision) -> Self {
-        Self { checkpoint, precision, bytes: 0 }
+        Self { reader: Reader::new(checkpoint), precision, bytes: 0 }
     }
 
-    /// A vector, widened.
-    fn vector(&self, name: &str, length: usize) -> Result<Vec<f32>, LoadError> {
-        let mut out = Vec::with_capacity(length);
-        self.checkpoint.tensor(name, &[length])?.append_f32(&mut out);
-        Ok(out)
-    }
-
-    /// The matrices of `parts` stacked into one, with their biases where `biased`. `prefix` ends in
-    /// a dot.
+    /// The matrices of `parts` stacked into one, with their biases where `biased`.
     fn linear(
         &mut self,
         prefix: &str,
@@ -40,30 +32,12 @@ impl<'a> Loader<'a> {
         biased: bool,
     ) -> Result<Linear, LoadError> {
         let outputs = parts.iter().map(|part| part.1).sum();
-        let mut tensors = Vec::with_capacity(parts.len());
-        for (name, rows) in parts {
-            tensors
-                .push(self.checkpoint.tensor(&format!("{prefix}{name}.weight"), &[*rows, inputs])?);
-        }
-        let matrix = if tensors.iter().all(|t| t.dtype() == Dtype::Bf16) {
-            let mut rows: Vec<bf16> = Vec::with_capacity(outputs * inputs);
-            tensors.iter().for_each(|tensor| tensor.append_bf16(&mut rows));
-            PackedMatrix::from_bf16(&rows, outputs, inputs, self.precision)
-        } else {
-            let mut rows: Vec<f32> = Vec::with_capacity(outputs * inputs);
-            tensors.iter().for_each(|tensor| tensor.append_f32(&mut rows));
-            PackedMatrix::from_f32(&rows, outputs, inputs)
+        let matrix = match self.reader.rows(prefix, parts, inputs)? {
+            Rows::Bf16(rows) => PackedMatrix::from_bf16(&rows, outputs, inputs, self.precision),
+            Rows::F32(rows) => PackedMatrix::from_f32(&rows, outputs, inputs),
         };
         self.bytes += matrix.bytes();
-        let mut bias = None;
-        if biased {
-            let mut all = Vec::with_capacity(outputs);
-            for (name, rows) in parts {
-                let tensor = self.checkpoint.tensor(&format!("{prefix}{name}.bias"), &[*rows])?;
-                tensor.append_f32(&mut all);
-            }
-            bias = Some(all);
-        }
+        let bias = if biased { Some(self.reader.biases(prefix, parts)?) } else { None };
         Ok(Linear { matrix, bias })
     }
 
@@ -72,7 +46,9 @@ impl<'a> Loader<'a> {
         let (attention, mlp) = (format!("{at}.self_attn."), format!("{at}.mlp."));
         let (hidden, query, kv) = (config.hidden, config.query_width(), config.kv_width());
         let head_norm = |name: &str| match config.qk_norm {
-            true => self.vector(&format!("{attention}{name}.weight"), config.head_dim).map(Some),
+            true => {
+                self.reader.vector(&format!("{attention}{name}.weight"), config.head_dim).map(Some)
+            }
             false => Ok(None),
         };
         let (query_norm, key_norm) = (head_norm("q_norm")?, head_norm("k_norm")?);
@@ -80,38 +56,35 @@ impl<'a> Loader<'a> {
         let gate_up = [("gate_proj", config.intermediate), ("up_proj", config.intermediate)];
         let down = [("down_proj", hidden)];
         Ok(Layer {
-            attention_norm: self.vector(&format!("{at}.input_layernorm.weight"), hidden)?,
+            attention_norm: self.reader.vector(&format!("{at}.input_layernorm.weight"), hidden)?,
             qkv: self.linear(&attention, &qkv, hidden, config.qkv_bias)?,
             query_norm,
             key_norm,
             output: self.linear(&attention, &[("o_proj", hidden)], query, config.output_bias)?,
-            mlp_norm: self.vector(&format!("{at}.post_attention_layernorm.weight"), hidden)?,
+            mlp_norm: self
+                .reader
+                .vector(&format!("{at}.post_attention_layernorm.weight"), hidden)?,
             gate_up: self.linear(&mlp, &gate_up, hidden, config.mlp_bias)?,
             down: self.linear(&mlp, &down, config.intermediate, config.mlp_bias)?,
         })
     }
 
     fn embedding(&mut self, config: &ModelConfig) -> Result<Embedding, LoadError> {
-        let shape = [config.vocab, config.hidden];
-        let tensor = self.checkpoint.tensor("model.embed_tokens.weight", &shape)?;
-        let count = config.vocab * config.hidden;
-        Ok(if tensor.dtype() == Dtype::Bf16 {
-            let mut table = Vec::with_capacity(count);
-            tensor.append_bf16(&mut table);
-            self.bytes += count * size_of::<bf16>();
-            Embedding::Bf16(table)
-        } else {
-            let mut table = Vec::with_capacity(count);
-            tensor.append_f32(&mut table);
-            self.bytes += count * size_of::<f32>();
-            Embedding::F32(table)
+        let parts = [("embed_tokens", config.vocab)];
+        Ok(match self.reader.rows("model.", &parts, config.hidden)? {
+            Rows::Bf16(table) => {
+                self.bytes += size_of_val(table.as_slice());
+                Embedding::Bf16(table)
+            }
+            Rows::F32(table) => {
+                self.bytes += size_of_val(table.as_slice());
+                Embedding::F32(table)
+            }
         })
     }
 
     pub(super) fn model(mut self, config: ModelConfig) -> Result<Model, LoadError> {
-        // Its own tensor says how the model is stored; norms may be wider.
-        let shape = [config.vocab, config.hidden];
-        let dtype = self.checkpoint.tensor("model.embed_tokens.weight", &shape)?.dtype();
+        let dtype = self.reader.dtype(&config)?;
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
             layers.push(self.layer(&config, index)?);
@@ -124,9 +97,9 @@ impl<'a> Loader<'a> {
             let embedding = self.embedding(&config)?;
             (embedding, self.linear("", &[("lm_head", config.vocab)], config.hidden, false)?)
         };
-        let final_norm = self.vector("model.norm.weight", config.hidden)?;
+        let final_norm = self.reader.vector("model.norm.weight", config.hidden)?;
         let (frequencies, scale) = config.rope.frequencies(config.head_dim);
-        let rope = mainstay_kernels::Rope::new(&frequencies, scale, config.context_tokens_max);
+        let rope = Rope::new(&frequencies, scale, config.context_tokens_max);
         let exact = self.precision == Precision::F32Math || dtype != Dtype::Bf16;
         let weight_bytes = self.bytes;
         Ok(Model {

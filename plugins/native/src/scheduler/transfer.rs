@@ -17,8 +17,8 @@ impl Scheduler {
     /// Tells blocks that this engine can read from those it can't: type, shape and order of their numbers.
     #[must_use]
     pub fn kv_layout(&self) -> u64 {
-        let shape = self.kv.shape();
-        let kind = match self.kv.kv_type() {
+        let shape = self.compute.kv_shape();
+        let kind = match self.compute.kv_type() {
             KvType::F32 => 1,
             KvType::Bf16 => 2,
         };
@@ -38,11 +38,13 @@ impl Scheduler {
 
     /// Copies blocks out, first to last, and says how many: up to the first that is not registered.
     pub(super) fn copy_out(&self, blocks: &[u128], bytes: &mut [u8]) -> u32 {
-        let of = self.kv.bytes_per_block();
+        let of = self.compute.block_bytes();
         let mut copied = 0;
         for (hash, room) in blocks.iter().zip(bytes.chunks_exact_mut(of)) {
             let Some(slot) = self.cache.blocks.slot(*hash) else { break };
-            room.copy_from_slice(self.kv.block_bytes(slot));
+            if self.compute.read_block(slot, room).is_err() {
+                break;
+            }
             copied += 1;
         }
         copied
@@ -58,11 +60,14 @@ impl Scheduler {
             priority: import.priority,
             duration_ms: (import.duration_ms > 0).then(|| u64::from(import.duration_ms)),
         };
-        let of = self.kv.bytes_per_block();
+        let of = self.compute.block_bytes();
         let bytes = import.bytes();
-        let kv = &mut self.kv;
+        let (compute, broken) = (&mut self.compute, &mut self.broken);
         let fill = |slot, index: usize| {
-            kv.block_bytes_mut(slot).copy_from_slice(&bytes[index * of..(index + 1) * of]);
+            // What a device refuses is its end, and the engine's: nobody reads the block.
+            if let Err(failure) = compute.write_block(slot, &bytes[index * of..(index + 1) * of]) {
+                *broken = Some(failure.reason);
+            }
         };
         self.cache.blocks.import(&chain, now_us / 1000, fill).ok_or(Code::Precondition)
     }

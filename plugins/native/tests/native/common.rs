@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use mainstay_engine_abi::sdk::{Finish, KvEvent, Logprob, Output, Request, Sampling};
 use mainstay_engine_shell::{Wake, Work};
+use mainstay_native::open_scheduler;
 use mainstay_native::options::Options;
 use mainstay_native::scheduler::Scheduler;
-use mainstay_native::{load_model, open_scheduler};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ pub(crate) struct Ending {
 impl Bench {
     pub(crate) fn new(name: &str, changes: Value) -> Self {
         let options = Options::parse(&config(name, changes)).unwrap();
-        let scheduler = open_scheduler(load_model(&options).unwrap(), &options).unwrap();
+        let scheduler = open_scheduler(&options).unwrap();
         Self { scheduler, now_us: 0, outputs: Vec::new(), events: Vec::new() }
     }
 

@@ -6,6 +6,7 @@
 )]
 
 mod common;
+mod cuda;
 mod engine;
 mod golden;
 mod guided;

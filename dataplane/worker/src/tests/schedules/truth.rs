@@ -9,7 +9,7 @@ use mainstay_engine_abi::sdk::{Finish, Request, Sampling};
 use mainstay_engine_shell::{Wake, Work};
 use mainstay_native::options::Options;
 use mainstay_native::scheduler::Scheduler;
-use mainstay_native::{load_model, open_scheduler};
+use mainstay_native::open_scheduler;
 use mainstay_types::{BlockHashKey, HashKey, NamespaceId};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
@@ -86,7 +86,7 @@ impl Truth {
         let mut config = engine_config(model, 256, 512);
         config.insert("hash_key".into(), HashKey(HASH_KEY).to_hex().into());
         let options = Options::parse(&Value::Object(config).to_string()).expect("valid");
-        let scheduler = open_scheduler(load_model(&options).expect("loads"), &options);
+        let scheduler = open_scheduler(&options);
         Self(Mutex::new(Reference {
             scheduler: scheduler.expect("opens"),
             key: BlockHashKey::new(HashKey(HASH_KEY)),
