@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use mainstay_engine_abi::sdk::{Finish, Request, Sampling};
 use mainstay_engine_shell::{Wake, Work};
+use mainstay_native::open_scheduler;
 use mainstay_native::options::Options;
 use mainstay_native::scheduler::Scheduler;
-use mainstay_native::open_scheduler;
 use mainstay_types::{BlockHashKey, HashKey, NamespaceId};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
