@@ -212,6 +212,7 @@ impl Kernels {
     /// # Panics
     /// When a buffer is too small.
     pub fn embed(&self, plan: &Plan, table: &Matrix, residual: &Buffer) -> Result<(), CudaError> {
+        plan.check_table(table.n());
         let tokens = piece(plan, plan.tokens);
         let hidden = table.k();
         let to = residual.part(0, plan.rows * hidden * 4);
@@ -333,6 +334,7 @@ impl Kernels {
         let all = turning.heads + 2 * shape.kv_heads;
         let stride = (turning.heads * shape.head_dim).next_multiple_of(PAD);
         let norm = |of: Option<&Buffer>| of.map_or(0, |norm| norm.part(0, shape.head_dim * 4));
+        plan.check_cache(cache, turning.heads);
         assert!(2 * turning.half <= shape.head_dim, "a head must hold every angle twice");
         let arguments = TurnArguments {
             qkv: qkv.part(0, plan.rows * all * shape.head_dim * 2),
@@ -379,6 +381,7 @@ impl Kernels {
         let (cache, shape) = (attention.cache, attention.cache.shape());
         let dim = HEAD_DIMS.iter().position(|dim| *dim == shape.head_dim);
         let dim = dim.expect("heads must be of a size that has a kernel");
+        plan.check_cache(cache, attention.heads);
         let stride = (attention.heads * shape.head_dim).next_multiple_of(PAD);
         self.grow(parts, plan.lines, shape.head_dim)?;
         let arguments = AttendArguments {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::driver::{Buffer, Context, CudaError};
 use super::matrix::DeviceCache;
 use crate::attention::Span;
+use crate::attention::kv::KvShape;
 
 /// Keys of a split, as in `attend.cu`.
 const SPLIT_KEYS: usize = 256;
@@ -84,6 +85,8 @@ pub struct Plan {
     pub(super) lines: usize,
     /// The most positions that a row sees.
     pub(super) positions_max: usize,
+    /// What it was checked against: launches with anything else would reach outside.
+    of: Option<(PlanShape, KvShape, usize)>,
     words: Vec<u32>,
 }
 
@@ -106,6 +109,7 @@ impl Plan {
             merges: [Piece::default(); 2],
             lines: 0,
             positions_max: 0,
+            of: None,
             words: Vec::new(),
         })
     }
@@ -127,6 +131,7 @@ impl Plan {
         cache: &DeviceCache,
     ) -> Result<(), CudaError> {
         check(tokens, spans, logits_rows, shape, cache);
+        self.of = Some((shape, cache.shape(), cache.blocks()));
         let block_tokens = cache.shape().block_tokens;
         self.rows = tokens.len();
         self.words.clear();
@@ -172,6 +177,20 @@ impl Plan {
     #[must_use]
     pub fn logits_rows(&self) -> usize {
         self.logits_rows.count
+    }
+
+    /// Panics unless the plan was made for this cache and so many heads.
+    pub(super) fn check_cache(&self, cache: &DeviceCache, heads: usize) {
+        let fits = self.of.is_some_and(|(shape, kv, blocks)| {
+            shape.heads == heads && kv == cache.shape() && blocks <= cache.blocks()
+        });
+        assert!(fits || self.rows == 0, "the plan must be of this cache and these heads");
+    }
+
+    /// Panics unless its tokens are rows of a table of so many.
+    pub(super) fn check_table(&self, rows: usize) {
+        let fits = self.of.is_some_and(|(shape, ..)| shape.vocab <= rows);
+        assert!(fits || self.rows == 0, "the plan's tokens must be rows of the table");
     }
 
     fn put(&mut self, numbers: impl Iterator<Item = u32>) -> Piece {
