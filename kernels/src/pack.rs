@@ -85,7 +85,8 @@ impl PackedMatrix {
                 }
             }
         }
-        PackedMatrix { panels, n, k, kind, isa: Isa::best() }
+        let isa = if kind == Kind::Pairs { Isa::best_for_bf16() } else { Isa::best() };
+        PackedMatrix { panels, n, k, kind, isa }
     }
 
     /// The same matrix, multiplied on `isa` or on the widest set below it that the machine has.
