@@ -7,26 +7,16 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use common::{Numbers, bf16s, close, widened};
 use half::bf16;
-use mainstay_cuda_double::{Fault, load, set_fault};
+use mainstay_cuda_double::{Fault, set_fault, turn};
 use mainstay_kernels::cuda::{
     Attention, Buffer, Context, CudaError, DeviceCache, End, Kernels, Matrix, PAD, PTX, Plan,
     PlanShape, SYMBOLS, Turning, Unavailable, probe,
 };
 use mainstay_kernels::{KvPool, KvShape, KvType, Pool, Rope, Span, attention};
-
-/// The double's fault is the process's; so tests take turns.
-static TURN: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    load();
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    set_fault(Fault::None);
-    turn
-}
 
 struct Gpu {
     context: Arc<Context>,

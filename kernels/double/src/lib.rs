@@ -4,7 +4,7 @@
 //! shows and what it can't.
 
 use std::ffi::CString;
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libloading::Library;
 
@@ -56,6 +56,14 @@ fn library() -> &'static Library {
 /// Makes it this process's CUDA driver, unless there is one already.
 pub fn load() {
     library();
+}
+
+/// Makes it the driver, without a fault, for one test at a time: a fault is the whole process's.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    set_fault(Fault::None);
+    turn
 }
 
 /// From now on the emulated machine has this fault, and no other.

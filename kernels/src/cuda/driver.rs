@@ -391,18 +391,6 @@ impl<T: Plain> HostBuffer<T> {
         Ok(Self { context: Arc::clone(context), at: at.cast(), length, owned: PhantomData })
     }
 
-    /// How many numbers.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.length
-    }
-
-    /// Whether there is room for none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-
     fn as_mut_slice(&mut self) -> &mut [T] {
         // SAFETY: `length` numbers were given and written; every copy into them is waited for.
         unsafe { std::slice::from_raw_parts_mut(self.at, self.length) }

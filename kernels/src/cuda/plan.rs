@@ -173,12 +173,6 @@ impl Plan {
         self.rows
     }
 
-    /// How many rows' logits are wanted.
-    #[must_use]
-    pub fn logits_rows(&self) -> usize {
-        self.logits_rows.count
-    }
-
     /// Panics unless the plan was made for this cache and so many heads.
     pub(super) fn check_cache(&self, cache: &DeviceCache, heads: usize) {
         let fits = self.of.is_some_and(|(shape, kv, blocks)| {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use mainstay_kernels::Pool;
-use mainstay_kernels::cuda::{CudaError, probe};
+use mainstay_kernels::cuda::probe;
 
 use crate::LoadError;
 use crate::bundled::bundled_demo;
@@ -67,7 +67,14 @@ pub fn open_scheduler(options: &Options) -> Result<Scheduler, LoadError> {
         return Err(LoadError::Options(message));
     }
     let context_tokens_max = options.context_tokens_max.unwrap_or(own);
-    let (compute, step_tokens_max): (Box<dyn Compute>, usize) = match device(options)? {
+    let device_limits = DeviceLimits {
+        step_tokens_max: options.step_tokens(STEP_TOKENS_DEVICE),
+        logits_rows_max: options.requests_max,
+        block_tokens: options.block_tokens,
+        context_tokens_max,
+    };
+    let device = device(options, &config, &device_limits);
+    let (compute, step_tokens_max): (Box<dyn Compute>, usize) = match device {
         None => {
             let model = Model::load(config, &checkpoint, options.precision)?;
             let block_bytes =
@@ -77,17 +84,11 @@ pub fn open_scheduler(options: &Options) -> Result<Scheduler, LoadError> {
             (Box::new(processor), options.step_tokens(STEP_TOKENS))
         }
         Some(ordinal) => {
-            let limits = DeviceLimits {
-                step_tokens_max: options.step_tokens(STEP_TOKENS_DEVICE),
-                logits_rows_max: options.requests_max,
-                block_tokens: options.block_tokens,
-                context_tokens_max,
-            };
             let blocks = |block_bytes: usize, free: usize| {
                 options.blocks(block_bytes, (free as f64 * CACHE_SHARE) as u64)
             };
-            let device = Device::open(ordinal, config, &checkpoint, limits, blocks)?;
-            (Box::new(device), limits.step_tokens_max)
+            let device = Device::open(ordinal, config, &checkpoint, device_limits, blocks)?;
+            (Box::new(device), device_limits.step_tokens_max)
         }
     };
     let limits = Limits {
@@ -103,14 +104,15 @@ pub fn open_scheduler(options: &Options) -> Result<Scheduler, LoadError> {
     Ok(Scheduler::new(compute, Pool::new(options.threads), limits))
 }
 
-/// Which GPU computes, if one does.
-fn device(options: &Options) -> Result<Option<usize>, LoadError> {
-    let ordinal = match options.device {
-        DeviceChoice::Cpu => return Ok(None),
+/// Which GPU computes, if one does; whether it will do is seen when it is opened.
+fn device(options: &Options, config: &ModelConfig, limits: &DeviceLimits) -> Option<usize> {
+    match options.device {
+        DeviceChoice::Cpu => None,
+        DeviceChoice::Cuda(ordinal) => Some(ordinal),
         // Whatever is wrong with it, the CPU goes on; `doctor` tells what it is.
-        DeviceChoice::Auto => return Ok(probe(0).ok().map(|found| found.ordinal)),
-        DeviceChoice::Cuda(ordinal) => ordinal,
-    };
-    probe(ordinal).map_err(CudaError::from)?;
-    Ok(Some(ordinal))
+        DeviceChoice::Auto => {
+            let will_do = Device::check(config, limits).is_ok() && probe(0).is_ok();
+            will_do.then_some(0)
+        }
+    }
 }

@@ -100,6 +100,14 @@ impl From<CudaError> for Failure {
 }
 
 impl Device {
+    /// Whether there are kernels for the model.
+    ///
+    /// # Errors
+    /// What there are none for.
+    pub fn check(config: &ModelConfig, limits: &DeviceLimits) -> Result<(), LoadError> {
+        load::check(config, limits)
+    }
+
     /// Loads the weights that `config` implies to GPU `ordinal`. `blocks` says how many blocks the cache has, from the
     /// bytes of one and those that are free.
     ///
@@ -112,7 +120,7 @@ impl Device {
         limits: DeviceLimits,
         blocks: impl FnOnce(usize, usize) -> Result<u32, LoadError>,
     ) -> Result<Self, LoadError> {
-        load::check(&config, &limits)?;
+        Self::check(&config, &limits)?;
         let context = Context::open(ordinal)?;
         let kernels = Kernels::load(&context)?;
         let name = format!("cuda:{ordinal} {}", context.found().name);

@@ -3,10 +3,10 @@
 //! What is shown is that everything fits together, near what transformers computed and the same bits however a sequence
 //! is computed; nothing here has met a GPU.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use mainstay_conformance::reading::outputs;
-use mainstay_cuda_double::{Fault, load, set_fault};
+use mainstay_cuda_double::{Fault, set_fault, turn};
 use mainstay_engine_abi::sdk::{Code, Engine, Finish, Health, HostLog, Lanes};
 use mainstay_kernels::{Pool, Span};
 use mainstay_native::NativeEngine;
@@ -22,16 +22,6 @@ use crate::common::{Bench, Golden, config, folder, golden, request};
 const MODELS: [&str; 3] = ["llama-f32", "qwen2-f32", "qwen3-f32-sharded"];
 /// bf16 weights, activations and cache against f32: logits of these models have a standard deviation of about 3.
 const TOLERANCE: f32 = 0.3;
-
-/// The double's fault is the process's; so tests take turns.
-static TURN: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    load();
-    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    set_fault(Fault::None);
-    turn
-}
 
 fn device(name: &str, block_tokens: usize) -> Device {
     let bytes = std::fs::read(folder(name).join("config.json")).unwrap();
@@ -180,6 +170,8 @@ fn what_a_gpu_lacks_is_told_and_the_cpu_goes_on() {
     set_fault(Fault::None);
     let other = error(on_gpu(&json!({ "model_dir": folder("llama-bf16-legacy") })));
     assert!(other.message.contains("a head of 8 numbers"), "{}", other.message);
+    let unknown = json!({ "model_dir": folder("llama-bf16-legacy"), "device": "auto" });
+    assert_eq!(create(on_gpu(&unknown)).unwrap().0.info().device, "cpu");
     let odd = error(on_gpu(&json!({ "block_tokens": 24 })));
     assert!(odd.message.contains("power of two"), "{}", odd.message);
     // A GPU that fails is the engine's end, and every request hears of it.
