@@ -3,11 +3,15 @@
  * mainstay_engine.h: the C ABI between Mainstay's worker (the host) and an engine.
  *
  * This file is the normative artefact. The Rust mirror in engine-abi/src/raw.rs is checked against it.
- * Draft 0.1: until 1.0 a host loads only an engine whose magic carries the very same layout number, or that of an
- * earlier draft since which structs have only grown at their ends (R2 is what makes them agree).
+ * ABI 1.0. What is here stays: engine-abi/tests/frozen holds each published minor, and a test holds this file to them.
  *
  * Rules
- *  R1 Versions. The major numbers must be equal. Within a major, structs and the vtable only grow at the end.
+ *  R1 Versions. The major numbers must be equal, and the engine's min_host_minor no larger than the host's minor.
+ *     Within a major, structs and the vtable only grow at the end, constants keep their values and functions their
+ *     types; new meanings get new bits, new values or new extension nodes. Whatever its minor, an engine says the layout
+ *     number of the header it was built with; where the host knows that minor, the number must be the one it knows. An
+ *     engine of a later minor gives a host no more than the host's minor has (mse_host.abi_minor): no set bit, slot or
+ *     field that it can't know.
  *  R2 Growth. Every struct passed by pointer starts with mse_hdr. `size` is the size its writer knows. A reader
  *     that knows less refuses non-zero bytes beyond what it knows (MSE_E_TOO_NEW), as it refuses an unknown
  *     extension node flagged MSE_EXT_CRITICAL; it ignores unknown nodes without the flag. A reader that knows
@@ -37,11 +41,11 @@
 extern "C" {
 #endif
 
-#define MSE_ABI_MAJOR 0u
-#define MSE_ABI_MINOR 1u
+#define MSE_ABI_MAJOR 1u
+#define MSE_ABI_MINOR 0u
 #define MSE_MAGIC "MAINSTAY" /* 8 bytes, no terminator */
 /* The layout number of this very header: FNV-1a over the names, sizes and offsets of all structs and fields. */
-#define MSE_LAYOUT 0xbf93587c01c1b1a0ull
+#define MSE_LAYOUT 0xf3ef1d4a4a894c1cull
 
 typedef int32_t mse_rc; /* 0, or minus the gRPC code, or one of the codes below -99 */
 #define MSE_OK 0
@@ -313,12 +317,17 @@ typedef struct mse_stats {
   uint64_t epoch, kv_seq;
   uint32_t running, waiting, health, _reserved;
   uint64_t blocks_used, blocks_cached, blocks_pinned;
-  uint64_t hit_tokens, query_tokens, prefill_tokens, decode_tokens, preemptions, evictions;
+  uint64_t hit_tokens, query_tokens; /* of prompts, when they are first admitted */
+  uint64_t prefill_tokens;           /* computed of prompts, and again of what a preemption threw away */
+  uint64_t decode_tokens;            /* of answers: all that outputs carry */
+  uint64_t preemptions, evictions;
   uint64_t waiting_prefill_tokens;
-  /* What earlier drafts do not have; zero in theirs. */
-  uint32_t ages, _reserved2;         /* MSE_AGES_TOLD */
+  uint32_t ages, _reserved2;         /* MSE_AGES_TOLD, or 0 of an engine that keeps none */
   mse_ages age_at_hit;               /* of registered blocks that a request found again */
   mse_ages age_at_eviction[MSE_CAUSES]; /* of those that went, by their MSE_CAUSE_*; they add up to `evictions` */
+  /* Tokens of answers that were guessed and computed beside a known one, and those of them that were right; the latter
+     are among decode_tokens. */
+  uint64_t draft_tokens, accepted_tokens;
 } mse_stats;                         /* out */
 
 typedef struct mse_vtable {
@@ -342,8 +351,8 @@ typedef struct mse_vtable {
 } mse_vtable;
 
 #define MSE_EXPORT __attribute__((visibility("default")))
-MSE_EXPORT const mse_magic *mse_magic_v0(void);
-MSE_EXPORT mse_rc mse_open_v0(const mse_host *host, const mse_vtable **out, mse_err *err); /* [ctl] */
+MSE_EXPORT const mse_magic *mse_magic_v1(void);
+MSE_EXPORT mse_rc mse_open_v1(const mse_host *host, const mse_vtable **out, mse_err *err); /* [ctl] */
 
 #ifdef __cplusplus
 }

@@ -8,12 +8,12 @@
 
 use std::ffi::c_void;
 
-pub const ABI_MAJOR: u32 = 0;
-pub const ABI_MINOR: u32 = 1;
+pub const ABI_MAJOR: u32 = 1;
+pub const ABI_MINOR: u32 = 0;
 pub const MAGIC: [u8; 8] = *b"MAINSTAY";
 /// The exported symbols of an engine.
-pub const SYMBOL_MAGIC: &str = "mse_magic_v0";
-pub const SYMBOL_OPEN: &str = "mse_open_v0";
+pub const SYMBOL_MAGIC: &str = "mse_magic_v1";
+pub const SYMBOL_OPEN: &str = "mse_open_v1";
 
 pub const OK: i32 = 0;
 pub const EXT_CRITICAL: u32 = 1;
@@ -420,6 +420,8 @@ pub struct MseStats {
     pub _reserved2: u32,
     pub age_at_hit: MseAges,
     pub age_at_eviction: [MseAges; CAUSES],
+    pub draft_tokens: u64,
+    pub accepted_tokens: u64,
 }
 
 pub type CreateFn =
@@ -462,7 +464,7 @@ pub struct MseVtable {
     pub lease: Option<LeaseFn>,
 }
 
-/// The type of `mse_magic_v0`.
+/// The type of `mse_magic_v1`.
 pub type MagicFn = unsafe extern "C" fn() -> *const MseMagic;
-/// The type of `mse_open_v0`.
+/// The type of `mse_open_v1`.
 pub type OpenFn = unsafe extern "C" fn(*const MseHost, *mut *const MseVtable, *mut MseErr) -> i32;

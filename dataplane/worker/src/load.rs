@@ -208,6 +208,9 @@ fn engine_gauges(stats: &Stats, blocks_total: u64) {
     metrics::counter!("mainstay_worker_engine_preemptions_total").absolute(stats.preemptions);
     metrics::counter!("mainstay_worker_engine_decode_tokens_total").absolute(stats.decode_tokens);
     metrics::counter!("mainstay_worker_engine_prefill_tokens_total").absolute(stats.prefill_tokens);
+    metrics::counter!("mainstay_worker_engine_draft_tokens_total").absolute(stats.draft_tokens);
+    metrics::counter!("mainstay_worker_engine_accepted_tokens_total")
+        .absolute(stats.accepted_tokens);
 }
 
 /// The ages of the engine's blocks since they were told last.

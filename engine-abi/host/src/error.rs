@@ -36,10 +36,10 @@ pub enum LoadError {
     )]
     OtherVersion { engine: String, engine_version: String, host_version: String },
     #[error(
-        "{engine} was built against another draft of the engine ABI (layout {engine_layout:#018x}, \
-         this host has {host_layout:#018x}); rebuild it with this release's mainstay_engine.h"
+        "{engine} was not built against engine ABI {version}, as it says (layout {engine_layout:#018x}, \
+         which is {layout:#018x} there); rebuild it with this release's mainstay_engine.h"
     )]
-    OtherLayout { engine: String, engine_layout: u64, host_layout: u64 },
+    OtherLayout { engine: String, version: String, engine_layout: u64, layout: u64 },
     #[error(
         "{engine} lacks the capability {capability}, without which tenants could see each other's \
          cache; this engine can't be used"

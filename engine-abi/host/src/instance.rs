@@ -71,7 +71,7 @@ fn check(rc: i32, err: &MseErr) -> Result<(), EngineError> {
     if rc == OK { Ok(()) } else { Err(read::read_error(rc, err)) }
 }
 
-/// The ages that the engine keeps; one of an earlier draft has left their place as it was, which is zero.
+/// The ages that the engine keeps, if it does.
 fn block_ages(stats: &MseStats) -> Result<Option<BlockAges>, EngineError> {
     let ages = |raw: &MseAges| Ages { by_power: raw.by_power, sum_ms: raw.sum_ms };
     match stats.ages {
@@ -189,6 +189,8 @@ impl Instance {
             preemptions: out.preemptions,
             evictions: out.evictions,
             waiting_prefill_tokens: out.waiting_prefill_tokens,
+            draft_tokens: out.draft_tokens,
+            accepted_tokens: out.accepted_tokens,
             ages: block_ages(&out)?,
         })
     }

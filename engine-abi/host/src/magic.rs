@@ -1,6 +1,6 @@
 //! The magic of an engine: pure data, judged before any of its code is asked for more.
 
-use mainstay_engine_abi::layout::{EARLIER, LAYOUT};
+use mainstay_engine_abi::layout::PUBLISHED;
 use mainstay_engine_abi::raw::{ABI_MAJOR, ABI_MINOR, MAGIC, MseMagic, MseStr};
 use mainstay_engine_abi::read;
 use mainstay_engine_abi::sdk::EntryPoint;
@@ -21,7 +21,7 @@ pub struct EngineIdentity {
 
 /// Reads and judges the magic; `engine` names the engine in errors.
 pub fn check(entry: &EntryPoint, engine: &str) -> Result<EngineIdentity, LoadError> {
-    // SAFETY: `mse_magic_v0` takes nothing and returns static data, by the header.
+    // SAFETY: `mse_magic_v1` takes nothing and returns static data, by the header.
     let pointer = unsafe { (entry.magic)() };
     let contract = |reason: String| LoadError::Contract { engine: engine.into(), reason };
     if pointer.is_null() || !pointer.is_aligned() {
@@ -59,11 +59,13 @@ pub fn check(entry: &EntryPoint, engine: &str) -> Result<EngineIdentity, LoadErr
     if (magic.pointer_bits, magic.little_endian) != (usize::BITS, 1) {
         return Err(contract("it is for another kind of machine".into()));
     }
-    if magic.layout != LAYOUT && !EARLIER.contains(&magic.layout) {
+    // A later minor's number can't be known here; R1 has its engine be one of this minor for this host.
+    if let Some(layout) = PUBLISHED.get(minor as usize).filter(|layout| **layout != magic.layout) {
         return Err(LoadError::OtherLayout {
             engine: engine.into(),
+            version: format!("{major}.{minor}"),
             engine_layout: magic.layout,
-            host_layout: LAYOUT,
+            layout: *layout,
         });
     }
     let owned = |text: MseStr, what: &str| {

@@ -31,7 +31,8 @@ impl<E: Engine> Statics<E> {
         size: size_of::<MseMagic>() as u32,
         abi_major: ABI_MAJOR,
         abi_minor: ABI_MINOR,
-        min_host_minor: ABI_MINOR,
+        // A minor that engines of this SDK could not do without would stand here and in `check`.
+        min_host_minor: 0,
         pointer_bits: usize::BITS,
         little_endian: cfg!(target_endian = "little") as u32,
         layout: LAYOUT,
@@ -42,12 +43,12 @@ impl<E: Engine> Statics<E> {
     const VTABLE: &'static MseVtable = &shim::vtable::<E>();
 }
 
-/// `mse_magic_v0` of `E`: pure data.
+/// `mse_magic_v1` of `E`: pure data.
 pub extern "C" fn magic<E: Engine>() -> *const MseMagic {
     Statics::<E>::MAGIC
 }
 
-/// `mse_open_v0` of `E`.
+/// `mse_open_v1` of `E`.
 ///
 /// # Safety
 /// The pointers are the host's and keep the header's rules; null is refused.
@@ -77,7 +78,7 @@ unsafe fn check(host: *const MseHost, out: *mut *const MseVtable) -> Result<(), 
     }
     // SAFETY: the caller's promise.
     let host = unsafe { read_struct(host)? };
-    if host.abi_major != ABI_MAJOR || host.abi_minor < ABI_MINOR {
+    if host.abi_major != ABI_MAJOR {
         return Err(EngineError::new(
             super::Code::TooNew,
             format!(
@@ -89,7 +90,7 @@ unsafe fn check(host: *const MseHost, out: *mut *const MseVtable) -> Result<(), 
     Ok(())
 }
 
-/// Exports an engine from a `cdylib`: exactly the symbols `mse_magic_v0` and `mse_open_v0`.
+/// Exports an engine from a `cdylib`: exactly the symbols `mse_magic_v1` and `mse_open_v1`.
 ///
 /// A crate that is only a `cdylib` calls it as it is. A crate that is an `rlib` too (to be linked into
 /// a program through [`entry_point`]) must put it behind a feature of its own, which only the build of
@@ -113,7 +114,7 @@ macro_rules! export_engine {
         /// The engine's magic; see `mainstay_engine.h`.
         // SAFETY: this name is the ABI's, and the macro is called once in a library.
         #[unsafe(no_mangle)]
-        pub extern "C" fn mse_magic_v0() -> *const $crate::raw::MseMagic {
+        pub extern "C" fn mse_magic_v1() -> *const $crate::raw::MseMagic {
             $crate::sdk::magic::<$engine>()
         }
 
@@ -123,7 +124,7 @@ macro_rules! export_engine {
         /// The pointers are the host's and keep the header's rules.
         // SAFETY: this name is the ABI's, and the macro is called once in a library.
         #[unsafe(no_mangle)]
-        pub unsafe extern "C" fn mse_open_v0(
+        pub unsafe extern "C" fn mse_open_v1(
             host: *const $crate::raw::MseHost,
             out: *mut *const $crate::raw::MseVtable,
             err: *mut $crate::raw::MseErr,

@@ -214,6 +214,8 @@ unsafe extern "C" fn stats<E: Engine>(
                 _reserved2: 0,
                 age_at_hit: raw_ages(&ages.at_hit),
                 age_at_eviction: ages.at_eviction.each_ref().map(raw_ages),
+                draft_tokens: stats.draft_tokens,
+                accepted_tokens: stats.accepted_tokens,
             };
             write_struct(out, &value)
         })

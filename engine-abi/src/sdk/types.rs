@@ -453,6 +453,10 @@ pub struct Stats {
     pub preemptions: u64,
     pub evictions: u64,
     pub waiting_prefill_tokens: u64,
-    /// `None` where the engine does not keep them, or is of a draft that had no place for them.
+    /// Tokens of answers that were guessed, each computed in a row of its own.
+    pub draft_tokens: u64,
+    /// Those of them that were right; they are among [`Stats::decode_tokens`].
+    pub accepted_tokens: u64,
+    /// `None` where the engine does not keep them.
     pub ages: Option<BlockAges>,
 }

@@ -51,7 +51,9 @@ pub struct Rates {
 /// Measures the model that `config_json` names; it takes what the engine's configuration takes.
 pub fn run(config_json: &str, repeats: usize) -> Result<Rates, LoadError> {
     let repeats = repeats.clamp(1, REPEATS_MAX);
-    let options = Options::parse(config_json)?;
+    let mut options = Options::parse(config_json)?;
+    // Random weights repeat themselves more than anybody does, and others are measured without guesses.
+    options.draft_tokens_max = Some(0);
     let mut scheduler = open_scheduler(&options)?;
     let wanted = PREFILL_TOKENS.max(DECODE_PROMPT_TOKENS + DECODE_TOKENS as usize) + 1;
     if scheduler.limits().context_tokens_max < wanted {

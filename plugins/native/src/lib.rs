@@ -11,6 +11,7 @@ mod bundled;
 pub mod checkpoint;
 pub mod compute;
 pub mod config;
+pub mod draft;
 mod engine;
 mod error;
 pub mod guided;

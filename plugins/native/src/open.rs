@@ -13,7 +13,7 @@ use crate::config::ModelConfig;
 use crate::json::read_bounded;
 use crate::model::Model;
 use crate::options::{DeviceChoice, KV_BYTES_DEFAULT, ModelPlace, Options};
-use crate::scheduler::{Limits, Scheduler};
+use crate::scheduler::{DRAFT_ROWS_MAX, Limits, Scheduler};
 
 /// The largest config.json that is read.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
@@ -25,6 +25,9 @@ const WEIGHTS: &str = "model.safetensors";
 /// The rows of a step where nothing is said: on the CPU a step is some tens of milliseconds long, a GPU wants more.
 const STEP_TOKENS: usize = 512;
 const STEP_TOKENS_DEVICE: usize = 8192;
+/// Tokens that a request guesses where nothing is said: on a GPU nobody has measured what rows of guesses cost.
+const DRAFT_TOKENS: usize = 8;
+const DRAFT_TOKENS_DEVICE: usize = 0;
 /// Of what is free on a GPU once weights and buffers are there, the cache takes this share where nothing is said; the
 /// rest is for parts of attention and for others.
 const CACHE_SHARE: f64 = 0.9;
@@ -69,26 +72,26 @@ pub fn open_scheduler(options: &Options) -> Result<Scheduler, LoadError> {
     let context_tokens_max = options.context_tokens_max.unwrap_or(own);
     let device_limits = DeviceLimits {
         step_tokens_max: options.step_tokens(STEP_TOKENS_DEVICE),
-        logits_rows_max: options.requests_max,
+        logits_rows_max: options.requests_max + DRAFT_ROWS_MAX,
         block_tokens: options.block_tokens,
         context_tokens_max,
     };
     let device = device(options, &config, &device_limits);
-    let (compute, step_tokens_max): (Box<dyn Compute>, usize) = match device {
+    let (compute, step_tokens_max, draft_tokens): (Box<dyn Compute>, usize, usize) = match device {
         None => {
             let model = Model::load(config, &checkpoint, options.precision)?;
             let block_bytes =
                 model.kv_shape(options.block_tokens).block_elements() * model.kv_type().bytes();
             let blocks = options.blocks(block_bytes, KV_BYTES_DEFAULT)?;
             let processor = Processor::new(model, options.block_tokens, blocks)?;
-            (Box::new(processor), options.step_tokens(STEP_TOKENS))
+            (Box::new(processor), options.step_tokens(STEP_TOKENS), DRAFT_TOKENS)
         }
         Some(ordinal) => {
             let blocks = |block_bytes: usize, free: usize| {
                 options.blocks(block_bytes, (free as f64 * CACHE_SHARE) as u64)
             };
             let device = Device::open(ordinal, config, &checkpoint, device_limits, blocks)?;
-            (Box::new(device), device_limits.step_tokens_max)
+            (Box::new(device), device_limits.step_tokens_max, DRAFT_TOKENS_DEVICE)
         }
     };
     let limits = Limits {
@@ -100,6 +103,7 @@ pub fn open_scheduler(options: &Options) -> Result<Scheduler, LoadError> {
             .min(compute.blocks() as usize * options.block_tokens),
         requests_max: options.requests_max,
         hash_key: options.hash_key,
+        draft_tokens_max: options.draft_tokens_max.unwrap_or(draft_tokens),
     };
     Ok(Scheduler::new(compute, Pool::new(options.threads), limits))
 }

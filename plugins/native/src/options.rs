@@ -24,6 +24,8 @@ pub const THREADS_MAX: usize = 256;
 pub const STEP_TOKENS_MAX: usize = 1 << 16;
 /// The most requests that run at a time.
 pub const REQUESTS_MAX: usize = 4096;
+/// The most tokens that a request may guess in a step.
+pub const DRAFT_TOKENS_MAX: usize = 64;
 
 /// Where the model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +88,8 @@ pub struct Options {
     pub precision: Precision,
     /// Requests that run at a time.
     pub requests_max: usize,
+    /// Tokens that a request may guess in a step, where that is said; none turns it off.
+    pub draft_tokens_max: Option<usize>,
 }
 
 #[derive(Deserialize, Default)]
@@ -104,6 +108,7 @@ struct Raw {
     pin_fraction: Option<f64>,
     precision: Option<String>,
     requests_max: Option<usize>,
+    draft_tokens_max: Option<usize>,
 }
 
 impl Options {
@@ -150,6 +155,10 @@ impl Options {
             pin_fraction,
             precision,
             requests_max,
+            draft_tokens_max: raw
+                .draft_tokens_max
+                .map(|n| within("draft_tokens_max", Some(n), 0, 0..=DRAFT_TOKENS_MAX))
+                .transpose()?,
         })
     }
 
@@ -259,7 +268,7 @@ mod tests {
         let options = Options::parse(
             r#"{"model_dir": "/models/tiny", "blocks": 7, "block_tokens": 8, "threads": 2, "step_tokens_max": 4,
                 "context_tokens_max": 100, "hash_key": "000102030405060708090a0b0c0d0e0f", "pin_fraction": 0.25,
-                "precision": "exact", "requests_max": 9}"#,
+                "precision": "exact", "requests_max": 9, "draft_tokens_max": 0}"#,
         )
         .unwrap();
         assert_eq!(options.model_name, "tiny");
@@ -267,6 +276,7 @@ mod tests {
         assert_eq!(options.hash_key.0[15], 15);
         assert_eq!(options.precision, Precision::F32Math);
         assert_eq!(options.step_tokens(512), 9, "room for one token of each request");
+        assert_eq!(options.draft_tokens_max, Some(0));
     }
 
     #[test]
@@ -293,6 +303,7 @@ mod tests {
             (r#"{"hash_key": "xyz"}"#, "hash_key"),
             (r#"{"pin_fraction": 1.5}"#, "pin_fraction"),
             (r#"{"precision": "int8"}"#, "precision"),
+            (r#"{"draft_tokens_max": 65}"#, "draft_tokens_max"),
             (r#"{"precision": "exact", "device": "cuda"}"#, "the CPU's"),
             (r#"{"device": "gpu"}"#, "cuda:N"),
             (r#"{"device": "cuda:-1"}"#, "cuda:N"),

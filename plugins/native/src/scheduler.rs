@@ -9,6 +9,7 @@
 //! exactly one final output; one that could wait for ever is ended with an error instead.
 
 mod admit;
+mod drawn;
 mod plan;
 mod sequence;
 mod transfer;
@@ -22,11 +23,13 @@ use mainstay_engine_abi::sdk::{Code, EngineError, Finish, Health, Import, Output
 use mainstay_kernels::Pool;
 
 use crate::compute::{Compute, Failure};
+use crate::draft::Drafter;
 use crate::guided::Guide;
 use crate::model::Batch;
-use crate::sampler::{Choice, DrawError};
+use drawn::Drawn;
 use mainstay_engine_blocks::{BlockPool, Urgency};
 use mainstay_engine_shell::{Cache, Place, Queue, Wake, Work};
+pub(crate) use plan::DRAFT_ROWS_MAX;
 use sequence::{Drawing, Sequence, completes};
 
 /// What bounds a scheduler; see the engine's options.
@@ -44,6 +47,8 @@ pub struct Limits {
     pub context_tokens_max: usize,
     /// Requests that run at a time.
     pub requests_max: usize,
+    /// Tokens that a request may guess in a step; none turns it off.
+    pub draft_tokens_max: usize,
     /// The secret of sequence hashes.
     pub hash_key: HashKey,
 }
@@ -76,9 +81,6 @@ pub struct Scheduler {
     /// Why nothing will be computed again.
     broken: Option<String>,
 }
-
-/// A sampled row.
-type Drawn = Option<Result<Choice, DrawError>>;
 
 impl Scheduler {
     /// A scheduler over a model whose cache is empty; `threads` draw tokens, and compute where the CPU does.
@@ -139,7 +141,8 @@ impl Scheduler {
         self.urgency.note(request.priority, now_us / 1000);
         let seed = self.seeds.hash_one((self.arrivals, id));
         let eos_tokens = &self.compute.config().eos_tokens;
-        let own = Drawing::new(&request, guide, eos_tokens, seed);
+        let drafter = Drafter::new(self.limits.draft_tokens_max);
+        let own = Drawing::new(&request, guide, eos_tokens, seed, drafter);
         let sequence = Sequence::new(request, own, self.arrivals, now_us, &self.cache.grid);
         if self.places.insert(id, sequence.place).is_some() {
             // The engine refuses live ids at the door; should one slip through, the former keeps
@@ -175,13 +178,13 @@ impl Scheduler {
         !self.places.is_empty()
     }
 
-    /// Runs the model over the planned rows and draws a token for each sequence that is complete.
+    /// Runs the model over the planned rows and draws tokens for each sequence that is complete.
     fn draw(&mut self) -> Result<Vec<Drawn>, Failure> {
         self.batch_tokens.clear();
         self.logits_rows.clear();
         let mut spans = Vec::with_capacity(self.running.len());
         for sequence in self.running.iter().filter(|s| s.own.step_rows > 0) {
-            let end = sequence.computed + sequence.own.step_rows;
+            let end = sequence.computed + sequence.own.known_rows();
             spans.push(mainstay_kernels::Span {
                 block_table: sequence.table.slots(),
                 start: sequence.computed,
@@ -190,27 +193,31 @@ impl Scheduler {
             });
             self.batch_tokens.extend_from_slice(&sequence.tokens[sequence.computed..end]);
             if end == sequence.tokens.len() {
-                self.logits_rows.push(self.batch_tokens.len() as u32 - 1);
+                let last = self.batch_tokens.len() as u32 - 1;
+                self.logits_rows.extend(last..=last + sequence.own.draft.len() as u32);
             }
+            self.batch_tokens.extend_from_slice(&sequence.own.draft);
         }
         let batch =
             Batch { tokens: &self.batch_tokens, spans: &spans, logits_rows: &self.logits_rows };
         let vocab = self.compute.config().vocab;
-        let logits = self.compute.step(&batch, &self.threads)?;
-        let complete = self.running.iter_mut().filter(|s| completes(s));
-        let rows = logits.chunks_exact_mut(vocab);
+        let mut logits = self.compute.step(&batch, &self.threads)?;
         // Each cell is locked once, by the one task of its number.
-        let cells: Vec<_> = complete
-            .zip(rows)
-            .map(|(s, row)| Mutex::new((&mut s.own.sampler, row, None)))
-            .collect();
+        let mut cells = Vec::with_capacity(self.logits_rows.len());
+        for sequence in self.running.iter_mut().filter(|s| completes(s)) {
+            let Drawing { sampler, draft, .. } = &mut sequence.own;
+            let of = (draft.len() + 1) * vocab;
+            let Some((rows, rest)) = logits.split_at_mut_checked(of) else { break };
+            logits = rest;
+            cells.push(Mutex::new((sampler, draft.as_slice(), rows, Drawn::default())));
+        }
         self.threads.run(cells.len(), &|index| {
             let mut cell = cells[index].lock().unwrap_or_else(PoisonError::into_inner);
-            let (sampler, row, drawn) = &mut *cell;
-            *drawn = Some(sampler.choose(row));
+            let (sampler, draft, rows, drawn) = &mut *cell;
+            *drawn = Drawn::from(sampler, draft, rows.chunks_exact_mut(vocab));
         });
         let drawn = |cell: Mutex<_>| cell.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(cells.into_iter().map(|cell| -> Drawn { drawn(cell).2 }).collect())
+        Ok(cells.into_iter().map(|cell| drawn(cell).3).collect())
     }
 
     /// Books the computed rows: registers blocks, reports tokens, ends what has ended.
@@ -218,35 +225,30 @@ impl Scheduler {
         let mut drawn = drawn.into_iter();
         let mut index = 0;
         while index < self.running.len() {
-            let rows = std::mem::take(&mut self.running[index].own.step_rows);
+            let sequence = &mut self.running[index];
+            let (rows, guessed) = (sequence.own.known_rows(), sequence.own.draft.len());
+            sequence.own.leave_step();
             if rows == 0 {
                 index += 1;
                 continue;
             }
-            let sequence = &mut self.running[index];
             sequence.computed += rows;
             let complete = sequence.remaining() == 0;
-            if rows == 1 && complete {
-                self.counters.decode_tokens += 1;
-            } else {
+            if rows > 1 || !complete {
                 self.counters.prefill_tokens += rows as u64;
             }
-            self.cache.register(sequence);
             if !complete {
+                self.cache.register(sequence);
                 index += 1;
                 continue;
             }
-            let ended = match drawn.next().flatten() {
-                Some(Ok(choice)) => self.take_token(index, choice, now_us),
-                Some(Err(DrawError::NotFinite(error))) => Some((None, internal(error.to_string()))),
-                Some(Err(DrawError::Guide(error))) => {
-                    let finish =
-                        Finish::Error { rc: Code::Invalid.rc(), message: error.to_string() };
-                    Some((None, finish))
-                }
-                None => Some((None, internal("a row was not computed".into()))),
-            };
-            match ended {
+            let drawn = drawn.next().unwrap_or_default();
+            let right = drawn.choices.len().saturating_sub(1);
+            sequence.own.drafter.learn(guessed, right);
+            self.counters.decode_tokens += drawn.choices.len() as u64;
+            self.counters.draft_tokens += guessed as u64;
+            self.counters.accepted_tokens += right as u64;
+            match self.take_tokens(index, drawn, now_us) {
                 None => index += 1,
                 Some((last, finish)) => {
                     let sequence = self.running.remove(index);
@@ -256,28 +258,37 @@ impl Scheduler {
         }
     }
 
-    /// Appends a drawn token and reports it, unless it is the last: then it goes out with the end.
-    fn take_token(
+    /// Appends drawn tokens and reports them, unless the last ends the request: then they go out with the end.
+    fn take_tokens(
         &mut self,
         index: usize,
-        choice: Choice,
+        drawn: Drawn,
         now_us: u64,
     ) -> Option<(Option<Output>, Finish)> {
+        let Drawn { choices, error } = drawn;
         let sequence = &mut self.running[index];
-        sequence.tokens.push(choice.token);
-        sequence.hash_full_blocks(&self.cache.grid);
-        let mut output = sequence.output(now_us);
-        output.tokens.push(choice.token);
-        output.logprobs = choice.logprobs;
-        if choice.ends {
-            return Some((Some(output), Finish::Stop));
+        let ends = choices.last().map(|choice| choice.ends);
+        if ends.is_some() {
+            // Rows of guesses that were right are rows of tokens that are known.
+            sequence.computed += choices.len() - 1;
+            sequence.tokens.extend(choices.iter().map(|choice| choice.token));
+            sequence.hash_full_blocks(&self.cache.grid);
+        }
+        self.cache.register(sequence);
+        let output = ends.map(|_| drawn::fill(sequence.output(now_us), choices));
+        if let Some(error) = error {
+            self.outputs.extend(output);
+            return Some((None, error.into_finish()));
+        }
+        if ends == Some(true) {
+            return Some((output, Finish::Stop));
         }
         if sequence.own.sampler.exhausted()
             || sequence.tokens.len() >= self.limits.context_tokens_max
         {
-            return Some((Some(output), Finish::Length));
+            return Some((output, Finish::Length));
         }
-        self.outputs.push(output);
+        self.outputs.extend(output);
         None
     }
 

@@ -207,7 +207,7 @@ const GATEWAY: [Metric; 30] = [
     gauge("mainstay_gateway_websockets", &[], "Open connections by WebSocket"),
 ];
 
-const WORKER: [Metric; 51] = [
+const WORKER: [Metric; 53] = [
     gauge("mainstay_worker_blocks", &["tier"], "Blocks that the worker told of as held, by tier"),
     counter(
         "mainstay_worker_blocks_published_total",
@@ -229,6 +229,11 @@ const WORKER: [Metric; 51] = [
         &[],
         "Prompt tokens of ended requests that the engine found in its cache",
     ),
+    counter(
+        "mainstay_worker_engine_accepted_tokens_total",
+        &[],
+        "Of the guessed tokens those that were right",
+    ),
     histogram(
         "mainstay_worker_engine_age_at_eviction_seconds",
         &["cause"],
@@ -247,6 +252,11 @@ const WORKER: [Metric; 51] = [
         "mainstay_worker_engine_decode_tokens_total",
         &[],
         "Tokens that the engine generated, as it counts them",
+    ),
+    counter(
+        "mainstay_worker_engine_draft_tokens_total",
+        &[],
+        "Tokens of answers that the engine guessed and computed beside known ones",
     ),
     counter(
         "mainstay_worker_engine_evictions_total",

@@ -242,6 +242,8 @@ pub(super) fn stats(context: &Context) -> Ended {
             ("decode_tokens", before.decode_tokens, now.decode_tokens),
             ("prefill_tokens", before.prefill_tokens, now.prefill_tokens),
             ("evictions", before.evictions, now.evictions),
+            ("draft_tokens", before.draft_tokens, now.draft_tokens),
+            ("accepted_tokens", before.accepted_tokens, now.accepted_tokens),
         ] {
             if now < before {
                 return Err(format!("its {name} went from {before} to {now}").into());
@@ -262,8 +264,16 @@ pub(super) fn stats(context: &Context) -> Ended {
     if at_rest.hit_tokens > at_rest.query_tokens {
         return Err("it hit more tokens than it was asked".to_owned().into());
     }
+    if at_rest.accepted_tokens > at_rest.draft_tokens {
+        let (right, all) = (at_rest.accepted_tokens, at_rest.draft_tokens);
+        return Err(format!("of {all} tokens that it guessed {right} were right").into());
+    }
+    if at_rest.decode_tokens != answered {
+        let said = at_rest.decode_tokens;
+        return Err(format!("it answered {answered} tokens and says {said} `decode_tokens`").into());
+    }
     Ok(vec![
         ("asked".into(), format!("{asked}, it says {}", at_rest.query_tokens)),
-        ("answered".into(), format!("{answered}, it says {}", at_rest.decode_tokens)),
+        ("answered".into(), answered.to_string()),
     ])
 }

@@ -63,6 +63,7 @@ const FAULTS: &[(&str, &str)] = &[
     ("lease_range_unchecked", "leases.bad"),
     ("ages_us", "pressure.ages"),
     ("ages_lost", "pressure.ages"),
+    ("miscounts", "flow.stats"),
 ];
 
 #[test]

@@ -17,7 +17,7 @@
   X(tail_blind) X(ext_blind) X(out_on_error) X(size_blind) X(bad_token) X(too_many) X(over_budget) X(unstable) \
   X(unseeded) X(drain_admits) X(exit_dirty) X(hang_destroy) X(slow_any) X(snapshot_partial) X(priority_blind) \
   X(retention_blind) X(ages_us) X(ages_lost) X(lease_blind) X(lease_end_blind) X(amend_blind) X(amend_wide) X(lease_unchecked) \
-  X(lease_range_unchecked)
+  X(lease_range_unchecked) X(miscounts)
 
 #define FAULT_ENUM(name) FAULT_##name,
 #define FAULT_NAME(name) #name,

@@ -227,7 +227,7 @@ static void draw(mse_engine *e, request *r, uint64_t now_ms) {
   uint32_t token = token_at(state, rank), tokens_max = r->sampling.tokens_max, finish = MSE_FINISH_NONE;
   if (is(e, FAULT_bad_token) && ++e->tokens_drawn % 8 == 0) token += VOCAB;
   r->tokens[r->len++] = token;
-  r->drawn++;
+  if (r->drawn++ || !is(e, FAULT_miscounts)) e->counters.decode_tokens++;
   if (is(e, FAULT_too_many) && tokens_max < UINT32_MAX) tokens_max++;
   if (is_end(r, token)) finish = MSE_FINISH_STOP;
   else if (r->drawn >= tokens_max || r->len >= e->config.context) finish = MSE_FINISH_LENGTH;
@@ -246,7 +246,7 @@ static void step(mse_engine *e, uint64_t now) {
     next = r->next;
     if (!r->is_running) continue;
     uint32_t left = r->len - r->computed, most = left == 1 ? 1 : left < budget ? left : budget;
-    if (left == 1 && r->drawn) e->counters.decode_tokens++; else e->counters.prefill_tokens += most;
+    if (left > 1 || !r->drawn) e->counters.prefill_tokens += most;
     if (left > 1) budget -= most;
     hash_full_blocks(e, r, &unlimited); /* one more at most since it was admitted */
     if (compute(e, r, most, now / 1000) && r->computed == r->len) draw(e, r, now / 1000);
@@ -822,18 +822,18 @@ static const mse_vtable vtable = {
     NULL, NULL, change_lease};
 
 static const mse_magic magic = {
-    {'M', 'A', 'I', 'N', 'S', 'T', 'A', 'Y'}, sizeof(mse_magic), MSE_ABI_MAJOR, MSE_ABI_MINOR, MSE_ABI_MINOR, 64, 1,
+    {'M', 'A', 'I', 'N', 'S', 'T', 'A', 'Y'}, sizeof(mse_magic), MSE_ABI_MAJOR, MSE_ABI_MINOR, 0, 64, 1,
     MSE_LAYOUT, {"outsider", 8}, {"tally", 5}, {"1.0", 3}};
 
-MSE_EXPORT const mse_magic *mse_magic_v0(void) { return &magic; }
+MSE_EXPORT const mse_magic *mse_magic_v1(void) { return &magic; }
 
-MSE_EXPORT mse_rc mse_open_v0(const mse_host *host, const mse_vtable **out, mse_err *err) {
+MSE_EXPORT mse_rc mse_open_v1(const mse_host *host, const mse_vtable **out, mse_err *err) {
   mse_host known;
   if (!out || (uintptr_t)out % _Alignof(const mse_vtable *))
     return fail(err, MSE_E_INVALID, "out is null or misaligned");
   mse_rc rc = read_struct(NULL, host, &known, sizeof known, err);
   if (rc) return rc;
-  if (known.abi_major != MSE_ABI_MAJOR || known.abi_minor < MSE_ABI_MINOR)
+  if (known.abi_major != MSE_ABI_MAJOR)
     return fail(err, MSE_E_TOO_NEW, "the host speaks another version");
   *out = &vtable;
   return MSE_OK;

@@ -87,26 +87,28 @@ fn a_library_that_the_loader_refuses() {
 fn a_library_that_is_no_engine() {
     let error = refused(&compile("plain.c", &[]).path);
     assert!(matches!(error, LoadError::NotAnEngine { .. }), "{error}");
-    says(&error, &["exports no mse_magic_v0", "mainstay_engine.h"]);
-    let half = compile("echo.c", &["-Dmse_open_v0=mse_open_later"]);
-    says(&refused(&half.path), &["exports no mse_open_v0"]);
+    says(&error, &["exports no mse_magic_v1", "mainstay_engine.h"]);
+    let half = compile("echo.c", &["-Dmse_open_v1=mse_open_later"]);
+    says(&refused(&half.path), &["exports no mse_open_v1"]);
 }
 
 #[test]
 fn an_engine_of_another_version() {
     let by_magic = refused(&compile("echo.c", &["-DWRONG_MAJOR"]).path);
     assert!(matches!(by_magic, LoadError::OtherVersion { .. }), "{by_magic}");
-    says(&by_magic, &["speaks engine ABI 7.1, this host 0.1"]);
+    says(&by_magic, &["speaks engine ABI 7.0, this host 1.0"]);
     let by_symbol =
-        compile("echo.c", &["-Dmse_magic_v0=mse_magic_v3", "-Dmse_open_v0=mse_open_v3"]);
-    says(&refused(&by_symbol.path), &["speaks engine ABI 3.x, this host 0.1"]);
+        compile("echo.c", &["-Dmse_magic_v1=mse_magic_v3", "-Dmse_open_v1=mse_open_v3"]);
+    says(&refused(&by_symbol.path), &["speaks engine ABI 3.x, this host 1.0"]);
+    let newer = refused(&compile("echo.c", &["-DHOST_TOO_OLD"]).path);
+    says(&newer, &["speaks engine ABI 1.1, this host 1.0"]);
 }
 
 #[test]
-fn an_engine_of_another_draft_or_kind() {
+fn an_engine_of_another_layout_or_kind() {
     let error = refused(&compile("echo.c", &["-DWRONG_LAYOUT"]).path);
     assert!(matches!(error, LoadError::OtherLayout { .. }), "{error}");
-    says(&error, &["another draft", "layout 0x", "rebuild"]);
+    says(&error, &["not built against engine ABI 1.0", "layout 0x", "rebuild"]);
     let error = refused(&compile("echo.c", &["-DWRONG_MAGIC"]).path);
     assert!(matches!(error, LoadError::OtherMagic { .. }), "{error}");
     says(&error, &["SOMETHNG"]);

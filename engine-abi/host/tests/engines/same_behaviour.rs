@@ -128,8 +128,15 @@ fn a_c_engine_in_a_child() {
 }
 
 #[test]
-fn an_engine_of_the_first_draft_serves_as_ever_and_keeps_no_ages() {
-    let engine = compile("echo.c", &["-DFIRST_DRAFT"]);
+fn an_engine_of_a_later_minor_serves_as_one_of_this() {
+    let engine = compile("echo.c", &["-DLATER_MINOR"]);
+    assert_eq!(run(script(Source::Library(engine.path.clone()))), expected());
+    assert_eq!(run(script(child(Some(engine.path.clone())))), expected());
+}
+
+#[test]
+fn an_engine_that_keeps_no_ages_serves_as_ever() {
+    let engine = compile("echo.c", &["-DNO_AGES"]);
     let without = || Seen { ages: None, ..expected() };
     assert_eq!(run(script(Source::Library(engine.path.clone()))), without());
     assert_eq!(run(script(child(Some(engine.path.clone())))), without());
@@ -161,7 +168,7 @@ fn a_rust_engine_exports_two_symbols() {
         .expect("nm runs");
     let mut symbols: Vec<&str> = std::str::from_utf8(&nm.stdout).unwrap().lines().collect();
     symbols.sort_unstable();
-    assert_eq!(symbols, ["mse_magic_v0", "mse_open_v0"]);
+    assert_eq!(symbols, ["mse_magic_v1", "mse_open_v1"]);
 }
 
 #[test]

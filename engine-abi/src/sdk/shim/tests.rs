@@ -4,7 +4,7 @@ use std::ptr;
 use std::sync::Mutex;
 
 use super::*;
-use crate::raw::{MseKv, MseOp, MseOut, OUT_FINAL, SAMPLING_SEED};
+use crate::raw::{ABI_MAJOR, ABI_MINOR, MseKv, MseOp, MseOut, OUT_FINAL, SAMPLING_SEED};
 use crate::sdk::{Finish, Identity, KvEvent, OPS_MAX, Output, Pin, Request, Stats, entry_point};
 
 /// Answers in `submit` itself; misbehaves for chosen token ids and ops.
@@ -82,8 +82,8 @@ struct Held {
 fn host() -> MseHost {
     MseHost {
         h: MseHdr::of::<MseHost>(),
-        abi_major: 0,
-        abi_minor: 1,
+        abi_major: ABI_MAJOR,
+        abi_minor: ABI_MINOR,
         ctx: ptr::null_mut(),
         log: None,
     }
@@ -383,13 +383,13 @@ fn create_tells_why_it_failed() {
 fn a_host_of_another_version_is_refused() {
     let mut vtable = ptr::null();
     let mut err = MseErr::empty();
-    let other = MseHost { abi_major: 1, ..host() };
+    let other = MseHost { abi_major: 2, ..host() };
     // SAFETY: whole structs over the call.
     let rc =
         unsafe { (entry_point::<Echo>().open)(&raw const other, &raw mut vtable, &raw mut err) };
     assert_eq!(rc, Code::TooNew.rc());
     assert!(vtable.is_null());
-    assert!(crate::read::read_error(rc, &err).message.contains("0.1, the host 1.1"));
+    assert!(crate::read::read_error(rc, &err).message.contains("1.0, the host 2.0"));
 }
 
 #[test]

@@ -60,11 +60,7 @@ impl Scheduler {
             self.cache.grid.blocks_for(sequence.tokens.len() + 1).min(self.limits.blocks as usize);
         let wanted = wanted.saturating_sub(sequence.table.len());
         loop {
-            let promised: usize = self
-                .running
-                .iter()
-                .map(|s| self.cache.grid.blocks_for(s.tokens.len()).saturating_sub(s.table.len()))
-                .sum();
+            let promised = self.promised();
             let available = self.cache.available_to(sequence, self.running.is_empty(), now_us);
             if available as usize >= wanted + promised {
                 return true;
@@ -78,6 +74,12 @@ impl Scheduler {
         }
     }
 
+    /// Blocks that the running requests still need for what they know.
+    pub(super) fn promised(&self) -> usize {
+        let needed = |s: &Sequence| self.cache.grid.blocks_for(s.tokens.len());
+        self.running.iter().map(|s| needed(s).saturating_sub(s.table.len())).sum()
+    }
+
     fn start(&mut self, mut sequence: Box<Sequence>, now_us: u64) {
         let hits = sequence.table.len();
         self.cache.begin(&mut sequence, hits, &mut self.counters, now_us);
@@ -89,7 +91,7 @@ impl Scheduler {
     pub(super) fn preempt(&mut self, index: usize, now_us: u64) {
         let mut sequence = self.running.remove(index);
         self.cache.give_back(&mut sequence, now_us);
-        sequence.own.step_rows = 0;
+        sequence.own.leave_step();
         self.counters.preemptions += 1;
         self.enqueue(sequence);
     }

@@ -7,10 +7,14 @@ use mainstay_engine_abi::sdk::{Code, Finish};
 use super::Scheduler;
 use super::sequence::Sequence;
 
+/// Rows of guesses in a step, of all requests: so many cost little more than none where weights are read for the rows
+/// that are needed anyway.
+pub(crate) const DRAFT_ROWS_MAX: usize = 16;
+
 impl Scheduler {
     /// Sets each running request's rows and gives it the blocks for them.
     pub(super) fn plan(&mut self, now_us: u64, room_for_output: bool) {
-        self.running.iter_mut().for_each(|s| s.own.step_rows = 0);
+        self.running.iter_mut().for_each(|s| s.own.leave_step());
         let mut budget = self.limits.step_tokens_max;
         if room_for_output {
             let mut index = 0;
@@ -23,6 +27,7 @@ impl Scheduler {
                 }
                 index += 1;
             }
+            budget -= self.draft(budget.min(DRAFT_ROWS_MAX), now_us);
         }
         // However many decode, prompts move on by a block.
         let mut budget = budget.max(self.cache.grid.block_tokens);
@@ -50,6 +55,36 @@ impl Scheduler {
             index += 1;
         }
         self.urgency.count_step(waits, served);
+    }
+
+    /// Adds rows of guesses behind those of requests that decode, and says how many: only in blocks that nobody was
+    /// promised, since guesses may be wrong.
+    fn draft(&mut self, rows_max: usize, now_us: u64) -> usize {
+        if self.limits.draft_tokens_max == 0 {
+            return 0;
+        }
+        let mut spare = (self.cache.blocks.available() as usize).saturating_sub(self.promised());
+        let mut left = rows_max;
+        for sequence in self.running.iter_mut().filter(|s| s.own.step_rows == 1) {
+            let (known, drawing) = (sequence.tokens.len(), &mut sequence.own);
+            // Of what it may still say the last needs no guess.
+            let may_say = drawing.sampler.remaining().saturating_sub(1) as usize;
+            let may_hold = self.limits.context_tokens_max.saturating_sub(known + 1);
+            let room = left.min(may_say).min(may_hold);
+            let mut draft = std::mem::take(&mut drawing.draft);
+            drawing.drafter.guess(&sequence.tokens, room, &mut draft);
+            let wanted = self.cache.grid.blocks_for(known + draft.len());
+            while sequence.table.len() < wanted && spare > 0 && self.cache.extend(sequence, now_us)
+            {
+                spare -= 1;
+            }
+            let held = sequence.table.len() * self.cache.grid.block_tokens;
+            draft.truncate(held.saturating_sub(known));
+            left -= draft.len();
+            sequence.own.step_rows += draft.len();
+            sequence.own.draft = draft;
+        }
+        rows_max - left
     }
 
     /// How many rows of its prompt a request can compute now.

@@ -2,13 +2,17 @@
 
 use mainstay_engine_abi::sdk::Request;
 
+use crate::draft::Drafter;
 use crate::guided::Guide;
 use crate::sampler::Sampler;
 
 pub(super) struct Drawing {
     pub(super) sampler: Sampler,
-    /// Rows in the step that is being built.
+    pub(super) drafter: Drafter,
+    /// Rows in the step that is being built, those of guesses included.
     pub(super) step_rows: usize,
+    /// The tokens that it guesses in that step.
+    pub(super) draft: Vec<u32>,
 }
 
 impl Drawing {
@@ -17,6 +21,7 @@ impl Drawing {
         guide: Option<Guide>,
         eos_tokens: &[u32],
         random_seed: u64,
+        drafter: Drafter,
     ) -> Self {
         let sampled_before = request.sampled_before as usize;
         let sampling = request.sampling.clone();
@@ -25,7 +30,18 @@ impl Drawing {
         if let Some(guide) = guide {
             sampler = sampler.with_guide(guide, eos_tokens);
         }
-        Self { sampler, step_rows: 0 }
+        Self { sampler, drafter, step_rows: 0, draft: Vec::new() }
+    }
+
+    /// Takes it out of the step.
+    pub(super) fn leave_step(&mut self) {
+        self.step_rows = 0;
+        self.draft.clear();
+    }
+
+    /// Rows of tokens that are known.
+    pub(super) fn known_rows(&self) -> usize {
+        self.step_rows - self.draft.len()
     }
 }
 
@@ -33,5 +49,5 @@ pub(super) type Sequence = mainstay_engine_shell::Sequence<Drawing>;
 
 /// Whether the step that is being built computes its last known token.
 pub(super) fn completes(sequence: &Sequence) -> bool {
-    sequence.own.step_rows > 0 && sequence.own.step_rows == sequence.remaining()
+    sequence.own.step_rows > 0 && sequence.own.known_rows() == sequence.remaining()
 }

@@ -125,8 +125,8 @@ fn pins_and_snapshots_are_operations() {
 
 #[test]
 fn a_host_that_does_not_read_holds_decoding_back() {
-    let (engine, lanes) = open(json!({ "blocks": 1024 }));
-    // Sixty streams of 100 tokens are more than the lane takes.
+    // An output for each token: sixty streams of 100 tokens are more than the lane takes.
+    let (engine, lanes) = open(json!({ "blocks": 1024, "draft_tokens_max": 0 }));
     for id in 0..60 {
         engine.submit(request(id, &[3 + id as u32; 20], 100)).unwrap();
     }

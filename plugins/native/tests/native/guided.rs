@@ -156,6 +156,21 @@ fn schemas() -> Vec<Value> {
 }
 
 #[test]
+fn a_form_that_repeats_is_guessed() {
+    let ended = |drafts: usize| {
+        let changes = json!({ "draft_tokens_max": drafts });
+        let door = Door::open_with(&config(LLAMA, changes));
+        let ended = door.one(guided(1, GuidedKind::Regex, "(qwertz){50}", Some(5)));
+        (ended, door.engine.stats())
+    };
+    let (plain, none) = ended(0);
+    let (guessed, stats) = ended(8);
+    assert_eq!(text(&plain.tokens), "qwertz".repeat(50));
+    assert_eq!((guessed, none.draft_tokens), (plain, 0));
+    assert!(stats.accepted_tokens * 3 > stats.decode_tokens * 2, "{stats:?}");
+}
+
+#[test]
 fn a_generation_under_a_schema_parses_and_fits() {
     let door = Door::open();
     let schemas = schemas();

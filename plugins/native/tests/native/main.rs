@@ -7,6 +7,7 @@
 
 mod common;
 mod cuda;
+mod drafts;
 mod engine;
 mod golden;
 mod guided;

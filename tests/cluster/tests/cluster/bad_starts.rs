@@ -60,13 +60,13 @@ fn libraries_that_are_no_engine() -> Result<()> {
     std::fs::write(&text, "this is no library")?;
     refuses(&["--engine", &text.to_string_lossy()], &["text.so"])?;
     let empty = compile(dir.path(), "empty", "int nothing(void) { return 0; }")?;
-    refuses(&["--engine", &empty], &["mse_magic_v0"])?;
+    refuses(&["--engine", &empty], &["mse_magic_v1"])?;
     let magic = |major: &str, body: &str| {
         format!(
             "#include \"mainstay_engine.h\"\n#include <stdlib.h>\n\
              static mse_magic m = {{ {{'M','A','I','N','S','T','A','Y'}}, sizeof(mse_magic), {major}, MSE_ABI_MINOR, 0, 64, 1, MSE_LAYOUT, {{\"v\",1}}, {{\"n\",1}}, {{\"1\",1}} }};\n\
-             MSE_EXPORT const mse_magic *mse_magic_v0(void) {{ return &m; }}\n\
-             MSE_EXPORT mse_rc mse_open_v0(const mse_host *h, const mse_vtable **o, mse_err *e) {{ (void)h; (void)o; (void)e; {body} }}\n"
+             MSE_EXPORT const mse_magic *mse_magic_v1(void) {{ return &m; }}\n\
+             MSE_EXPORT mse_rc mse_open_v1(const mse_host *h, const mse_vtable **o, mse_err *e) {{ (void)h; (void)o; (void)e; {body} }}\n"
         )
     };
     let major = compile(dir.path(), "major", &magic("9", "return MSE_E_INTERNAL;"))?;
