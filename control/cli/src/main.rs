@@ -16,9 +16,10 @@ mod weights;
 use clap::{Parser, Subcommand};
 
 /// Frames of blocks are large buffers that live for a millisecond; the system's allocator returns each to the kernel
-/// and faults it in again.
+/// and faults it in again. This one keeps pages for some seconds and gives back what is not used. `.cargo/config.toml`
+/// has its settings.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Serves LLM inference to agents: KV-aware routing and cache pins that the cluster keeps.
 #[derive(Parser)]

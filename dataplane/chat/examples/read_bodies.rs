@@ -16,7 +16,7 @@ use mainstay_chat::{
 };
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const BODY_BYTES: usize = 130_000;
 const SESSIONS: usize = 150;

@@ -1,9 +1,10 @@
-//! `--profiling-listen`: where the process spends its processor time, while it runs.
+//! `--profiling-listen`: where the process spends its processor time and its memory, while it runs.
 //!
-//! `/debug/pprof/profile` as in etcd and Go: a profile in pprof's form, or as folded stacks. Nothing is sampled but
-//! while somebody asks. Time inside the C library is left out: a signal that comes there must not walk the stack.
+//! `/debug/pprof/profile` as in etcd and Go: a profile in pprof's form, or as folded stacks; `/debug/pprof/heap`, what
+//! was allocated meanwhile and still lives. Nothing is sampled but while somebody asks. Time inside the C library is left out: a signal that comes there must not walk the stack.
 
 mod form;
+mod heap;
 mod stacks;
 #[cfg(test)]
 mod tests;
@@ -21,20 +22,24 @@ use crate::monitoring::door::{self, Answer, answer};
 use stacks::Profile;
 
 const PATH: &str = "/debug/pprof/profile";
+const HEAP_PATH: &str = "/debug/pprof/heap";
 const SECONDS: u64 = 30;
 const SECONDS_MAX: u64 = 120;
+/// Memory that does not come back takes its time to show.
+const HEAP_SECONDS_MAX: u64 = 3_600;
 /// Samples for a second of processor time; off the round number, so as not to beat with timers.
 const FREQUENCY: i32 = 99;
 const FREQUENCY_MAX: i32 = 999;
 /// What finding the names of a profile and sending it may take.
 const NAMES_PATIENCE: Duration = Duration::from_secs(60);
+const BUSY: &str = "a profile is being taken; ask again later";
 /// Libraries whose code holds locks that walking a stack may want.
 const NOT_INSIDE: [&str; 4] = ["libc", "libgcc", "pthread", "vdso"];
 
 /// The flag of a role.
 #[derive(clap::Args)]
 pub(crate) struct ProfilingArgs {
-    /// Serve /debug/pprof/profile over HTTP there, such as 127.0.0.1:9409; plain text, without keys [default: off]
+    /// Serve /debug/pprof/profile and /debug/pprof/heap over HTTP there, such as 127.0.0.1:9409; plain text, without keys [default: off]
     #[arg(long, value_name = "ADDR")]
     profiling_listen: Option<SocketAddr>,
 }
@@ -55,27 +60,34 @@ impl ProfilingArgs {
 
 async fn serve(listener: TcpListener) {
     let one = Arc::new(Semaphore::new(1));
-    let patience = Duration::from_secs(SECONDS_MAX) + NAMES_PATIENCE;
+    let patience = Duration::from_secs(HEAP_SECONDS_MAX) + NAMES_PATIENCE;
     door::accept(listener, patience, move |method, uri| respond(method, uri, Arc::clone(&one)))
         .await;
 }
 
 async fn respond(method: Method, uri: Uri, one: Arc<Semaphore>) -> Answer {
-    let text = |status, text: String| answer(status, "text/plain", format!("{text}\n"));
     if method != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "use GET".to_owned());
     }
-    if uri.path() != PATH {
-        let there = format!("there is {PATH}?seconds={SECONDS}&frequency={FREQUENCY}&format=pprof");
-        return text(StatusCode::NOT_FOUND, there);
+    let query = uri.query().unwrap_or_default();
+    match uri.path() {
+        HEAP_PATH => return heap_profile(query, &one).await,
+        PATH => {}
+        _ => {
+            let there = format!(
+                "there is {PATH}?seconds={SECONDS}&frequency={FREQUENCY}&format=pprof, and \
+                 {HEAP_PATH}?seconds={SECONDS}"
+            );
+            return text(StatusCode::NOT_FOUND, there);
+        }
     }
-    let wish = match Wish::read(uri.query().unwrap_or_default()) {
+    let wish = match Wish::read(query) {
         Ok(wish) => wish,
         Err(what) => return text(StatusCode::BAD_REQUEST, what),
     };
     // One clock of samples for the process.
     let Ok(_place) = one.try_acquire() else {
-        return text(StatusCode::CONFLICT, "a profile is being taken; ask again later".to_owned());
+        return text(StatusCode::CONFLICT, BUSY.to_owned());
     };
     match take(&wish).await {
         Ok(profile) => match wish.format {
@@ -84,6 +96,29 @@ async fn respond(method: Method, uri: Uri, one: Arc<Semaphore>) -> Answer {
             }
             Format::Folded => answer(StatusCode::OK, "text/plain", profile.folded()),
         },
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")),
+    }
+}
+
+fn text(status: StatusCode, text: String) -> Answer {
+    answer(status, "text/plain", format!("{text}\n"))
+}
+
+async fn heap_profile(query: &str, one: &Semaphore) -> Answer {
+    let seconds = match query.split_once('=') {
+        None if query.is_empty() => Ok(SECONDS),
+        Some(("seconds", value)) => within("seconds", value, 1, HEAP_SECONDS_MAX),
+        _ => Err("there is seconds".to_owned()),
+    };
+    let seconds = match seconds {
+        Ok(seconds) => seconds,
+        Err(what) => return text(StatusCode::BAD_REQUEST, what),
+    };
+    let Ok(_place) = one.try_acquire() else {
+        return text(StatusCode::CONFLICT, BUSY.to_owned());
+    };
+    match heap::take(seconds).await {
+        Ok(profile) => answer(StatusCode::OK, "application/octet-stream", profile),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")),
     }
 }

@@ -1,7 +1,9 @@
 //! Profiles: their forms, what may be asked, and one of this process.
 
+use std::io::Read as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use flate2::read::GzDecoder;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -125,4 +127,35 @@ async fn what_keeps_this_process_busy_is_seen_and_one_profile_is_taken_at_a_time
 
     let lost = String::from_utf8(get(address, "/").await).unwrap();
     assert!(lost.starts_with("HTTP/1.1 404") && lost.contains("/debug/pprof/profile"), "{lost}");
+}
+
+/// Keeps memory until it is dropped.
+#[inline(never)]
+fn kept_for_the_profile() -> Vec<Vec<u8>> {
+    (0..64).map(|n| std::hint::black_box(vec![n; 1 << 20])).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_keeps_memory_is_seen_and_nothing_is_sampled_afterwards() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(serve(listener));
+    for wrong in ["seconds=0", "seconds=3601", "minutes=1", "seconds"] {
+        let refused = get(address, &format!("/debug/pprof/heap?{wrong}")).await;
+        assert!(refused.starts_with(b"HTTP/1.1 400"), "{wrong}");
+    }
+    for round in 0..2 {
+        let asked = tokio::spawn(get(address, "/debug/pprof/heap?seconds=2"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let kept = (round == 0).then(kept_for_the_profile);
+        let reply = asked.await.unwrap();
+        drop(kept);
+        assert!(reply.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&reply));
+        let head = reply.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
+        let mut bytes = Vec::new();
+        GzDecoder::new(&reply[head..]).read_to_end(&mut bytes).unwrap();
+        let form = ProfileForm::decode(&bytes[..]).unwrap();
+        let seen = form.string_table.iter().any(|text| text.contains("kept_for_the_profile"));
+        assert_eq!(seen, round == 0);
+    }
 }
