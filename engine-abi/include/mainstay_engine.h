@@ -7,11 +7,11 @@
  *
  * Rules
  *  R1 Versions. The major numbers must be equal, and the engine's min_host_minor no larger than the host's minor.
- *     Within a major, structs and the vtable only grow at the end, constants keep their values and functions their
- *     types; new meanings get new bits, new values or new extension nodes. Whatever its minor, an engine says the layout
- *     number of the header it was built with; where the host knows that minor, the number must be the one it knows. An
- *     engine of a later minor gives a host no more than the host's minor has (mse_host.abi_minor): no set bit, slot or
- *     field that it can't know.
+ *     Within a major, structs that begin with mse_hdr, the vtable among them, only grow at the end; all others, which lie
+ *     in arrays or in other structs, stay as they are. Constants keep their values and functions their types; new
+ *     meanings get new bits, new values or new extension nodes. Whatever its minor, an engine says the layout number of
+ *     the header it was built with; where the host knows that minor, the number must be the one it knows. The side of the
+ *     later minor gives the other no more than that one's minor has: no set bit, slot or field that it can't know.
  *  R2 Growth. Every struct passed by pointer starts with mse_hdr. `size` is the size its writer knows. A reader
  *     that knows less refuses non-zero bytes beyond what it knows (MSE_E_TOO_NEW), as it refuses an unknown
  *     extension node flagged MSE_EXT_CRITICAL; it ignores unknown nodes without the flag. A reader that knows

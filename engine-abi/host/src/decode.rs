@@ -30,7 +30,7 @@ unsafe impl Item for MseKv {}
 // SAFETY: integers only.
 unsafe impl Item for MseOp {}
 
-/// Copies the items out, each as far as both sides know it.
+/// Copies the items out: each lies `stride` bytes behind the one before, whatever follows it there.
 ///
 /// # Safety
 /// The batch is one that the engine's `poll` filled and that is not released yet.

@@ -16,6 +16,8 @@ const LOOK_BACK: usize = 1 << 16;
 const FIRST: usize = 4;
 /// Tokens that it rests for at most.
 const REST_MAX: u32 = 64;
+/// Tokens that it rests for where it found nothing, since looking costs something, too.
+const FOUND_NOTHING: u32 = 4;
 
 /// What one request guesses, and how it did.
 #[derive(Debug, Clone)]
@@ -35,15 +37,22 @@ impl Drafter {
     }
 
     /// Puts what may follow `tokens` into `draft`, at most `room` of it.
-    pub fn guess(&self, tokens: &[u32], room: usize, draft: &mut Vec<u32>) {
+    pub fn guess(&mut self, tokens: &[u32], room: usize, draft: &mut Vec<u32>) {
         draft.clear();
         let wanted = self.next.min(room);
         if wanted == 0 || self.rest > 0 {
             return;
         }
-        if let Some(from) = seen_before(tokens) {
-            draft.extend(tokens[from..].iter().take(wanted));
+        match seen_before(tokens) {
+            Some(from) => draft.extend(tokens[from..].iter().take(wanted)),
+            None => self.rest = FOUND_NOTHING,
         }
+    }
+
+    /// How many tokens a guess would look through.
+    #[must_use]
+    pub fn looks_at(&self, tokens: &[u32]) -> usize {
+        if self.rest > 0 || self.next == 0 { 0 } else { tokens.len().min(LOOK_BACK) }
     }
 
     /// Learns from a step: so many tokens were guessed, so many were right. What was not guessed teaches nothing, but
@@ -123,7 +132,8 @@ mod tests {
 
     fn guess(drafter: &Drafter, tokens: &[u32], room: usize) -> Vec<u32> {
         let mut draft = vec![9];
-        drafter.guess(tokens, room, &mut draft);
+        // Each asks anew: what one found nothing for makes no rest for the next.
+        drafter.clone().guess(tokens, room, &mut draft);
         draft
     }
 
@@ -190,5 +200,10 @@ mod tests {
         assert_eq!(drafter.rest, REST_MAX);
         drafter.learn(0, 0);
         assert_eq!(drafter.rest, REST_MAX - 1);
+        let mut nothing = Drafter::new(8);
+        assert_eq!(nothing.looks_at(&tokens), tokens.len());
+        nothing.guess(&[1, 2, 3, 4], 8, &mut Vec::new());
+        assert_eq!((nothing.rest, nothing.looks_at(&tokens)), (FOUND_NOTHING, 0));
+        assert_eq!(Drafter::new(0).looks_at(&tokens), 0);
     }
 }

@@ -71,7 +71,8 @@ pub fn open_scheduler(options: &Options) -> Result<Scheduler, LoadError> {
     }
     let context_tokens_max = options.context_tokens_max.unwrap_or(own);
     let device_limits = DeviceLimits {
-        step_tokens_max: options.step_tokens(STEP_TOKENS_DEVICE),
+        // Prompts move on by a block however many others there are.
+        step_tokens_max: options.step_tokens(STEP_TOKENS_DEVICE) + options.block_tokens,
         logits_rows_max: options.requests_max + DRAFT_ROWS_MAX,
         block_tokens: options.block_tokens,
         context_tokens_max,
@@ -91,7 +92,7 @@ pub fn open_scheduler(options: &Options) -> Result<Scheduler, LoadError> {
                 options.blocks(block_bytes, (free as f64 * CACHE_SHARE) as u64)
             };
             let device = Device::open(ordinal, config, &checkpoint, device_limits, blocks)?;
-            (Box::new(device), device_limits.step_tokens_max, DRAFT_TOKENS_DEVICE)
+            (Box::new(device), options.step_tokens(STEP_TOKENS_DEVICE), DRAFT_TOKENS_DEVICE)
         }
     };
     let limits = Limits {

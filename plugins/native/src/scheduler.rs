@@ -226,7 +226,8 @@ impl Scheduler {
         let mut index = 0;
         while index < self.running.len() {
             let sequence = &mut self.running[index];
-            let (rows, guessed) = (sequence.own.known_rows(), sequence.own.draft.len());
+            let rows = sequence.own.known_rows();
+            let draft = std::mem::take(&mut sequence.own.draft);
             sequence.own.leave_step();
             if rows == 0 {
                 index += 1;
@@ -243,10 +244,11 @@ impl Scheduler {
                 continue;
             }
             let drawn = drawn.next().unwrap_or_default();
-            let right = drawn.choices.len().saturating_sub(1);
-            sequence.own.drafter.learn(guessed, right);
+            let guesses = drawn.choices.iter().zip(&draft);
+            let right = guesses.take_while(|(choice, guess)| choice.token == **guess).count();
+            sequence.own.drafter.learn(draft.len(), right);
             self.counters.decode_tokens += drawn.choices.len() as u64;
-            self.counters.draft_tokens += guessed as u64;
+            self.counters.draft_tokens += draft.len() as u64;
             self.counters.accepted_tokens += right as u64;
             match self.take_tokens(index, drawn, now_us) {
                 None => index += 1,

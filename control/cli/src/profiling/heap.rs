@@ -15,6 +15,12 @@ struct Sampling(OwnedMutexGuard<JemallocProfCtl>);
 
 impl Sampling {
     async fn begin() -> anyhow::Result<Self> {
+        // The allocator writes its samples to a file: better to know before an hour is over.
+        let place = std::env::temp_dir();
+        let file = place.join(format!("mainstay-heap-{}", std::process::id()));
+        std::fs::write(&file, []).and_then(|()| std::fs::remove_file(&file)).with_context(
+            || format!("nothing can be written in {}; set TMPDIR", place.display()),
+        )?;
         let control = PROF_CTL.as_ref().context(
             "the allocator can't sample here; build in a checkout, whose .cargo/config.toml lets it, and unset MALLOC_CONF",
         )?;

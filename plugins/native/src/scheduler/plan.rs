@@ -10,6 +10,8 @@ use super::sequence::Sequence;
 /// Rows of guesses in a step, of all requests: so many cost little more than none where weights are read for the rows
 /// that are needed anyway.
 pub(crate) const DRAFT_ROWS_MAX: usize = 16;
+/// Tokens that are looked through for guesses in a step, of all requests: 4 MiB.
+const DRAFT_LOOKS_MAX: usize = 1 << 20;
 
 impl Scheduler {
     /// Sets each running request's rows and gives it the blocks for them.
@@ -64,8 +66,13 @@ impl Scheduler {
             return 0;
         }
         let mut spare = (self.cache.blocks.available() as usize).saturating_sub(self.promised());
-        let mut left = rows_max;
+        let (mut left, mut looks) = (rows_max, DRAFT_LOOKS_MAX);
         for sequence in self.running.iter_mut().filter(|s| s.own.step_rows == 1) {
+            let looks_at = sequence.own.drafter.looks_at(&sequence.tokens);
+            if left == 0 || looks_at > looks {
+                break;
+            }
+            looks -= looks_at;
             let (known, drawing) = (sequence.tokens.len(), &mut sequence.own);
             // Of what it may still say the last needs no guess.
             let may_say = drawing.sampler.remaining().saturating_sub(1) as usize;
